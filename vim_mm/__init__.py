@@ -1,0 +1,15 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""vim_mm: a frozen trunk, and everything else as small exchangeable parts.
+
+Importing the package prepares the OpenMMLab stack for it, which has to happen
+before the first config is parsed: configs of ``mmseg::`` and ``vim_mm::``
+resolve, a stand-in serves missing compiled mmcv ops, and safetensors files load
+as checkpoints.
+"""
+
+from .utils.setup_env import prepare_stack
+from .version import __version__
+
+prepare_stack()
+
+__all__ = ['__version__']

@@ -1,0 +1,16 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What ``import vim_mm`` does to the OpenMMLab stack, in one place."""
+
+from mmengine.config import utils as config_utils
+
+
+def prepare_stack() -> None:
+    """Make the installed OpenMMLab stack ready for vim_mm configs.
+
+    Idempotent, and without network or heavy imports.
+    """
+    # `_base_ = 'scope::…'` looks the scope up in this table. mmseg's entry
+    # names a distribution that the maintained fork does not use; the import
+    # name works for both.
+    config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+    config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm'
