@@ -3,6 +3,9 @@
 
 from mmengine.config import utils as config_utils
 
+from .checkpoint import register_loaders
+from .mmcv_ops import install_ops_finder
+
 
 def prepare_stack() -> None:
     """Make the installed OpenMMLab stack ready for vim_mm configs.
@@ -14,3 +17,5 @@ def prepare_stack() -> None:
     # name works for both.
     config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
     config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm'
+    install_ops_finder()
+    register_loaders()

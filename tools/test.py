@@ -1,0 +1,146 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+
+# Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.
+import vim_mm  # noqa: F401,I001 isort:skip
+
+import argparse
+import inspect
+import os
+import os.path as osp
+
+from mmengine.config import Config, DictAction
+from mmengine.evaluator import DumpResults
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import Runner
+
+from vim_mm.utils.cli import run_cli
+from vim_mm.utils.dist import prepare_cpu_dist
+
+# drawing hook and visualizer of each library, for configs that name none
+DRAWING = {
+    'mmdet': ('mmdet.DetVisualizationHook', 'mmdet.DetLocalVisualizer'),
+    'mmseg': ('mmseg.SegVisualizationHook', 'mmseg.SegLocalVisualizer'),
+    'mmpretrain':
+    ('mmpretrain.VisualizationHook', 'mmpretrain.UniversalVisualizer'),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='.pth or .safetensors file')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and metrics '
+        '(default: work_dir of the config, else work_dirs/CONFIG_NAME)')
+    parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument(
+        '--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='save painted predictions here')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds per window')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings: key=value, key="[a,b]", key="[(a,b),(c,d)]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation')
+    # passed by torch.distributed.launch
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    """The config with everything the command line says merged in.
+
+    Raises:
+        FileNotFoundError: The config or the checkpoint does not exist.
+        ValueError: An option does not fit the config.
+    """
+    for kind, path in (('config', args.config), ('checkpoint',
+                                                 args.checkpoint)):
+        if '://' not in path and not osp.isfile(path):
+            raise FileNotFoundError(
+                f'There is no {kind} file {path}: check the path.')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise ValueError(
+            f'--out {args.out} must end in .pkl: predictions are dumped as a '
+            'pickle.')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        use_tta(cfg)
+    return cfg
+
+
+def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Add or switch on the drawing hook of the library the model is from."""
+    hooks = cfg.setdefault('default_hooks', {})
+    if not hooks.get('visualization'):
+        scope = cfg.model.type.partition('.')[0]
+        scope = scope if scope in DRAWING else cfg.get('default_scope')
+        if scope not in DRAWING:
+            raise ValueError(
+                f'--show and --show-dir do not know how to draw for the model '
+                f'{cfg.model.type}: name the hook in '
+                'default_hooks.visualization and its visualizer.')
+        hook, visualizer = DRAWING[scope]
+        hooks.visualization = dict(type=hook)
+        cfg.visualizer.type = visualizer
+    hook = hooks.visualization
+    # the three libraries name the same settings differently
+    known = inspect.signature(HOOKS.get(hook.type)).parameters
+    settings = dict(draw=True, enable=True, show=args.show)
+    settings.update(wait_time=args.wait_time)
+    if args.show_dir:
+        folder = osp.abspath(args.show_dir)
+        settings.update(test_out_dir=folder, out_dir=folder)
+        cfg.visualizer.save_dir = folder
+    hook.update({k: v for k, v in settings.items() if k in known})
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and swap the pipeline as the config lays down."""
+    missing = {'tta_model', 'tta_pipeline'} - set(cfg)
+    if missing:
+        raise ValueError(f'--tta needs {" and ".join(sorted(missing))} in the '
+                         'config: add it, or leave the option out.')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = build_config(args)
+    prepare_cpu_dist(cfg, args.launcher)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
+        cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(
+            DumpResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,231 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Checkpoint loaders that run no code found in a file.
+
+A pickle can execute anything while it is read. mmengine reads pickles
+unsafely, or falls back to that; the loaders registered here read safetensors,
+and pickles through torch's restricted unpickler only. What that refuses is
+named in a sentence, and read only after an explicit opt-in by environment
+variable.
+"""
+
+import contextlib
+import logging
+import os
+import os.path as osp
+from typing import Any, Callable, ContextManager, List, Optional, Union
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner import CheckpointLoader
+from pickle import UnpicklingError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
+MapLocation = Optional[Union[str, torch.device, Callable, dict]]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read: damaged, or of the wrong kind."""
+
+
+class UntrustedPickleError(CheckpointError):
+    """A pickle that wants to build objects beyond the allow-list."""
+
+
+def register_loaders() -> None:
+    """Put the loaders in place of mmengine's."""
+    # Loaders are chosen by `re.match` in reverse alphabetical order of the
+    # patterns: this one comes after the URL schemes and before '', the rest.
+    CheckpointLoader.register_scheme(
+        r'.+\.safetensors$', load_from_safetensors, force=True)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'),
+                                     load_from_http,
+                                     force=True)
+    # the remaining schemes (petrel, openmmlab) read through this function
+    if hasattr(mmengine_checkpoint, '_safe_torch_load'):
+        mmengine_checkpoint._safe_torch_load = load_pickle
+
+
+def load_from_safetensors(filename: str,
+                          map_location: MapLocation = None) -> dict:
+    """Load a ``.safetensors`` file as ``dict(state_dict=...)``.
+
+    Args:
+        filename: Path of the file.
+        map_location: Device for the tensors, as in :func:`torch.load`. Other
+            kinds of map_location leave them on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged or no safetensors file.
+    """
+    path = _existing(filename)
+    try:
+        state_dict = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f'{path} is truncated or not a safetensors file ({error}): '
+            'fetch or write it again.') from error
+    if isinstance(map_location, (str, torch.device)):
+        state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
+    return dict(state_dict=state_dict)
+
+
+def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
+    """Load a local pickle (``.pth``) without running code from it.
+
+    Args:
+        filename: Path of the file.
+        map_location: As in :func:`torch.load`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is damaged or no torch checkpoint.
+        UntrustedPickleError: The file holds objects beyond tensors, plain
+            containers, numpy arrays and mmengine's training records.
+    """
+    return load_pickle(_existing(filename), map_location=map_location)
+
+
+def load_from_http(filename: str,
+                   map_location: MapLocation = None,
+                   model_dir: Optional[str] = None) -> Any:
+    """Download a checkpoint once, on the first rank, and load it safely.
+
+    Args:
+        filename: URL.
+        map_location: As in :func:`torch.load`.
+        model_dir: Folder to keep the file in. Defaults to torch hub's.
+    """
+    folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
+    path = osp.join(folder, osp.basename(urlparse(filename).path))
+    if get_dist_info()[0] == 0 and not osp.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        torch.hub.download_url_to_file(filename, path, progress=False)
+    barrier()
+    load = load_from_safetensors if path.endswith(
+        '.safetensors') else load_from_local
+    return load(path, map_location)
+
+
+def load_pickle(file: Any,
+                map_location: MapLocation = None,
+                weights_only: Optional[bool] = None) -> Any:
+    """``torch.load`` restricted to the allow-list, whatever the caller asks.
+
+    Args:
+        file: Path or readable binary file.
+        map_location: As in :func:`torch.load`.
+        weights_only: Ignored: present for callers of mmengine's function that
+            this one replaces.
+
+    Raises:
+        CheckpointError: The file is damaged or no torch checkpoint.
+        UntrustedPickleError: It holds objects beyond the allow-list.
+    """
+    try:
+        with _allowed():
+            return torch.load(
+                file, map_location=map_location, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        if isinstance(error, RuntimeError) and _is_device_error(error):
+            raise
+        refused = _refused_globals(file, error)
+        if not refused:
+            raise CheckpointError(
+                f'{file} is truncated or not a torch checkpoint '
+                f'({_first_line(error)}): fetch or write it again.') from error
+        if os.environ.get(TRUST_ENV) != '1':
+            raise UntrustedPickleError(_refusal(file, refused)) from error
+    print_log(
+        f'{TRUST_ENV}=1: reading the pickle {file} UNSAFELY. It holds '
+        f'{", ".join(refused)} and can run any code on this machine.',
+        logger='current',
+        level=logging.WARNING)
+    return torch.load(file, map_location=map_location, weights_only=False)
+
+
+def _existing(filename: str) -> str:
+    path = osp.expanduser(filename)
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f'There is no checkpoint file {path}: check the path.')
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip('. ')
+
+
+def _is_device_error(error: RuntimeError) -> bool:
+    """Asking for an absent GPU says nothing about the file."""
+    return 'deserialize object on' in str(error)
+
+
+def _refused_globals(file: Any, error: Exception) -> List[str]:
+    """Names of the objects a readable pickle wants beyond the allow-list."""
+    scan = getattr(torch.serialization, 'get_unsafe_globals_in_checkpoint',
+                   None)
+    if hasattr(file, 'seek'):
+        file.seek(0)
+    if scan is None:  # torch < 2.5 names the first one in its message only
+        return [_first_line(error)] if 'GLOBAL' in str(error) else []
+    try:
+        with _allowed():
+            return scan(file)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError):
+        # pickles that are no zip archive cannot be scanned
+        return [_first_line(error)] if 'GLOBAL' in str(error) else []
+    finally:
+        if hasattr(file, 'seek'):
+            file.seek(0)
+
+
+def _refusal(file: Any, refused: List[str]) -> str:
+    hint = '' if _can_allow() else (
+        ' Training checkpoints of mmengine need torch >= 2.6 to be read '
+        'safely.')
+    return (f'{file} is a pickle that would build {", ".join(refused)} while '
+            f'it is read, which can run any code. It was not loaded.{hint} If '
+            f'you trust where it comes from, set {TRUST_ENV}=1; better, '
+            'convert it to .safetensors once.')
+
+
+def _can_allow() -> bool:
+    # older versions have no allow-list that takes names
+    return hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
+
+
+def _allowed() -> ContextManager:
+    """What mmengine's Runner puts into checkpoints besides tensors."""
+    if not _can_allow():
+        return contextlib.nullcontext()
+    core = np._core if hasattr(np, '_core') else np.core
+    allowed = [
+        HistoryBuffer, np.ndarray, np.dtype, slice,
+        (_history_method, 'builtins.getattr'),
+        *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'}
+    ]
+    # numpy 2 moved these; files of either version name them their own way
+    for home in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        allowed += [(core.multiarray._reconstruct, f'{home}._reconstruct'),
+                    (core.multiarray.scalar, f'{home}.scalar')]
+    return torch.serialization.safe_globals(allowed)
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """Stands in for ``getattr``, which opens every door when allowed.
+
+    A HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, name)``;
+    nothing else in a checkpoint needs it.
+    """
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise UnpicklingError(
+            f'GLOBAL getattr is refused for {owner!r} and {name!r}')
+    return getattr(owner, name)

@@ -1,0 +1,91 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""CLIP's visual tower: patch embedding without bias, ``ln_pre``, QuickGELU.
+
+``ln_post`` becomes the final norm. The projection into the joint space of
+pictures and texts has no place in a backbone and is left out, as is the text
+tower. Half precision weights are stored as float32, which is exact.
+"""
+
+from .family import Family, StateDict
+from .vit import Layout, convert_vit, vit_backbone
+
+__all__ = ['CLIP']
+
+PROJECTION = 'the projection into the joint image-text space'
+TEXT = 'the text tower and the temperature'
+
+LAYOUTS = (
+    Layout(
+        publisher='OpenAI',
+        mark='class_embedding',
+        prefix='visual.',
+        stem={
+            'class_embedding': 'cls_token',
+            'positional_embedding': 'pos_embed',
+            'conv1': 'patch_embed.projection',
+            'ln_pre': 'pre_norm',
+            'ln_post': 'ln1',
+        },
+        blocks='transformer.resblocks',
+        parts={
+            'ln_1': 'ln1',
+            'attn.in_proj_weight': 'attn.qkv.weight',
+            'attn.in_proj_bias': 'attn.qkv.bias',
+            'attn.out_proj': 'attn.proj',
+            'ln_2': 'ln2',
+            'mlp.c_fc': 'ffn.layers.0.0',
+            'mlp.c_proj': 'ffn.layers.1',
+        },
+        dropped={
+            r'visual\.proj': PROJECTION,
+            # the text tower's blocks are named like the visual ones
+            r'(?!visual\.).*': TEXT,
+        }),
+    Layout(
+        publisher='Hugging Face transformers',
+        mark='embeddings.class_embedding',
+        prefix='vision_model.',
+        stem={
+            'embeddings.class_embedding': 'cls_token',
+            'embeddings.position_embedding.weight': 'pos_embed',
+            'embeddings.patch_embedding': 'patch_embed.projection',
+            'pre_layrnorm': 'pre_norm',
+            'post_layernorm': 'ln1',
+        },
+        blocks='encoder.layers',
+        parts={
+            'layer_norm1': 'ln1',
+            'self_attn.q_proj': 'attn.q',
+            'self_attn.k_proj': 'attn.k',
+            'self_attn.v_proj': 'attn.v',
+            'self_attn.out_proj': 'attn.proj',
+            'layer_norm2': 'ln2',
+            'mlp.fc1': 'ffn.layers.0.0',
+            'mlp.fc2': 'ffn.layers.1',
+        },
+        dropped={
+            r'visual_projection\..*': PROJECTION,
+            r'text_model\..*|text_projection\..*|logit_scale': TEXT,
+            r'.*\.position_ids': 'the numbers of the positions',
+        }),
+)
+
+
+def convert(state: StateDict) -> StateDict:
+    """Tensors of OpenAI's or Hugging Face's CLIP to mmpretrain names."""
+    return convert_vit(state, LAYOUTS)
+
+
+def backbone(state: StateDict) -> dict:
+    """Config of the visual tower that the converted tensors belong to."""
+    return vit_backbone(
+        state,
+        pre_norm=True,
+        norm_cfg=dict(type='LN', eps=1e-5),
+        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
+
+
+CLIP = Family(
+    convert=convert,
+    backbone=backbone,
+    licence='MIT for the weights of OpenAI; other publishers have their own')

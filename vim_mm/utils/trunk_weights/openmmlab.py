@@ -1,0 +1,27 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Stock OpenMMLab checkpoints: the backbone alone, its keys unchanged."""
+
+from .family import Family, StateDict
+from .sources import ConversionError
+
+__all__ = ['MMPRETRAIN']
+
+PREFIX = 'backbone.'
+
+
+def convert(state: StateDict) -> StateDict:
+    """Tensors under ``backbone.`` without this prefix."""
+    bare = {
+        k.removeprefix(PREFIX): v
+        for k, v in state.items() if k.startswith(PREFIX)
+    }
+    if not bare:
+        raise ConversionError(
+            f"no key starts with '{PREFIX}', the first is "
+            f"'{next(iter(state))}': take the checkpoint of a whole "
+            'OpenMMLab model')
+    return bare
+
+
+MMPRETRAIN = Family(
+    convert=convert, backbone=None, licence='that of the checkpoint')

