@@ -1,0 +1,109 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Features of a frozen backbone, computed once and used many times."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, List, Optional
+
+import torch
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.utils import apply_to
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+
+@dataclass
+class CachedBatch:
+    """What a head needs of one batch.
+
+    Attributes:
+        features (tuple): The backbone's output, on CPU.
+        data_samples (list): Annotations after preprocessing, on CPU.
+        input_shape (torch.Size): Shape of the batch of pictures.
+    """
+    features: tuple
+    data_samples: list
+    input_shape: torch.Size
+
+
+def unwrap(model: BaseModel) -> BaseModel:
+    """The model itself, without a data-parallel wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def to_device(data: object, device: torch.device) -> object:
+    """Move all tensors and data samples of a nested structure."""
+    return apply_to(data, lambda x: hasattr(x, 'to'), lambda x: x.to(device))
+
+
+def preprocess(model: BaseModel, data: dict) -> dict:
+    """Collate, move and normalise one batch as the model's training does."""
+    return model.data_preprocessor(data, training=True)
+
+
+@torch.no_grad()
+def cache_features(model: BaseModel,
+                   dataloader: DataLoader,
+                   views: int = 1,
+                   max_batches: Optional[int] = None) -> List[CachedBatch]:
+    """Run the backbone over a data set once (or ``views`` times).
+
+    Random augmentation is frozen at what the pass drew, labels alike, so
+    features and annotations always belong together; more ``views`` hold more
+    of it.
+
+    Args:
+        model (BaseModel): An mm* model with a ``backbone``, not wrapped.
+        dataloader (DataLoader): Of the training set.
+        views (int): Number of passes. Defaults to 1.
+        max_batches (int, optional): Stop a pass after so many batches.
+
+    Returns:
+        list[CachedBatch]: On CPU, in the order of the passes.
+    """
+    training = model.training
+    model.eval()
+    cached = []
+    for _ in range(views):
+        for index, data in enumerate(dataloader):
+            if index == max_batches:
+                break
+            batch = preprocess(model, data)
+            features = model.backbone(batch['inputs'])
+            cached.append(
+                CachedBatch(
+                    features=to_device(features, torch.device('cpu')),
+                    data_samples=to_device(batch['data_samples'],
+                                           torch.device('cpu')),
+                    input_shape=batch['inputs'].shape))
+    model.train(training)
+    return cached
+
+
+@contextmanager
+def replay(model: BaseModel, features: tuple) -> Iterator[None]:
+    """Within this context the model's backbone returns ``features``."""
+    backbone = model.backbone
+    backbone.forward = lambda inputs: features
+    try:
+        yield
+    finally:
+        del backbone.forward
+
+
+def cached_loss(model: BaseModel, batch: CachedBatch) -> Tensor:
+    """The training loss of any mm* model on cached features.
+
+    Args:
+        model (BaseModel): Not wrapped, with ``loss(inputs, data_samples)``.
+        batch (CachedBatch): Its features and annotations.
+
+    Returns:
+        Tensor: The summed loss, a scalar.
+    """
+    device = next(model.parameters()).device
+    # heads may ask for the pictures' shape, never for their pixels
+    inputs = torch.zeros((), device=device).expand(batch.input_shape)
+    with replay(model, to_device(batch.features, device)):
+        losses = model.loss(inputs, to_device(batch.data_samples, device))
+    return model.parse_losses(losses)[0]

@@ -1,0 +1,94 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import os.path as osp
+import time
+from typing import List, Optional
+
+from mmengine.dist import master_only
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from vim_mm.registry import HOOKS
+from vim_mm.zoo import Zoo, ZooError, head_state, save_module
+from ..feature_cache import unwrap
+
+
+@HOOKS.register_module()
+class ModuleToZooHook(Hook):
+    """Leave the module that a midstream run has learned in a zoo.
+
+    The module, its card and, in a file of its own, the head that was trained
+    with it are written after training, averaged weights (EMA) if the run
+    keeps them. A taken name is refused before training starts.
+
+    Args:
+        zoo (str): Directory of the zoo.
+        dataset (str): What the module was learned on, for the card.
+        task (str): Kind of task: 'cls', 'det' or 'seg'.
+        licence (str): Licence of the module.
+        overwrite (bool): Replace a module of the same name. Defaults to
+            False.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self,
+                 zoo: str,
+                 dataset: str,
+                 task: str,
+                 licence: str,
+                 overwrite: bool = False) -> None:
+        self.zoo = zoo
+        self.overwrite = overwrite
+        self.card = dict(dataset=dataset, task=task, licence=licence)
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse now what could not be written in the end.
+
+        Raises:
+            ValueError: If the backbone learns no module.
+            ZooError: If the zoo holds a module of that name.
+        """
+        name = unwrap(runner.model).backbone.new_module
+        if name is None:
+            raise ValueError('ModuleToZooHook has nothing to save: set '
+                             '`model.backbone.new_module` to the name of the '
+                             'module this run learns.')
+        if not self.overwrite and name in Zoo(self.zoo).names():
+            raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
+                           'already; remove it (tools/zoo.py remove), rename '
+                           'the new one, or set overwrite=True.')
+        self._start = time.time()
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Write module, card and head."""
+        model = unwrap(runner.model)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                model = hook.ema_model.module
+        save_module(
+            model.backbone,
+            model.backbone.new_module,
+            self.zoo,
+            head=head_state(model),
+            overwrite=self.overwrite,
+            num_train=len(runner.train_dataloader.dataset),
+            metrics=_last_metrics(runner),
+            training=dict(
+                config=osp.basename(runner.cfg.get('filename') or ''),
+                iterations=runner.iter,
+                seconds=round(time.time() - self._start, 1)),
+            **self.card)
+        runner.logger.info(f"Module '{model.backbone.new_module}' is in the "
+                           f"zoo '{self.zoo}'.")
+
+
+def _last_metrics(runner: Runner) -> List[dict]:
+    num: Optional[int] = None
+    if runner.val_dataloader is not None and runner.val_loop is not None:
+        num = len(runner.val_loop.dataloader.dataset)
+    return [
+        dict(name=key[len('val/'):], value=float(buffer.current()), n=num)
+        for key, buffer in runner.message_hub.log_scalars.items()
+        if key.startswith('val/') and not key.endswith('time')
+    ]

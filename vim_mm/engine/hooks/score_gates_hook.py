@@ -1,0 +1,76 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Dict
+
+import torch
+from mmengine.dist import broadcast
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from vim_mm.registry import HOOKS
+from ..feature_cache import cache_features, unwrap
+from ..transfer_score import cross_validated_score, rows_of
+
+
+@HOOKS.register_module()
+class ScoreGatesHook(Hook):
+    """Start the gates from each module's few-shot score, not from uniform.
+
+    A softmax over K modules that starts uniform divides each by K although
+    it was trained at weight one, and gates that learn beside a head which
+    already fits the few pictures get no gradient. So before training every
+    module is scored alone (one cached pass, a closed-form ridge head,
+    cross-validated on the training pictures), and the logits start at
+    ``score / temperature`` in every slot. Ours, not the paper's.
+
+    Args:
+        temperature (float): Scores are divided by it. Defaults to 0.1.
+        folds (int): Folds of the cross-validation. Defaults to 5.
+        num_extra_tokens (int): Class and register tokens in the trunk's
+            output, for classification. Defaults to 1.
+
+    The scores are kept in ``runner.message_hub`` as ``module_scores``.
+    """
+
+    # before WarmHeadHook, whose features depend on the gates
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self,
+                 temperature: float = 0.1,
+                 folds: int = 5,
+                 num_extra_tokens: int = 1) -> None:
+        self.temperature = temperature
+        self.folds = folds
+        self.num_extra_tokens = num_extra_tokens
+
+    def before_train(self, runner: Runner) -> None:
+        """Score the task's modules and set its logits.
+
+        Raises:
+            ValueError: If the backbone's fusion learns no logits.
+        """
+        if runner._resume:
+            return
+        backbone = unwrap(runner.model).backbone
+        if not hasattr(backbone.fusion, 'set_logits'):
+            raise ValueError('ScoreGatesHook starts the logits of a fusion '
+                             'such as EnsMoE; set `model.backbone.fusion`.')
+        scores = self.scores(runner)
+        runner.message_hub.update_info('module_scores', scores)
+        runner.logger.info('ScoreGatesHook: ' + ', '.join(
+            f'{name} {score:.3f}' for name, score in scores.items()))
+        logits = torch.tensor(list(scores.values())) / self.temperature
+        # each process scored its own shard; all start from the first one's
+        logits = logits.to(backbone.trunk_fingerprint.device)
+        broadcast(logits)
+        backbone.fusion.set_logits(backbone.task, logits)
+
+    def scores(self, runner: Runner) -> Dict[str, float]:
+        """Cross-validated score of every module of the task, alone."""
+        model = unwrap(runner.model)
+        scores = {}
+        for name in model.backbone.fusion.task_modules[model.backbone.task]:
+            with model.backbone.only(name):
+                cached = cache_features(model, runner.train_dataloader)
+            scores[name] = cross_validated_score(
+                *rows_of(cached, self.num_extra_tokens), folds=self.folds)
+        return scores

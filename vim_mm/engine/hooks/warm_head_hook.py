@@ -1,0 +1,108 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import random
+from typing import List, Optional
+
+import torch
+from mmengine.dist import all_reduce_params
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from vim_mm.registry import HOOKS
+from ..feature_cache import CachedBatch, cache_features, cached_loss, unwrap
+
+
+@HOOKS.register_module()
+class WarmHeadHook(Hook):
+    """Train neck and head on cached trunk features before modules join.
+
+    Fresh adapters add exactly nothing, so until they have learned the trunk's
+    features are all there is: they are computed once, and the head trains on
+    them at almost no cost. Without this, adapters spend a short schedule
+    chasing a head that is still random. Works with any mm* model that has a
+    ``backbone`` and a ``loss``; skipped when a run is resumed.
+
+    Args:
+        epochs (int): Epochs over the cached features.
+        optimizer (dict): Config of the optimizer. Defaults to AdamW with
+            learning rate 1e-3, which a one-cycle schedule scales.
+        clip_grad (float, optional): Maximum gradient norm. Defaults to 10.
+        views (int): Passes over the training set, each with augmentation of
+            its own. Defaults to 1.
+        max_batches (int, optional): Batches a pass and process, for data
+            sets whose features do not fit into memory. Defaults to None.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self,
+                 epochs: int,
+                 optimizer: dict = dict(
+                     type='AdamW', lr=1e-3, weight_decay=1e-4),
+                 clip_grad: Optional[float] = 10.,
+                 views: int = 1,
+                 max_batches: Optional[int] = None) -> None:
+        self.epochs = epochs
+        self.optimizer = optimizer
+        self.clip_grad = clip_grad
+        self.views = views
+        self.max_batches = max_batches
+
+    def before_train(self, runner: Runner) -> None:
+        """Cache features, fit standardisers, train the head."""
+        if runner._resume:
+            return
+        model = unwrap(runner.model)
+        runner.logger.info('WarmHeadHook: caching trunk features of '
+                           f'{len(runner.train_dataloader.dataset)} pictures')
+        cached = cache_features(model, runner.train_dataloader, self.views,
+                                self.max_batches)
+        if hasattr(getattr(model, 'neck', None), 'fit'):
+            model.neck.fit([batch.features for batch in cached])
+        self._train_head(runner, model, cached)
+
+    def _train_head(self, runner: Runner, model: BaseModel,
+                    cached: List[CachedBatch]) -> None:
+        params = head_parameters(model)
+        steps = self.epochs * len(cached)
+        if steps == 0 or not params:
+            return
+        optimizer = OPTIMIZERS.build(dict(self.optimizer, params=params))
+        schedule = OneCycleLR(
+            optimizer,
+            max_lr=optimizer.param_groups[0]['lr'],
+            total_steps=steps + 1,
+            pct_start=0.15)
+        # a generator of its own: the run's augmentation is not shifted
+        order = random.Random(runner.seed)
+        model.train()
+        for epoch in range(self.epochs):
+            order.shuffle(cached)
+            total = 0.
+            for batch in cached:
+                optimizer.zero_grad()
+                loss = cached_loss(model, batch)
+                loss.backward()
+                grads = [p.grad for p in params if p.grad is not None]
+                all_reduce_params(grads, op='mean')
+                if self.clip_grad is not None:
+                    nn.utils.clip_grad_norm_(params, self.clip_grad)
+                optimizer.step()
+                schedule.step()
+                total += loss.detach()
+            if (epoch + 1) % max(1, self.epochs // 5) == 0:
+                runner.logger.info(
+                    f'WarmHeadHook: epoch {epoch + 1}/{self.epochs} on '
+                    f'cached features, loss {float(total) / len(cached):.4f}')
+        optimizer.zero_grad(set_to_none=True)
+
+
+def head_parameters(model: BaseModel) -> List[nn.Parameter]:
+    """Everything trainable outside the backbone."""
+    inside = {id(p) for p in model.backbone.parameters()}
+    return [
+        p for p in model.parameters() if p.requires_grad and id(p) not in inside
+    ]

@@ -1,0 +1,174 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""How well frozen features solve a few-shot task, in closed form."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vim_mm.models.necks.token_pooling import pool_tokens
+from .feature_cache import CachedBatch
+
+
+def ridge(x: Tensor, y: Tensor, weight: Tensor, l2: float) -> Tensor:
+    """Weighted ridge regression, solved in the smaller of both dimensions.
+
+    ``argmin_W sum_i weight_i |x_i W - y_i|^2 + l2 |W|^2``
+
+    Args:
+        x (Tensor): Features (n, d).
+        y (Tensor): Targets (n, c).
+        weight (Tensor): Weights of the rows, (n, ).
+        l2 (float): Strength of the penalty.
+
+    Returns:
+        Tensor: W, of shape (d, c).
+    """
+    root = weight.sqrt()[:, None]
+    x, y = x * root, y * root
+    n, d = x.shape
+    if n < d:
+        kernel = x @ x.T + l2 * torch.eye(n, dtype=x.dtype, device=x.device)
+        return x.T @ torch.linalg.solve(kernel, y)
+    gram = x.T @ x + l2 * torch.eye(d, dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(gram, x.T @ y)
+
+
+def balanced_accuracy(prediction: Tensor, target: Tensor) -> float:
+    """Mean recall over the classes that occur in ``target``."""
+    recalls = [(prediction[target == c] == c).double().mean()
+               for c in target.unique()]
+    return float(torch.stack(recalls).mean())
+
+
+def cross_validated_score(x: Tensor,
+                          labels: Tensor,
+                          picture: Tensor,
+                          folds: int = 5,
+                          l2: float = 1.) -> float:
+    """k-fold balanced accuracy of a ridge head, folds made of pictures.
+
+    Args:
+        x (Tensor): Features (n, d).
+        labels (Tensor): Class of every row, (n, ), integers.
+        picture (Tensor): Picture of every row, (n, ), integers: rows of one
+            picture stay in one fold.
+        folds (int): Number of folds. Defaults to 5.
+        l2 (float): Ridge penalty in units of the features' mean squared
+            norm after standardising. Defaults to 1.
+
+    Returns:
+        float: Mean recall over classes, of held-out predictions.
+
+    Raises:
+        ValueError: If there are fewer pictures than two.
+    """
+    pictures = picture.unique()
+    if len(pictures) < 2:
+        raise ValueError('A cross-validated score needs at least 2 pictures, '
+                         f'there is {len(pictures)}.')
+    x = x.double()
+    classes, y = labels.unique(return_inverse=True)
+    onehot = F.one_hot(y, len(classes)).double()
+    fold_of = torch.searchsorted(pictures, picture) % min(
+        folds, len(pictures))
+    prediction = torch.empty_like(y)
+    for fold in fold_of.unique():
+        held = fold_of == fold
+        prediction[held] = _fit_predict(x[~held], onehot[~held], x[held], l2)
+    return balanced_accuracy(prediction, y)
+
+
+def _fit_predict(x: Tensor, onehot: Tensor, x_held: Tensor,
+                 l2: float) -> Tensor:
+    mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+    x, x_held = (x - mean) / std, (x_held - mean) / std
+    # every class weighs the same; the total weight is the number of rows
+    counts = onehot.sum(0).clamp(min=1)
+    weight = (onehot / counts).sum(1)
+    weight = weight * len(x) / weight.sum()
+    centre = (weight[:, None] * onehot).sum(0) / weight.sum()
+    head = ridge(x, onehot - centre, weight, l2 * x.shape[1])
+    return (x_held @ head + centre).argmax(1)
+
+
+def rows_of(cached: List[CachedBatch],
+            num_extra_tokens: int,
+            max_rows: int = 20000) -> Tuple[Tensor, Tensor, Tensor]:
+    """Feature rows, their classes and their pictures, for any kind of task.
+
+    Classification gives one pooled row a picture. Detection and segmentation
+    give one row a patch of the last map, with the class found at its centre;
+    patches outside all boxes are a class of their own.
+
+    Args:
+        cached (list[CachedBatch]): From :func:`cache_features`.
+        num_extra_tokens (int): Class and register tokens, for pooling.
+        max_rows (int): Patches are thinned evenly to at most so many.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: (n, d), (n, ) and (n, ).
+
+    Raises:
+        ValueError: If the annotations are of no kind known here.
+    """
+    rows, labels, pictures = [], [], []
+    for batch in cached:
+        sample = batch.data_samples[0]
+        if 'gt_label' in sample:
+            x = pool_tokens(batch.features, num_extra_tokens)[:, None]
+            y = torch.stack([s.gt_label for s in batch.data_samples])
+        elif 'gt_sem_seg' in sample or 'gt_instances' in sample:
+            grid = batch.features[-1].shape[-2:]
+            x = batch.features[-1].flatten(2).transpose(1, 2)
+            y = torch.stack([
+                patch_labels(s, grid, batch.input_shape[-2:])
+                for s in batch.data_samples
+            ])
+        else:
+            raise ValueError(
+                'Modules can be scored on gt_label, gt_sem_seg or '
+                f'gt_instances; these samples hold {sample.keys()}.')
+        start = sum(len(p) for p in pictures)
+        pictures.append(torch.arange(start, start + len(x))[:, None].expand(
+            x.shape[:2]))
+        rows.append(x)
+        labels.append(y)
+    x, y, picture = (torch.cat([t.flatten(0, 1) for t in part])
+                     for part in (rows, labels, pictures))
+    keep = torch.arange(len(x))[::max(1, -(-len(x) // max_rows))]
+    keep = keep[y[keep] != 255]
+    return x[keep], y[keep], picture[keep]
+
+
+def patch_labels(sample: object, grid: Tuple[int, int],
+                 padded: Tuple[int, int]) -> Tensor:
+    """Class at the centre of every patch, (H * W, ); 255 is ignored.
+
+    Args:
+        sample: A data sample with ``gt_sem_seg`` or ``gt_instances``.
+        grid (tuple[int, int]): H and W, in patches.
+        padded (tuple[int, int]): Height and width of the batch in pixels.
+    """
+    rows = (torch.arange(grid[0]) + .5) * padded[0] / grid[0]
+    cols = (torch.arange(grid[1]) + .5) * padded[1] / grid[1]
+    if 'gt_sem_seg' in sample:
+        seg = sample.gt_sem_seg.data[0]
+        # padding beyond the label map counts as ignored
+        seg = F.pad(seg, (0, padded[1] - seg.shape[1], 0,
+                          padded[0] - seg.shape[0]), value=255)
+        return seg[rows.long()][:, cols.long()].flatten()
+    boxes = sample.gt_instances.bboxes
+    boxes = getattr(boxes, 'tensor', boxes)
+    classes = sample.gt_instances.labels + 1
+    inside = ((cols[None, None] > boxes[:, 0, None, None])
+              & (cols[None, None] < boxes[:, 2, None, None])
+              & (rows[None, :, None] > boxes[:, 1, None, None])
+              & (rows[None, :, None] < boxes[:, 3, None, None]))
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    target = torch.zeros(grid, dtype=torch.long)
+    # large boxes first, so that the smallest box over a patch names it
+    for index in area.argsort(descending=True):
+        target[inside[index]] = classes[index]
+    return target.flatten()

@@ -1,0 +1,178 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import re
+from copy import deepcopy
+from typing import Dict, List, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+from .base_adapter import BaseAdapter, Grid
+
+
+def _key(slot: str) -> str:
+    # a ModuleDict key may not hold dots, and attribute names hold no dashes
+    return slot.replace('.', '-')
+
+
+class AdapterBank(nn.Module):
+    """K modules beside one trunk, evaluated as one wide adapter per slot.
+
+    Parameters are kept per module, ``members.<module>.<slot>.<param>``, so
+    that a module can be added, exported or frozen without touching another.
+    Modules may occupy different slots and be of different kinds; those that
+    share a slot and a :attr:`BaseAdapter.wide_key` are evaluated together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleDict()
+        self._cfgs: Dict[str, dict] = {}
+        self._slots: Dict[str, List[str]] = {}
+
+    @property
+    def names(self) -> List[str]:
+        """Module names in the order in which they joined."""
+        return list(self._slots)
+
+    def adapter_cfg(self, name: str) -> dict:
+        """The adapter config of a module, ``type`` included, a copy."""
+        return deepcopy(self._cfgs[name])
+
+    def slots_of(self, name: str) -> List[str]:
+        """The slots that a module occupies, in trunk order."""
+        return list(self._slots[name])
+
+    def add(self,
+            name: str,
+            adapter_cfg: dict,
+            dims: Mapping[str, int],
+            tensors: Optional[Mapping[str, Tensor]] = None,
+            trainable: bool = True) -> None:
+        """Add a module; the ones already here are not touched.
+
+        Args:
+            name (str): Name of the module: letters, digits, '_' and '-'.
+            adapter_cfg (dict): Config of its adapters, without ``dims``.
+            dims (Mapping[str, int]): Width of each slot it occupies.
+            tensors (Mapping[str, Tensor], optional): Its learned weights,
+                ``'<slot>.<param>'`` as from :meth:`export`. Fresh when None.
+            trainable (bool): Whether its parameters require gradients.
+                Defaults to True.
+
+        Raises:
+            ValueError: If the name is taken or not allowed, or if the tensors
+                do not fit the config.
+        """
+        if name in self._slots:
+            raise ValueError(f"The bank already holds a module '{name}'; "
+                             'give the new one another name.')
+        if not re.fullmatch(r'\w[\w-]*', name) or hasattr(self.members, name):
+            raise ValueError(f"'{name}' cannot name a module; use letters, "
+                             "digits, '_' and '-', and no torch method name.")
+        adapters = nn.ModuleDict({
+            _key(slot): MODELS.build(dict(adapter_cfg, dims=width))
+            for slot, width in dims.items()
+        })
+        if tensors is not None:
+            state = {}
+            for full_name, tensor in tensors.items():
+                slot, param = self._split(full_name, dims)
+                state[f'{_key(slot)}.{param}'] = tensor
+            try:
+                adapters.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"The weights of module '{name}' do not fit its adapter "
+                    f'config {dict(adapter_cfg)}: {error}') from error
+        adapters.requires_grad_(trainable)
+        self.members[name] = adapters
+        self._cfgs[name] = deepcopy(dict(adapter_cfg))
+        self._slots[name] = list(dims)
+        self.train(self.training)
+
+    @staticmethod
+    def _split(full_name: str, slots: Mapping[str, int]) -> Sequence[str]:
+        for slot in slots:
+            if full_name.startswith(slot + '.'):
+                return slot, full_name[len(slot) + 1:]
+        raise ValueError(f"Tensor '{full_name}' belongs to no slot of its "
+                         'module; the file does not fit its card.')
+
+    def remove(self, name: str) -> None:
+        """Remove a module.
+
+        Raises:
+            ValueError: If there is no module of that name.
+        """
+        if name not in self._slots:
+            raise ValueError(f"The bank holds no module '{name}'; it holds "
+                             f'{self.names}.')
+        del self.members[name], self._cfgs[name], self._slots[name]
+
+    def export(self, name: str) -> Dict[str, Tensor]:
+        """The learned tensors of one module, on CPU, nothing else.
+
+        Returns:
+            dict[str, Tensor]: ``'<slot>.<param>'`` to a contiguous copy.
+        """
+        tensors = {}
+        for slot in self._slots[name]:
+            for param, value in self.members[name][_key(
+                    slot)].state_dict().items():
+                tensors[f'{slot}.{param}'] = value.detach().cpu().clone(
+                    memory_format=torch.contiguous_format)
+        return tensors
+
+    def train(self, mode: bool = True) -> 'AdapterBank':
+        """Frozen modules stay in eval mode: no dropout in what is fixed."""
+        super().train(mode)
+        for adapters in self.members.values():
+            if not any(p.requires_grad for p in adapters.parameters()):
+                adapters.eval()
+        return self
+
+    def forward(self, slot: str, x: Tensor, grid: Grid, names: Sequence[str],
+                gates: Optional[Tensor]) -> Optional[Tensor]:
+        """The gated sum of the named modules in one slot.
+
+        Args:
+            slot (str): Name of the slot.
+            x (Tensor): Tokens the slot reads, (B, E + H * W, dims).
+            grid (tuple[int, int]): H and W, in patches.
+            names (Sequence[str]): The modules that take part.
+            gates (Tensor, optional): One weight per name; None weighs each
+                by one.
+
+        Returns:
+            Tensor or None: The delta, or None when no module is in the slot.
+        """
+        groups: Dict[object, List[int]] = {}
+        adapters: List[Optional[BaseAdapter]] = []
+        for index, name in enumerate(names):
+            occupied = slot in self._slots[name]
+            adapters.append(
+                self.members[name][_key(slot)] if occupied else None)
+            if occupied:
+                groups.setdefault(adapters[-1].wide_key, []).append(index)
+        total = None
+        for indices in groups.values():
+            delta = self._group_delta([adapters[i] for i in indices], indices,
+                                      gates, x, grid)
+            total = delta if total is None else total + delta
+        return total
+
+    @staticmethod
+    def _group_delta(adapters: List[BaseAdapter], indices: List[int],
+                     gates: Optional[Tensor], x: Tensor,
+                     grid: Grid) -> Tensor:
+        if len(adapters) == 1:
+            delta = adapters[0](x, grid)
+            return delta if gates is None else gates[indices[0]] * delta
+        if gates is None:
+            weights = x.new_ones(len(adapters))
+        elif len(indices) == len(gates):
+            weights = gates
+        else:
+            weights = gates[indices]
+        return type(adapters[0]).wide(adapters, weights, x, grid)

@@ -1,0 +1,143 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Hashable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+from .base_adapter import BaseAdapter, Grid
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``, the activation of CLIP and of ConvPass."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def conv_tokens(u: Tensor, weight: Tensor, bias: Tensor, grid: Grid,
+                groups: int) -> Tensor:
+    """Run one (grouped) 3x3 convolution over patch and extra tokens.
+
+    Patches are convolved as an (H, W) picture. Every extra token is a 1x1
+    picture of its own, padded by one, so only the centre tap reaches it.
+
+    Args:
+        u (Tensor): Hidden tokens of shape (B, E + H * W, groups * h).
+        weight (Tensor): Kernel of shape (groups * h, h, 3, 3).
+        bias (Tensor): Bias of shape (groups * h, ).
+        grid (tuple[int, int]): H and W, in patches.
+        groups (int): The number of groups.
+
+    Returns:
+        Tensor: Convolved tokens of the shape of ``u``.
+    """
+    height, width = grid
+    batch, length, channels = u.shape
+    num_extra = length - height * width
+    # (B, H, W, C) seen as (B, C, H, W): channels-last, read without a copy
+    patches = u[:, num_extra:].reshape(batch, height, width, channels)
+    patches = F.conv2d(
+        patches.permute(0, 3, 1, 2), weight, bias, padding=1, groups=groups)
+    patches = patches.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+    if num_extra == 0:
+        return patches
+    centre = weight[:, :, 1, 1].view(groups, -1, channels // groups)
+    extra = u[:, :num_extra].unflatten(-1, (groups, -1))
+    extra = torch.einsum('beki,koi->beko', extra, centre).flatten(-2) + bias
+    return torch.cat((extra, patches), dim=1)
+
+
+@MODELS.register_module()
+class ConvPass(BaseAdapter):
+    """The adapter of ViM (papers: ViM, arXiv 2303.06911; Convpass).
+
+    ``M(z) = s * W_up a(Conv3x3(a(W_down z + b_down))) + b_up`` with ``a`` the
+    QuickGELU; the convolution is full, not depth-wise, and class tokens pass
+    through its centre tap.
+
+    Args:
+        dims (int): Width d of the slot.
+        hidden_dims (int): Bottleneck width h. The adapter has
+            ``2dh + h + 9h^2 + h + d`` parameters. Defaults to 8.
+        scale (float): Output scale s of Convpass; it multiplies the whole
+            delta. Defaults to 1.0, as in the released ViM.
+        drop_rate (float): Dropout before the up projection, in training.
+            Defaults to 0.
+        conv_init (str): 'identity' (centre tap one) or 'xavier'. Defaults to
+            'identity'.
+        init_cfg (dict, optional): mmengine init config. Defaults to None.
+
+    Raises:
+        ValueError: If ``conv_init`` is neither 'identity' nor 'xavier'.
+    """
+
+    def __init__(self,
+                 dims: int,
+                 hidden_dims: int = 8,
+                 scale: float = 1.0,
+                 drop_rate: float = 0.,
+                 conv_init: str = 'identity',
+                 init_cfg: dict = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if conv_init not in ('identity', 'xavier'):
+            raise ValueError(
+                f"conv_init={conv_init!r} is unknown to ConvPass; use "
+                "'identity' or 'xavier'.")
+        self.hidden_dims = hidden_dims
+        self.scale = scale
+        self.down = nn.Linear(dims, hidden_dims)
+        self.conv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1)
+        self.up = nn.Linear(hidden_dims, dims)
+        self.dropout = nn.Dropout(drop_rate)
+        self.reset_parameters(conv_init)
+
+    @torch.no_grad()
+    def reset_parameters(self, conv_init: str) -> None:
+        """Initialise so that the delta is exactly zero (``W_up = 0``)."""
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+        if conv_init == 'identity':
+            nn.init.zeros_(self.conv.weight)
+            self.conv.weight[:, :, 1, 1] = torch.eye(self.hidden_dims)
+        else:
+            nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`BaseAdapter.forward`."""
+        u = quick_gelu(self.down(x))
+        v = conv_tokens(u, self.conv.weight, self.conv.bias, grid, groups=1)
+        return self.scale * self.up(self.dropout(quick_gelu(v)))
+
+    @property
+    def wide_key(self) -> Hashable:
+        """Only equal bottlenecks fit one grouped convolution."""
+        return type(self), self.hidden_dims, self.dropout.p
+
+    @classmethod
+    def wide(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,
+             grid: Grid) -> Tensor:
+        """K adapters of width h as exactly one of width K * h.
+
+        One GEMM d -> K*h, one convolution with K groups, one GEMM K*h -> d
+        into whose (small) weight the gates are folded. See
+        :meth:`BaseAdapter.wide` for the arguments.
+        """
+        num, hidden = len(adapters), adapters[0].hidden_dims
+        gates = gates * gates.new_tensor([a.scale for a in adapters])
+        u = quick_gelu(
+            F.linear(x, torch.cat([a.down.weight for a in adapters]),
+                     torch.cat([a.down.bias for a in adapters])))
+        v = conv_tokens(
+            u,
+            torch.cat([a.conv.weight for a in adapters]),
+            torch.cat([a.conv.bias for a in adapters]),
+            grid,
+            groups=num)
+        v = adapters[0].dropout(quick_gelu(v))
+        up = torch.cat([a.up.weight for a in adapters], dim=1)
+        up = up * gates.repeat_interleave(hidden, output_size=num * hidden)
+        bias = gates @ torch.stack([a.up.bias for a in adapters])
+        return F.linear(v, up, bias)

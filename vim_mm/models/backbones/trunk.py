@@ -1,0 +1,95 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import os.path as osp
+from typing import Dict, Mapping
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+
+
+def build_trunk(cfg: dict) -> nn.Module:
+    """Build a backbone with its weights, frozen and in eval mode.
+
+    The weights are read here and not in ``init_weights``, which runs only
+    when training starts: a checkpoint of ours leaves the trunk out, so
+    testing needs it too.
+
+    Args:
+        cfg (dict): Config of any registry backbone. ``init_cfg`` of type
+            'Pretrained' is read strictly, see :func:`load_trunk_weights`.
+
+    Raises:
+        FileNotFoundError: If the weights are missing.
+        ValueError: If they do not fit the trunk.
+    """
+    cfg = dict(cfg)
+    init_cfg = cfg.get('init_cfg') or {}
+    pretrained = init_cfg.get('type') == 'Pretrained'
+    if pretrained:
+        cfg.pop('init_cfg')
+    trunk = MODELS.build(cfg)
+    if pretrained:
+        load_trunk_weights(trunk, init_cfg['checkpoint'],
+                           init_cfg.get('prefix'))
+    elif hasattr(trunk, 'init_weights'):
+        trunk.init_weights()
+    # not chained: train() of some backbones returns None
+    trunk.requires_grad_(False)
+    trunk.eval()
+    return trunk
+
+
+def load_trunk_weights(trunk: nn.Module,
+                       checkpoint: str,
+                       prefix: str = None) -> None:
+    """Load a stock checkpoint into a trunk; every trunk tensor must be there.
+
+    Args:
+        trunk (nn.Module): The backbone.
+        checkpoint (str): Path or URL that mmengine can load, safetensors
+            included.
+        prefix (str, optional): Prefix of the backbone's keys in the file;
+            'backbone.' is recognised by itself.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a tensor is missing or has another shape.
+    """
+    name = type(trunk).__name__
+    if '://' not in checkpoint and not osp.isfile(checkpoint):
+        raise FileNotFoundError(
+            f"The trunk weights '{checkpoint}' do not exist; make them with "
+            '`python tools/model_converters/convert_trunk.py`, or point '
+            '`model.backbone.trunk.init_cfg.checkpoint` at your file.')
+    loaded = CheckpointLoader.load_checkpoint(
+        checkpoint, map_location='cpu', logger='silent')
+    state = _strip(loaded.get('state_dict', loaded), trunk, prefix)
+    try:
+        missing, unexpected = trunk.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The weights '{checkpoint}' are of another trunk "
+                         f'than this {name}: {error}') from error
+    if missing:
+        raise ValueError(
+            f"The weights '{checkpoint}' lack {len(missing)} tensors of this "
+            f'{name}, such as {missing[:3]}; they belong to another trunk, '
+            'or need converting first '
+            '(tools/model_converters/convert_trunk.py).')
+    if unexpected:
+        print_log(
+            f"'{checkpoint}': {len(unexpected)} tensors are not part of the "
+            f'trunk and were left out, such as {unexpected[:3]}.',
+            logger='current')
+
+
+def _strip(state: Mapping[str, Tensor], trunk: nn.Module,
+           prefix: str) -> Dict[str, Tensor]:
+    if prefix is None:
+        own = trunk.state_dict().keys()
+        prefix = '' if own & state.keys() else 'backbone.'
+    return {
+        key[len(prefix):]: value
+        for key, value in state.items() if key.startswith(prefix)
+    }

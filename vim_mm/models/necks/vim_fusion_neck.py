@@ -1,0 +1,174 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import List, Optional, Sequence, Union
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+
+Stream = Sequence[Tensor]
+
+
+def resize_layer(channels: int, scale: float, norm_cfg: dict) -> nn.Module:
+    """The pyramid step of ViM's segmentation head for one scale.
+
+    Args:
+        channels (int): Number of channels, kept.
+        scale (float): 4 (two transposed convolutions with a norm and GELU
+            between), 2 (one), 1 (nothing) or 0.5 (maximum pooling).
+        norm_cfg (dict): Norm between the two convolutions of scale 4.
+
+    Raises:
+        ValueError: If the scale is another number.
+    """
+    if scale == 4:
+        return nn.Sequential(
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+            build_norm_layer(norm_cfg, channels)[1], nn.GELU(),
+            nn.ConvTranspose2d(channels, channels, 2, stride=2))
+    if scale == 2:
+        return nn.ConvTranspose2d(channels, channels, 2, stride=2)
+    if scale == 1:
+        return nn.Identity()
+    if scale == 0.5:
+        return nn.MaxPool2d(2)
+    raise ValueError(f'scale={scale} is not one of 4, 2, 1 and 0.5.')
+
+
+@MODELS.register_module()
+class ViMFusionNeck(BaseModule):
+    """Weigh the modules' streams, build a pyramid, run an ordinary neck.
+
+    Input is what :class:`ViMBackbone` returns: one tuple of maps, or one such
+    tuple per module. Every output level reads one or several of the trunk's
+    levels, so a plain ViT, whose maps all have one stride, becomes a pyramid.
+
+    Args:
+        in_channels (Sequence[int]): Channels of the trunk's maps.
+        scales (Sequence[float]): Up- or downsampling of every output level,
+            of 4, 2, 1 and 0.5. ViM's segmentation head has (4, 2, 1, 0.5).
+        sources (Sequence[Sequence[int]], optional): Indices of the trunk's
+            levels that each output level reads, concatenated. By default
+            level i reads map i.
+        out_channels (int, optional): Width that a 1x1 convolution projects
+            every level to before it is resized, which saves most of the cost
+            of transposed convolutions. None keeps the trunk's width, as the
+            paper does, and needs one source a level. Defaults to None.
+        modules (Sequence[str]): Names of the streams, in the backbone's
+            order; empty for a single stream. Defaults to empty.
+        fusion (dict, optional): Config of the streams' weights, one row per
+            trunk level. Defaults to ``dict(type='EnsMoE')``.
+        task (str, optional): The fusion's task; its first when None.
+        pre_norm_cfg (dict, optional): Norm of the trunk's maps, which are
+            raw block outputs. Defaults to None.
+        norm_cfg (dict): Norm inside scale 4. Defaults to ``dict(type='BN')``.
+        inner_neck (dict, optional): Config of the neck that receives the
+            pyramid, e.g. ``mmdet.FPN``. Defaults to None.
+        init_cfg (dict, optional): mmengine init config. Defaults to None.
+
+    Raises:
+        ValueError: If the levels do not fit each other.
+    """
+
+    def __init__(self,
+                 in_channels: Sequence[int],
+                 scales: Sequence[float] = (4, 2, 1, 0.5),
+                 sources: Optional[Sequence[Sequence[int]]] = None,
+                 out_channels: Optional[int] = None,
+                 modules: Sequence[str] = (),
+                 fusion: dict = dict(type='EnsMoE'),
+                 task: Optional[str] = None,
+                 pre_norm_cfg: Optional[dict] = None,
+                 norm_cfg: dict = dict(type='BN'),
+                 inner_neck: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if sources is None:
+            sources = [[i] for i in range(len(in_channels))]
+        self._check(in_channels, scales, sources, out_channels)
+        self.sources = [list(s) for s in sources]
+        self.stream_names = list(modules)
+        self.fusion = self.task = None
+        if modules:
+            self.fusion = MODELS.build(
+                dict(fusion, modules=modules, num_slots=len(in_channels)))
+            self.task = task or self.fusion.tasks[0]
+            self.fusion.select(self.task)
+        self.pre_norms = nn.ModuleList(
+            nn.Identity() if pre_norm_cfg is None else build_norm_layer(
+                pre_norm_cfg, c)[1] for c in in_channels)
+        widths = [sum(in_channels[i] for i in s) for s in self.sources]
+        self.projections = nn.ModuleList(
+            nn.Identity() if out_channels is None else nn.
+            Conv2d(width, out_channels, 1) for width in widths)
+        self.resizes = nn.ModuleList(
+            resize_layer(out_channels or width, scale, norm_cfg)
+            for width, scale in zip(widths, scales))
+        self.inner_neck = None
+        if inner_neck is not None:
+            self.inner_neck = MODELS.build(inner_neck)
+
+    @staticmethod
+    def _check(in_channels: Sequence[int], scales: Sequence[float],
+               sources: Sequence[Sequence[int]],
+               out_channels: Optional[int]) -> None:
+        if len(scales) != len(sources):
+            raise ValueError(
+                f'ViMFusionNeck has {len(scales)} scales but {len(sources)} '
+                'sources; give each output level one of both.')
+        if out_channels is None and any(len(s) != 1 for s in sources):
+            raise ValueError(
+                'An output level reads several maps; set `out_channels` to '
+                'the width they are projected to.')
+        last = len(in_channels) - 1
+        if any(not 0 <= i <= last for s in sources for i in s):
+            raise ValueError(f'`sources` {sources} name a level beyond the '
+                             f'{len(in_channels)} of `in_channels`.')
+
+    def fuse(self, streams: Union[Stream, Sequence[Stream]]) -> List[Tensor]:
+        """Weigh the streams into one list of maps, one per trunk level.
+
+        Args:
+            streams: K tuples of maps (B, C_l, H_l, W_l), or one.
+
+        Returns:
+            list[Tensor]: ``sum_k g[l, k] * streams[k][l]`` for each level l.
+
+        Raises:
+            ValueError: If the number of streams or levels is not as
+                declared.
+        """
+        if isinstance(streams[0], Tensor):
+            streams = [streams]
+        expected = max(1, len(self.stream_names))
+        if len(streams) != expected:
+            raise ValueError(
+                f'ViMFusionNeck expects {expected} streams '
+                f'({self.stream_names or "a single one"}), but the backbone '
+                f'returned {len(streams)}; list its modules in the `modules` '
+                'of the neck, in the same order.')
+        if len(streams[0]) != len(self.pre_norms):
+            raise ValueError(
+                f'The backbone returned {len(streams[0])} levels, but '
+                f'`in_channels` of ViMFusionNeck names '
+                f'{len(self.pre_norms)}.')
+        if self.fusion is None:
+            return list(streams[0])
+        gates = self.fusion.gates(self.task)
+        return [
+            torch.einsum('k,k...->...', row, torch.stack(level))
+            for row, level in zip(gates, zip(*streams))
+        ]
+
+    def forward(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
+        """Return the pyramid, or what the inner neck makes of it."""
+        maps = [norm(x) for norm, x in zip(self.pre_norms, self.fuse(streams))]
+        levels = []
+        for source, project, resize in zip(self.sources, self.projections,
+                                           self.resizes):
+            x = torch.cat([maps[i] for i in source], dim=1)
+            levels.append(resize(project(x)))
+        levels = tuple(levels)
+        return levels if self.inner_neck is None else self.inner_neck(levels)
