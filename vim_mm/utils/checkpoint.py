@@ -12,6 +12,8 @@ import contextlib
 import logging
 import os
 import os.path as osp
+import re
+from pickle import UnpicklingError
 from typing import Any, Callable, ContextManager, List, Optional, Union
 from urllib.parse import urlparse
 
@@ -21,7 +23,6 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner import CheckpointLoader
-from pickle import UnpicklingError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -170,21 +171,18 @@ def _is_device_error(error: RuntimeError) -> bool:
 
 def _refused_globals(file: Any, error: Exception) -> List[str]:
     """Names of the objects a readable pickle wants beyond the allow-list."""
-    scan = getattr(torch.serialization, 'get_unsafe_globals_in_checkpoint',
-                   None)
     if hasattr(file, 'seek'):
         file.seek(0)
-    if scan is None:  # torch < 2.5 names the first one in its message only
-        return [_first_line(error)] if 'GLOBAL' in str(error) else []
     try:
         with _allowed():
-            return scan(file)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError):
-        # pickles that are no zip archive cannot be scanned
-        return [_first_line(error)] if 'GLOBAL' in str(error) else []
-    finally:
-        if hasattr(file, 'seek'):
-            file.seek(0)
+            found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except (AttributeError, UnpicklingError, RuntimeError, EOFError,
+            ValueError):
+        # torch < 2.6 has no such scan, and it reads zip archives only
+        found = []
+    if hasattr(file, 'seek'):
+        file.seek(0)
+    return found or re.findall(r'GLOBAL (\S+)', str(error))
 
 
 def _refusal(file: Any, refused: List[str]) -> str:

@@ -1,0 +1,217 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The train and test tools and their launch scripts, as a user runs them."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / 'tools').glob('*.sh'))
+
+CONFIG = """
+_base_ = '{root}/configs/_base_/default_runtime.py'
+model = dict(
+    type='mmpretrain.ImageClassifier',
+    data_preprocessor=dict(
+        type='mmpretrain.ClsDataPreprocessor', mean=[127] * 3, std=[64] * 3),
+    backbone=dict(
+        type='mmpretrain.VisionTransformer',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2,
+                  feedforward_channels=32),
+        img_size=32, patch_size=16),
+    head=dict(
+        type='mmpretrain.LinearClsHead', num_classes=2, in_channels=16,
+        loss=dict(type='mmpretrain.CrossEntropyLoss')))
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='mmpretrain.CustomDataset',
+        data_prefix='{data}',
+        pipeline=[
+            dict(type='mmpretrain.LoadImageFromFile'),
+            dict(type='mmpretrain.PackInputs')
+        ]))
+test_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=train_dataloader['dataset'])
+test_evaluator = dict(type='mmpretrain.Accuracy', topk=1)
+test_cfg = dict()
+train_cfg = dict(by_epoch=False, max_iters=2)
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=1))
+log_processor = dict(by_epoch=False)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+work_dir = '{work_dir}'
+"""
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``toy.py``, its pictures and its work dir."""
+    folder = tmp_path_factory.mktemp('toy')
+    rng = np.random.default_rng(0)
+    for name, level in (('dark', 40), ('light', 200)):
+        (folder / 'data' / name).mkdir(parents=True)
+        for i in range(4):
+            image = rng.integers(level - 40, level + 40, (32, 32, 3))
+            cv2.imwrite(
+                str(folder / 'data' / name / f'{i}.png'),
+                image.astype(np.uint8))
+    text = CONFIG.format(
+        root=ROOT, data=folder / 'data', work_dir=folder / 'work')
+    (folder / 'toy.py').write_text(text)
+    return folder
+
+
+def run(command: List[object], cwd: Path) -> subprocess.CompletedProcess:
+    env = dict(os.environ, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='')
+    env.update(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    env['PORT'] = str(free_port())
+    return subprocess.run([str(part) for part in command],
+                          cwd=cwd,
+                          env=env,
+                          text=True,
+                          capture_output=True,
+                          timeout=300)
+
+
+def tool(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
+    return run([sys.executable, ROOT / 'tools' / name, *args], cwd)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+def test_two_processes_train_then_test_then_resume(toy: Path) -> None:
+    trained = run([ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2], toy)
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = toy / 'work' / 'iter_2.pth'
+    # 8 pictures, 2 a process: an epoch of a two-process run has 2 steps
+    assert 'Iter(train) [2/2]' in trained.stdout + trained.stderr
+
+    tested = run([
+        ROOT / 'tools/dist_test.sh', toy / 'toy.py', checkpoint, 2, '--out',
+        toy / 'out.pkl'
+    ], toy)
+    assert tested.returncode == 0, tested.stderr
+    with open(toy / 'out.pkl', 'rb') as file:
+        predictions = pickle.load(file)
+    assert len(predictions) == 8
+
+    alone = tool(
+        'test.py', toy / 'toy.py', checkpoint, '--show-dir', 'shown', cwd=toy)
+    assert alone.returncode == 0, alone.stderr
+    assert list((toy / 'shown').rglob('*.png'))
+    # one process and two measure the same
+    assert accuracy(alone) == accuracy(tested)
+
+    before = torch.load(checkpoint, weights_only=False)['state_dict']
+    resumed = tool(
+        'train.py',
+        toy / 'toy.py',
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_iters=3',
+        cwd=toy)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resumed epoch: 0, iter: 2' in resumed.stdout + resumed.stderr
+    after = torch.load(
+        toy / 'work' / 'iter_3.pth', weights_only=False)['state_dict']
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def accuracy(result: subprocess.CompletedProcess) -> str:
+    text = result.stdout + result.stderr
+    return text.split('accuracy/top1: ')[1].split()[0]
+
+
+def test_resume_without_a_checkpoint_says_so(toy: Path) -> None:
+    result = tool(
+        'train.py',
+        toy / 'toy.py',
+        '--work-dir',
+        'fresh',
+        '--resume',
+        '--amp',
+        '--cfg-options',
+        'train_cfg.max_iters=1',
+        cwd=toy)
+    assert result.returncode == 0, result.stderr
+    assert 'no checkpoint in fresh to resume' in result.stdout + result.stderr
+    assert (toy / 'fresh' / 'iter_1.pth').exists()
+
+
+@pytest.mark.parametrize(('args', 'sentence'), [
+    (['train.py', 'none.py'], 'There is no config file none.py'),
+    (['test.py', 'toy.py', 'none.pth'], 'There is no checkpoint file'),
+    (['train.py', 'toy.py', '--auto-scale-lr'], 'needs auto_scale_lr'),
+    (['test.py', 'toy.py', 'toy.py', '--tta'], 'needs tta_model'),
+    (['test.py', 'toy.py', 'toy.py', '--out', 'x.json'], 'must end in .pkl'),
+    (['test.py', 'toy.py', 'toy.py'], 'truncated or not a torch checkpoint'),
+    (['train.py', 'toy.py', '--launcher', 'mpi'], 'OMPI_COMM_WORLD_RANK'),
+])
+def test_a_mistake_ends_in_one_sentence(toy: Path, args: List[str],
+                                        sentence: str) -> None:
+    result = tool(*args, cwd=toy)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith('Error: ')
+
+
+def test_traceback_comes_back_on_demand(
+        toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('VIM_MM_TRACEBACK', '1')
+    result = tool('train.py', 'none.py', cwd=toy)
+    assert result.returncode == 1 and 'Traceback' in result.stderr
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_explain_themselves(script: Path) -> None:
+    assert run(['bash', '-n', script], ROOT).returncode == 0
+    assert os.access(script, os.X_OK)
+    result = run([script], ROOT)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f'Usage: tools/{script.name}')
+
+
+@pytest.mark.parametrize('work_dir', [[], ['my work']])
+def test_slurm_train_passes_the_options_on(tmp_path: Path,
+                                           work_dir: List[str]) -> None:
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    env = dict(
+        os.environ,
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+        GPUS='4',
+        GPUS_PER_NODE='2')
+    script = ROOT / 'tools/slurm_train.sh'
+    words = subprocess.run(
+        [script, 'part', 'job', 'c.py', *work_dir, '--cfg-options', 'a=1'],
+        env=env,
+        text=True,
+        capture_output=True,
+        check=True).stdout.splitlines()
+    assert words[:2] == ['-p', 'part'] and '--gres=gpu:2' in words
+    tail = words[words.index('c.py') + 1:]
+    expected = ['--work-dir', *work_dir] if work_dir else []
+    assert tail == [
+        *expected, '--launcher', 'slurm', '--cfg-options', 'a=1'
+    ]
