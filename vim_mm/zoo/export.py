@@ -1,0 +1,75 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""From a trained model to a module in a zoo."""
+
+from typing import Any, Dict, Mapping, Optional, Union
+
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from .card import ModuleCard
+from .fingerprint import trunk_fingerprint
+from .zoo import Zoo
+
+
+def save_module(backbone: nn.Module,
+                name: str,
+                zoo: Union[Zoo, str],
+                head: Optional[Mapping[str, Tensor]] = None,
+                save_as: Optional[str] = None,
+                overwrite: bool = False,
+                **card_fields: Any) -> ModuleCard:
+    """Write a module of a :class:`ViMBackbone` into a zoo.
+
+    Args:
+        backbone: The backbone, with the weights of its trunk loaded.
+        name: Name of the module in the backbone's bank.
+        zoo: The zoo or its directory.
+        head: State of the task head trained with it; see :func:`head_state`.
+        save_as: Its name in the zoo; the same when None.
+        overwrite: Whether to replace a module of that name.
+        **card_fields: What else the card says (``task``, ``dataset``,
+            ``metrics``, ``licence``, …). ``trunk`` may hold a ``description``
+            or ``weights``; its type and fingerprint are filled in.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        ZooError: If the module cannot be written; see :meth:`Zoo.save`.
+    """
+    zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
+    adapter = backbone.bank.adapter_cfg(name)
+    slots = list(backbone.bank.slots_of(name))
+    trunk = dict(
+        card_fields.pop('trunk', {}),
+        type=type(backbone.trunk).__name__,
+        fingerprint=trunk_fingerprint(backbone.trunk, slots))
+    card = ModuleCard(
+        name=save_as or name,
+        kind=str(adapter.get('type')).split('.')[-1],
+        adapter=adapter,
+        slots=slots,
+        dims={slot: backbone.slots[slot].dims
+              for slot in slots},
+        trunk=trunk,
+        **card_fields)
+    return zoo.save(card, backbone.bank.export(name), head, overwrite)
+
+
+def head_state(model: nn.Module) -> Dict[str, Tensor]:
+    """Return the state of everything outside ``backbone.`` of an mm* model.
+
+    Args:
+        model: A detector, segmentor or classifier.
+
+    Returns:
+        Neck, head and the like by their names in the model: contiguous copies
+        on the CPU.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    return {
+        key: value.detach().cpu().contiguous().clone()
+        for key, value in model.state_dict().items()
+        if not key.startswith('backbone.')
+    }

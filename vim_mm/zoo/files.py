@@ -1,0 +1,140 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Bytes of a zoo: safetensors in memory, folders that appear all at once.
+
+A folder cannot be replaced in one step, so an overwrite goes through two
+hidden neighbours: ``.NAME.new`` is written and flushed to the disk, the
+present folder is renamed to ``.NAME.old``, the new one takes its place, and
+the old one is deleted. Whoever finds no NAME but a ``.NAME.old`` reads that, so
+at every moment one complete version can be read.
+"""
+
+import hashlib
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Dict, Iterator, Mapping, Optional
+
+import filelock
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from .card import ZooError
+
+LOCK_SECONDS = 60
+
+
+def sha256(data: bytes) -> str:
+    """Return the sha256 of some bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Turn tensors into the bytes of a safetensors file."""
+    # a copy of its own for each: safetensors refuses tensors that share memory
+    own = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
+    }
+    return safetensors.torch.save(own, metadata=dict(format='pt'))
+
+
+def unpack(data: bytes, path: Path) -> Dict[str, torch.Tensor]:
+    """Turn the bytes of a safetensors file into tensors, sorted by name.
+
+    Args:
+        data: The bytes.
+        path: Where they come from, for the error.
+
+    Raises:
+        ZooError: If they are anything else. Nothing is ever unpickled.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ZooError(f'{str(path)!r} is not a valid safetensors file '
+                       f'({error}); get it again from its source.') from None
+    return dict(sorted(tensors.items()))
+
+
+def locate(root: Path, name: str) -> Optional[Path]:
+    """Return the folder that holds a complete version of NAME, or None."""
+    final, old = root / name, root / f'.{name}.old'
+    # the second look at `final` is for an overwrite that ends meanwhile
+    for folder in (final, old, final):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Let one process at a time change a zoo; a crash frees the lock."""
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(str(root / '.lock'), timeout=LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise ZooError(f'Another process has been changing the zoo '
+                       f'{str(root)!r} for {LOCK_SECONDS} s; try again when '
+                       'it has ended.') from None
+
+
+def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Make ``root/name`` a folder of exactly these files, all or nothing.
+
+    Call it within :func:`locked`. An older version stays readable until the
+    new one is complete.
+    """
+    _recover(root, name)
+    final, new, old = (root / name, root / f'.{name}.new',
+                       root / f'.{name}.old')
+    new.mkdir()
+    for file_name, data in files.items():
+        with open(new / file_name, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(new)
+    if final.is_dir():
+        os.replace(final, old)
+    os.replace(new, final)
+    _sync_folder(root)
+    _discard(old)
+
+
+def withdraw(root: Path, name: str) -> None:
+    """Remove ``root/name`` in one step; call it within :func:`locked`."""
+    _recover(root, name)
+    doomed = root / f'.{name}.new'
+    os.replace(root / name, doomed)
+    _sync_folder(root)
+    _discard(doomed)
+
+
+def _recover(root: Path, name: str) -> None:
+    """Finish or undo what a crash may have interrupted."""
+    final, old = root / name, root / f'.{name}.old'
+    _discard(root / f'.{name}.new')
+    if final.is_dir():
+        _discard(old)
+    elif old.is_dir():
+        os.replace(old, final)
+
+
+def _discard(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, where the system can (Windows cannot)."""
+    if os.name == 'posix':
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

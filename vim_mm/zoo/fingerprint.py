@@ -1,0 +1,66 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A name for the weights that a module was trained beside."""
+
+import hashlib
+from typing import Sequence
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from .card import ZooError
+
+
+def get_slot(trunk: nn.Module, slot: str) -> nn.Module:
+    """Return the submodule of ``trunk`` that a slot names.
+
+    Raises:
+        ZooError: If the trunk has no such submodule.
+    """
+    if is_model_wrapper(trunk):
+        trunk = trunk.module
+    try:
+        return trunk.get_submodule(slot)
+    except AttributeError:
+        children = ', '.join(name for name, _ in trunk.named_children())
+        raise ZooError(
+            f'The trunk {type(trunk).__name__} has no submodule {slot!r}; '
+            f'its children are: {children or "none"}.') from None
+
+
+def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
+    """Hash the frozen weights that sit in the slots of a trunk.
+
+    Only the slots' own tensors count. The same trunk is rightly used with
+    different image sizes (resized position embeddings), with and without its
+    final norm and with other ``out_indices``; the weights inside the slots are
+    what a module was trained beside, and any other pretraining changes them.
+
+    Neither the device, nor hooks on the slots, nor a wrapper around the trunk
+    matters. The number format matters as far as it rounds: a trunk cast to
+    bfloat16 has other weights. Non-persistent buffers are derived from the
+    config and do not count.
+
+    Args:
+        trunk: The trunk, with its weights loaded.
+        slots: Names of its submodules, in any order.
+
+    Returns:
+        64 hexadecimal digits: sha256 over the sorted tensors' names, shapes
+        and float32 values.
+
+    Raises:
+        ZooError: If no slot is given, or one does not exist in the trunk.
+    """
+    if not slots:
+        raise ZooError('A trunk has a fingerprint for given slots only, and '
+                       'none is given.')
+    digest = hashlib.sha256()
+    for slot in sorted(set(slots)):
+        state = get_slot(trunk, slot).state_dict()
+        digest.update(f'{slot}\n'.encode())
+        for key in sorted(state):
+            value = state[key].detach().to('cpu', torch.float32).contiguous()
+            digest.update(f'{slot}.{key} {list(value.shape)}\n'.encode())
+            digest.update(value.numpy().astype('<f4', copy=False).data)
+    return digest.hexdigest()
