@@ -3,6 +3,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Iterator, List, Optional
 
 import torch
@@ -56,7 +57,8 @@ def cache_features(model: BaseModel,
         model (BaseModel): An mm* model with a ``backbone``, not wrapped.
         dataloader (DataLoader): Of the training set.
         views (int): Number of passes. Defaults to 1.
-        max_batches (int, optional): Stop a pass after so many batches.
+        max_batches (int, optional): Stop a pass after so many batches. An
+            infinite sampler's pass ends after one data set's worth of them.
 
     Returns:
         list[CachedBatch]: On CPU, in the order of the passes.
@@ -64,10 +66,11 @@ def cache_features(model: BaseModel,
     training = model.training
     model.eval()
     cached = []
+    num = len(dataloader)
+    if max_batches is not None:
+        num = min(num, max_batches)
     for _ in range(views):
-        for index, data in enumerate(dataloader):
-            if index == max_batches:
-                break
+        for data in islice(dataloader, num):
             batch = preprocess(model, data)
             features = model.backbone(batch['inputs'])
             cached.append(

@@ -10,6 +10,9 @@ from torch import Tensor
 from vim_mm.models.necks.token_pooling import pool_tokens
 from .feature_cache import CachedBatch
 
+#: Label of a patch that belongs to no class; 255 may be one.
+IGNORED = -1
+
 
 def ridge(x: Tensor, y: Tensor, weight: Tensor, l2: float) -> Tensor:
     """Weighted ridge regression, solved in the smaller of both dimensions.
@@ -138,13 +141,13 @@ def rows_of(cached: List[CachedBatch],
     x, y, picture = (torch.cat([t.flatten(0, 1) for t in part])
                      for part in (rows, labels, pictures))
     keep = torch.arange(len(x))[::max(1, -(-len(x) // max_rows))]
-    keep = keep[y[keep] != 255]
+    keep = keep[y[keep] != IGNORED]
     return x[keep], y[keep], picture[keep]
 
 
 def patch_labels(sample: object, grid: Tuple[int, int],
                  padded: Tuple[int, int]) -> Tensor:
-    """Class at the centre of every patch, (H * W, ); 255 is ignored.
+    """Class at the centre of every patch, (H * W, ), or :data:`IGNORED`.
 
     Args:
         sample: A data sample with ``gt_sem_seg`` or ``gt_instances``.
@@ -158,7 +161,8 @@ def patch_labels(sample: object, grid: Tuple[int, int],
         # padding beyond the label map counts as ignored
         seg = F.pad(seg, (0, padded[1] - seg.shape[1], 0,
                           padded[0] - seg.shape[0]), value=255)
-        return seg[rows.long()][:, cols.long()].flatten()
+        classes = seg[rows.long()][:, cols.long()].flatten().long()
+        return classes.masked_fill(classes == 255, IGNORED)
     boxes = sample.gt_instances.bboxes
     boxes = getattr(boxes, 'tensor', boxes)
     classes = sample.gt_instances.labels + 1

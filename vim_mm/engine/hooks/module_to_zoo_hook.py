@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import math
 import os.path as osp
 import time
 from typing import List, Optional
@@ -8,7 +9,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from vim_mm.registry import HOOKS
-from vim_mm.zoo import Zoo, ZooError, head_state, save_module
+from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from ..feature_cache import unwrap
 
 
@@ -46,17 +47,28 @@ class ModuleToZooHook(Hook):
 
         Raises:
             ValueError: If the backbone learns no module.
-            ZooError: If the zoo holds a module of that name.
+            ZooError: If the zoo holds a module of that name, or the card
+                would not be valid.
         """
-        name = unwrap(runner.model).backbone.new_module
+        backbone = unwrap(runner.model).backbone
+        name = backbone.new_module
         if name is None:
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '
                              'module this run learns.')
-        if not self.overwrite and name in Zoo(self.zoo).names():
+        if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (tools/zoo.py remove), rename '
                            'the new one, or set overwrite=True.')
+        # a card with what is known now; it names a wrong field
+        ModuleCard(
+            name=name,
+            kind='any',
+            adapter=dict(type='any'),
+            slots=['any'],
+            dims=dict(any=1),
+            trunk=dict(type='any', fingerprint='any'),
+            **self.card)
         self._start = time.time()
 
     @master_only
@@ -75,7 +87,7 @@ class ModuleToZooHook(Hook):
             num_train=len(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
             training=dict(
-                config=osp.basename(runner.cfg.get('filename') or ''),
+                config=osp.basename(runner.cfg.filename or ''),
                 iterations=runner.iter,
                 seconds=round(time.time() - self._start, 1)),
             **self.card)
@@ -87,8 +99,13 @@ def _last_metrics(runner: Runner) -> List[dict]:
     num: Optional[int] = None
     if runner.val_dataloader is not None and runner.val_loop is not None:
         num = len(runner.val_loop.dataloader.dataset)
-    return [
-        dict(name=key[len('val/'):], value=float(buffer.current()), n=num)
+    metrics = {
+        key[len('val/'):]: float(buffer.current())
         for key, buffer in runner.message_hub.log_scalars.items()
         if key.startswith('val/') and not key.endswith('time')
+    }
+    # a metric without value (mIoU of absent classes) has no place on a card
+    return [
+        dict(name=name, value=value, n=num) for name, value in metrics.items()
+        if math.isfinite(value)
     ]

@@ -52,7 +52,8 @@ class AdapterBank(nn.Module):
         """Add a module; the ones already here are not touched.
 
         Args:
-            name (str): Name of the module: letters, digits, '_' and '-'.
+            name (str): Name of the module: letters, digits, '_' and '-',
+                as in a zoo.
             adapter_cfg (dict): Config of its adapters, without ``dims``.
             dims (Mapping[str, int]): Width of each slot it occupies.
             tensors (Mapping[str, Tensor], optional): Its learned weights,
@@ -67,9 +68,11 @@ class AdapterBank(nn.Module):
         if name in self._slots:
             raise ValueError(f"The bank already holds a module '{name}'; "
                              'give the new one another name.')
-        if not re.fullmatch(r'\w[\w-]*', name) or hasattr(self.members, name):
-            raise ValueError(f"'{name}' cannot name a module; use letters, "
-                             "digits, '_' and '-', and no torch method name.")
+        if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,99}', name,
+                            re.ASCII) or hasattr(self.members, name):
+            raise ValueError(f"'{name}' cannot name a module; start with a "
+                             "letter or digit, use letters, digits, '_' and "
+                             "'-', 100 at most, and no torch method name.")
         adapters = nn.ModuleDict({
             _key(slot): MODELS.build(dict(adapter_cfg, dims=width))
             for slot, width in dims.items()

@@ -113,8 +113,12 @@ class ConvPass(BaseAdapter):
 
     @property
     def wide_key(self) -> Hashable:
-        """Only equal bottlenecks fit one grouped convolution."""
-        return type(self), self.hidden_dims, self.dropout.p
+        """Only equal bottlenecks fit one grouped convolution.
+
+        Nor do a frozen and a learning adapter share one dropout.
+        """
+        drop_rate = self.dropout.p if self.training else 0.
+        return type(self), self.hidden_dims, drop_rate
 
     @classmethod
     def wide(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,

@@ -33,12 +33,17 @@ def build_trunk(cfg: dict) -> nn.Module:
     if pretrained:
         load_trunk_weights(trunk, init_cfg['checkpoint'],
                            init_cfg.get('prefix'))
-    elif hasattr(trunk, 'init_weights'):
+    elif hasattr(trunk, 'init_weights') and not is_meta(trunk):
         trunk.init_weights()
     # not chained: train() of some backbones returns None
     trunk.requires_grad_(False)
     trunk.eval()
     return trunk
+
+
+def is_meta(trunk: nn.Module) -> bool:
+    """Whether the trunk was built without storage, on the meta device."""
+    return any(param.is_meta for param in trunk.parameters())
 
 
 def load_trunk_weights(trunk: nn.Module,

@@ -1,16 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.zoo import Zoo, trunk_fingerprint
 from ..adapters import AdapterBank
 from .slots import SlotSpec, find_slots, slot_input
-from .trunk import build_trunk
+from .trunk import build_trunk, is_meta
 
 
 class Slot:
@@ -147,18 +147,37 @@ class ViMBackbone(BaseModule):
             raise ValueError(f'The modules {list(modules)} are to be loaded, '
                              'but no `zoo` is given; set '
                              '`model.backbone.zoo` to its directory.')
+        fingerprints: Dict[Tuple[str, ...], str] = {}
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
-            Zoo(zoo).check_trunk(card, self.trunk)
+            Zoo(zoo).check_trunk(card, self.trunk, known=fingerprints)
+            idle = [slot for slot in card.slots if slot not in self.slots]
+            if idle:
+                raise ValueError(
+                    f"Module '{name}' occupies {len(idle)} places that are "
+                    f'no slots of this backbone, such as {idle[:3]}, and '
+                    'would run without them; widen the `slots` pattern.')
             self.bank.add(
                 name,
                 card.adapter, {slot: card.dims[slot]
                                for slot in card.slots},
                 tensors,
                 trainable=False)
+        self.bank.to(next(self.trunk.parameters()).device)
 
     def init_weights(self) -> None:
-        """Nothing to do: the trunk is loaded, adapters start at zero."""
+        """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""
+        if self.init_cfg:
+            initialize(self, self.init_cfg)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'ViMBackbone':
+        """Keep ``fn`` from the parts inside.
+
+        A model's own ``init_cfg`` (Swin classifiers have one) reaches every
+        layer through ``apply``, when trunk and modules are loaded already.
+        """
+        fn(self)
+        return self
 
     # --------------------------------------------------------------- tasks
 
@@ -269,10 +288,14 @@ class ViMBackbone(BaseModule):
         return self
 
     def _fingerprint(self) -> Tensor:
-        if next(self.trunk.parameters()).is_meta:
+        if is_meta(self.trunk):
             return torch.zeros(32, dtype=torch.uint8)
         digest = trunk_fingerprint(self.trunk, list(self.slots))
         return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+
+    def __getstate__(self) -> dict:
+        # gates of the last pass hang on its graph, which cannot be copied
+        return dict(self.__dict__, _active=([], None))
 
     @staticmethod
     def _leave_trunk_out(backbone: 'ViMBackbone', state_dict: dict,

@@ -58,7 +58,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         """Add a task over ``modules``; other tasks are not touched.
 
         Raises:
-            ValueError: If the name is taken or holds a dot.
+            ValueError: If the name is taken or not allowed.
         """
         self._register(task, modules)
 
@@ -66,8 +66,10 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         if task in self.task_modules:
             raise ValueError(f"There is a task '{task}' already; choose "
                              'another name.')
-        if '.' in task:
-            raise ValueError(f"A task name holds no dot, '{task}' does.")
+        # parameters are kept under task names, beside their dict's methods
+        if not task or '.' in task or hasattr(nn.ParameterDict(), task):
+            raise ValueError(f"'{task}' cannot name a task; use a name "
+                             'without dots that is no torch method name.')
         self.task_modules[task] = list(modules)
 
     def select(self, task: str) -> None:
@@ -132,10 +134,11 @@ class EnsMoE(BaseFusion):
         self._start(task)
 
     def _start(self, task: str) -> None:
-        num_modules = len(self.task_modules[task])
+        shape = (self.num_slots, len(self.task_modules[task]))
+        # a task that joins later starts where the others are, on their device
+        like = next(iter(self.logits.values()), torch.zeros(()))
         self.logits[task] = nn.Parameter(
-            torch.zeros(self.num_slots, num_modules),
-            requires_grad=self.learn)
+            like.new_zeros(shape), requires_grad=self.learn)
 
     def select(self, task: str) -> None:
         """See :meth:`BaseFusion.select`."""
