@@ -74,6 +74,23 @@ def test_overwrite_that_dies_leaves_old_or_new(tmp_path, make_card,
     assert outcomes.count(False) > 4 and outcomes.count(True) > 2
 
 
+def test_second_death_after_a_first_one(tmp_path, make_card, make_tensors):
+    old, new = (make_tensors(seed) for seed in range(2))
+    card = make_card()
+    for step in range(100):
+        zoo = Zoo(tmp_path / str(step))
+        zoo.save(card, old)
+        # what a death between the two renames leaves
+        (zoo.root / 'm').rename(zoo.root / '.m.old')
+        died = die_at(step, lambda: zoo.save(card, new, overwrite=True))
+        assert zoo.names() == ['m'] and zoo.verify() == []
+        found = zoo.load('m')[1]
+        assert same(found, old) or same(found, new)
+        if not died:
+            break
+    assert step > 6 and same(found, new)
+
+
 def test_first_save_that_dies_leaves_nothing_or_all(tmp_path, make_card,
                                                     make_tensors):
     tensors, card = make_tensors(), make_card()

@@ -337,6 +337,10 @@ def test_add_one_and_all(zoo, tmp_path, make_card, make_tensors):
         other.add(zoo.root, 'x')
     with pytest.raises(ZooError, match="already has a module 'n'"):
         other.add(zoo.root / 'n')
+    other.remove('m')
+    with pytest.raises(ZooError, match="already has a module 'n'"):
+        other.add(zoo.root)
+    assert other.names() == ['n', 'renamed']
     (tmp_path / 'empty').mkdir()
     for nothing in ('empty', 'absent'):
         with pytest.raises(ZooError):

@@ -6,7 +6,7 @@ from typing import Any, Dict, Mapping, Optional, Union
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .card import ModuleCard
+from .card import ModuleCard, ZooError
 from .fingerprint import trunk_fingerprint
 from .zoo import Zoo
 
@@ -35,8 +35,16 @@ def save_module(backbone: nn.Module,
         The card as written.
 
     Raises:
-        ZooError: If the module cannot be written; see :meth:`Zoo.save`.
+        ZooError: If a card has no such field, or the module cannot be
+            written; see :meth:`Zoo.save`.
     """
+    allowed = ('trunk', 'task', 'dataset', 'num_train', 'metrics', 'licence',
+               'version', 'training')
+    unknown = sorted(set(card_fields).difference(allowed))
+    if unknown:
+        raise ZooError(f'The card of module {name!r} cannot be given '
+                       f'{", ".join(unknown)}; it takes '
+                       f'{", ".join(allowed)}.')
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
     adapter = backbone.bank.adapter_cfg(name)
     slots = list(backbone.bank.slots_of(name))

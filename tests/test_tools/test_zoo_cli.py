@@ -1,0 +1,185 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from vim_mm.zoo import ModuleCard, Zoo
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'tools' / 'zoo.py'
+MODEL = '''
+default_scope = 'mmpretrain'
+module_card = dict(task='cls', dataset='shapes', licence='Apache-2.0')
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='vim_mm.ViMBackbone',
+        trunk=dict(
+            type='VisionTransformer',
+            arch=dict(embed_dims=16, num_layers=1, num_heads=2,
+                      feedforward_channels=32),
+            img_size=32, patch_size=16, out_type='cls_token'),
+        adapter=dict(type='vim_mm.ConvPass', hidden_dims=2),
+        new_module='shapes', probe_size=32, save_trunk=True),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=16))
+'''
+
+
+@pytest.fixture(scope='module')
+def cli():
+    spec = importlib.util.spec_from_file_location('zoo_cli', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    zoo = Zoo(tmp_path / 'zoo')
+    for name in ('boats', 'cars'):
+        card = ModuleCard(
+            name=name,
+            kind='ConvPass',
+            adapter=dict(type='ConvPass'),
+            slots=['a.b'],
+            dims={'a.b': 3},
+            trunk=dict(type='Net', fingerprint='f' * 64),
+            metrics=[dict(name='AP', value=0.5, n=7)])
+        zoo.save(card, {'a.b.w': torch.ones(3)})
+    return zoo
+
+
+def damage(zoo, name):
+    path = zoo.root / name / 'module.safetensors'
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_list(cli, zoo, capsys):
+    assert cli.main(['list', str(zoo.root), '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == [card.to_dict() for card in zoo.cards()]
+    (zoo.root / 'cars' / 'card.json').write_text('{')
+    assert cli.main(['list', str(zoo.root)]) == 0
+    out = capsys.readouterr().out
+    assert 'boats' in out and 'cars' in out
+    assert cli.main(['list', str(zoo.root), '--json']) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]['name'] == 'boats' and 'not valid JSON' in rows[1]['error']
+
+
+def test_show(cli, zoo, capsys):
+    assert cli.main(['show', str(zoo.root), 'boats', '--json']) == 0
+    assert ModuleCard.from_json(capsys.readouterr().out) == zoo.card('boats')
+    assert cli.main(['show', str(zoo.root), 'boats']) == 0
+    out = capsys.readouterr().out
+    assert 'ConvPass' in out and 'AP 0.5 (n=7)' in out
+
+
+def test_verify(cli, zoo, capsys):
+    assert cli.main(['verify', str(zoo.root)]) == 0
+    damage(zoo, 'cars')
+    assert cli.main(['verify', str(zoo.root), 'boats']) == 0
+    capsys.readouterr()
+    assert cli.main(['verify', str(zoo.root)]) == 1
+    out, err = capsys.readouterr()
+    assert 'damaged' in out and err == '1 of 2 modules are not valid.\n'
+
+
+def test_add(cli, zoo, tmp_path, capsys):
+    other = Zoo(tmp_path / 'other')
+    add = ['add', str(other.root), str(zoo.root / 'cars'), '--name', 'vans']
+    assert cli.main(add) == 0
+    assert cli.main(['add', str(other.root), str(zoo.root)]) == 0
+    assert other.names() == ['boats', 'cars', 'vans']
+    assert cli.main(add) == 1
+    assert "already has a module 'vans'" in capsys.readouterr().err
+
+
+def test_remove(cli, zoo, capsys, monkeypatch):
+    remove = ['remove', str(zoo.root), 'cars']
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('y\n'))
+    assert cli.main(remove) == 1 and '--yes' in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: True)
+    monkeypatch.setattr(cli.Confirm, 'ask', lambda _: False)
+    assert cli.main(remove) == 0 and 'cars' in zoo
+    monkeypatch.setattr(cli.Confirm, 'ask', lambda _: True)
+    assert cli.main(remove) == 0 and 'cars' not in zoo
+    capsys.readouterr()
+    assert cli.main(remove + ['--yes']) == 1
+    assert "no module 'cars'" in capsys.readouterr().err
+
+
+def test_error_is_one_sentence_and_exit_code_1(zoo):
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([
+        sys.executable, '-W', 'ignore',
+        str(SCRIPT), 'show',
+        str(zoo.root), 'boat'
+    ],
+                          env=env,
+                          capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr == (f"The zoo '{zoo.root}' has no module 'boat'; did "
+                           'you mean boats?\n')
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A config, and a checkpoint of its model with all values random."""
+    config = tmp_path / 'tiny.py'
+    config.write_text(MODEL)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(Config.fromfile(config).model)
+    for value in model.parameters():
+        torch.nn.init.normal_(value)
+    # the trunk's values changed, and with them its name in the checkpoint
+    model.backbone.trunk_fingerprint.copy_(model.backbone._fingerprint())
+    checkpoint = tmp_path / 'tiny.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    return model, str(config), str(checkpoint)
+
+
+def test_save(cli, trained, tmp_path, capsys):
+    model, config, checkpoint = trained
+    zoo = Zoo(tmp_path / 'new')
+    save = ['save', config, checkpoint, str(zoo.root)]
+    assert cli.main(save) == 0
+    card, tensors = zoo.load('shapes')
+    exported = model.backbone.bank.export('shapes')
+    assert tensors.keys() == exported.keys()
+    assert all(torch.equal(tensors[k], exported[k]) for k in exported)
+    head = zoo.load_head('shapes')
+    assert torch.equal(head['head.fc.weight'], model.head.fc.weight)
+    assert (card.task, card.dataset) == ('cls', 'shapes')
+    assert card.training == dict(config='tiny.py')
+    zoo.check_trunk(card, model.backbone.trunk)
+    capsys.readouterr()
+    assert cli.main(save) == 1
+    assert 'already has a module' in capsys.readouterr().err
+    assert cli.main(save + ['--overwrite']) == 0
+    assert cli.main(save + ['--name', 'again']) == 0
+    assert zoo.names() == ['again', 'shapes'] and zoo.verify() == []
+
+
+def test_save_refuses_what_was_not_trained(cli, trained, tmp_path, capsys):
+    _, config, checkpoint = trained
+    zoo = str(tmp_path / 'new')
+    other = ['--cfg-options', 'model.backbone.new_module=other']
+    assert cli.main(['save', config, checkpoint, zoo] + other) == 1
+    assert 'is not a checkpoint of this config' in capsys.readouterr().err
+    none = ['--cfg-options', 'model.backbone.new_module=None']
+    assert cli.main(['save', config, checkpoint, zoo] + none) == 1
+    assert 'trains no module' in capsys.readouterr().err
+    assert cli.main(['save', config, str(tmp_path / 'no.pth'), zoo]) == 1
+    assert 'no.pth' in capsys.readouterr().err
+    assert not os.path.exists(zoo)
