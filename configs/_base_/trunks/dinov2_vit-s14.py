@@ -1,0 +1,39 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""DINOv2 ViT-S/14: 12 blocks, 384 wide, 22 M parameters.
+
+Weights, Apache-2.0, by facebookresearch (``dinov2_vits14_pretrain.pth``) or
+Hugging Face (``facebook/dinov2-small``, ``model.safetensors``), which the user
+brings:
+
+    python tools/model_converters/convert_trunk.py dinov2 \\
+        dinov2_vits14_pretrain.pth weights/dinov2_vit-s14.safetensors
+
+Set ``VIM_MM_WEIGHTS`` to keep weights in another folder. Variants with
+registers do not fit.
+
+``img_size`` is the grid the position embedding was trained on (37 x 37), so
+the file loads as it is; the embedding is resized (bicubic) to every picture
+while the trunk runs. Sides of pictures should be multiples of 14.
+
+For dense heads: raw maps of four blocks. The file's ``ln1.*`` are then
+reported as unexpected keys, which is right. For classification override in
+``model.backbone``:
+``trunk=dict(out_indices=11, out_type='cls_token', final_norm=True)``.
+"""
+
+trunk = dict(
+    type='mmpretrain.VisionTransformer',
+    arch='dinov2-small',
+    img_size=518,
+    patch_size=14,
+    layer_scale_init_value=1e-5,
+    out_indices=(2, 5, 8, 11),
+    out_type='featmap',
+    final_norm=False,
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='{{$VIM_MM_WEIGHTS:weights}}/dinov2_vit-s14.safetensors'))
+
+# ImageNet statistics, RGB
+trunk_normalization = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
