@@ -1,0 +1,179 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The bank against a loop over its modules."""
+
+from typing import Optional
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from _tiny import fill
+from vim_mm.models.adapters import AdapterBank, BaseAdapter
+from vim_mm.registry import MODELS
+
+CFG = dict(type='ConvPass', hidden_dims=3)
+SLOTS = {'layers.0.attn': 8, 'layers.0.ffn': 8}
+
+
+@MODELS.register_module(name='TestScale', force=True)
+class Scale(BaseAdapter):
+    """A second kind of adapter, without a wide form of its own."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.zeros(dims))
+
+    def forward(self, x: Tensor, grid: tuple) -> Tensor:
+        return x * self.factor
+
+
+def make(*names: str, cfg: dict = CFG, dims: dict = SLOTS) -> AdapterBank:
+    bank = AdapterBank()
+    for name in names:
+        bank.add(name, cfg, dims)
+        fill(bank.members[name], seed=ord(name[-1]))
+    return bank.double()
+
+
+def loop(bank: AdapterBank, slot: str, x: Tensor, grid: tuple, names: list,
+         gates: Optional[list]) -> Tensor:
+    total = torch.zeros_like(x)
+    for index, name in enumerate(names):
+        if slot in bank.slots_of(name):
+            adapter = bank.members[name][slot.replace('.', '-')]
+            weight = 1. if gates is None else gates[index]
+            total = total + weight * adapter(x, grid)
+    return total
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kinds=st.lists(
+        st.sampled_from(['h3', 'h5', 'scale', 'elsewhere', 'dropout']),
+        min_size=1,
+        max_size=6),
+    gated=st.booleans())
+def test_mixed_modules_equal_the_loop(kinds: list, gated: bool) -> None:
+    configs = dict(
+        h3=CFG,
+        h5=dict(type='ConvPass', hidden_dims=5, scale=2.),
+        scale=dict(type='TestScale'),
+        elsewhere=CFG,
+        dropout=dict(CFG, drop_rate=0.5))
+    torch.manual_seed(0)
+    bank = AdapterBank()
+    for index, kind in enumerate(kinds):
+        dims = {'layers.0.ffn': 8} if kind == 'elsewhere' else SLOTS
+        bank.add(f'm{index}', configs[kind], dims)
+        fill(bank.members[f'm{index}'], seed=index)
+    bank.double().eval()
+    x, names = torch.randn(2, 7, 8).double(), bank.names[::-1]
+    gates = torch.rand(len(names)).double() if gated else None
+    for slot in SLOTS:
+        delta = bank(slot, x, (2, 3), names, gates)
+        expected = loop(bank, slot, x, (2, 3), names, gates)
+        if delta is None:
+            assert set(kinds) == {'elsewhere'} and slot == 'layers.0.attn'
+        else:
+            torch.testing.assert_close(delta, expected)
+
+
+def test_a_frozen_and_a_learning_module_do_not_share_dropout() -> None:
+    bank = AdapterBank()
+    cfg = dict(CFG, drop_rate=0.9)
+    for name, trainable in (('frozen', False), ('learning', True)):
+        bank.add(name, cfg, SLOTS, trainable=trainable)
+        fill(bank.members[name])
+    bank.train()
+    x, gates = torch.randn(1, 6, 8), torch.tensor([1., 0.])
+
+    def run(*names: str, gates: Tensor = None) -> Tensor:
+        return bank('layers.0.ffn', x, (2, 3), names, gates)
+
+    both = ('frozen', 'learning')
+    # what is fixed has no dropout, what learns has it, in any order
+    torch.testing.assert_close(run(*both, gates=gates), run('frozen'))
+    torch.testing.assert_close(
+        run(*both[::-1], gates=gates.flip(0)), run('frozen'))
+    learned = [run(*order, gates=g) for order, g in (
+        (both, gates.flip(0)), (both[::-1], gates))]
+    for delta in learned:
+        torch.manual_seed(1)
+        assert not torch.allclose(delta, bank.eval()(
+            'layers.0.ffn', x, (2, 3), ['learning'], None))
+        bank.train()
+
+
+def test_only_the_named_modules_run() -> None:
+    bank = make('a', 'b', 'c')
+    x = torch.randn(1, 7, 8).double()
+    alone = bank('layers.0.ffn', x, (2, 3), ['b'], None)
+    gates = torch.tensor([0., 1., 0.]).double()
+    every = bank('layers.0.ffn', x, (2, 3), bank.names, gates)
+    torch.testing.assert_close(every, alone)
+    assert bank('layers.9.ffn', x, (2, 3), ['b'], None) is None
+
+
+def test_export_and_add_make_a_copy() -> None:
+    bank = make('a').float()
+    tensors = bank.export('a')
+    assert set(tensors) == {
+        f'{slot}.{param}.{end}'
+        for slot in SLOTS for param in ('down', 'conv', 'up')
+        for end in ('weight', 'bias')
+    }
+    assert bank.adapter_cfg('a') == CFG and bank.slots_of('a') == list(SLOTS)
+    bank.add('b', bank.adapter_cfg('a'), SLOTS, tensors, trainable=False)
+    assert all(not p.requires_grad for p in bank.members['b'].parameters())
+    assert all(p.requires_grad for p in bank.members['a'].parameters())
+    fill(bank.members['a'], seed=99)
+    for key, value in bank.export('b').items():
+        assert torch.equal(value, tensors[key])
+        assert not torch.equal(value, bank.export('a')[key])
+
+
+def test_adding_and_removing_touch_no_other_module() -> None:
+    bank = make('a', 'b')
+    before = bank.export('a')
+    x = torch.randn(1, 7, 8).double()
+    delta = bank('layers.0.ffn', x, (2, 3), ['a'], None)
+    bank.remove('b')
+    bank.add('c', CFG, SLOTS)
+    assert bank.names == ['a', 'c']
+    assert all(torch.equal(v, before[k]) for k, v in bank.export('a').items())
+    assert torch.equal(
+        delta, bank('layers.0.ffn', x, (2, 3), ['a'], None))
+
+
+def test_frozen_modules_stay_in_eval_mode() -> None:
+    bank = make('a')
+    bank.add('b', CFG, SLOTS, trainable=False)
+    bank.train()
+    assert all(m.training for m in bank.members['a'].modules())
+    assert not any(m.training for m in bank.members['b'].modules())
+
+
+@pytest.mark.parametrize(
+    'name', ['', 'a.b', 'a b', '../a', '_a', '-a', 'é', 'keys', 'train', 'a' * 101])
+def test_names_that_no_zoo_or_model_can_hold_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match='cannot name a module'):
+        AdapterBank().add(name, CFG, SLOTS)
+
+
+def test_mistakes_are_sentences_and_change_nothing() -> None:
+    bank = make('a')
+    with pytest.raises(ValueError, match="already holds a module 'a'"):
+        bank.add('a', CFG, SLOTS)
+    with pytest.raises(ValueError, match="no module 'z'; it holds"):
+        bank.remove('z')
+    tensors = bank.export('a')
+    with pytest.raises(ValueError, match="'b' do not fit its adapter"):
+        bank.add('b', dict(CFG, hidden_dims=4), SLOTS, tensors)
+    missing = dict(list(tensors.items())[1:])
+    with pytest.raises(ValueError, match="'b' do not fit its adapter"):
+        bank.add('b', CFG, SLOTS, missing)
+    with pytest.raises(ValueError, match='belongs to no slot'):
+        bank.add('b', CFG, SLOTS, dict(tensors, other=torch.zeros(1)))
+    assert bank.names == ['a'] and list(bank.members) == ['a']
