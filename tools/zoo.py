@@ -106,9 +106,11 @@ def show_module(args: argparse.Namespace) -> None:
     fields = card.to_dict()
     fields['metrics'] = metrics_text(fields)
     slots, dims = fields.pop('slots'), fields.pop('dims')
-    fields['slots'] = (f'{len(slots)}: {slots[0]} … {slots[-1]}, dims '
-                       f'{sorted({str(d) for d in dims.values()})}')
+    sizes = ', '.join(sorted({str(each) for each in dims.values()}))
+    fields['slots'] = (f'{len(slots)}: {slots[0]} … {slots[-1]}, '
+                       f'dims {sizes}')
     table = Table('field', 'value', title=card.name)
+    table.columns[1].overflow = 'fold'
     for key, value in fields.items():
         if value not in (None, '', {}):
             table.add_row(key, escape(str(value)))
