@@ -52,10 +52,13 @@ $(DONE)/torch: requirements/runtime.txt | $(DONE)/venv
 	@$(PIP) torch torchvision
 	@touch $@
 
-# pip builds onedl-mmcv apart from the environment, hence without compiled ops
+# pip builds onedl-mmcv apart from the environment, hence without compiled ops.
+# The stack brings opencv-python, which needs libGL from the system; the
+# headless build of the same version, laid over it, does not.
 $(DONE)/stack: requirements/mminstall.txt $(CONSTRAINTS) $(DONE)/torch
 	@echo '[setup 2/4] the OpenMMLab stack'
 	@$(PIP) -c $(CONSTRAINTS) -r requirements/runtime.txt -r requirements/mminstall.txt
+	@$(PIP) -c $(CONSTRAINTS) --no-deps --force-reinstall opencv-python-headless
 	@touch $@
 
 $(DONE)/extras: requirements/tests.txt requirements/demo.txt requirements/demo_data.txt $(DONE)/stack

@@ -9,6 +9,7 @@ import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -91,6 +92,8 @@ def use_amp(cfg: Config) -> None:
         raise ValueError(
             f'--amp turns an OptimWrapper into an AmpOptimWrapper, but this '
             f'config uses {kind}: leave --amp out.')
+    if get_device() == 'cpu':
+        raise ValueError('--amp needs a GPU, and there is none: leave it out.')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 

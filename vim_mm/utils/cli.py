@@ -14,9 +14,9 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
     """Run a tool's ``main`` and leave the process with its exit code.
 
     A user's mistake ends with code 1 and one sentence on stderr: a missing
-    file, or a ValueError raised in vim_mm or in the tool itself. Setting
-    ``VIM_MM_TRACEBACK=1`` brings the traceback back. Ctrl-C ends with 130.
-    Other exceptions are bugs and keep their traceback.
+    file, an exception class of vim_mm, or a ValueError raised in vim_mm or in
+    the tool itself. Setting ``VIM_MM_TRACEBACK=1`` brings the traceback back.
+    Ctrl-C ends with 130. Other exceptions are bugs and keep their traceback.
 
     Args:
         main: Does the work; returns an exit code, or None for 0.
@@ -37,7 +37,8 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
 
 def is_user_error(error: Exception) -> bool:
     """Whether ``error`` is about the user's input rather than a bug."""
-    if isinstance(error, FileNotFoundError):
+    ours = type(error).__module__.split('.')[0] == 'vim_mm'
+    if ours or isinstance(error, FileNotFoundError):
         return True
     if not isinstance(error, ValueError):
         return False

