@@ -1,0 +1,29 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Few-shot task of the demo: name the digit on a photograph, 20 pictures a class.
+
+    python tools/train.py configs/demo/downstream_digits_cls.py
+
+Needs the zoo that the midstream configs of this folder leave, or `make demo`,
+which also trains the baselines.
+EXPECT
+Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
+start from each module's score, the warmed head and all sizes are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_cls.py',
+    '../_base_/datasets/demo/digits_cls_fewshot.py',
+    '../_base_/schedules/demo_downstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        zoo='work_dirs/demo/zoo',
+        modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
+        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-cls'])))
+
+custom_hooks = [
+    dict(type='vim_mm.ScoreGatesHook'),
+    dict(type='vim_mm.WarmHeadHook', epochs=40),
+    dict(type='vim_mm.GateLogHook')
+]

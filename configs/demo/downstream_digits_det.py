@@ -1,0 +1,30 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Few-shot task of the demo: find and name one to four digits, 200 pictures.
+
+    python tools/train.py configs/demo/downstream_digits_det.py
+
+Needs the zoo that the midstream configs of this folder leave, or `make demo`,
+which also trains the baselines.
+EXPECT
+Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
+start from each module's score, the warmed head and all sizes are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_det.py',
+    '../_base_/datasets/demo/digits_det_fewshot.py',
+    '../_base_/schedules/demo_downstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        zoo='work_dirs/demo/zoo',
+        modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
+        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-det'])),
+    bbox_head=dict(num_classes=10))
+
+custom_hooks = [
+    dict(type='vim_mm.ScoreGatesHook'),
+    dict(type='vim_mm.WarmHeadHook', epochs=30),
+    dict(type='vim_mm.GateLogHook')
+]

@@ -1,0 +1,29 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Few-shot task of the demo: segment the digit on a photograph, 200 pictures.
+
+    python tools/train.py configs/demo/downstream_digits_seg.py
+
+Needs the zoo that the midstream configs of this folder leave, or `make demo`,
+which also trains the baselines.
+EXPECT
+Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
+start from each module's score, the warmed head and all sizes are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_seg.py',
+    '../_base_/datasets/demo/digits_seg_fewshot.py',
+    '../_base_/schedules/demo_downstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        zoo='work_dirs/demo/zoo',
+        modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
+        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-seg'])))
+
+custom_hooks = [
+    dict(type='vim_mm.ScoreGatesHook'),
+    dict(type='vim_mm.WarmHeadHook', epochs=30),
+    dict(type='vim_mm.GateLogHook')
+]

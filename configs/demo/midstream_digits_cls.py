@@ -1,0 +1,31 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Midstream module of the demo: digits on photographs, ten classes.
+
+    python tools/train.py configs/demo/midstream_digits_cls.py
+
+EXPECT
+The scheme (frozen trunk, one ConvPass beside attention and FFN of each block)
+is the paper's; data, sizes, head, warm-up and schedule are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_cls.py',
+    '../_base_/datasets/demo/digits_cls.py',
+    '../_base_/schedules/demo_midstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        new_module='digit-classes',
+        adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
+
+custom_hooks = [
+    dict(type='vim_mm.WarmHeadHook', epochs=20),
+    dict(
+        type='vim_mm.ModuleToZooHook',
+        zoo='work_dirs/demo/zoo',
+        overwrite=True,
+        dataset='scikit-learn digits on packaged photographs, classes',
+        task='cls',
+        licence='BSD-3-Clause')
+]

@@ -1,0 +1,32 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Midstream module of the demo: solar cells, functional or defective.
+
+    python tools/train.py configs/demo/midstream_solar-cells_cls.py
+
+EXPECT
+The scheme (frozen trunk, one ConvPass beside attention and FFN of each block)
+is the paper's; data, sizes, head, warm-up and schedule are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_cls.py',
+    '../_base_/datasets/demo/solar_cells.py',
+    '../_base_/schedules/demo_midstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        new_module='solar',
+        adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)),
+    head=dict(num_classes=2))
+
+custom_hooks = [
+    dict(type='vim_mm.WarmHeadHook', epochs=20),
+    dict(
+        type='vim_mm.ModuleToZooHook',
+        zoo='work_dirs/demo/zoo',
+        overwrite=True,
+        dataset='ELPV, mono-crystalline cells',
+        task='cls',
+        licence='CC BY-NC-SA 4.0')
+]

@@ -1,0 +1,31 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Midstream module of the demo: tree crowns, detection, seen from the air.
+
+    python tools/train.py configs/demo/midstream_tree-crowns_det.py
+
+EXPECT
+The scheme (frozen trunk, one ConvPass beside attention and FFN of each block)
+is the paper's; data, sizes, head, warm-up and schedule are ours.
+"""
+_base_ = [
+    '../_base_/models/demo_det.py',
+    '../_base_/datasets/demo/tree_crowns.py',
+    '../_base_/schedules/demo_midstream.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        new_module='trees',
+        adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
+
+custom_hooks = [
+    dict(type='vim_mm.WarmHeadHook', epochs=10),
+    dict(
+        type='vim_mm.ModuleToZooHook',
+        zoo='work_dirs/demo/zoo',
+        overwrite=True,
+        dataset='Tree crowns (deepforest 2.1.0), 225 tiles of one aerial picture',
+        task='det',
+        licence='MIT')
+]
