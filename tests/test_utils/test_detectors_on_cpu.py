@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from mmengine.utils import get_installed_path
 
@@ -55,12 +55,8 @@ def sample() -> DetDataSample:
 
 
 @pytest.fixture(autouse=True)
-def mmdet_scope():
-    before = DefaultScope.get_current_instance()
+def mmdet_scope() -> None:
     init_default_scope('mmdet')
-    yield
-    if before is not None:
-        init_default_scope(before.scope_name)
 
 
 @pytest.mark.parametrize(('path', 'parts'), [
