@@ -97,13 +97,12 @@ def test_a_frozen_and_a_learning_module_do_not_share_dropout() -> None:
     torch.testing.assert_close(run(*both, gates=gates), run('frozen'))
     torch.testing.assert_close(
         run(*both[::-1], gates=gates.flip(0)), run('frozen'))
-    learned = [run(*order, gates=g) for order, g in (
-        (both, gates.flip(0)), (both[::-1], gates))]
-    for delta in learned:
-        torch.manual_seed(1)
-        assert not torch.allclose(delta, bank.eval()(
-            'layers.0.ffn', x, (2, 3), ['learning'], None))
-        bank.train()
+    learned = [
+        run(*both, gates=gates.flip(0)),
+        run(*both[::-1], gates=gates)
+    ]
+    without_dropout = bank.eval()('layers.0.ffn', x, (2, 3), both[1:], None)
+    assert not any(torch.allclose(d, without_dropout) for d in learned)
 
 
 def test_only_the_named_modules_run() -> None:
@@ -156,7 +155,8 @@ def test_frozen_modules_stay_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['', 'a.b', 'a b', '../a', '_a', '-a', 'é', 'keys', 'train', 'a' * 101])
+    'name', ['', 'a.b', 'a b', '../a', '_a', '-a', 'é', 'keys', 'train',
+             'a' * 101])
 def test_names_that_no_zoo_or_model_can_hold_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match='cannot name a module'):
         AdapterBank().add(name, CFG, SLOTS)

@@ -94,7 +94,7 @@ def find_slots(trunk: nn.Module,
         modules[name].register_forward_hook(record(name), with_kwargs=True)
         for name in names
     ]
-    training = trunk.training
+    modes = {module: module.training for module in trunk.modules()}
     trunk.eval()
     weight = next(trunk.parameters())
     picture = torch.zeros(
@@ -103,7 +103,8 @@ def find_slots(trunk: nn.Module,
         with torch.no_grad():
             trunk(picture)
     finally:
-        trunk.train(training)
+        for module, training in modes.items():
+            module.training = training
         for handle in handles:
             handle.remove()
     # a submodule the trunk never calls (a cut-off stage) is no slot

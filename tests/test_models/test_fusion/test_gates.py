@@ -1,0 +1,141 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Gates of the fusions, per task and slot."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vim_mm.models.fusion import EnsMoE, FixedFusion
+
+NAMES = ['a', 'b', 'c', 'd']
+
+
+def reference(logits: Tensor, top_k: int) -> Tensor:
+    """A softmax over the k largest entries of each row, one at a time."""
+    gates = torch.zeros_like(logits)
+    for row in range(len(logits)):
+        best = sorted(range(logits.shape[1]),
+                      key=lambda i: -float(logits[row, i]))[:top_k]
+        total = sum(logits[row, i].exp() for i in best)
+        for i in best:
+            gates[row, i] = logits[row, i].exp() / total
+    return gates
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num=st.integers(1, 4),
+    slots=st.integers(1, 5),
+    top_k=st.one_of(st.none(), st.integers(1, 6)))
+def test_top_k_softmax(num: int, slots: int, top_k: int) -> None:
+    torch.manual_seed(0)
+    fusion = EnsMoE(NAMES[:num], slots, top_k=top_k)
+    logits = torch.randn(slots, num)
+    fusion.set_logits('default', logits)
+    gates = fusion.gates('default')
+    torch.testing.assert_close(gates, reference(logits, top_k or num))
+    assert ((gates > 0).sum(1) == min(num, top_k or num)).all()
+    torch.testing.assert_close(gates.sum(1), torch.ones(slots))
+    if num > 1:
+        weight = torch.randn(slots, num)
+        (gates * weight).sum().backward()
+        excluded = gates.detach() == 0
+        grad = fusion.logits['default'].grad
+        assert (grad[excluded] == 0).all()
+
+
+def test_fresh_gates_are_uniform_per_task_and_slot() -> None:
+    fusion = EnsMoE(NAMES, 3, tasks=('x', 'y'))
+    assert torch.equal(fusion.gates('y'), torch.full((3, 4), .25))
+    # one logit per module, slot and task: N * S each, 24 N for ViT-B
+    assert [p.numel() for p in fusion.parameters()] == [12, 12]
+    assert sum(p.numel() for p in EnsMoE(NAMES, 24).parameters()) == 24 * 4
+
+
+def test_a_single_module_gets_weight_one_and_no_gradient() -> None:
+    fusion = EnsMoE(['a'], 2)
+    for value in (-5., 0., 7.):
+        fusion.set_logits('default', torch.tensor([value]))
+        assert torch.equal(fusion.gates('default'), torch.ones(2, 1))
+    fusion.gates('default').sum().backward()
+    assert (fusion.logits['default'].grad == 0).all()
+
+
+def test_a_module_at_minus_infinity_leaves_the_others_alone() -> None:
+    old = EnsMoE(NAMES[:2], 2)
+    new = EnsMoE(NAMES[:3], 2)
+    logits = torch.randn(2, 2)
+    old.set_logits('default', logits)
+    padding = torch.full((2, 1), -torch.inf)
+    new.set_logits('default', torch.cat([logits, padding], dim=1))
+    gates = new.gates('default')
+    assert torch.equal(gates[:, :2], old.gates('default'))
+    assert (gates[:, 2] == 0).all()
+
+
+def test_set_logits_takes_one_row_for_all_slots() -> None:
+    fusion = EnsMoE(NAMES, 3)
+    row = torch.tensor([1., 2, 3, 4])
+    fusion.set_logits('default', row)
+    assert torch.equal(fusion.logits['default'], row.expand(3, 4))
+    with pytest.raises(RuntimeError):
+        fusion.set_logits('default', torch.zeros(3))
+
+
+def test_only_the_selected_task_learns() -> None:
+    fusion = EnsMoE(NAMES, 2, tasks=('x', 'y'))
+    fusion.select('y')
+    assert [fusion.logits[t].requires_grad for t in 'xy'] == [False, True]
+    fusion.select('x')
+    assert [fusion.logits[t].requires_grad for t in 'xy'] == [True, False]
+    fixed = EnsMoE(NAMES, 2, learn=False)
+    fixed.select('default')
+    assert not any(p.requires_grad for p in fixed.parameters())
+
+
+def test_a_task_keeps_to_the_modules_it_knows() -> None:
+    tasks = dict(old=['b', 'a'], all=NAMES)
+    fusion = EnsMoE(NAMES, 2, tasks=tasks)
+    assert fusion.task_modules['old'] == ['b', 'a']
+    assert fusion.gates('old').shape == (2, 2)
+    fusion.to('meta').add_task('new', [*NAMES, 'e'])
+    assert fusion.tasks == ['old', 'all', 'new']
+    assert fusion.logits['new'].shape == (2, 5)
+    assert fusion.logits['new'].device == torch.device('meta')
+
+
+@pytest.mark.parametrize('kind', [EnsMoE, FixedFusion])
+def test_mistakes_are_sentences(kind: type) -> None:
+    with pytest.raises(ValueError, match=r"Task 't' asks .*\['z'\]"):
+        kind(NAMES, 2, tasks=dict(t=['a', 'z']))
+    with pytest.raises(ValueError, match='the modules none'):
+        kind(NAMES, 2, tasks=dict(t=[]))
+    with pytest.raises(ValueError, match='the modules none'):
+        kind([], 2)
+    fusion = kind(NAMES, 2)
+    with pytest.raises(ValueError, match="no task 'z'.*'default'"):
+        fusion.select('z')
+    with pytest.raises(ValueError, match="'default' already"):
+        fusion.add_task('default', NAMES)
+    for name in ('a.b', '', 'keys', 'training'):
+        with pytest.raises(ValueError, match='cannot name a task'):
+            fusion.add_task(name, NAMES)
+    assert fusion.tasks == ['default']
+
+
+def test_top_k_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match='leaves no module'):
+        EnsMoE(NAMES, 2, top_k=0)
+
+
+def test_fixed_weights_are_taken_as_given() -> None:
+    fusion = FixedFusion(
+        NAMES, 2, tasks=dict(t=['d', 'a']), weights=dict(a=0.5, b=3, d=-1))
+    assert torch.equal(fusion.gates('t'), torch.tensor([[-1, .5]] * 2))
+    uniform = FixedFusion(NAMES, 2, tasks=dict(t=['d', 'a']))
+    assert torch.equal(uniform.gates('t'), torch.full((2, 2), .5))
+    assert not list(fusion.parameters()) and not fusion.state_dict()
+    with pytest.raises(ValueError, match=r"Weights are given for \['z'\]"):
+        FixedFusion(NAMES, 2, weights=dict(z=1.))
