@@ -8,7 +8,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 import pytest
 import yaml
@@ -85,11 +85,18 @@ def pip(args: List[str]) -> None:
     ], ROOT)
 
 
-def inherit(project: Path, package_in: Path, path: str) -> None:
+def inherit(project: Path,
+            package_in: Path,
+            path: str,
+            flags: Sequence[str] = (),
+            prologue: str = '') -> None:
     """A config of another project inherits one of vim_mm's."""
     project.mkdir()
     (project / 'child.py').write_text(f"_base_ = 'vim_mm::{BASE}'\nmine = 1\n")
-    python(['-c', INHERIT, str(package_in), BASE], project, PYTHONPATH=path)
+    python([*flags, '-c', prologue + INHERIT,
+            str(package_in), BASE],
+           project,
+           PYTHONPATH=path)
 
 
 def test_sdist_is_complete(sdist: Path) -> None:
@@ -129,15 +136,15 @@ def test_a_project_inherits_from_an_editable_install(
         tree: Path, tmp_path: Path) -> None:
     site = tmp_path / 'site'
     pip(['install', '--target', str(site), '-e', str(tree)])
-    # .pth files are read in site folders only; this one goes before the
-    # environment that runs the tests, where vim_mm may be installed too
-    code = ('import site, sys; old = sys.path[:]; '
-            f'site.addsitedir({str(site)!r}); '
-            'sys.path[:] = sys.path[len(old):] + old')
-    hook = tmp_path / 'hook'
-    hook.mkdir()
-    (hook / 'sitecustomize.py').write_text(code)
-    inherit(tmp_path / 'project', tree, f'{hook}')
+    # without site, a vim_mm that this environment has in editable mode stays
+    # out: only the .pth files of the new folder are read
+    libraries = [p for p in sys.path if p.endswith('-packages')]
+    inherit(
+        tmp_path / 'project',
+        tree,
+        os.pathsep.join(libraries),
+        flags=['-S'],
+        prologue=f'import site; site.addsitedir({str(site)!r})')
     # an edit shows at once
     config = tree / 'vim_mm/.mim/configs' / BASE
     assert config.resolve() == (tree / 'configs' / BASE).resolve()
