@@ -144,7 +144,8 @@ def test_a_project_inherits_from_an_editable_install(
         tree,
         os.pathsep.join(libraries),
         flags=['-S'],
-        prologue=f'import site; site.addsitedir({str(site)!r})')
+        prologue=f'import site, sys; sys.path.insert(0, {str(site)!r}); '
+        f'site.addsitedir({str(site)!r})')
     # an edit shows at once
     config = tree / 'vim_mm/.mim/configs' / BASE
     assert config.resolve() == (tree / 'configs' / BASE).resolve()
