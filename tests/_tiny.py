@@ -7,6 +7,7 @@ from typing import Dict, List, Optional
 
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
@@ -182,14 +183,14 @@ NORMALISE = dict(mean=[60.] * 3, std=[60.] * 3)
 LEVELS = [DIMS] * 3
 
 
-def model_cfg(kind: str, backbone: dict, neck: Optional[dict] = None) -> dict:
+def model_cfg(kind: str, backbone: dict, neck: Optional[dict] = None) -> ConfigDict:
     """A classifier, detector or segmentor on maps of DIMS channels."""
     backbone = dict(
         dict(type='vim_mm.ViMBackbone', probe_size=SIZE), **backbone)
     model = dict(backbone=backbone)
     if neck is not None:
         model.update(neck=neck)
-    return dict(model, **globals()[f'_{kind}_cfg']())
+    return ConfigDict(model, **globals()[f'_{kind}_cfg']())
 
 
 def _cls_cfg() -> dict:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from _tiny import fill
@@ -177,3 +178,10 @@ def test_mistakes_are_sentences_and_change_nothing() -> None:
     with pytest.raises(ValueError, match='belongs to no slot'):
         bank.add('b', CFG, SLOTS, dict(tensors, other=torch.zeros(1)))
     assert bank.names == ['a'] and list(bank.members) == ['a']
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'vim_mm'])
+def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
+    init_default_scope(scope)
+    bank = make('a', 'b')
+    assert bank.adapter_cfg('a') == CFG and bank.names == ['a', 'b']

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from vim_mm.models.fusion import EnsMoE, FixedFusion
+from vim_mm.models.fusion import EnsMoE, FixedFusion, build_fusion
 
 NAMES = ['a', 'b', 'c', 'd']
 
@@ -139,3 +140,10 @@ def test_fixed_weights_are_taken_as_given() -> None:
     assert not list(fusion.parameters()) and not fusion.state_dict()
     with pytest.raises(ValueError, match=r"Weights are given for \['z'\]"):
         FixedFusion(NAMES, 2, weights=dict(z=1.))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'vim_mm'])
+def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
+    init_default_scope(scope)
+    for cfg in (dict(type='EnsMoE'), dict(type='vim_mm.EnsMoE')):
+        assert isinstance(build_fusion(cfg, NAMES, 2), EnsMoE)

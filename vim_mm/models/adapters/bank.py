@@ -73,8 +73,11 @@ class AdapterBank(nn.Module):
             raise ValueError(f"'{name}' cannot name a module; start with a "
                              "letter or digit, use letters, digits, '_' and "
                              "'-', 100 at most, and no torch method name.")
+        # a bare type is ours, whatever scope the run has
+        cfg = dict(_scope_='vim_mm')
+        cfg.update(adapter_cfg)
         adapters = nn.ModuleDict({
-            _key(slot): MODELS.build(dict(adapter_cfg, dims=width))
+            _key(slot): MODELS.build(dict(cfg, dims=width))
             for slot, width in dims.items()
         })
         if tensors is not None:

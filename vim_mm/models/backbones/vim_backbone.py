@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.zoo import Zoo, trunk_fingerprint
 from ..adapters import AdapterBank
+from ..fusion import build_fusion
 from .slots import SlotSpec, find_slots, slot_input
 from .trunk import build_trunk, is_meta
 
@@ -107,11 +108,8 @@ class ViMBackbone(BaseModule):
                            for n, s in self.slots.items()})
         self.fusion = None
         if fusion is not None:
-            self.fusion = MODELS.build(
-                dict(
-                    fusion,
-                    modules=self.bank.names,
-                    num_slots=len(self.slots)))
+            self.fusion = build_fusion(fusion, self.bank.names,
+                                       len(self.slots))
         self._task: Optional[str] = None
         self.select_task(task)
         self._only: Optional[List[str]] = None

@@ -1,4 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .gates import BaseFusion, EnsMoE, FixedFusion
+from .gates import BaseFusion, EnsMoE, FixedFusion, build_fusion
 
-__all__ = ['BaseFusion', 'EnsMoE', 'FixedFusion']
+__all__ = ['BaseFusion', 'EnsMoE', 'FixedFusion', 'build_fusion']

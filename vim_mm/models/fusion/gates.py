@@ -93,6 +93,13 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         """
 
 
+def build_fusion(cfg: dict, modules: Sequence[str],
+                 num_slots: int) -> BaseFusion:
+    """Build a fusion; a bare type is ours, whatever scope the run has."""
+    given = dict(modules=modules, num_slots=num_slots)
+    return MODELS.build({'_scope_': 'vim_mm', **cfg, **given})
+
+
 @MODELS.register_module()
 class EnsMoE(BaseFusion):
     """Ens-MoE of ViM: a softmax over learned logits, per task and slot.

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from ..fusion import build_fusion
 
 Stream = Sequence[Tensor]
 
@@ -92,8 +93,7 @@ class ViMFusionNeck(BaseModule):
         self.stream_names = list(modules)
         self.fusion = self.task = None
         if modules:
-            self.fusion = MODELS.build(
-                dict(fusion, modules=modules, num_slots=len(in_channels)))
+            self.fusion = build_fusion(fusion, modules, len(in_channels))
             self.task = task or self.fusion.tasks[0]
             self.fusion.select(self.task)
         self.pre_norms = nn.ModuleList(
