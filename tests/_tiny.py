@@ -67,7 +67,10 @@ TRUNKS: Dict[str, dict] = dict(
 
 def build_backbone(trunk: Optional[dict] = None, **kwargs) -> ViMBackbone:
     cfg = dict(
-        type='ViMBackbone', trunk=trunk or vit(), probe_size=SIZE, **kwargs)
+        type='vim_mm.ViMBackbone',
+        trunk=trunk or vit(),
+        probe_size=SIZE,
+        **kwargs)
     return MODELS.build(cfg)
 
 
@@ -117,7 +120,8 @@ def save_trunk(path: Path, seed: int = 0, **kwargs) -> dict:
 class Pictures(Dataset):
     """Noise pictures with one bright square, annotated for one kind of task.
 
-    Classes of 'cls' are whether the square is on the left or on the right.
+    Classes of 'cls' are whether the square is red and left, or white and
+    right.
     """
 
     METAINFO = dict(classes=('square', ))
@@ -132,7 +136,7 @@ class Pictures(Dataset):
             top = int(torch.randint(0, size // 2, (), generator=generator))
             left = size // 2 * (index % 2)
             area = slice(top, top + size // 2), slice(left, left + size // 2)
-            image[:, area[0], area[1]] += 150
+            image[:1 + 2 * (index % 2), area[0], area[1]] += 150
             make = getattr(self, f'_{kind}')
             sample = make(index, area, size)
             sample.set_metainfo(

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Iterator, List, Optional
 
 import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.utils import apply_to
 from torch import Tensor
@@ -42,6 +43,26 @@ def preprocess(model: BaseModel, data: dict) -> dict:
     return model.data_preprocessor(data, training=True)
 
 
+def finite(dataloader: DataLoader) -> DataLoader:
+    """The same batches, once: an infinite sampler is replaced by a finite.
+
+    Its one stream of indices would never end, and cannot be left halfway
+    without ending it for the training that follows.
+    """
+    batches = dataloader.batch_sampler
+    if not isinstance(batches.sampler, InfiniteSampler):
+        return dataloader
+    sampler = DefaultSampler(
+        dataloader.dataset, batches.sampler.shuffle, batches.sampler.seed)
+    return DataLoader(
+        dataloader.dataset,
+        batch_size=batches.batch_size,
+        sampler=sampler,
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
+        worker_init_fn=dataloader.worker_init_fn)
+
+
 @torch.no_grad()
 def cache_features(model: BaseModel,
                    dataloader: DataLoader,
@@ -57,8 +78,7 @@ def cache_features(model: BaseModel,
         model (BaseModel): An mm* model with a ``backbone``, not wrapped.
         dataloader (DataLoader): Of the training set.
         views (int): Number of passes. Defaults to 1.
-        max_batches (int, optional): Stop a pass after so many batches. An
-            infinite sampler's pass ends after one data set's worth of them.
+        max_batches (int, optional): Stop a pass after so many batches.
 
     Returns:
         list[CachedBatch]: On CPU, in the order of the passes.
@@ -66,11 +86,9 @@ def cache_features(model: BaseModel,
     training = model.training
     model.eval()
     cached = []
-    num = len(dataloader)
-    if max_batches is not None:
-        num = min(num, max_batches)
+    dataloader = finite(dataloader)
     for _ in range(views):
-        for data in islice(dataloader, num):
+        for data in islice(dataloader, max_batches):
             batch = preprocess(model, data)
             features = model.backbone(batch['inputs'])
             cached.append(

@@ -1,0 +1,105 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A midstream run leaves its module, card and head in a zoo."""
+
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import EMAHook
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+
+from _tiny import (Pictures, build_backbone, build_runner, fusion_neck,
+                   model_cfg, same, save_trunk, snapshot)
+from vim_mm.engine.hooks import ModuleToZooHook
+from vim_mm.zoo import Zoo, ZooError, head_state
+
+CARD = dict(dataset='squares', task='cls', licence='CC0-1.0')
+
+
+@METRICS.register_module(force=True)
+class TwoNumbers(BaseMetric):
+    """One finite, one as mIoU of classes that do not occur."""
+
+    def process(self, data_batch: dict, data_samples: Sequence) -> None:
+        self.results += [1] * len(data_samples)
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(right=float(sum(results)), mIoU=float('nan'))
+
+
+def runner(folder: Path, hook: dict = {}, ema: bool = False,
+           **backbone) -> Runner:
+    trunk = save_trunk(folder / 'trunk.pth')
+    backbone = dict(dict(trunk=trunk, new_module='n'), **backbone)
+    hooks = [
+        dict(
+            dict(type='vim_mm.ModuleToZooHook', zoo=str(folder / 'zoo')),
+            **dict(CARD, **hook))
+    ]
+    if ema:
+        hooks.append(dict(type='EMAHook', momentum=0.5, update_buffers=True))
+    loader = dict(
+        dataset=Pictures('cls'),
+        batch_size=4,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'))
+    return build_runner(
+        'cls',
+        model_cfg('cls', backbone, fusion_neck('cls')),
+        folder,
+        val_dataloader=loader,
+        val_evaluator=dict(type='TwoNumbers'),
+        val_cfg=dict(),
+        train_cfg=dict(by_epoch=False, max_iters=4, val_interval=4),
+        custom_hooks=hooks)
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_module_card_and_head(tmp_path: Path, ema: bool) -> None:
+    run = runner(tmp_path, ema=ema)
+    run.train()
+    zoo = Zoo(tmp_path / 'zoo')
+    assert zoo.names() == ['n'] and zoo.verify() == []
+    card, tensors = zoo.load('n')
+    assert (card.task, card.dataset, card.licence) == ('cls', 'squares',
+                                                       'CC0-1.0')
+    assert card.num_train == 8
+    assert card.metrics == [dict(name='right', value=8., n=8)]
+    assert card.training['iterations'] == 4
+
+    model = run.model
+    if ema:
+        model, = (h.ema_model.module for h in run.hooks
+                  if isinstance(h, EMAHook))
+        assert not same(model.backbone.bank.export('n'),
+                        run.model.backbone.bank.export('n'))
+    assert same(tensors, model.backbone.bank.export('n'))
+    assert same(zoo.load_head('n'), head_state(model))
+    assert any(v.abs().sum() > 0 for k, v in tensors.items() if '.up.' in k)
+
+    # it works beside its trunk, with nothing but the zoo
+    backbone = build_backbone(
+        save_trunk(tmp_path / 'trunk.pth'), modules=['n'],
+        zoo=str(tmp_path / 'zoo'))
+    model.eval()
+    x = torch.randn(2, 3, 56, 56)
+    assert all(map(torch.equal, backbone(x), model.backbone(x)))
+    assert same(snapshot(backbone.trunk), snapshot(model.backbone.trunk))
+
+
+def test_what_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.train()
+    with pytest.raises(ZooError, match="holds a module 'n' already"):
+        runner(tmp_path).train()
+    again = runner(tmp_path, hook=dict(overwrite=True))
+    again.train()
+    with pytest.raises(ZooError, match="its task is 'detection'"):
+        runner(tmp_path, hook=dict(task='detection', overwrite=True)).train()
+    nothing = runner(tmp_path, new_module=None)
+    with pytest.raises(ValueError, match='new_module'):
+        ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(nothing)

@@ -1,0 +1,73 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Gates start where the few-shot scores of the modules say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from _tiny import (add_modules, build_backbone, build_runner, fill,
+                   fusion_neck, model_cfg, save_trunk)
+from vim_mm.engine.hooks import ScoreGatesHook
+from vim_mm.zoo import save_module
+
+
+HOOK = dict(temperature=0.5, num_extra_tokens=0)
+
+
+def runner(folder: Path, kind: str = 'cls', **backbone) -> Runner:
+    trunk = save_trunk(folder / 'trunk.pth')
+    midstream = build_backbone(trunk)
+    add_modules(midstream, 'keeps', 'drowns')
+    # a constant so large that the picture is lost in its rounding
+    fill(midstream.bank.members['keeps'], 1e-3)
+    for adapter in midstream.bank.members['drowns'].values():
+        torch.nn.init.zeros_(adapter.up.weight)
+        torch.nn.init.constant_(adapter.up.bias, 1e9)
+    for name in midstream.bank.names:
+        save_module(midstream, name, str(folder / 'zoo'))
+    backbone = dict(
+        dict(
+            trunk=trunk,
+            zoo=str(folder / 'zoo'),
+            modules=['drowns', 'keeps'],
+            fusion=dict(type='vim_mm.EnsMoE', tasks=('x', 't')),
+            task='t'), **backbone)
+    model = model_cfg(kind, backbone, fusion_neck(kind))
+    hook = dict(type='vim_mm.ScoreGatesHook', **HOOK)
+    return build_runner(kind, model, folder, iters=1, custom_hooks=[hook])
+
+
+@pytest.mark.parametrize('kind', ['cls', 'seg', 'det'])
+def test_the_better_module_starts_heavier(tmp_path: Path, kind: str) -> None:
+    run = runner(tmp_path, kind)
+    ScoreGatesHook(**HOOK).before_train(run)
+    scores = run.message_hub.get_info('module_scores')
+    assert list(scores) == ['drowns', 'keeps']
+    assert scores['keeps'] > scores['drowns'] + 0.1
+    fusion = run.model.backbone.fusion
+    expected = torch.tensor([list(scores.values())] * 6) / 0.5
+    torch.testing.assert_close(fusion.logits['t'].data, expected)
+    assert (fusion.logits['x'] == 0).all()
+
+
+def test_it_comes_before_the_first_step(tmp_path: Path) -> None:
+    run = runner(tmp_path, modules=['keeps'])
+    run.train()
+    assert list(run.message_hub.get_info('module_scores')) == ['keeps']
+    # one module: its logit has no gradient and stays where it was put
+    assert (run.model.backbone.fusion.logits['t'] > 1).all()
+
+
+def test_without_logits_it_says_so(tmp_path: Path) -> None:
+    run = runner(tmp_path, fusion=dict(type='vim_mm.FixedFusion'), task=None)
+    with pytest.raises(ValueError, match='set `model.backbone.fusion`'):
+        ScoreGatesHook().before_train(run)
+
+
+def test_a_resumed_run_keeps_its_gates(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run._resume = True
+    ScoreGatesHook().before_train(run)
+    assert (run.model.backbone.fusion.logits['t'] == 0).all()

@@ -1,0 +1,127 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The closed-form score against scikit-learn and by hand."""
+
+import pytest
+import torch
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score
+
+from vim_mm.engine.feature_cache import CachedBatch
+from vim_mm.engine.transfer_score import (IGNORED, balanced_accuracy,
+                                          cross_validated_score, patch_labels,
+                                          ridge, rows_of)
+
+
+@pytest.mark.parametrize('shape', [(30, 5), (5, 30)])
+def test_ridge_is_that_of_scikit_learn(shape: tuple) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(shape).double(), torch.randn(shape[0], 3).double()
+    weight = torch.rand(shape[0]).double()
+    expected = Ridge(alpha=2., fit_intercept=False).fit(
+        x, y, sample_weight=weight.numpy()).coef_.T
+    torch.testing.assert_close(
+        ridge(x, y, weight, 2.), torch.from_numpy(expected))
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn() -> None:
+    torch.manual_seed(0)
+    prediction, target = torch.randint(0, 3, (2, 40))
+    assert balanced_accuracy(prediction, target) == pytest.approx(
+        balanced_accuracy_score(target, prediction))
+
+
+def data(noise: float, num: int = 60) -> tuple:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(num) % 7 % 3
+    x = torch.eye(3)[labels] * 100 + 5
+    x = x + noise * 100 * torch.randn(num, 3, generator=generator)
+    return x, labels, torch.arange(num)
+
+
+def test_separable_features_score_one_and_noise_scores_chance() -> None:
+    assert cross_validated_score(*data(0.01)) == 1.
+    x, labels, picture = data(0.01)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    assert abs(cross_validated_score(noise, labels, picture) - 1 / 3) < 0.2
+    assert cross_validated_score(*data(.01)) > cross_validated_score(
+        *data(1.)) > 0.4
+
+
+def test_rows_of_a_picture_stay_in_one_fold() -> None:
+    """Each picture has a signature: leaked, it would give its label away."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (20, ), generator=generator)
+    rows = torch.eye(20).repeat_interleave(8, 0)
+    args = rows, labels.repeat_interleave(8), torch.arange(
+        20).repeat_interleave(8)
+    assert cross_validated_score(*args) < 0.75
+    leaked = args[0], args[1], torch.arange(160)
+    assert cross_validated_score(*leaked, folds=8) == 1.
+
+
+def test_one_picture_is_not_enough() -> None:
+    with pytest.raises(ValueError, match='at least 2 pictures, there is 1'):
+        cross_validated_score(*data(0.1)[:2], torch.zeros(60).long())
+
+
+def test_patches_of_a_label_map() -> None:
+    seg = torch.arange(16).view(1, 4, 4)
+    seg[0, 0] = 255
+    sample = SegDataSample(gt_sem_seg=PixelData(data=seg))
+    # centres at 2 and 6 of 8 px: beyond 4 px there is padding
+    labels = patch_labels(sample, (2, 2), (8, 8))
+    assert labels.tolist() == [10, IGNORED, IGNORED, IGNORED]
+    labels = patch_labels(sample, (4, 4), (4, 4))
+    assert labels.tolist() == [IGNORED] * 4 + list(range(4, 16))
+
+
+def test_patches_in_boxes_have_the_class_of_the_smallest() -> None:
+    boxes = torch.tensor([[10., 0, 20, 10], [0, 0, 40, 40]])
+    sample = DataSample(
+        gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([254, 0])))
+    labels = patch_labels(sample, (4, 6), (40, 60)).view(4, 6)
+    expected = torch.zeros(4, 6).long()
+    expected[:, :4] = 1
+    expected[0, 1] = 255
+    assert torch.equal(labels, expected)
+    empty = DataSample(gt_instances=InstanceData(
+        bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()))
+    assert patch_labels(empty, (2, 2), (8, 8)).tolist() == [0] * 4
+
+
+def batch(samples: list, features: torch.Tensor) -> CachedBatch:
+    return CachedBatch((features, ), samples,
+                       torch.Size((len(samples), 3, 8, 8)))
+
+
+def test_rows_of_classification() -> None:
+    cached = [
+        batch([DataSample().set_gt_label(v) for v in labels],
+              torch.randn(len(labels), 5, 3))
+        for labels in ((255, 1), (2, ))
+    ]
+    x, y, picture = rows_of(cached, num_extra_tokens=1)
+    assert x.shape == (3, 9)
+    assert y.tolist() == [255, 1, 2] and picture.tolist() == [0, 1, 2]
+
+
+def test_rows_of_segmentation_and_thinning() -> None:
+    seg = torch.zeros(1, 8, 8).long()
+    seg[0, :4] = 255
+    sample = SegDataSample(gt_sem_seg=PixelData(data=seg))
+    features = torch.arange(32.).view(2, 4, 2, 2)
+    cached = [batch([sample, sample], features)] * 2
+    x, y, picture = rows_of(cached, 0)
+    assert y.tolist() == [0] * 8
+    assert picture.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert torch.equal(x[2], features[1, :, 1, 0])
+    assert len(rows_of(cached, 0, max_rows=8)[0]) == 4
+
+
+def test_unknown_annotations_are_a_sentence() -> None:
+    sample = DataSample(gt_caption='x')
+    with pytest.raises(ValueError, match='gt_label, gt_sem_seg or'):
+        rows_of([batch([sample], torch.randn(1, 4, 2, 2))], 0)
