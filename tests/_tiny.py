@@ -283,7 +283,8 @@ def build_runner(kind: str,
         dataset=Pictures(kind),
         batch_size=batch_size,
         num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=True),
+        # mmengine waits two seconds at every end of a finite one
+        sampler=dict(type='InfiniteSampler', shuffle=True),
         collate_fn=dict(type='pseudo_collate'))
     cfg = dict(
         model=model,

@@ -1,0 +1,97 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Two processes on CPUs train one module together."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from _tiny import fusion_neck, model_cfg, same, save_trunk
+
+WORLD = 2
+HOOKS = [
+    dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
+    dict(type='vim_mm.WarmHeadHook', epochs=2),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
+          hooks: list) -> None:
+    import vim_mm  # noqa: F401, prepares the stack
+    from mmengine.config import Config
+
+    from _tiny import build_runner, losses, snapshot
+    from vim_mm.engine.feature_cache import unwrap
+    from vim_mm.utils.dist import prepare_cpu_dist
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES='')
+    torch.set_num_threads(1)
+    cfg = Config(dict())
+    prepare_cpu_dist(cfg, 'pytorch')
+    run = build_runner(
+        kind,
+        model_cfg(kind, backbone, fusion_neck(kind)),
+        Path(folder),
+        iters=6,
+        batch_size=2,
+        launcher='pytorch',
+        env_cfg=cfg.env_cfg,
+        # ranks draw differently: only their exchange makes them equal
+        randomness=dict(seed=0, diff_rank_seed=True),
+        experiment_name='two',
+        cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg),
+        custom_hooks=hooks)
+    before = snapshot(unwrap(run.model).backbone.trunk)
+    run.train()
+    model = unwrap(run.model)
+    torch.save(
+        dict(
+            wrapper=type(run.model).__name__,
+            before=before,
+            trunk=snapshot(model.backbone.trunk),
+            rest=model.state_dict(),
+            losses=losses(run)), f'{folder}/rank{rank}.pth')
+
+
+def spawn(kind: str, folder: Path, backbone: dict, hooks: list) -> list:
+    mp.spawn(
+        train, (free_port(), kind, str(folder), backbone, hooks), WORLD)
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize(('kind', 'hooks'), [('det', []), ('cls', HOOKS)])
+def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
+                                          hooks: list) -> None:
+    backbone = dict(
+        trunk=save_trunk(tmp_path / 'trunk.pth'),
+        new_module='n',
+        fusion=dict(type='EnsMoE'))
+    first, second = spawn(kind, tmp_path, backbone, hooks)
+    assert first['wrapper'] == 'MMDistributedDataParallel'
+    buffers = {k for k in first['rest'] if 'running_' in k or 'batches' in k}
+    for result in (first, second):
+        assert same(result['trunk'], result['before'])
+    assert same(first['trunk'], second['trunk'])
+    keys = first['rest'].keys() - buffers
+    assert keys == second['rest'].keys() - buffers
+    assert same({k: first['rest'][k] for k in keys},
+                {k: second['rest'][k] for k in keys})
+    ups = [v for k, v in first['rest'].items() if '.up.weight' in k]
+    assert len(ups) == 6 and all(v.abs().sum() > 0 for v in ups)
+    assert torch.isfinite(first['losses']).all()
+    assert not torch.equal(first['losses'], torch.zeros(6))
+    assert (tmp_path / 'iter_6.pth').exists()
