@@ -187,7 +187,9 @@ NORMALISE = dict(mean=[60.] * 3, std=[60.] * 3)
 LEVELS = [DIMS] * 3
 
 
-def model_cfg(kind: str, backbone: dict, neck: Optional[dict] = None) -> ConfigDict:
+def model_cfg(kind: str,
+              backbone: dict,
+              neck: Optional[dict] = None) -> ConfigDict:
     """A classifier, detector or segmentor on maps of DIMS channels."""
     backbone = dict(
         dict(type='vim_mm.ViMBackbone', probe_size=SIZE), **backbone)

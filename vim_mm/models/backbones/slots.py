@@ -76,10 +76,13 @@ def find_slots(trunk: nn.Module,
 
     Raises:
         ValueError: If no pattern is known for the trunk or none matches, or
-            if a matched submodule returns neither tokens nor a map.
+            if a matched submodule returns neither tokens nor a map, or lies
+            inside an activation checkpoint.
     """
     names = _match(trunk, pattern)
     modules = dict(trunk.named_modules())
+    for name in names:
+        _refuse_checkpointing(name, modules)
     seen: Dict[str, Tuple[Size, Optional[Size]]] = {}
 
     def record(name: str):
@@ -133,6 +136,18 @@ def _match(trunk: nn.Module, pattern: Optional[str]) -> List[str]:
             f'The slot pattern {pattern!r} matches no submodule of '
             f'{type(trunk).__name__}; names look like {some}.')
     return names
+
+
+def _refuse_checkpointing(name: str, modules: Dict[str, nn.Module]) -> None:
+    # what runs again in backward would meet the gates of a later pass, or a
+    # graph that is freed; the trunk itself only hands the setting on
+    parts = name.split('.')
+    owners = ['.'.join(parts[:end]) for end in range(1, len(parts))]
+    if any(getattr(modules[owner], 'with_cp', False) for owner in owners):
+        raise ValueError(
+            f"Slot '{name}' lies inside an activation checkpoint, where its "
+            'adapters would learn from wrong gates; set '
+            '`model.backbone.trunk.with_cp=False`.')
 
 
 def _observed(name: str, probe_size: int, inputs: Size,
