@@ -370,10 +370,11 @@ class Two(BaseModule):
 
     def __init__(self, trunk: dict, **kwargs) -> None:
         super().__init__()
+        # hooks see what came before them in the shared dictionary
+        self.trunk = nn.Linear(2, 2)
         self.student = build_backbone(trunk, new_module='n')
         self.branches = nn.ModuleDict(
             dict(teacher=build_backbone(trunk, new_module='n', **kwargs)))
-        self.trunk = nn.Linear(2, 2)
         self.trunk_norm = nn.BatchNorm1d(2)
         self.backbone = nn.Linear(2, 2)
 
