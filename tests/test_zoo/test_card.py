@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from vim_mm.zoo import ModuleCard, ZooError
 
 SHA = 'a' * 64
-names = st.from_regex(r'[A-Za-z0-9][A-Za-z0-9._-]{0,20}', fullmatch=True)
+names = st.from_regex(r'[A-Za-z0-9][A-Za-z0-9_-]{0,20}', fullmatch=True)
 slots = st.lists(
     st.from_regex(r'[a-z_]{1,5}(\.[0-9a-z_]{1,4}){0,3}', fullmatch=True),
     min_size=1,

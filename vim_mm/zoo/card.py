@@ -11,7 +11,7 @@ from vim_mm.version import __version__
 
 FORMAT_VERSION = 1
 TASKS = ('det', 'seg', 'cls')
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
 _SLOT = re.compile(r'\w+(\.\w+)*', re.ASCII)
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 # a card on disk is complete; one in memory gets these two when it is saved

@@ -185,3 +185,46 @@ def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
     init_default_scope(scope)
     bank = make('a', 'b')
     assert bank.adapter_cfg('a') == CFG and bank.names == ['a', 'b']
+
+
+def merge_by_hand(bank: AdapterBank, slot: str, x: Tensor, grid: tuple,
+                  names: list, gates: Tensor) -> Tensor:
+    """Average every parameter with plain sums, then run one adapter."""
+    single = make('mean')
+    for key, value in single.members['mean'].named_parameters():
+        value.data = sum(
+            g * dict(bank.members[n].named_parameters())[key].data
+            for g, n in zip(gates, names))
+    return single(slot, x, grid, ['mean'], None)
+
+
+def test_merge_runs_one_adapter_of_averaged_parameters() -> None:
+    bank = make('a', 'b', 'c')
+    fill(bank)
+    x, names = torch.randn(2, 7, 8).double(), ['a', 'b', 'c']
+    gates = torch.tensor([.2, .3, .5]).double()
+    merged = bank('layers.0.ffn', x, (2, 3), names, gates, merge=True)
+    torch.testing.assert_close(
+        merged, merge_by_hand(bank, 'layers.0.ffn', x, (2, 3), names, gates))
+    # adapters are not linear: the ensemble is another function
+    ensemble = bank('layers.0.ffn', x, (2, 3), names, gates)
+    assert (merged - ensemble).abs().max() > 1e-3
+
+
+def test_merge_equals_the_ensemble_for_one_hot_gates() -> None:
+    bank = make('a', 'b')
+    fill(bank)
+    x, gates = torch.randn(2, 7, 8).double(), torch.tensor([0., 1.]).double()
+    args = ('layers.0.attn', x, (2, 3), ['a', 'b'], gates)
+    torch.testing.assert_close(bank(*args, merge=True), bank(*args))
+
+
+def test_merge_of_unequal_modules_is_refused() -> None:
+    bank = make('a')
+    bank.add('wider', dict(CFG, hidden_dims=4), SLOTS)
+    bank.add('louder', dict(CFG, scale=2.), SLOTS)
+    x, gates = torch.randn(1, 6, 8).double(), torch.tensor([.5, .5]).double()
+    for other, words in (('wider', 'no common parameters'),
+                         ('louder', 'output scales')):
+        with pytest.raises(ValueError, match=words):
+            bank('layers.0.attn', x, (2, 3), ['a', other], gates, merge=True)

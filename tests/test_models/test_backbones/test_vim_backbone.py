@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, fill, same,
                    save_trunk, snapshot, vit)
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
 from vim_mm.zoo import Zoo, ZooError, save_module
 
@@ -604,3 +605,35 @@ def test_drop_in_shapes() -> None:
     backbone = build_backbone(new_module='n')
     assert [tuple(o.shape) for o in backbone(pictures(28, 70))] == [
         (2, DIMS, 2, 5)] * 3
+
+
+def test_add_task_knows_the_bank_and_leaves_the_current_task() -> None:
+    backbone = build_backbone()
+    add_modules(backbone, 'a', 'b')
+    with pytest.raises(ValueError, match='fusion'):
+        backbone.add_task('new')
+    backbone = build_backbone(
+        new_module='a', fusion=dict(type='EnsMoE', tasks=['old']))
+    backbone.add_task('new')
+    assert backbone.task == 'old'
+    assert not backbone.fusion.logits['new'].requires_grad
+    with pytest.raises(ValueError, match='nowhere'):
+        backbone.add_task('other', ['nowhere'])
+    assert backbone.fusion.tasks == ['old', 'new']
+
+
+def test_parameter_merge_in_the_trunk_learns() -> None:
+    backbone = build_backbone()
+    add_modules(backbone, 'a', 'b')
+    backbone.fusion = build_fusion(
+        dict(type='ParameterMerge'), ['a', 'b'], len(backbone.slots))
+    backbone.select_task(None)
+    x = pictures()
+    merged = backbone(x)[-1]
+    merged.square().mean().backward()
+    assert backbone.fusion.logits['default'].grad.abs().sum() > 0
+    with torch.no_grad():
+        backbone.fusion.logits['default'][:] = torch.tensor([200., -200.])
+        alone = backbone(x)[-1]
+        with backbone.only('a'):
+            torch.testing.assert_close(alone, backbone(x)[-1])

@@ -147,3 +147,20 @@ def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
     init_default_scope(scope)
     for cfg in (dict(type='EnsMoE'), dict(type='vim_mm.EnsMoE')):
         assert isinstance(build_fusion(cfg, NAMES, 2), EnsMoE)
+
+
+def test_a_checkpoint_finds_its_modules_in_another_order() -> None:
+    first = EnsMoE(['a', 'b', 'c'], 2)
+    first.set_logits('default', torch.tensor([[1., 2., 3.], [4., 5., 6.]]))
+    second = EnsMoE(['c', 'a', 'b'], 2)
+    second.load_state_dict(first.state_dict())
+    expected = torch.tensor([[3., 1., 2.], [6., 4., 5.]])
+    assert torch.equal(second.logits['default'], expected)
+    assert second.task_modules['default'] == ['c', 'a', 'b']
+
+
+def test_a_checkpoint_over_other_modules_is_refused() -> None:
+    first, second = EnsMoE(['a', 'b'], 2), EnsMoE(['a', 'x'], 2)
+    with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
+        second.load_state_dict(first.state_dict())
+    assert (second.logits['default'] == 0).all()

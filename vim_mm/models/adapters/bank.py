@@ -138,8 +138,13 @@ class AdapterBank(nn.Module):
                 adapters.eval()
         return self
 
-    def forward(self, slot: str, x: Tensor, grid: Grid, names: Sequence[str],
-                gates: Optional[Tensor]) -> Optional[Tensor]:
+    def forward(self,
+                slot: str,
+                x: Tensor,
+                grid: Grid,
+                names: Sequence[str],
+                gates: Optional[Tensor],
+                merge: bool = False) -> Optional[Tensor]:
         """The gated sum of the named modules in one slot.
 
         Args:
@@ -149,9 +154,14 @@ class AdapterBank(nn.Module):
             names (Sequence[str]): The modules that take part.
             gates (Tensor, optional): One weight per name; None weighs each
                 by one.
+            merge (bool): Apply the weights to parameters instead of outputs.
+                Defaults to False.
 
         Returns:
             Tensor or None: The delta, or None when no module is in the slot.
+
+        Raises:
+            ValueError: If modules of different kinds are to be merged.
         """
         groups: Dict[object, List[int]] = {}
         adapters: List[Optional[BaseAdapter]] = []
@@ -161,18 +171,23 @@ class AdapterBank(nn.Module):
                 self.members[name][_key(slot)] if occupied else None)
             if occupied:
                 groups.setdefault(adapters[-1].wide_key, []).append(index)
+        if merge and len(groups) > 1:
+            raise ValueError(
+                f"The modules {list(names)} differ in kind or width in slot "
+                f"'{slot}' and have no common parameters to merge; fuse "
+                'their outputs (EnsMoE) instead.')
         total = None
         for indices in groups.values():
             delta = self._group_delta([adapters[i] for i in indices], indices,
-                                      gates, x, grid)
+                                      gates, x, grid, merge)
             total = delta if total is None else total + delta
         return total
 
     @staticmethod
     def _group_delta(adapters: List[BaseAdapter], indices: List[int],
-                     gates: Optional[Tensor], x: Tensor,
-                     grid: Grid) -> Tensor:
-        if len(adapters) == 1:
+                     gates: Optional[Tensor], x: Tensor, grid: Grid,
+                     merge: bool) -> Tensor:
+        if len(adapters) == 1 and not merge:
             delta = adapters[0](x, grid)
             return delta if gates is None else gates[indices[0]] * delta
         if gates is None:
@@ -181,4 +196,6 @@ class AdapterBank(nn.Module):
             weights = gates
         else:
             weights = gates[indices]
-        return type(adapters[0]).wide(adapters, weights, x, grid)
+        kind = type(adapters[0])
+        combine = kind.merged if merge else kind.wide
+        return combine(adapters, weights, x, grid)

@@ -58,3 +58,26 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
         """
         deltas = [adapter(x, grid) for adapter in adapters]
         return torch.einsum('k,k...->...', gates, torch.stack(deltas))
+
+    @classmethod
+    def merged(cls, adapters: Sequence['BaseAdapter'], gates: Tensor,
+               x: Tensor, grid: Grid) -> Tensor:
+        """The one adapter whose parameters are the gated sum of several'.
+
+        Args:
+            adapters (Sequence[BaseAdapter]): K adapters of equal
+                :attr:`wide_key`.
+            gates (Tensor): Weights of shape (K, ).
+            x (Tensor): Tokens of shape (B, E + H * W, dims).
+            grid (tuple[int, int]): H and W, in patches.
+
+        Returns:
+            Tensor: Its delta, of the shape of ``x``.
+        """
+        named = [dict(adapter.named_parameters()) for adapter in adapters]
+        mean = {
+            key: torch.einsum('k,k...->...', gates,
+                              torch.stack([params[key] for params in named]))
+            for key in named[0]
+        }
+        return torch.func.functional_call(adapters[0], mean, (x, grid))

@@ -145,3 +145,18 @@ class ConvPass(BaseAdapter):
         up = up * gates.repeat_interleave(hidden, output_size=num * hidden)
         bias = gates @ torch.stack([a.up.bias for a in adapters])
         return F.linear(v, up, bias)
+
+    @classmethod
+    def merged(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,
+               grid: Grid) -> Tensor:
+        """See :meth:`BaseAdapter.merged`.
+
+        Raises:
+            ValueError: If output scales differ: they are no parameters.
+        """
+        scales = {adapter.scale for adapter in adapters}
+        if len(scales) > 1:
+            raise ValueError(
+                f'ConvPass adapters of the output scales {sorted(scales)} '
+                'cannot be merged; fuse their outputs (EnsMoE) instead.')
+        return super().merged(adapters, gates, x, grid)

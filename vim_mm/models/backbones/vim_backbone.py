@@ -198,6 +198,31 @@ class ViMBackbone(BaseModule):
         self._task = self.fusion.tasks[0] if task is None else task
         self.fusion.select(self._task)
 
+    def add_task(self,
+                 task: str,
+                 modules: Optional[Sequence[str]] = None) -> None:
+        """Let one more task weigh modules; earlier tasks stay as they are.
+
+        Args:
+            task (str): Its name; :meth:`select_task` makes it run.
+            modules (Sequence[str], optional): The modules it knows; all that
+                the bank holds now when None.
+
+        Raises:
+            ValueError: If there is no fusion, the name is taken, or the bank
+                lacks a module.
+        """
+        if self.fusion is None:
+            raise ValueError(f"Task '{task}' needs a `fusion` to hold it; "
+                             'give ViMBackbone one.')
+        names = self.bank.names if modules is None else list(modules)
+        unknown = sorted(set(names) - set(self.bank.names))
+        if unknown:
+            raise ValueError(f'The bank holds no modules {unknown}; it holds '
+                             f'{self.bank.names}.')
+        self.fusion.add_task(task, names)
+        self.fusion.select(self._task)
+
     @contextmanager
     def only(self, *modules: str) -> Iterator[None]:
         """Within this context just these modules run, each with weight one.
@@ -265,7 +290,8 @@ class ViMBackbone(BaseModule):
         if grid is None:
             grid = slot.spec.grid(self._picture, x.shape[1])
         row = None if gates is None else gates[slot.index]
-        return self.bank(slot.spec.name, x, grid, names, row)
+        merge = row is not None and self.fusion.merges
+        return self.bank(slot.spec.name, x, grid, names, row, merge)
 
     def _check_size(self, x: Tensor) -> None:
         strides = [s.stride for s in self.slots.values() if not s.is_map]

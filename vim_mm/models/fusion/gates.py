@@ -17,6 +17,10 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
     A task knows the modules that were in the bank when it was made and keeps
     to them: a module that joins later cannot change its output.
 
+    Class attributes:
+        merges (bool): Whether weights apply to the modules' parameters,
+            giving one module, rather than to their outputs.
+
     Args:
         modules (Sequence[str]): All modules that can be fused, in order.
         num_slots (int): Number of places S with weights of their own: layers
@@ -29,6 +33,8 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
     Raises:
         ValueError: If a task names a module that is not there, or none.
     """
+
+    merges = False
 
     def __init__(self,
                  modules: Sequence[str],
@@ -132,6 +138,7 @@ class EnsMoE(BaseFusion):
         self.top_k = top_k
         self.learn = learn
         self.logits = nn.ParameterDict()
+        self._register_load_state_dict_pre_hook(self._align_columns)
         for task in self.tasks:
             self._start(task)
 
@@ -146,6 +153,29 @@ class EnsMoE(BaseFusion):
         like = next(iter(self.logits.values()), torch.zeros(()))
         self.logits[task] = nn.Parameter(
             like.new_zeros(shape), requires_grad=self.learn)
+        # a checkpoint says which module each weight belongs to
+        names = list('/'.join(self.task_modules[task]).encode())
+        self.register_buffer(
+            f'{task}_modules',
+            torch.tensor(names, dtype=torch.uint8, device=like.device))
+
+    def _align_columns(self, state_dict: dict, prefix: str, *_) -> None:
+        """Put a checkpoint's weights into this model's order of modules."""
+        for task, modules in self.task_modules.items():
+            stored = state_dict.get(f'{prefix}{task}_modules')
+            if stored is None:
+                continue
+            names = bytes(stored.tolist()).decode().split('/')
+            if sorted(names) != sorted(modules):
+                raise ValueError(
+                    f"The checkpoint's task '{task}' weighs the modules "
+                    f'{names}, this model {modules}; name the same ones in '
+                    '`model.backbone.modules` or `fusion.tasks`.')
+            state_dict[f'{prefix}{task}_modules'] = getattr(
+                self, f'{task}_modules')
+            order = [names.index(module) for module in modules]
+            key = f'{prefix}logits.{task}'
+            state_dict[key] = state_dict[key][:, order]
 
     def select(self, task: str) -> None:
         """See :meth:`BaseFusion.select`."""
@@ -170,6 +200,20 @@ class EnsMoE(BaseFusion):
             return logits.softmax(dim=1)
         top, index = logits.topk(self.top_k, dim=1)
         return torch.zeros_like(logits).scatter(1, index, top.softmax(dim=1))
+
+
+@MODELS.register_module()
+class ParameterMerge(EnsMoE):
+    """One module whose parameters are the gated sum of all modules'.
+
+    ``W = sum_i g_i W_i`` and ``b = sum_i g_i b_i``, then a single adapter
+    runs. It costs as much as one module, needs modules of one kind and width,
+    and is another function than the ensemble of :class:`EnsMoE`: adapters are
+    not linear. The release of ViM holds this form as unused code. Arguments
+    are those of :class:`EnsMoE`.
+    """
+
+    merges = True
 
 
 @MODELS.register_module()

@@ -94,6 +94,10 @@ class ViMFusionNeck(BaseModule):
         self.fusion = self.task = None
         if modules:
             self.fusion = build_fusion(fusion, modules, len(in_channels))
+            if self.fusion.merges:
+                raise ValueError(
+                    f'{type(self.fusion).__name__} merges parameters, but a '
+                    'neck sees only feature maps; use EnsMoE here.')
             self.task = task or self.fusion.tasks[0]
             self.fusion.select(self.task)
         self.pre_norms = nn.ModuleList(
