@@ -95,3 +95,22 @@ def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
     assert torch.isfinite(first['losses']).all()
     assert not torch.equal(first['losses'], torch.zeros(6))
     assert (tmp_path / 'iter_6.pth').exists()
+
+
+def disagree(rank: int, port: int, folder: str) -> None:
+    import torch.distributed as dist
+    from vim_mm.engine.hooks.module_to_zoo_hook import check_agreement
+    dist.init_process_group(
+        'gloo',
+        init_method=f'tcp://127.0.0.1:{port}',
+        rank=rank,
+        world_size=WORLD)
+    check_agreement('same', dict(w=torch.ones(3)))
+    with pytest.raises(RuntimeError, match="different weights of module 'x'"):
+        check_agreement('x', dict(w=torch.full((3, ), float(rank))))
+    Path(folder, f'done{rank}').touch()
+
+
+def test_processes_that_disagree_save_nothing(tmp_path: Path) -> None:
+    mp.spawn(disagree, (free_port(), str(tmp_path)), WORLD)
+    assert len(list(tmp_path.iterdir())) == WORLD

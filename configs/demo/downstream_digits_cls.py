@@ -29,4 +29,4 @@ custom_hooks = [
 ]
 
 # minutes matter here: the first of the test pictures
-test_dataloader = dict(dataset=dict(indices=300))
+test_dataloader = dict(dataset=dict(indices=250))

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: find and name one to four digits, 200 pictures.
+"""Few-shot task of the demo: find and name one to four digits, 100 pictures.
 
     python tools/train.py configs/demo/downstream_digits_det.py
 
@@ -25,6 +25,9 @@ model = dict(
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
-    dict(type='vim_mm.WarmHeadHook', epochs=15),
+    dict(type='vim_mm.WarmHeadHook', epochs=8),
     dict(type='vim_mm.GateLogHook')
 ]
+
+train_cfg = dict(max_epochs=2)
+param_scheduler = dict(T_max=2)

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: segment the digit on a photograph, 200 pictures.
+"""Few-shot task of the demo: segment the digit on a photograph, 100 pictures.
 
     python tools/train.py configs/demo/downstream_digits_seg.py
 
@@ -28,5 +28,6 @@ custom_hooks = [
     dict(type='vim_mm.GateLogHook')
 ]
 
-# minutes matter here: the first of the test pictures
-test_dataloader = dict(dataset=dict(indices=200))
+# minutes matter here: the first of the pictures
+train_dataloader = dict(dataset=dict(indices=100))
+test_dataloader = dict(dataset=dict(indices=150))

@@ -20,7 +20,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', epochs=8, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -30,8 +30,8 @@ custom_hooks = [
         licence='MIT')
 ]
 
-train_cfg = dict(max_epochs=4)
-param_scheduler = dict(total_steps=4)
+train_cfg = dict(max_epochs=3)
+param_scheduler = dict(total_steps=3)
 # midstream is judged on its validation pictures
 test_dataloader = {{_base_.val_dataloader}}
 test_evaluator = {{_base_.val_evaluator}}

@@ -8,8 +8,8 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 #: Side that pictures are enlarged to before drawing, in pixels.
 SIDE = 336
@@ -71,8 +71,7 @@ def _draw_mask(large: np.ndarray, mask: np.ndarray, meta: dict) -> np.ndarray:
 
 def _draw_boxes(large: np.ndarray, instances: object, scale: float,
                 meta: dict) -> np.ndarray:
-    visualizer = VISUALIZERS.build(dict(type='Visualizer'))
-    visualizer.set_image(large)
+    visualizer = Visualizer(image=large)
     kept = instances[instances.scores > 0.3]
     if len(kept) == 0:
         return large

@@ -58,9 +58,9 @@ SPLITS = (
     Split('fewshot', 2, 400, (1029, 1415), ('gravel', 'flower'),
           few=(5, 20)),
     Split('test', 3, 500, (1415, 1797), ('astronaut', 'rocket')),
-    Split('det_fewshot', 4, 200, (1029, 1415), ('gravel', 'flower'),
+    Split('det_fewshot', 4, 100, (1029, 1415), ('gravel', 'flower'),
           **DETECTION),
-    Split('det_test', 5, 200, (1415, 1797), ('astronaut', 'rocket'),
+    Split('det_test', 5, 100, (1415, 1797), ('astronaut', 'rocket'),
           **DETECTION),
 )
 LICENCES = {

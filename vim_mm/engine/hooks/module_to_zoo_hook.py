@@ -1,12 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import hashlib
 import math
 import os.path as osp
 import time
-from typing import List, Optional
+from typing import Dict, List, Optional
 
-from mmengine.dist import master_only
+import torch
+from mmengine.dist import all_gather, get_world_size, master_only
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import Tensor
 
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
@@ -71,13 +75,22 @@ class ModuleToZooHook(Hook):
             **self.card)
         self._start = time.time()
 
-    @master_only
     def after_train(self, runner: Runner) -> None:
-        """Write module, card and head."""
+        """Check that all processes agree, then write on the first one.
+
+        Raises:
+            RuntimeError: If the processes have learned different modules.
+        """
         model = unwrap(runner.model)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 model = hook.ema_model.module
+        name = model.backbone.new_module
+        check_agreement(name, model.backbone.bank.export(name))
+        self._write(runner, model)
+
+    @master_only
+    def _write(self, runner: Runner, model: BaseModel) -> None:
         save_module(
             model.backbone,
             model.backbone.new_module,
@@ -91,8 +104,27 @@ class ModuleToZooHook(Hook):
                 iterations=runner.iter,
                 seconds=round(time.time() - self._start, 1)),
             **self.card)
-        runner.logger.info(f"Module '{model.backbone.new_module}' is in the "
-                           f"zoo '{self.zoo}'.")
+        runner.logger.info(
+            f"Module '{model.backbone.new_module}' is in the zoo "
+            f"'{self.zoo}', identical on all {get_world_size()} processes.")
+
+
+def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:
+    """Compare a module's hash over all processes of a distributed run.
+
+    Raises:
+        RuntimeError: On every process, if they differ: gradients were not
+            exchanged, and what the first one holds is not what was trained.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode() + tensors[key].numpy().tobytes())
+    mine = torch.tensor(list(digest.digest()), dtype=torch.uint8)
+    if any(not torch.equal(mine, other) for other in all_gather(mine)):
+        raise RuntimeError(
+            f"The processes of this run hold different weights of module "
+            f"'{name}', so it was not saved; train it inside the "
+            'data-parallel wrapper (`model_wrapper_cfg`).')
 
 
 def _last_metrics(runner: Runner) -> List[dict]:
