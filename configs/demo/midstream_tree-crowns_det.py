@@ -30,6 +30,7 @@ custom_hooks = [
         licence='MIT')
 ]
 
+train_dataloader = dict(batch_size=4)
 train_cfg = dict(max_epochs=3)
 param_scheduler = dict(total_steps=3)
 # midstream is judged on its validation pictures

@@ -99,6 +99,8 @@ class ModuleToZooHook(Hook):
             overwrite=self.overwrite,
             num_train=len(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
+            trunk=dict(
+                weights=osp.basename(model.backbone.trunk_weights or '')),
             training=dict(
                 config=osp.basename(runner.cfg.filename or ''),
                 iterations=runner.iter,

@@ -130,7 +130,9 @@ class ConvPass(BaseAdapter):
         :meth:`BaseAdapter.wide` for the arguments.
         """
         num, hidden = len(adapters), adapters[0].hidden_dims
-        gates = gates * gates.new_tensor([a.scale for a in adapters])
+        scales = [adapter.scale for adapter in adapters]
+        if any(scale != 1 for scale in scales):  # spare the device a copy
+            gates = gates * gates.new_tensor(scales)
         u = quick_gelu(
             F.linear(x, torch.cat([a.down.weight for a in adapters]),
                      torch.cat([a.down.bias for a in adapters])))
@@ -142,7 +144,7 @@ class ConvPass(BaseAdapter):
             groups=num)
         v = adapters[0].dropout(quick_gelu(v))
         up = torch.cat([a.up.weight for a in adapters], dim=1)
-        up = up * gates.repeat_interleave(hidden, output_size=num * hidden)
+        up = (up.unflatten(1, (num, hidden)) * gates[:, None]).flatten(1)
         bias = gates @ torch.stack([a.up.bias for a in adapters])
         return F.linear(v, up, bias)
 

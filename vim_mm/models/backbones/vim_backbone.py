@@ -97,6 +97,7 @@ class ViMBackbone(BaseModule):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.trunk = build_trunk(trunk)
+        self.trunk_weights = (trunk.get('init_cfg') or {}).get('checkpoint')
         self.save_trunk = save_trunk
         self.slots = find_slots(self.trunk, slots, probe_size)
         self.bank = AdapterBank()

@@ -5,7 +5,7 @@
 dataset_type = 'mmdet.CocoDataset'
 data_root = '{{$VIM_MM_DEMO_DATA:data/demo}}/tree_crowns/'
 metainfo = dict(classes=('tree', ), palette=[(34, 139, 34)])
-scale = (168, 168)  # tiles have 300 px
+scale = (196, 196)  # tiles have 300 px
 
 data_preprocessor = dict(
     type='mmdet.DetDataPreprocessor',
