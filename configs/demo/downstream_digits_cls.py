@@ -29,4 +29,6 @@ custom_hooks = [
 ]
 
 # minutes matter here: the first of the test pictures
-test_dataloader = dict(dataset=dict(indices=250))
+test_dataloader = dict(dataset=dict(indices=200))
+train_cfg = dict(max_epochs=2)
+param_scheduler = dict(T_max=2)

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: find and name one to four digits, 100 pictures.
+"""Few-shot task of the demo: find and name one to four digits, 64 pictures.
 
     python tools/train.py configs/demo/downstream_digits_det.py
 

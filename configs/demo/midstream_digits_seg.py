@@ -20,7 +20,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=4, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -31,9 +31,6 @@ custom_hooks = [
 ]
 
 # minutes matter here: the first of the 2400 pictures
-train_dataloader = dict(batch_size=8, dataset=dict(indices=1600))
+train_dataloader = dict(dataset=dict(indices=1200))
 train_cfg = dict(max_epochs=1)
 param_scheduler = dict(total_steps=1)
-# midstream is judged on its validation pictures
-test_dataloader = {{_base_.val_dataloader}}
-test_evaluator = {{_base_.val_evaluator}}

@@ -34,6 +34,3 @@ custom_hooks = [
 train_dataloader = dict(batch_size=8)
 train_cfg = dict(max_epochs=1)
 param_scheduler = dict(total_steps=1)
-# midstream is judged on its validation pictures
-test_dataloader = {{_base_.val_dataloader}}
-test_evaluator = {{_base_.val_evaluator}}

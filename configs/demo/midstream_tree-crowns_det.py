@@ -25,7 +25,7 @@ custom_hooks = [
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
         overwrite=True,
-        dataset='Tree crowns (deepforest 2.1.0), 225 tiles of one aerial picture',
+        dataset='Tree crowns (deepforest 2.1.0), 144 tiles of one aerial picture',
         task='det',
         licence='MIT')
 ]
@@ -33,6 +33,3 @@ custom_hooks = [
 train_dataloader = dict(batch_size=4)
 train_cfg = dict(max_epochs=3)
 param_scheduler = dict(total_steps=3)
-# midstream is judged on its validation pictures
-test_dataloader = {{_base_.val_dataloader}}
-test_evaluator = {{_base_.val_evaluator}}

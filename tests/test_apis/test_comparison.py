@@ -43,8 +43,8 @@ def test_variants() -> None:
         assert variant.train_cfg.max_epochs == (3 if trained else 0)
         assert (backbone.fusion is None) == (len(backbone.modules) < 2)
         assert ('ScoreGatesHook' in hooks(variant)) == ('score' in method)
-        assert ('WarmHeadHook' in hooks(variant)) == (
-            method != 'Ens-MoE, trained from uniform')
+        warm = variant.custom_hooks[-1].epochs
+        assert warm == (0 if 'from uniform' in method else 7)
         assert variant.model.head == cfg.model.head
     assert cfg.to_dict() == fused().to_dict()  # the input is not touched
 

@@ -447,13 +447,13 @@ class TestDigits:
     'name, folder, side',
     [
         pytest.param('tree_crowns', 'trees_folder', 196, marks=needs_trees),
-        pytest.param('solar_cells', 'cells_folder', 112, marks=needs_cells),
+        pytest.param('solar_cells', 'cells_folder', 98, marks=needs_cells),
         *(pytest.param(
             f'digits_{kind}{suffix}', 'digits_folder', side,
             marks=needs_digits) for kind, suffix, side in (
-                ('cls', '', 112), ('cls', '_fewshot', 112),
-                ('seg', '', 112), ('seg', '_fewshot', 112),
-                ('det', '', 112), ('det', '_fewshot', 168))),
+                ('cls', '', 98), ('cls', '_fewshot', 98),
+                ('seg', '', 98), ('seg', '_fewshot', 98),
+                ('det', '', 98), ('det', '_fewshot', 168))),
     ])
 def test_config_reads_the_data(name: str, folder: str, side: int,
                                request: pytest.FixtureRequest,

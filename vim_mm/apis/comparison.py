@@ -61,8 +61,8 @@ def variants(cfg: Config) -> List[Variant]:
 
     All warm the same head on cached features with the same settings. Only the
     two trained Ens-MoE go on to learn gates and head together; the one that
-    starts uniform, as the paper does, has no warmed head, beside which its
-    gates would get no gradient.
+    starts uniform, as the paper does, has no warmed head (only standardised
+    features), beside which its gates would get no gradient.
 
     Args:
         cfg (Config): Has an ``EnsMoE`` fusion in its ``ViMBackbone``, and
@@ -77,7 +77,7 @@ def variants(cfg: Config) -> List[Variant]:
         result.append(Variant(f'single: {name}', _without_training(cfg,
                                                                    [name])))
     uniform = _without_hook(_without_training(cfg), 'ScoreGatesHook')
-    joint = _without_hook(_without_hook(cfg, 'ScoreGatesHook'), 'WarmHeadHook')
+    joint = _with_cold_head(_without_hook(cfg, 'ScoreGatesHook'))
     return result + [
         Variant('uniform gates', uniform),
         Variant('score-started gates', _without_training(cfg)),
@@ -94,6 +94,14 @@ def _without_hook(cfg: Config, kind: str) -> Config:
     return cfg
 
 
+def _with_cold_head(cfg: Config) -> Config:
+    cfg = deepcopy(cfg)
+    for hook in cfg.custom_hooks:
+        if hook['type'].endswith('WarmHeadHook'):
+            hook['epochs'] = 0
+    return cfg
+
+
 def _without_training(cfg: Config, modules: List[str] = None) -> Config:
     cfg = deepcopy(cfg)
     cfg.train_cfg.max_epochs = 0
@@ -107,7 +115,7 @@ def _without_training(cfg: Config, modules: List[str] = None) -> Config:
 
 def run_variant(variant: Variant,
                 work_dir: str) -> Tuple[VariantResult, Runner]:
-    """Train and test one variant.
+    """Train one variant, and test it unless its run ended with validation.
 
     Args:
         variant (Variant): The config to run.
@@ -125,8 +133,9 @@ def run_variant(variant: Variant,
     start = time.perf_counter()
     runner = Runner.from_cfg(cfg)
     runner.train()
-    before = first_validation(runner)
-    metrics = runner.test()
+    before, metrics = validations(runner)
+    judged = runner.val_dataloader if metrics else runner.test_dataloader
+    metrics = metrics or runner.test()
     seconds = time.perf_counter() - start
     info = runner.message_hub.runtime_info
     return VariantResult(
@@ -134,7 +143,7 @@ def run_variant(variant: Variant,
         metrics={k: float(v)
                  for k, v in metrics.items()},
         n_train=len(runner.train_dataloader.dataset),
-        n_test=len(runner.test_dataloader.dataset),
+        n_test=len(judged.dataset),
         seconds=round(seconds, 1),
         peak_mb=round(peak_memory_mb(), 1),
         gates=unwrap(runner.model).backbone.gates(),
@@ -142,13 +151,21 @@ def run_variant(variant: Variant,
         before=before), runner
 
 
-def first_validation(runner: Runner) -> Dict[str, float]:
-    """The first value of every validation metric of a run."""
-    return {
-        key[len('val/'):]: float(buffer.data[0][0])
-        for key, buffer in runner.message_hub.log_scalars.items()
-        if key.startswith('val/') and not key.endswith('time')
-    }
+def validations(runner: Runner) -> Tuple[Dict[str, float], ...]:
+    """First and last values of a run's validation metrics.
+
+    Returns:
+        tuple[dict, dict]: The last one is empty when fewer than two
+        validations ran.
+    """
+    first, last = {}, {}
+    for key, buffer in runner.message_hub.log_scalars.items():
+        if key.startswith('val/') and not key.endswith('time'):
+            values = buffer.data[0]
+            first[key[len('val/'):]] = float(values[0])
+            if len(values) > 1:
+                last[key[len('val/'):]] = float(values[-1])
+    return first, last
 
 
 def reset_peak_memory() -> None:

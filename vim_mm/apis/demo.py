@@ -92,7 +92,7 @@ STEPS: Dict[str, DemoStep] = {
         'Downstream: digit masks, 100 pictures', 'digits (seg)', _MIOU, .01,
         True, _FEW, _SLOW),
     'downstream_digits_det': DemoStep(
-        'Downstream: find digits, 100 pictures', 'digits (det)', _AP50, 1,
+        'Downstream: find digits, 64 pictures', 'digits (det)', _AP50, 1,
         True, _FEW + 'One to four digits a picture, ten classes.',
         _SLOW),
 }
@@ -211,7 +211,10 @@ def _rows(name: str, kind: DemoStep, result: VariantResult) -> List[Row]:
 def _pictures(runner: Runner, work_dir: Path, name: str,
               method: str) -> List[Dict[str, str]]:
     folder = work_dir / name / 'pictures'
-    paths = draw_predictions(runner, folder, method, num=3)
+    judged = (
+        runner.test_dataloader
+        if STEPS[name].fuses else runner.val_dataloader)
+    paths = draw_predictions(runner, judged, folder, method, num=3)
     return [
         dict(file=str(path.relative_to(work_dir)), caption=caption)
         for path, caption in paths

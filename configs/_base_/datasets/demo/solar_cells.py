@@ -13,7 +13,7 @@ data_preprocessor = dict(
     to_rgb=True)
 train_pipeline = [
     dict(type='mmpretrain.LoadImageFromFile'),
-    dict(type='mmpretrain.Resize', scale=(112, 112)),
+    dict(type='mmpretrain.Resize', scale=(98, 98)),
     dict(
         type='mmpretrain.RandomFlip',
         prob=[0.25, 0.25, 0.25],
@@ -22,7 +22,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='mmpretrain.LoadImageFromFile'),
-    dict(type='mmpretrain.Resize', scale=(112, 112)),
+    dict(type='mmpretrain.Resize', scale=(98, 98)),
     dict(type='mmpretrain.PackInputs')
 ]
 
