@@ -14,7 +14,7 @@ CONSTRAINTS := requirements/constraints.txt
 .PHONY: help demo test doctor lint clean setup
 
 help:
-	@echo 'make demo    the whole story in a few minutes on a CPU'
+	@echo 'make demo    the whole story in about 20 minutes on two CPU cores'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make doctor  what is installed, what works, how to mend the rest'
 	@echo 'make lint    flake8 and isort'
@@ -43,7 +43,6 @@ $(DONE)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo 'vim_mm needs Python >= 3.10: make PYTHON=/path/to/python ...' >&2; exit 1; }
 	@echo '[setup] making $(VENV)'
-	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(DONE) && touch $@
 

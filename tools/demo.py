@@ -49,12 +49,13 @@ def run_step(name: str, work_dir: Path, console: Console) -> None:
     """Run one step in a process of its own, showing its progress.
 
     Raises:
-        RuntimeError: If the step fails; its log stays where the sentence
-            says.
+        DemoError: If the step fails; its log stays where the sentence says.
     """
     log = work_dir / name / 'log.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, '--work-dir', work_dir, '--step', name]
+    command = [
+        sys.executable, __file__, '--work-dir', work_dir, '--step', name
+    ]
     env = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore')
     with log.open('w') as file, subprocess.Popen(
             command,
@@ -66,7 +67,8 @@ def run_step(name: str, work_dir: Path, console: Console) -> None:
             file.write(line)
             shown = PROGRESS.search(line)
             if shown:
-                console.print('   ' + shown[1][:110], style='dim', markup=False)
+                console.print(
+                    '   ' + shown[1][:110], style='dim', markup=False)
     if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-12:])
         raise demo.DemoError(

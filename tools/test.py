@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
 # drawing hook and visualizer of each library, for configs that name none
@@ -133,6 +134,7 @@ def use_tta(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
+    check_data(cfg, ('test_dataloader', ))
     prepare_cpu_dist(cfg, args.launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
         cfg)

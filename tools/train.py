@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
 
@@ -114,6 +115,7 @@ def set_resume(cfg: Config, resume: str) -> None:
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
     prepare_cpu_dist(cfg, args.launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
         cfg)

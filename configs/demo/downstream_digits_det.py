@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: find and name one to four digits, 64 pictures.
+"""Few-shot task of the demo: find one to four digits, 64 pictures.
 
     python tools/train.py configs/demo/downstream_digits_det.py
 
@@ -20,12 +20,14 @@ model = dict(
     backbone=dict(
         zoo='work_dirs/demo/zoo',
         modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
-        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-det'])),
-    bbox_head=dict(num_classes=10))
+        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-det'])))
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
-    dict(type='vim_mm.WarmHeadHook', epochs=8),
+    dict(
+        type='vim_mm.WarmHeadHook',
+        epochs=15,
+        optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]
 

@@ -20,7 +20,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', epochs=6, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -32,5 +32,5 @@ custom_hooks = [
 
 # minutes matter here: the first of the 2400 pictures
 train_dataloader = dict(dataset=dict(indices=1200))
-train_cfg = dict(max_epochs=1)
-param_scheduler = dict(total_steps=1)
+train_cfg = dict(max_epochs=3)
+param_scheduler = dict(total_steps=3)

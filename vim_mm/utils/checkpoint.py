@@ -51,6 +51,8 @@ def register_loaders() -> None:
     # the remaining schemes (petrel, openmmlab) read through this function
     if hasattr(mmengine_checkpoint, '_safe_torch_load'):
         mmengine_checkpoint._safe_torch_load = load_pickle
+    # and torchvision, open-mmlab and mmcls through this one
+    mmengine_checkpoint.load_from_http = load_from_http
 
 
 def load_from_safetensors(filename: str,

@@ -44,8 +44,10 @@ class Zoo:
             ZooError: If the directory does not exist.
         """
         if not self.root.is_dir():
-            raise ZooError(f'There is no zoo at {str(self.root)!r}: the '
-                           'directory does not exist.')
+            raise ZooError(
+                f'There is no zoo at {str(self.root)!r}: the directory does '
+                'not exist. Set `model.backbone.zoo` to the right one, or '
+                'learn a module first (a midstream config).')
         names = set()
         for folder in self.root.iterdir():
             name = folder.name

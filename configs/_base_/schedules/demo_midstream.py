@@ -2,7 +2,7 @@
 # Minutes on two cores: the head is warmed on cached trunk features, then
 # module and head learn together for a few epochs. A config sets `max_epochs`
 # of the loop and `total_steps` of the schedule to the same number.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=1)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=100)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -228,3 +228,14 @@ def test_merge_of_unequal_modules_is_refused() -> None:
                          ('louder', 'output scales')):
         with pytest.raises(ValueError, match=words):
             bank('layers.0.attn', x, (2, 3), ['a', other], gates, merge=True)
+
+
+@pytest.mark.parametrize('kind', [
+    'torch.hub.load', 'os.system', 'ViMBackbone', 'mmdet.FPN', 'builtins.exec',
+    None
+])
+def test_a_card_can_name_adapters_only(kind: str) -> None:
+    bank = AdapterBank()
+    with pytest.raises(ValueError, match='no kind of adapter'):
+        bank.add('evil', dict(type=kind, source='local'), SLOTS)
+    assert bank.names == []

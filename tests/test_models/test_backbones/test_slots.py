@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from _tiny import SIZE, TRUNKS, vit
+from _tiny import SIZE, TRUNKS, build_backbone, vit
 from vim_mm.models.backbones import SlotSpec, find_slots
 from vim_mm.registry import MODELS
 
@@ -122,3 +122,15 @@ def test_grid_of_a_picture() -> None:
     assert slot.grid((30, 56), 3 * 4 + 2) == (3, 4)
     with pytest.raises(ValueError, match="'s' carries 9 tokens"):
         slot.grid((28, 56), 9)
+
+
+def test_slots_behind_the_last_output_take_no_new_adapter() -> None:
+    backbone = build_backbone(vit(out_indices=[1]), new_module='new')
+    read = [name for name, slot in backbone.slots.items() if slot.is_read]
+    assert read == [f'layers.{i}.{b}' for i in (0, 1) for b in ('attn', 'ffn')]
+    assert backbone.bank.slots_of('new') == read
+    backbone(torch.randn(1, 3, SIZE, SIZE))[-1].square().sum().backward()
+    ups = [
+        p for n, p in backbone.bank.named_parameters() if n.endswith('up.bias')
+    ]
+    assert all(p.grad.abs().sum() > 0 for p in ups)

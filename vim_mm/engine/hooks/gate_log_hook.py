@@ -33,7 +33,11 @@ class GateLogHook(Hook):
 
     @staticmethod
     def _record(runner: Runner) -> None:
-        gates = unwrap(runner.model).backbone.gates()
+        model = unwrap(runner.model)
+        fused = getattr(model, 'neck', None)  # weighs streams, if anything
+        if getattr(fused, 'fusion', None) is None:
+            fused = model.backbone
+        gates = fused.gates()
         runner.visualizer.add_scalars(
             {
                 f'gates/{slot}/{module}': weight

@@ -131,7 +131,7 @@ def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:
 
 def _last_metrics(runner: Runner) -> List[dict]:
     num: Optional[int] = None
-    if runner.val_dataloader is not None and runner.val_loop is not None:
+    if runner.val_loop is not None:
         num = len(runner.val_loop.dataloader.dataset)
     metrics = {
         key[len('val/'):]: float(buffer.current())

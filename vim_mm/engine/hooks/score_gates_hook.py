@@ -2,7 +2,7 @@
 from typing import Dict
 
 import torch
-from mmengine.dist import broadcast
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -48,7 +48,7 @@ class ScoreGatesHook(Hook):
         Raises:
             ValueError: If the backbone's fusion learns no logits.
         """
-        if runner._resume:
+        if runner.iter > 0:  # resumed
             return
         backbone = unwrap(runner.model).backbone
         if not hasattr(backbone.fusion, 'set_logits'):
@@ -59,9 +59,9 @@ class ScoreGatesHook(Hook):
         runner.logger.info('ScoreGatesHook: ' + ', '.join(
             f'{name} {score:.3f}' for name, score in scores.items()))
         logits = torch.tensor(list(scores.values())) / self.temperature
-        # each process scored its own shard; all start from the first one's
+        # each process has scored its own share of the pictures
         logits = logits.to(backbone.trunk_fingerprint.device)
-        broadcast(logits)
+        all_reduce(logits, op='mean')
         backbone.fusion.set_logits(backbone.task, logits)
 
     def scores(self, runner: Runner) -> Dict[str, float]:

@@ -57,7 +57,7 @@ class WarmHeadHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
-        if runner._resume:
+        if runner.iter > 0:  # resumed
             return
         model = unwrap(runner.model)
         runner.logger.info('WarmHeadHook: caching trunk features of '
@@ -71,7 +71,7 @@ class WarmHeadHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 hook.ema_model.module.load_state_dict(model.state_dict())
-        if self.evaluate:
+        if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
 
     def _train_head(self, runner: Runner, model: BaseModel,
@@ -96,8 +96,7 @@ class WarmHeadHook(Hook):
                 optimizer.zero_grad()
                 loss = cached_loss(model, batch)
                 loss.backward()
-                grads = [p.grad for p in params if p.grad is not None]
-                all_reduce_params(grads, op='mean')
+                average_gradients(params)
                 if self.clip_grad is not None:
                     nn.utils.clip_grad_norm_(params, self.clip_grad)
                 optimizer.step()
@@ -108,6 +107,14 @@ class WarmHeadHook(Hook):
                     f'WarmHeadHook: epoch {epoch + 1}/{self.epochs} on '
                     f'cached features, loss {float(total) / len(cached):.4f}')
         optimizer.zero_grad(set_to_none=True)
+
+
+def average_gradients(params: List[nn.Parameter]) -> None:
+    """Average over processes; a head one of them left unused counts zero."""
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    all_reduce_params([param.grad for param in params], op='mean')
 
 
 def head_parameters(model: BaseModel) -> List[nn.Parameter]:

@@ -15,6 +15,32 @@ def _key(slot: str) -> str:
     return slot.replace('.', '-')
 
 
+def build_adapter(cfg: dict, dims: int) -> BaseAdapter:
+    """Build an adapter of one of our registered kinds, and nothing else.
+
+    The config may come from a stranger's card. A registry would also import
+    and call whatever a dotted ``type`` names, so only names of our own
+    adapters are let through.
+
+    Args:
+        cfg (dict): Config of the adapter, without ``dims``.
+        dims (int): Width of its slot.
+
+    Raises:
+        ValueError: If its type is no adapter.
+    """
+    cfg = dict(cfg)
+    kind = str(cfg.pop('type', None))
+    MODELS.import_from_location()
+    cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
+    if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):
+        known = sorted(
+            name for name, value in MODELS.module_dict.items()
+            if isinstance(value, type) and issubclass(value, BaseAdapter))
+        raise ValueError(f"'{kind}' is no kind of adapter; known are {known}.")
+    return cls(dims=dims, **cfg)
+
+
 class AdapterBank(nn.Module):
     """K modules beside one trunk, evaluated as one wide adapter per slot.
 
@@ -73,11 +99,8 @@ class AdapterBank(nn.Module):
             raise ValueError(f"'{name}' cannot name a module; start with a "
                              "letter or digit, use letters, digits, '_' and "
                              "'-', 100 at most, and no torch method name.")
-        # a bare type is ours, whatever scope the run has
-        cfg = dict(_scope_='vim_mm')
-        cfg.update(adapter_cfg)
         adapters = nn.ModuleDict({
-            _key(slot): MODELS.build(dict(cfg, dims=width))
+            _key(slot): build_adapter(adapter_cfg, width)
             for slot, width in dims.items()
         })
         if tensors is not None:

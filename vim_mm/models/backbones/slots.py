@@ -1,8 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
 import re
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Size, Tensor, nn
@@ -28,12 +28,16 @@ class SlotSpec:
             (B, L, C).
         num_extra_tokens (int): Class and register tokens before the patches.
         stride (int): Pixels per token, for tokens; 0 for maps.
+        is_read (bool): Whether any output of the trunk depends on it. Slots
+            behind the last output (``out_indices``) take no new adapter: it
+            would never get a gradient.
     """
     name: str
     dims: int
     is_map: bool
     num_extra_tokens: int = 0
     stride: int = 0
+    is_read: bool = True
 
     def grid(self, picture: Tuple[int, int], length: int) -> Tuple[int, int]:
         """Rows and columns of the patches of a picture of (H, W) pixels.
@@ -84,12 +88,16 @@ def find_slots(trunk: nn.Module,
     for name in names:
         _refuse_checkpointing(name, modules)
     seen: Dict[str, Tuple[Size, Optional[Size]]] = {}
+    deltas: Dict[str, Tensor] = {}
 
     def record(name: str):
 
         def hook(_, args, kwargs, output):
             seen[name] = (slot_input(args, kwargs).shape,
                           getattr(output, 'shape', None))
+            if isinstance(output, Tensor):
+                deltas[name] = torch.zeros_like(output, requires_grad=True)
+                return output + deltas[name]
 
         return hook
 
@@ -103,18 +111,31 @@ def find_slots(trunk: nn.Module,
     picture = torch.zeros(
         1, 3, probe_size, probe_size, device=weight.device, dtype=weight.dtype)
     try:
-        with torch.no_grad():
-            trunk(picture)
+        with torch.enable_grad():
+            outputs = trunk(picture)
+            sum(level.sum() for level in _tensors(outputs)).backward()
     finally:
         for module, training in modes.items():
             module.training = training
         for handle in handles:
             handle.remove()
     # a submodule the trunk never calls (a cut-off stage) is no slot
-    return {
+    specs = {
         name: _observed(name, probe_size, *seen[name])
         for name in names if name in seen
     }
+    return {
+        name: replace(spec, is_read=deltas[name].grad is not None)
+        for name, spec in specs.items()
+    }
+
+
+def _tensors(outputs: object) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    else:
+        for item in outputs:
+            yield from _tensors(item)
 
 
 def _match(trunk: nn.Module, pattern: Optional[str]) -> List[str]:

@@ -25,20 +25,26 @@ def build_trunk(cfg: dict) -> nn.Module:
         ValueError: If they do not fit the trunk.
     """
     cfg = dict(cfg)
-    init_cfg = cfg.get('init_cfg') or {}
-    pretrained = init_cfg.get('type') == 'Pretrained'
-    if pretrained:
+    source = pretrained(cfg)
+    if source:
         cfg.pop('init_cfg')
     trunk = MODELS.build(cfg)
-    if pretrained:
-        load_trunk_weights(trunk, init_cfg['checkpoint'],
-                           init_cfg.get('prefix'))
+    if source:
+        load_trunk_weights(trunk, source['checkpoint'], source.get('prefix'))
     elif hasattr(trunk, 'init_weights') and not is_meta(trunk):
         trunk.init_weights()
     # not chained: train() of some backbones returns None
     trunk.requires_grad_(False)
     trunk.eval()
     return trunk
+
+
+def pretrained(cfg: dict) -> dict:
+    """The 'Pretrained' entry of a backbone's ``init_cfg``, empty if none."""
+    entries = cfg.get('init_cfg') or []
+    if isinstance(entries, dict):
+        entries = [entries]
+    return next((e for e in entries if e.get('type') == 'Pretrained'), {})
 
 
 def is_meta(trunk: nn.Module) -> bool:

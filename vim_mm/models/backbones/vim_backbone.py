@@ -11,7 +11,7 @@ from vim_mm.zoo import Zoo, trunk_fingerprint
 from ..adapters import AdapterBank
 from ..fusion import build_fusion
 from .slots import SlotSpec, find_slots, slot_input
-from .trunk import build_trunk, is_meta
+from .trunk import build_trunk, is_meta, pretrained
 
 
 class Slot:
@@ -97,16 +97,17 @@ class ViMBackbone(BaseModule):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.trunk = build_trunk(trunk)
-        self.trunk_weights = (trunk.get('init_cfg') or {}).get('checkpoint')
+        self.trunk_weights = pretrained(trunk).get('checkpoint')
         self.save_trunk = save_trunk
         self.slots = find_slots(self.trunk, slots, probe_size)
         self.bank = AdapterBank()
         self.load_modules(zoo, modules)
         self.new_module = new_module
         if new_module is not None:
-            self.bank.add(new_module, adapter,
-                          {n: s.dims
-                           for n, s in self.slots.items()})
+            self.bank.add(
+                new_module, adapter,
+                {n: s.dims
+                 for n, s in self.slots.items() if s.is_read})
         self.fusion = None
         if fusion is not None:
             self.fusion = build_fusion(fusion, self.bank.names,

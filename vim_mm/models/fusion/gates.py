@@ -102,6 +102,12 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
 def build_fusion(cfg: dict, modules: Sequence[str],
                  num_slots: int) -> BaseFusion:
     """Build a fusion; a bare type is ours, whatever scope the run has."""
+    kind = str(cfg.get('type')).replace('vim_mm.', '', 1)
+    if '.' not in kind and kind not in MODELS.module_dict:
+        known = sorted(
+            name for name, value in MODELS.module_dict.items()
+            if isinstance(value, type) and issubclass(value, BaseFusion))
+        raise ValueError(f"'{kind}' is no kind of fusion; known are {known}.")
     given = dict(modules=modules, num_slots=num_slots)
     return MODELS.build({'_scope_': 'vim_mm', **cfg, **given})
 
@@ -156,13 +162,13 @@ class EnsMoE(BaseFusion):
         # a checkpoint says which module each weight belongs to
         names = list('/'.join(self.task_modules[task]).encode())
         self.register_buffer(
-            f'{task}_modules',
+            f'modules_of_{task}',
             torch.tensor(names, dtype=torch.uint8, device=like.device))
 
     def _align_columns(self, state_dict: dict, prefix: str, *_) -> None:
         """Put a checkpoint's weights into this model's order of modules."""
         for task, modules in self.task_modules.items():
-            stored = state_dict.get(f'{prefix}{task}_modules')
+            stored = state_dict.get(f'{prefix}modules_of_{task}')
             if stored is None:
                 continue
             names = bytes(stored.tolist()).decode().split('/')
@@ -171,8 +177,8 @@ class EnsMoE(BaseFusion):
                     f"The checkpoint's task '{task}' weighs the modules "
                     f'{names}, this model {modules}; name the same ones in '
                     '`model.backbone.modules` or `fusion.tasks`.')
-            state_dict[f'{prefix}{task}_modules'] = getattr(
-                self, f'{task}_modules')
+            state_dict[f'{prefix}modules_of_{task}'] = getattr(
+                self, f'modules_of_{task}')
             order = [names.index(module) for module in modules]
             key = f'{prefix}logits.{task}'
             state_dict[key] = state_dict[key][:, order]

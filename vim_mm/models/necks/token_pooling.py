@@ -14,15 +14,19 @@ def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:
 
     Args:
         features (Sequence[Tensor]): Tokens (B, E + H * W, C), as from
-            ``out_type='raw'``, or maps (B, C, H, W).
+            ``out_type='raw'``, maps (B, C, H, W), or vectors (B, C), as from
+            ``out_type='cls_token'``, which are taken as they are.
         num_extra_tokens (int): E, for tokens.
 
     Returns:
-        Tensor: Shape (B, D), D the sum of ``(E + 2) * C`` (maps: ``2 * C``)
-        over the levels.
+        Tensor: Shape (B, D), D the sum of ``(E + 2) * C`` (maps: ``2 * C``,
+        vectors: C) over the levels.
     """
     parts = []
     for level in features:
+        if level.dim() == 2:
+            parts.append(level)
+            continue
         if level.dim() == 4:
             patches = level.flatten(2).transpose(1, 2)
         else:

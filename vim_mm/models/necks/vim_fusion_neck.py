@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -130,6 +130,14 @@ class ViMFusionNeck(BaseModule):
         if any(not 0 <= i <= last for s in sources for i in s):
             raise ValueError(f'`sources` {sources} name a level beyond the '
                              f'{len(in_channels)} of `in_channels`.')
+
+    def gates(self) -> Dict[str, Dict[str, float]]:
+        """The weights of the streams: level to module to weight."""
+        rows = self.fusion.gates(self.task).detach().tolist()
+        return {
+            f'level{index}': dict(zip(self.stream_names, row))
+            for index, row in enumerate(rows)
+        }
 
     def fuse(self, streams: Union[Stream, Sequence[Stream]]) -> List[Tensor]:
         """Weigh the streams into one list of maps, one per trunk level.

@@ -1,0 +1,48 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Missing data is named before anything is built."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from vim_mm.utils.data import check_data
+
+
+def config(root: str, **dataset) -> Config:
+    return Config(
+        dict(train_dataloader=dict(dataset=dict(data_root=root, **dataset))))
+
+
+def test_a_missing_root_names_its_option(tmp_path: Path) -> None:
+    cfg = config(str(tmp_path / 'nowhere'))
+    with pytest.raises(
+            FileNotFoundError,
+            match='nowhere.*train_dataloader.dataset.data_root'):
+        check_data(cfg, ('train_dataloader', ))
+    check_data(cfg, ('val_dataloader', ))  # not needed, not looked at
+
+
+def test_a_missing_annotation_file_is_named(tmp_path: Path) -> None:
+    cfg = config(str(tmp_path), ann_file='a.json')
+    with pytest.raises(FileNotFoundError, match='a.json'):
+        check_data(cfg, ('train_dataloader', ))
+    (tmp_path / 'a.json').touch()
+    check_data(cfg, ('train_dataloader', ))
+
+
+def test_wrapped_data_sets_are_found(tmp_path: Path) -> None:
+    inner = [dict(data_root=str(tmp_path)), dict(data_root='gone')]
+    cfg = Config(
+        dict(
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset', dataset=dict(datasets=inner)))))
+    with pytest.raises(
+            FileNotFoundError,
+            match=r'dataset\.dataset\.datasets\.1\.data_root'):
+        check_data(cfg, ('train_dataloader', ))
+
+
+def test_remote_data_is_not_looked_for() -> None:
+    check_data(config('s3://bucket/x', ann_file='a'), ('train_dataloader', ))
