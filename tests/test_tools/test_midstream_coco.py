@@ -4,6 +4,7 @@
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def test_two_processes_train_one_module(trunk: Path, tmp_path: Path) -> None:
         capture_output=True,
         env=dict(
             os.environ,
+            PYTHON=sys.executable,
             PORT=free_port(),
             OMP_NUM_THREADS='1',
             CUDA_VISIBLE_DEVICES=''))

@@ -68,6 +68,6 @@ def test_without_logits_it_says_so(tmp_path: Path) -> None:
 
 def test_a_resumed_run_keeps_its_gates(tmp_path: Path) -> None:
     run = runner(tmp_path)
-    run._resume = True
+    run.train_loop._iter = 3
     ScoreGatesHook().before_train(run)
     assert (run.model.backbone.fusion.logits['t'] == 0).all()

@@ -55,7 +55,7 @@ def test_standardisers_are_fitted(tmp_path: Path) -> None:
 
 def test_a_resumed_run_is_not_warmed_again(tmp_path: Path) -> None:
     run = runner('cls', tmp_path)
-    run._resume = True
+    run.train_loop._iter = 3
     before = snapshot(run.model)
     WarmHeadHook(epochs=5).before_train(run)
     assert same(snapshot(run.model), before)
