@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: name the digit on a photograph, 20 pictures a class.
+"""Few-shot task of the demo: name the digit, 20 pictures a class.
 
     python tools/train.py configs/demo/downstream_digits_cls.py
 

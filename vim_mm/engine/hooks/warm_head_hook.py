@@ -121,5 +121,6 @@ def head_parameters(model: BaseModel) -> List[nn.Parameter]:
     """Everything trainable outside the backbone."""
     inside = {id(p) for p in model.backbone.parameters()}
     return [
-        p for p in model.parameters() if p.requires_grad and id(p) not in inside
+        param for param in model.parameters()
+        if param.requires_grad and id(param) not in inside
     ]
