@@ -5,7 +5,10 @@
 
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
-EXPECT
+Measured on two CPU cores, one seed, 200 pictures, 220 s for all methods:
+accuracy on 200 pictures 0.225 frozen trunk, 0.675 best single: digit-masks,
+0.390 uniform gates, 0.695 score-started gates, 0.680 trained from scores
+(commit 36d52b4).
 Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
 start from each module's score, the warmed head and all sizes are ours.
 """
