@@ -5,7 +5,10 @@
 
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
-EXPECT
+Measured on two CPU cores, one seed, 64 pictures, 291 s for all methods:
+AP50 on 64 pictures 0.631 frozen trunk, 0.796 best single: digit-masks,
+0.709 uniform gates, 0.725 score-started gates, 0.756 trained from scores
+(commit 36d52b4).
 Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
 start from each module's score, the warmed head and all sizes are ours.
 """
