@@ -98,6 +98,19 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             Tensor: Shape (S, N), N the number of modules the task knows.
         """
 
+    def row(self, gates: Tensor, slot_index: int, x: Tensor) -> Tensor:
+        """The weights of one slot, perhaps different for every picture.
+
+        Args:
+            gates (Tensor): What :meth:`gates` returned for this pass.
+            slot_index (int): Index of the slot.
+            x (Tensor): Tokens the slot reads, (B, L, C).
+
+        Returns:
+            Tensor: Shape (N, ), or (B, N).
+        """
+        return gates[slot_index]
+
 
 def build_fusion(cfg: dict, modules: Sequence[str],
                  num_slots: int) -> BaseFusion:
