@@ -133,11 +133,44 @@ class ViMFusionNeck(BaseModule):
 
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The weights of the streams: level to module to weight."""
+        names = self.fusion.task_modules[self.task]
         rows = self.fusion.gates(self.task).detach().tolist()
         return {
-            f'level{index}': dict(zip(self.stream_names, row))
+            f'level{index}': dict(zip(names, row))
             for index, row in enumerate(rows)
         }
+
+    def select_task(self, task: str) -> None:
+        """Weigh, and train, the streams as this task does from now on.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        if self.fusion is None:
+            raise ValueError(f"Task '{task}' was asked for, but this neck "
+                             'weighs no streams; name them in `modules`.')
+        self.fusion.select(task)
+        self.task = task
+
+    def add_task(self, task: str, modules: Sequence[str]) -> None:
+        """Let one more task weigh streams; earlier tasks stay as they are.
+
+        Args:
+            task (str): Its name; :meth:`select_task` makes it run.
+            modules (Sequence[str]): The modules it knows. Those that joined
+                the bank since are new streams, in the bank's order.
+
+        Raises:
+            ValueError: If the name is taken, or the neck weighs no streams.
+        """
+        if self.fusion is None:
+            raise ValueError(f"Task '{task}' needs streams to weigh; name "
+                             'them in `modules` of the neck.')
+        self.fusion.add_task(task, modules)
+        self.fusion.select(self.task)
+        self.stream_names += [
+            name for name in modules if name not in self.stream_names
+        ]
 
     def fuse(self, streams: Union[Stream, Sequence[Stream]]) -> List[Tensor]:
         """Weigh the streams into one list of maps, one per trunk level.
@@ -168,6 +201,9 @@ class ViMFusionNeck(BaseModule):
                 f'{len(self.pre_norms)}.')
         if self.fusion is None:
             return list(streams[0])
+        # a task keeps to the modules it knows, whatever joined later
+        known = self.fusion.task_modules[self.task]
+        streams = [streams[self.stream_names.index(name)] for name in known]
         gates = self.fusion.gates(self.task)
         return [
             torch.einsum('k,k...->...', row, torch.stack(level))
