@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 from vim_mm.engine.feature_cache import CachedBatch
 from vim_mm.engine.transfer_score import (IGNORED, balanced_accuracy,
                                           cross_validated_score, patch_labels,
-                                          ridge, rows_of)
+                                          ridge, rows_of, thinned)
 
 
 @pytest.mark.parametrize('shape', [(30, 5), (5, 30)])
@@ -118,7 +118,22 @@ def test_rows_of_segmentation_and_thinning() -> None:
     assert y.tolist() == [0] * 8
     assert picture.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert torch.equal(x[2], features[1, :, 1, 0])
-    assert len(rows_of(cached, 0, max_rows=8)[0]) == 4
+    few = rows_of(cached, 0, max_rows=3)
+    assert [len(part) for part in few] == [3, 3, 3]
+    again = rows_of(cached, 0, max_rows=3)
+    assert all(torch.equal(*pair) for pair in zip(few, again))
+    # what is kept are rows of the whole, with their labels and pictures
+    whole = torch.cat([x, picture[:, None]], 1).tolist()
+    assert all(row in whole
+               for row in torch.cat([few[0], few[2][:, None]], 1).tolist())
+
+
+def test_thinning_draws_from_everywhere() -> None:
+    assert thinned(5, 5).tolist() == [0, 1, 2, 3, 4]
+    kept = thinned(4000, 1000)
+    assert len(kept.unique()) == 1000 and torch.equal(kept, kept.sort()[0])
+    # even steps would keep one column of a grid of 4 patches
+    assert torch.bincount(kept % 4).min() > 200
 
 
 def test_unknown_annotations_are_a_sentence() -> None:

@@ -111,7 +111,8 @@ def rows_of(cached: List[CachedBatch],
     Args:
         cached (list[CachedBatch]): From :func:`cache_features`.
         num_extra_tokens (int): Class and register tokens, for pooling.
-        max_rows (int): Patches are thinned evenly to at most so many.
+        max_rows (int): More rows than this are thinned at random, always
+            the same ones of data of one size. Defaults to 20000.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: (n, d), (n, ) and (n, ).
@@ -143,9 +144,22 @@ def rows_of(cached: List[CachedBatch],
         labels.append(y)
     x, y, picture = (torch.cat([t.flatten(0, 1) for t in part])
                      for part in (rows, labels, pictures))
-    keep = torch.arange(len(x))[::max(1, -(-len(x) // max_rows))]
-    keep = keep[y[keep] != IGNORED]
+    labelled = (y != IGNORED).nonzero()[:, 0]
+    keep = labelled[thinned(len(labelled), max_rows)]
     return x[keep], y[keep], picture[keep]
+
+
+def thinned(num: int, limit: int) -> Tensor:
+    """Ordered indices of at most ``limit`` of ``num`` rows.
+
+    Drawn rather than taken at even steps, which may fall on one column of
+    the grid of patches; drawn alike every time, so that features of the same
+    pictures stay comparable.
+    """
+    if num <= limit:
+        return torch.arange(num)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(num, generator=generator)[:limit].sort().values
 
 
 def patch_labels(sample: object, grid: Tuple[int, int],
