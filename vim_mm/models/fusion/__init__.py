@@ -1,7 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .gates import (BaseFusion, EnsMoE, FixedFusion, ParameterMerge,
-                    build_fusion)
+from .base_fusion import BaseFusion, build_fusion
+from .ens_moe import EnsMoE, ParameterMerge
+from .fixed_fusion import FixedFusion, FixedMerge
+from .learned_fusion import LearnedFusion
+from .linear_moe import LinearMoE
+from .routed_moe import RoutedMoE
 
 __all__ = [
-    'BaseFusion', 'EnsMoE', 'FixedFusion', 'ParameterMerge', 'build_fusion'
+    'BaseFusion', 'EnsMoE', 'FixedFusion', 'FixedMerge', 'LearnedFusion',
+    'LinearMoE', 'ParameterMerge', 'RoutedMoE', 'build_fusion'
 ]

@@ -1,0 +1,145 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from abc import ABCMeta, abstractmethod
+from typing import Dict, List, Mapping, Optional, Sequence, Union
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+
+Tasks = Union[Sequence[str], Mapping[str, Sequence[str]]]
+
+
+class BaseFusion(BaseModule, metaclass=ABCMeta):
+    """How K modules are weighted, for several named tasks.
+
+    A task knows the modules that were in the bank when it was made and keeps
+    to them: a module that joins later cannot change its output.
+
+    Class attributes:
+        merges (bool): Whether weights apply to the modules' parameters,
+            giving one module, rather than to their outputs.
+        per_picture (bool): Whether every picture has weights of its own; such
+            a fusion is built with ``dims``, the widths of what slots read.
+
+    Args:
+        modules (Sequence[str]): All modules that can be fused, in order.
+        num_slots (int): Number of places S with weights of their own: layers
+            x branches inside a trunk, levels of a pyramid in a neck.
+        tasks (Sequence[str] | Mapping[str, Sequence[str]]): Task names, each
+            over all modules, or a mapping from task names to the modules
+            each task knows. Defaults to ``('default', )``.
+        init_cfg (dict, optional): mmengine init config. Defaults to None.
+
+    Raises:
+        ValueError: If a task names a module that is not there, or none.
+    """
+
+    merges = False
+    per_picture = False
+
+    def __init__(self,
+                 modules: Sequence[str],
+                 num_slots: int,
+                 tasks: Tasks = ('default', ),
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.num_slots = num_slots
+        self.selected: Optional[str] = None
+        self.task_modules: Dict[str, List[str]] = {}
+        if not isinstance(tasks, Mapping):
+            tasks = {task: modules for task in tasks}
+        for task, names in tasks.items():
+            unknown = sorted(set(names) - set(modules))
+            if unknown or not names:
+                raise ValueError(
+                    f"Task '{task}' asks for the modules {unknown or 'none'},"
+                    f' but the bank holds {list(modules)}; name those in '
+                    '`fusion.tasks`.')
+            self._register(task, names)
+            self.selected = self.selected or task
+
+    @property
+    def tasks(self) -> List[str]:
+        """The names of all tasks."""
+        return list(self.task_modules)
+
+    def add_task(self, task: str, modules: Sequence[str]) -> None:
+        """Add a task over ``modules``; other tasks are not touched.
+
+        Raises:
+            ValueError: If the name is taken or not allowed.
+        """
+        self._register(task, modules)
+
+    def _register(self, task: str, modules: Sequence[str]) -> None:
+        if task in self.task_modules:
+            raise ValueError(f"There is a task '{task}' already; choose "
+                             'another name.')
+        # parameters are kept under task names, beside their dict's methods
+        if not task or '.' in task or hasattr(nn.ParameterDict(), task):
+            raise ValueError(f"'{task}' cannot name a task; use a name "
+                             'without dots that is no torch method name.')
+        self.task_modules[task] = list(modules)
+
+    def select(self, task: str) -> None:
+        """Run ``task`` and make its weights the only ones that may learn.
+
+        Unused parameters would stall a data-parallel backward.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        if task not in self.task_modules:
+            raise ValueError(f"There is no task '{task}'; the fusion knows "
+                             f'{self.tasks}.')
+        self.selected = task
+
+    @abstractmethod
+    def gates(self, task: str) -> Tensor:
+        """The weights of a task, whatever the picture.
+
+        Returns:
+            Tensor: Shape (S, N), N the number of modules the task knows.
+        """
+
+    def row(self, gates: Tensor, slot_index: int, x: Tensor) -> Tensor:
+        """The weights of one slot, perhaps different for every picture.
+
+        Args:
+            gates (Tensor): What :meth:`gates` returned for this pass.
+            slot_index (int): Index of the slot.
+            x (Tensor): Tokens the slot reads, (B, L, C).
+
+        Returns:
+            Tensor: Shape (N, ), or (B, N).
+        """
+        return gates[slot_index]
+
+
+def build_fusion(cfg: dict,
+                 modules: Sequence[str],
+                 num_slots: int,
+                 dims: Optional[Sequence[int]] = None) -> BaseFusion:
+    """Build a fusion; a bare type is ours, whatever scope the run has.
+
+    Args:
+        cfg (dict): Config of the fusion.
+        modules (Sequence[str]): The modules it weighs.
+        num_slots (int): Number of places with weights of their own.
+        dims (Sequence[int], optional): Width of what each of them reads, for
+            a fusion that reads it. Defaults to None.
+
+    Raises:
+        ValueError: If there is no such fusion.
+    """
+    kind = str(cfg.get('type')).replace('vim_mm.', '', 1)
+    if '.' not in kind and kind not in MODELS.module_dict:
+        known = sorted(
+            name for name, value in MODELS.module_dict.items()
+            if isinstance(value, type) and issubclass(value, BaseFusion))
+        raise ValueError(f"'{kind}' is no kind of fusion; known are {known}.")
+    given = dict(modules=modules, num_slots=num_slots)
+    if getattr(MODELS.get(cfg['type']), 'per_picture', False):
+        given.update(dims=dims)
+    return MODELS.build({'_scope_': 'vim_mm', **cfg, **given})

@@ -1,0 +1,97 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Dict, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from vim_mm.registry import MODELS
+from .base_fusion import Tasks
+from .learned_fusion import LearnedFusion
+
+
+@MODELS.register_module()
+class EnsMoE(LearnedFusion):
+    """Ens-MoE of ViM: a softmax over learned logits, per task and slot.
+
+    ``g = softmax over the top-k entries of a, 0 elsewhere`` and
+    ``ViM(z) = sum_i g_i M_i(z)``, with one input-independent logit vector
+    ``a`` per task, layer and branch (ViM, arXiv 2303.06911).
+
+    Args:
+        modules, num_slots, tasks, init_cfg: See :class:`BaseFusion`.
+        top_k (int, optional): Number of modules that take part; all when
+            None, "MoE-full". Defaults to None.
+        zero_module (bool): Let one more logit, the last, weigh a module that
+            adds nothing, so that gates can switch the others off. Ours, not
+            the paper's. Defaults to False.
+        learn (bool): Whether logits are trained. Defaults to True.
+
+    Raises:
+        ValueError: If ``top_k`` is smaller than one.
+    """
+
+    def __init__(self,
+                 modules: Sequence[str],
+                 num_slots: int,
+                 tasks: Tasks = ('default', ),
+                 top_k: Optional[int] = None,
+                 zero_module: bool = False,
+                 learn: bool = True,
+                 init_cfg: Optional[dict] = None) -> None:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f'top_k={top_k} leaves no module; use at least '
+                             '1, or None for all.')
+        self.top_k = top_k
+        self.zero_module = zero_module
+        super().__init__(modules, num_slots, tasks, learn, init_cfg)
+
+    def start_values(self, task: str) -> Dict[str, Tensor]:
+        """Zero logits: uniform gates."""
+        columns = len(self.task_modules[task]) + self.zero_module
+        return dict(logits=torch.zeros(self.num_slots, columns))
+
+    @torch.no_grad()
+    def set_logits(self, task: str, logits: Tensor) -> None:
+        """Start a task's gates from given logits.
+
+        Args:
+            task (str): Name of the task.
+            logits (Tensor): Shape (N, ), the same for all slots, or (S, N).
+                One more column sets the zero module's, which otherwise stays.
+        """
+        num = len(self.task_modules[task])
+        if logits.shape[-1] == num:
+            target = self.logits[task][:, :num]
+        else:
+            target = self.logits[task]
+        target.copy_(logits.expand_as(target))
+
+    def gates(self, task: str) -> Tensor:
+        """See :meth:`BaseFusion.gates`; rows sum to one, or to less beside a
+        zero module.
+        """
+        return self.weights(self.logits[task], len(self.task_modules[task]))
+
+    def weights(self, logits: Tensor, num: int) -> Tensor:
+        """Weights of the first ``num`` columns of (..., C) logits."""
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            top, index = logits.topk(self.top_k, dim=-1)
+            weights = torch.zeros_like(logits).scatter(
+                -1, index, top.softmax(dim=-1))
+        else:
+            weights = logits.softmax(dim=-1)
+        return weights[..., :num]
+
+
+@MODELS.register_module()
+class ParameterMerge(EnsMoE):
+    """One module whose parameters are the gated sum of all modules'.
+
+    ``W = sum_i g_i W_i`` and ``b = sum_i g_i b_i``, then a single adapter
+    runs. It costs as much as one module, needs modules of one kind and width,
+    and is another function than the ensemble of :class:`EnsMoE`: adapters are
+    not linear. The release of ViM holds this form as unused code. Arguments
+    are those of :class:`EnsMoE`; for given weights see :class:`FixedMerge`.
+    """
+
+    merges = True

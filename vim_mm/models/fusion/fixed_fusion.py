@@ -1,0 +1,55 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from vim_mm.registry import MODELS
+from .base_fusion import BaseFusion, Tasks
+
+
+@MODELS.register_module()
+class FixedFusion(BaseFusion):
+    """Given weights, the same in every slot, never learned.
+
+    Args:
+        modules, num_slots, tasks, init_cfg: See :class:`BaseFusion`.
+        weights (Mapping[str, float], optional): Weight of each module; need
+            not sum to one, absent modules weigh zero. Uniform, 1 / N, when
+            None. Defaults to None.
+    """
+
+    def __init__(self,
+                 modules: Sequence[str],
+                 num_slots: int,
+                 tasks: Tasks = ('default', ),
+                 weights: Optional[Mapping[str, float]] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(modules, num_slots, tasks, init_cfg)
+        unknown = sorted(set(weights or ()) - set(modules))
+        if unknown:
+            raise ValueError(f'Weights are given for {unknown}, but the bank '
+                             f'holds {list(modules)}.')
+        self.weights = None if weights is None else dict(weights)
+        # follows the model to its device; nothing to save
+        self.register_buffer('_one', torch.ones(()), persistent=False)
+
+    def gates(self, task: str) -> Tensor:
+        """See :meth:`BaseFusion.gates`."""
+        names = self.task_modules[task]
+        if self.weights is None:
+            row = [1 / len(names)] * len(names)
+        else:
+            row = [self.weights.get(name, 0.) for name in names]
+        return self._one.new_tensor(row).expand(self.num_slots, -1)
+
+
+@MODELS.register_module()
+class FixedMerge(FixedFusion):
+    """One module whose parameters are the sum of all, by given weights.
+
+    To :class:`FixedFusion` what :class:`ParameterMerge` is to
+    :class:`EnsMoE`. Arguments are those of :class:`FixedFusion`.
+    """
+
+    merges = True

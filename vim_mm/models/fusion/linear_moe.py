@@ -1,0 +1,38 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Dict
+
+import torch
+from torch import Tensor
+
+from vim_mm.registry import MODELS
+from .learned_fusion import LearnedFusion
+
+
+@MODELS.register_module()
+class LinearMoE(LearnedFusion):
+    """Learned weights that need not sum to one: ``g = a``. Ours.
+
+    A softmax divides K modules' outputs by K in all, although each was
+    trained at weight one. Here two good modules can both have weight one, and
+    a module can be switched off, or subtracted. Weights start at 1 / N, where
+    a fresh :class:`EnsMoE` starts. Arguments are those of
+    :class:`LearnedFusion`.
+    """
+
+    def start_values(self, task: str) -> Dict[str, Tensor]:
+        """Uniform weights, 1 / N."""
+        num = len(self.task_modules[task])
+        return dict(logits=torch.full((self.num_slots, num), 1 / num))
+
+    def set_logits(self, task: str, logits: Tensor) -> None:
+        """Start where :class:`EnsMoE` with these logits starts.
+
+        Args:
+            task (str): Name of the task.
+            logits (Tensor): Shape (N, ), the same for all slots, or (S, N).
+        """
+        super().set_logits(task, logits.softmax(dim=-1))
+
+    def gates(self, task: str) -> Tensor:
+        """See :meth:`BaseFusion.gates`; the learned numbers themselves."""
+        return self.logits[task]

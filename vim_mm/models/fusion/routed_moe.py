@@ -1,0 +1,58 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from itertools import accumulate
+from typing import Any, Dict, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vim_mm.registry import MODELS
+from .ens_moe import EnsMoE
+
+
+@MODELS.register_module()
+class RoutedMoE(EnsMoE):
+    """Ens-MoE whose logits also depend on the picture. Ours.
+
+    ``g = softmax(a + W r / C)`` with ``r`` the mean of the C-wide tokens that
+    the slot reads, standardised per picture. ``W`` starts at zero, so a fresh
+    router is :class:`EnsMoE`. Divided by C, a step of Adam moves a logit by
+    about as much through ``W`` as through ``a``: one learning rate fits both.
+
+    Args:
+        modules (Sequence[str]): See :class:`BaseFusion`.
+        num_slots (int): See :class:`BaseFusion`.
+        dims (Sequence[int]): Width of the tokens that each slot reads.
+        **kwargs: As for :class:`EnsMoE`.
+    """
+
+    per_picture = True
+    module_dims = dict(logits=1, router=0)
+
+    def __init__(self, modules: Sequence[str], num_slots: int,
+                 dims: Sequence[int], **kwargs: Any) -> None:
+        self.offsets = [0, *accumulate(dims)]
+        super().__init__(modules, num_slots, **kwargs)
+
+    def start_values(self, task: str) -> Dict[str, Tensor]:
+        """Zero logits and a zero router: uniform gates."""
+        values = super().start_values(task)
+        # one tensor for all slots: slots that no output reads would leave a
+        # parameter of their own without gradient, and stall data parallelism
+        columns = values['logits'].shape[1]
+        router = torch.zeros(columns, self.offsets[-1])
+        return dict(values, router=router)
+
+    def row(self, gates: Tensor, slot_index: int, x: Tensor) -> Tensor:
+        """See :meth:`BaseFusion.row`; (B, N), of the selected task.
+
+        ``gates``, those of a picture the router has nothing to say about, are
+        not used.
+        """
+        task = self.selected
+        mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
+        start, end = self.offsets[slot_index:slot_index + 2]
+        router = self.router[task][:, start:end]
+        logits = self.logits[task][slot_index] + F.linear(
+            mean, router) / (end - start)
+        return self.weights(logits, len(self.task_modules[task]))
