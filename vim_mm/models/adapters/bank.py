@@ -69,6 +69,10 @@ class AdapterBank(nn.Module):
         """The slots that a module occupies, in trunk order."""
         return list(self._slots[name])
 
+    def adapter(self, name: str, slot: str) -> BaseAdapter:
+        """The adapter of a module in one slot."""
+        return self.members[name][_key(slot)]
+
     def add(self,
             name: str,
             adapter_cfg: dict,

@@ -61,8 +61,11 @@ class ViMBackbone(BaseModule):
         adapter (dict): Config of the adapters of ``new_module``.
             Defaults to ``dict(type='ConvPass', hidden_dims=8)``.
         new_module (str, optional): Name of a fresh, trainable module.
-        modules (Sequence[str]): Names of modules to load from ``zoo``; they
-            stay frozen. Defaults to none.
+        modules (Sequence[str]): Names of modules to load from ``zoo``.
+            Defaults to none.
+        tune_modules (bool): Train the loaded modules too: what they become
+            is kept in the run's checkpoints, the zoo stays as it is. Defaults
+            to False, frozen.
         zoo (str, optional): Directory of the zoo.
         fusion (dict, optional): Config of a fusion in the trunk over
             ``modules`` and ``new_module``. Defaults to None.
@@ -88,6 +91,7 @@ class ViMBackbone(BaseModule):
                  adapter: dict = dict(type='ConvPass', hidden_dims=8),
                  new_module: Optional[str] = None,
                  modules: Sequence[str] = (),
+                 tune_modules: bool = False,
                  zoo: Optional[str] = None,
                  fusion: Optional[dict] = None,
                  task: Optional[str] = None,
@@ -101,7 +105,7 @@ class ViMBackbone(BaseModule):
         self.save_trunk = save_trunk
         self.slots = find_slots(self.trunk, slots, probe_size)
         self.bank = AdapterBank()
-        self.load_modules(zoo, modules)
+        self.load_modules(zoo, modules, tune_modules)
         self.new_module = new_module
         if new_module is not None:
             self.bank.add(
@@ -111,7 +115,8 @@ class ViMBackbone(BaseModule):
         self.fusion = None
         if fusion is not None:
             self.fusion = build_fusion(fusion, self.bank.names,
-                                       len(self.slots))
+                                       len(self.slots),
+                                       [s.dims for s in self.slots.values()])
         self._task: Optional[str] = None
         self.select_task(task)
         self._only: Optional[List[str]] = None
@@ -131,13 +136,17 @@ class ViMBackbone(BaseModule):
             submodules[name].register_forward_hook(
                 Slot(index, spec, self).add_delta, with_kwargs=True)
 
-    def load_modules(self, zoo: Optional[str],
-                     modules: Sequence[str]) -> None:
-        """Load modules from a zoo into the bank, frozen.
+    def load_modules(self,
+                     zoo: Optional[str],
+                     modules: Sequence[str],
+                     trainable: bool = False) -> None:
+        """Load modules from a zoo into the bank.
 
         Args:
             zoo (str, optional): Directory of the zoo.
             modules (Sequence[str]): Their names.
+            trainable (bool): Whether they learn in the slots that an output
+                of the trunk depends on. Defaults to False.
 
         Raises:
             ValueError: If modules are named without a zoo.
@@ -162,7 +171,10 @@ class ViMBackbone(BaseModule):
                 card.adapter, {slot: card.dims[slot]
                                for slot in card.slots},
                 tensors,
-                trainable=False)
+                trainable=trainable)
+            for slot in card.slots:
+                if not self.slots[slot].is_read:
+                    self.bank.adapter(name, slot).requires_grad_(False)
         self.bank.to(next(self.trunk.parameters()).device)
 
     def init_weights(self) -> None:
@@ -291,7 +303,9 @@ class ViMBackbone(BaseModule):
             return None
         if grid is None:
             grid = slot.spec.grid(self._picture, x.shape[1])
-        row = None if gates is None else gates[slot.index]
+        row = None
+        if gates is not None:
+            row = self.fusion.row(gates, slot.index, x)
         merge = row is not None and self.fusion.merges
         return self.bank(slot.spec.name, x, grid, names, row, merge)
 

@@ -93,7 +93,8 @@ class ViMFusionNeck(BaseModule):
         self.stream_names = list(modules)
         self.fusion = self.task = None
         if modules:
-            self.fusion = build_fusion(fusion, modules, len(in_channels))
+            self.fusion = build_fusion(
+                fusion, modules, len(in_channels), dims=in_channels)
             if self.fusion.merges:
                 raise ValueError(
                     f'{type(self.fusion).__name__} merges parameters, but a '
@@ -179,7 +180,8 @@ class ViMFusionNeck(BaseModule):
             streams: K tuples of maps (B, C_l, H_l, W_l), or one.
 
         Returns:
-            list[Tensor]: ``sum_k g[l, k] * streams[k][l]`` for each level l.
+            list[Tensor]: ``sum_k g[l, k] * streams[k][l]`` for each level l;
+            a router reads the mean of the streams' maps of that level.
 
         Raises:
             ValueError: If the number of streams or levels is not as
@@ -205,10 +207,15 @@ class ViMFusionNeck(BaseModule):
         known = self.fusion.task_modules[self.task]
         streams = [streams[self.stream_names.index(name)] for name in known]
         gates = self.fusion.gates(self.task)
-        return [
-            torch.einsum('k,k...->...', row, torch.stack(level))
-            for row, level in zip(gates, zip(*streams))
-        ]
+        fused = []
+        for index, maps in enumerate(map(torch.stack, zip(*streams))):
+            tokens = maps.mean(dim=0).flatten(2).transpose(1, 2)
+            row = self.fusion.row(gates, index, tokens)
+            picture = 'b' if row.dim() == 2 else ''
+            fused.append(
+                torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
+                             maps))
+        return fused
 
     def forward(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
         """Return the pyramid, or what the inner neck makes of it."""
