@@ -82,21 +82,36 @@ def cross_validated_score(x: Tensor,
     prediction = torch.empty_like(y)
     for fold in fold_of.unique():
         held = fold_of == fold
-        prediction[held] = _fit_predict(x[~held], onehot[~held], x[held], l2)
+        scores = ridge_scores(x[~held], onehot[~held], x[held], l2)
+        prediction[held] = scores.argmax(1)
     return balanced_accuracy(prediction, y)
 
 
-def _fit_predict(x: Tensor, onehot: Tensor, x_held: Tensor,
+def ridge_scores(x: Tensor, onehot: Tensor, x_held: Tensor,
                  l2: float) -> Tensor:
-    mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+    """Class scores of held-out rows, of a ridge head on the other rows.
+
+    Args:
+        x (Tensor): Features (n, d), standardised inside.
+        onehot (Tensor): Their classes (n, c); every class weighs the same.
+        x_held (Tensor): Features (m, d).
+        l2 (float): Ridge penalty in units of the features' mean squared
+            norm after standardising.
+
+    Returns:
+        Tensor: Scores (m, c), differentiable in both kinds of features.
+    """
+    # the root of a clamped variance has a gradient where columns are constant
+    mean = x.mean(0)
+    std = x.var(0, correction=0).clamp(min=1e-12).sqrt()
     x, x_held = (x - mean) / std, (x_held - mean) / std
-    # every class weighs the same; the total weight is the number of rows
+    # the total weight is the number of rows
     counts = onehot.sum(0).clamp(min=1)
     weight = (onehot / counts).sum(1)
     weight = weight * len(x) / weight.sum()
     centre = (weight[:, None] * onehot).sum(0) / weight.sum()
     head = ridge(x, onehot - centre, weight, l2 * x.shape[1])
-    return (x_held @ head + centre).argmax(1)
+    return x_held @ head + centre
 
 
 def rows_of(cached: List[CachedBatch],

@@ -4,6 +4,7 @@ from mmengine.runner import Runner
 
 from vim_mm.registry import HOOKS
 from ..feature_cache import unwrap
+from ..model_parts import fusing_part
 
 
 @HOOKS.register_module()
@@ -11,7 +12,8 @@ class GateLogHook(Hook):
     """Log every gate of the current task as an ordinary scalar.
 
     Scalars are named ``gates/<slot>/<module>`` and reach whichever
-    visualizer backends the config declares.
+    visualizer backends the config declares. Of a router they are the gates of
+    a picture that it has nothing to say about: the task's own.
 
     Args:
         interval (int): Iterations between two records. Defaults to 50.
@@ -33,11 +35,7 @@ class GateLogHook(Hook):
 
     @staticmethod
     def _record(runner: Runner) -> None:
-        model = unwrap(runner.model)
-        fused = getattr(model, 'neck', None)  # weighs streams, if anything
-        if getattr(fused, 'fusion', None) is None:
-            fused = model.backbone
-        gates = fused.gates()
+        gates = fusing_part(unwrap(runner.model)).gates()
         runner.visualizer.add_scalars(
             {
                 f'gates/{slot}/{module}': weight

@@ -4,7 +4,7 @@ from typing import List, Optional
 
 import torch
 from mmengine.dist import all_reduce_params
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from vim_mm.registry import HOOKS
 from ..feature_cache import CachedBatch, cache_features, cached_loss, unwrap
+from ..model_parts import restart_averages
 
 
 @HOOKS.register_module()
@@ -67,10 +68,7 @@ class WarmHeadHook(Hook):
         if hasattr(getattr(model, 'neck', None), 'fit'):
             model.neck.fit([batch.features for batch in cached])
         self._train_head(runner, model, cached)
-        # an averaged model was copied before the head was warmed
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                hook.ema_model.module.load_state_dict(model.state_dict())
+        restart_averages(runner, model)
         if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
 

@@ -1,0 +1,140 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from itertools import islice
+from typing import Iterator, List
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vim_mm.registry import HOOKS
+from ..feature_cache import CachedBatch, finite, preprocess, to_device, unwrap
+from ..hold_out import held_out_loss
+from ..model_parts import fused_features, fusing_part, restart_averages
+from ..transfer_score import rows_of
+from .warm_head_hook import average_gradients
+
+
+@HOOKS.register_module()
+class HoldOutGatesHook(Hook):
+    """Learn the gates on pictures that the head has not seen. Ours.
+
+    A head that already fits the few pictures leaves the gates no gradient.
+    So before training the pictures of a step are dealt into halves, a ridge
+    head is solved on one half in closed form, and its error on the other is
+    back-propagated into the gates, through the head too. Works for
+    classification, detection and segmentation, for every fusion that learns,
+    in the trunk or in the neck. After ScoreGatesHook it goes on from the
+    gates that one has set; WarmHeadHook comes after both.
+
+    A step's gradient is exact, but needs the memory of one batch only: the
+    head's gradient is taken at cached features, then every batch runs again.
+
+    Args:
+        steps (int): Number of steps. Defaults to 40.
+        batches (int): Batches of the training set in a step, of every
+            process. Each half should show most classes. Defaults to 4.
+        optimizer (dict): Config of the optimizer of the gates. Defaults to
+            Adam with learning rate 0.1.
+        l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 1.
+        num_extra_tokens (int): Class and register tokens in the trunk's
+            output, for classification. Defaults to 1.
+    """
+
+    # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
+    priority = 45
+
+    def __init__(self,
+                 steps: int = 40,
+                 batches: int = 4,
+                 optimizer: dict = dict(type='Adam', lr=0.1),
+                 l2: float = 1.,
+                 num_extra_tokens: int = 1) -> None:
+        self.steps = steps
+        self.batches = batches
+        self.optimizer = optimizer
+        self.l2 = l2
+        self.num_extra_tokens = num_extra_tokens
+
+    def before_train(self, runner: Runner) -> None:
+        """Train the current task's gates.
+
+        Raises:
+            ValueError: If there are no gates that learn.
+        """
+        if runner.iter > 0:  # resumed
+            return
+        model = unwrap(runner.model)
+        fusion = fusing_part(model).fusion
+        params = [] if fusion is None else [
+            p for p in fusion.parameters() if p.requires_grad
+        ]
+        if not params:
+            raise ValueError('HoldOutGatesHook trains the weights of a '
+                             'fusion such as EnsMoE; set '
+                             '`model.backbone.fusion` to one that learns.')
+        optimizer = OPTIMIZERS.build(dict(self.optimizer, params=params))
+        deal = torch.Generator().manual_seed(runner.seed or 0)
+        training = model.training
+        model.eval()
+        groups = self._groups(finite(runner.train_dataloader))
+        for step, group in enumerate(islice(groups, self.steps), 1):
+            optimizer.zero_grad()
+            loss = self.backward(model, group, deal)
+            average_gradients(params)
+            optimizer.step()
+            if step % max(1, self.steps // 5) == 0:
+                runner.logger.info(f'HoldOutGatesHook: step {step}/'
+                                   f'{self.steps}, held-out loss {loss:.4f}')
+        optimizer.zero_grad(set_to_none=True)
+        model.train(training)
+        restart_averages(runner, model)
+
+    def _groups(self, dataloader: DataLoader) -> Iterator[List[dict]]:
+        size = min(self.batches, len(dataloader))
+        while True:
+            batches = iter(dataloader)
+            while len(group := list(islice(batches, size))) == size:
+                yield group
+
+    def backward(self, model: BaseModel, group: List[dict],
+                 deal: torch.Generator) -> float:
+        """Add the gradient of one step to what the features depend on.
+
+        Args:
+            model (BaseModel): In eval mode, not wrapped.
+            group (list[dict]): Batches of a dataloader.
+            deal (torch.Generator): Deals pictures into halves.
+
+        Returns:
+            float: The held-out loss of this process.
+        """
+        batches = [preprocess(model, data) for data in group]
+        cached = [self._cache(model, batch) for batch in batches]
+        loss = held_out_loss(
+            *rows_of(cached, self.num_extra_tokens), deal, self.l2)
+        loss.backward()
+        for batch, leaves in zip(batches, cached):
+            features = fused_features(model, batch['inputs'])
+            pairs = [(level, leaf.grad.to(level))
+                     for level, leaf in zip(features, leaves.features)
+                     if leaf.grad is not None]
+            torch.autograd.backward(*zip(*pairs))
+        return float(loss)
+
+    @staticmethod
+    @torch.no_grad()
+    def _cache(model: BaseModel, batch: dict) -> CachedBatch:
+
+        def leaf(level: Tensor) -> Tensor:
+            return level.detach().cpu().requires_grad_()
+
+        features = fused_features(model, batch['inputs'])
+        return CachedBatch(
+            features=tuple(map(leaf, features)),
+            data_samples=to_device(batch['data_samples'],
+                                   torch.device('cpu')),
+            input_shape=batch['inputs'].shape)

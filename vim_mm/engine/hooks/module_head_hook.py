@@ -1,0 +1,79 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Dict
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from vim_mm.registry import HOOKS
+from vim_mm.zoo import Zoo, ZooError
+from ..feature_cache import unwrap
+from ..model_parts import restart_averages
+
+
+@HOOKS.register_module()
+class ModuleHeadHook(Hook):
+    """Start neck and head from those a module was trained with.
+
+    For a downstream task that is the task of a module, most of all in
+    detection, where much of what was learned lies in the head. Ours, not the
+    paper's, which throws midstream heads away. The model needs the neck and
+    head of the midstream config. Skipped when a run is resumed.
+
+    Runs before WarmHeadHook, which would train the loaded head further on the
+    few pictures, and fit standardising necks anew: leave WarmHeadHook out to
+    keep the head as it is, or give it ``epochs=0`` to fit the neck only.
+
+    Args:
+        module (str): Name of the module.
+        zoo (str): Directory of the zoo.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, module: str, zoo: str) -> None:
+        self.module = module
+        self.zoo = zoo
+
+    def before_train(self, runner: Runner) -> None:
+        """Load the head.
+
+        Raises:
+            ZooError: If the zoo has no such head, or it does not fit.
+        """
+        if runner.iter > 0:  # resumed
+            return
+        model = unwrap(runner.model)
+        # the weights of streams belong to this task, not to a module
+        own = {
+            key: value
+            for key, value in model.state_dict().items()
+            if not key.startswith(('backbone.', 'neck.fusion.'))
+        }
+        head = Zoo(self.zoo).load_head(self.module)
+        self._check(own, head)
+        for key, value in head.items():
+            own[key].copy_(value)
+        restart_averages(runner, model)
+        runner.logger.info(f"ModuleHeadHook: {len(head)} tensors of neck and "
+                           f"head start from module '{self.module}'.")
+
+    def _check(self, own: Dict[str, Tensor], head: Dict[str, Tensor]) -> None:
+        differences = [
+            f"'{key}' is only in {where}" for where, keys in (
+                ('the model', own.keys() - head.keys()),
+                ("the module's head", head.keys() - own.keys()))
+            for key in sorted(keys)
+        ] + [
+            f"'{key}' is {tuple(head[key].shape)} there and "
+            f'{tuple(own[key].shape)} in the model'
+            for key in sorted(own.keys() & head.keys())
+            if own[key].shape != head[key].shape
+        ]
+        if differences:
+            raise ZooError(
+                f"The head of module '{self.module}' does not fit this "
+                f'model: {"; ".join(differences[:5])}'
+                f'{", …" if len(differences) > 5 else ""}. Use the neck and '
+                'head of the config it was trained with, or leave out '
+                'ModuleHeadHook.')

@@ -1,0 +1,32 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What hooks that prepare a model before training have in common."""
+
+from typing import Union
+
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import Tensor
+
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.necks import ViMFusionNeck
+
+
+def fusing_part(model: BaseModel) -> Union[ViMBackbone, ViMFusionNeck]:
+    """The part with the fusion: the neck if it weighs streams."""
+    neck = getattr(model, 'neck', None)
+    return model.backbone if getattr(neck, 'fusion', None) is None else neck
+
+
+def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
+    """A batch's features, streams weighed: one tuple, one entry a level."""
+    features = model.backbone(inputs)
+    part = fusing_part(model)
+    return features if part is model.backbone else tuple(part.fuse(features))
+
+
+def restart_averages(runner: Runner, model: BaseModel) -> None:
+    """Let averaged models, copied before training, start from ``model``."""
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.ema_model.module.load_state_dict(model.state_dict())
