@@ -1,0 +1,258 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Which modules of a zoo help a task: scored before any training."""
+
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from typing import Callable, Dict, Iterable, List, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vim_mm.engine.feature_cache import (CachedBatch, finite, preprocess,
+                                         to_device)
+from vim_mm.engine.transfer_score import (cross_validated_score, rows_of,
+                                          thinned)
+from vim_mm.engine.transferability import h_score, library, log_me, n_leep
+from vim_mm.utils.data import check_data
+from vim_mm.zoo import Zoo, ZooError
+
+#: The row without any module; evidence calls it so as well.
+TRUNK = 'frozen trunk'
+#: Rows of features that our score sees at most, as when it starts gates.
+MAX_ROWS = 20000
+#: Rows that the published scores see at most: a mixture is slow on more.
+MAX_PUBLISHED_ROWS = 5000
+
+Rows = Tuple[Tensor, Tensor, Tensor]
+Progress = Callable[[Iterable, int], Iterable]
+
+
+@dataclass
+class Ranking:
+    """Scores of a zoo's modules for one task.
+
+    Attributes:
+        scores (dict): Module, or :data:`TRUNK`, to name of the score to
+            value; the best by ``ours`` first.
+        skipped (dict[str, str]): Modules that were not scored, and why.
+        num_pictures (int): Pictures behind the scores.
+        num_rows (int): Rows of features: pictures, or patches of them.
+        num_classes (int): Classes of the rows.
+        seconds (float): Wall time.
+    """
+    scores: Dict[str, Dict[str, float]]
+    skipped: Dict[str, str]
+    num_pictures: int
+    num_rows: int
+    num_classes: int
+    seconds: float = 0.
+
+
+def rank_modules(cfg: Config,
+                 zoo: str,
+                 max_pictures: int = 2000,
+                 progress: Progress = lambda each, _: each) -> Ranking:
+    """Score every module of a zoo, and the bare trunk, for a config's task.
+
+    One pass over the training pictures, each batch run once with every
+    module alone: all see the same augmentation. Nothing is trained or
+    written.
+
+    Args:
+        cfg (Config): A downstream config; its modules and fusion are ignored.
+        zoo (str): Directory of the zoo.
+        max_pictures (int): Stop after so many, rounded up to whole batches.
+            Defaults to 2000.
+        progress: Wraps the batches, given their number, to show how far it
+            is.
+
+    Returns:
+        Ranking: Scores and what could not be scored.
+
+    Raises:
+        FileNotFoundError: If data or weights of the trunk are missing.
+        ValueError: If the model is none of ours, or the pictures cannot be
+            scored.
+        ZooError: If no module of the zoo fits.
+    """
+    start = time.perf_counter()
+    _check(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    set_random_seed(0)
+    model, skipped = fitting_model(cfg, zoo)
+    loader = finite(Runner.build_dataloader(cfg.train_dataloader, seed=0))
+    hook = _score_hook(cfg)
+    extra = hook.get('num_extra_tokens',
+                     getattr(model.backbone.trunk, 'num_extra_tokens', 1))
+    rows = feature_rows(model, loader, extra, max_pictures, progress)
+    _, labels, pictures = rows[TRUNK]
+    num_classes = len(labels.unique())
+    if num_classes < 2:
+        raise ValueError(f'All {len(labels)} rows of the training pictures '
+                         'have one class, so no feature can be better than '
+                         'another; rank on data with two classes or more.')
+    scores = {}
+    for name, (x, y, picture) in rows.items():
+        if not torch.isfinite(x).all() or (x == x[0]).all():
+            skipped[name] = 'Its features are the same for every picture, ' \
+                'or not finite.'
+            continue
+        scores[name] = all_scores(x, y, picture, hook.get('folds', 5))
+    order = sorted(scores, key=lambda name: -scores[name]['ours'])
+    return Ranking({name: scores[name]
+                    for name in order}, skipped, len(pictures.unique()),
+                   len(labels), num_classes,
+                   round(time.perf_counter() - start, 1))
+
+
+def all_scores(x: Tensor, labels: Tensor, picture: Tensor,
+               folds: int) -> Dict[str, float]:
+    """Our score and the published ones; see ``docs/ranking.md``."""
+    few = thinned(len(x), MAX_PUBLISHED_ROWS)
+    return dict(
+        ours=cross_validated_score(x, labels, picture, folds),
+        logme=log_me(x[few], labels[few]),
+        nleep=n_leep(x[few], labels[few]),
+        hscore=h_score(x[few], labels[few]))
+
+
+# -------------------------------------------------------------- model, data
+
+
+def _check(cfg: Config) -> None:
+    kind = str(cfg.get('model', {}).get('backbone', {}).get('type'))
+    if kind.split('.')[-1] != 'ViMBackbone':
+        raise ValueError(f'model.backbone of this config is {kind!r}; modules '
+                         'plug into a vim_mm.ViMBackbone, so give a config '
+                         'that has one.')
+    if not cfg.get('train_dataloader'):
+        raise ValueError('This config has no train_dataloader, and modules '
+                         'are ranked on the pictures to be learned from.')
+    check_data(cfg, ('train_dataloader', ))
+    for name in ('sklearn', 'scipy'):  # before minutes of features
+        library(name)
+
+
+def _score_hook(cfg: Config) -> dict:
+    """Settings of the hook that would start the gates, if there is one."""
+    return next((hook for hook in cfg.get('custom_hooks') or []
+                 if str(hook['type']).endswith('ScoreGatesHook')), {})
+
+
+def fitting_model(cfg: Config,
+                  zoo: str) -> Tuple[BaseModel, Dict[str, str]]:
+    """The config's model with all modules of a zoo that fit its trunk.
+
+    Args:
+        cfg (Config): The whole config.
+        zoo (str): Directory of the zoo.
+
+    Returns:
+        tuple[BaseModel, dict[str, str]]: The model, and the modules that do
+        not fit, each with the reason.
+
+    Raises:
+        ZooError: If none fits.
+    """
+    fits, skipped, model = Zoo(zoo).names(), {}, None
+    bare = build_model(cfg, zoo, []).backbone
+    for name in fits:
+        try:
+            bare.load_modules(zoo, [name])
+        except ZooError as error:
+            skipped[name] = str(error)
+        except ValueError:
+            pass  # a backbone that is built for it may have its slots
+    del bare  # a second trunk may be large
+    fits = [name for name in fits if name not in skipped]
+    try:
+        model = build_model(cfg, zoo, fits)
+    except ValueError:
+        misfits = _misfits(cfg, zoo, fits)
+        fits = [name for name in fits if name not in misfits]
+        skipped.update(misfits)
+    if not fits:
+        reasons = ''.join(f'\n  {name}: {why}'
+                          for name, why in skipped.items())
+        raise ZooError(f'No module of the zoo {zoo!r} fits this config; it '
+                       f'holds {len(skipped)}.{reasons}')
+    return model or build_model(cfg, zoo, fits), skipped
+
+
+def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
+    """Modules that the backbone refuses by themselves, with its reason."""
+    reasons = {}
+    for name in names:
+        try:
+            build_model(cfg, zoo, [name])
+        except ValueError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def build_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
+    """The config's model with these modules instead of its own, no fusion."""
+    model_cfg = deepcopy(cfg.model)
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model_cfg.backbone.update(
+        zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
+    model = MODELS.build(model_cfg).to(get_device()).eval()
+    # pictures mixed with others have no class of their own
+    if type(getattr(model.data_preprocessor, 'batch_augments',
+                    None)).__name__ == 'RandomBatchAugment':
+        model.data_preprocessor.batch_augments = None
+    return model
+
+
+@torch.no_grad()
+def feature_rows(model: BaseModel,
+                 dataloader: DataLoader,
+                 num_extra_tokens: int,
+                 max_pictures: int,
+                 progress: Progress = lambda each, _: each) -> Dict[str, Rows]:
+    """Features, labels and pictures with each module alone, and with none.
+
+    Batches are thinned as they come, so that memory does not grow with the
+    pictures: to :data:`MAX_ROWS` rows altogether.
+
+    Args:
+        model (BaseModel): With the modules in its backbone's bank.
+        dataloader (DataLoader): A finite one.
+        num_extra_tokens (int): Class and register tokens, for pooling.
+        max_pictures (int): Stop after so many, in whole batches.
+        progress: Wraps the batches, given their number.
+
+    Returns:
+        dict[str, tuple]: Module or :data:`TRUNK` to what ``rows_of`` gives.
+    """
+    names = [TRUNK] + model.backbone.bank.names
+    parts: Dict[str, List[Rows]] = {name: [] for name in names}
+    batch_size = dataloader.batch_sampler.batch_size
+    num_batches = min(len(dataloader), -(-max_pictures // batch_size))
+    num_pictures = 0
+    for data in progress(islice(dataloader, num_batches), num_batches):
+        batch = preprocess(model, data)
+        samples = to_device(batch['data_samples'], torch.device('cpu'))
+        for name in names:
+            with model.backbone.only(*([] if name == TRUNK else [name])):
+                features = model.backbone(batch['inputs'])
+            cached = CachedBatch(
+                to_device(features, torch.device('cpu')), samples,
+                batch['inputs'].shape)
+            x, y, picture = rows_of([cached], num_extra_tokens,
+                                    -(-MAX_ROWS // num_batches))
+            parts[name].append((x, y, picture + num_pictures))
+        num_pictures += len(samples)
+    return {
+        name: tuple(torch.cat(column) for column in zip(*part))
+        for name, part in parts.items()
+    }
