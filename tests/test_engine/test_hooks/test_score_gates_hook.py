@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from _tiny import (add_modules, build_backbone, build_runner, fill,
                    fusion_neck, model_cfg, save_trunk)
-from vim_mm.engine.hooks import ScoreGatesHook
+from vim_mm.engine.hooks import ScoreGatesHook, score_gates_hook
 from vim_mm.zoo import save_module
 
 
@@ -71,3 +71,15 @@ def test_a_resumed_run_keeps_its_gates(tmp_path: Path) -> None:
     run.train_loop._iter = 3
     ScoreGatesHook().before_train(run)
     assert (run.model.backbone.fusion.logits['t'] == 0).all()
+
+
+def test_a_large_set_is_scored_on_its_first_batches(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner(tmp_path)
+    rows = []
+    monkeypatch.setattr(
+        score_gates_hook, 'cross_validated_score',
+        lambda x, *_, **__: rows.append(len(x)) or 0.)
+    ScoreGatesHook(max_batches=1).scores(run)
+    ScoreGatesHook().scores(run)
+    assert rows == [4, 4, 8, 8]  # two modules each

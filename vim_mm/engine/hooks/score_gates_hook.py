@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from mmengine.dist import all_reduce
@@ -27,6 +27,8 @@ class ScoreGatesHook(Hook):
         folds (int): Folds of the cross-validation. Defaults to 5.
         num_extra_tokens (int): Class and register tokens in the trunk's
             output, for classification. Defaults to 1.
+        max_batches (int, optional): Batches a module and process, for data
+            sets whose features do not fit into memory. Defaults to None.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
@@ -37,10 +39,12 @@ class ScoreGatesHook(Hook):
     def __init__(self,
                  temperature: float = 0.1,
                  folds: int = 5,
-                 num_extra_tokens: int = 1) -> None:
+                 num_extra_tokens: int = 1,
+                 max_batches: Optional[int] = None) -> None:
         self.temperature = temperature
         self.folds = folds
         self.num_extra_tokens = num_extra_tokens
+        self.max_batches = max_batches
 
     def before_train(self, runner: Runner) -> None:
         """Score the task's modules and set its logits.
@@ -70,7 +74,10 @@ class ScoreGatesHook(Hook):
         scores = {}
         for name in model.backbone.fusion.task_modules[model.backbone.task]:
             with model.backbone.only(name):
-                cached = cache_features(model, runner.train_dataloader)
+                cached = cache_features(
+                    model,
+                    runner.train_dataloader,
+                    max_batches=self.max_batches)
             scores[name] = cross_validated_score(
                 *rows_of(cached, self.num_extra_tokens), folds=self.folds)
         return scores
