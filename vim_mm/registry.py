@@ -28,6 +28,7 @@ def _child(parent: Registry, location: str) -> Registry:
 MODELS = _child(root.MODELS, 'vim_mm.models')
 # zoo writing, head warm-up, gate start, gate log
 HOOKS = _child(root.HOOKS, 'vim_mm.engine.hooks')
+INFERENCERS = _child(root.INFERENCERS, 'vim_mm.apis')
 
 # nothing of ours yet; these lead on to mmengine's types
 RUNNERS = _child(root.RUNNERS, 'vim_mm.engine')
@@ -51,4 +52,3 @@ METRICS = _child(root.METRICS, 'vim_mm.engine')
 EVALUATOR = _child(root.EVALUATOR, 'vim_mm.engine')
 VISUALIZERS = _child(root.VISUALIZERS, 'vim_mm.engine')
 VISBACKENDS = _child(root.VISBACKENDS, 'vim_mm.engine')
-INFERENCERS = _child(root.INFERENCERS, 'vim_mm.engine')

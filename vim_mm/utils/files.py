@@ -1,15 +1,18 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os
 from pathlib import Path
+from typing import Union
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new, never half.
+def write_atomic(path: Path, content: Union[str, bytes]) -> None:
+    """Write a file so that readers see the old or the new, never half.
 
     Args:
         path (Path): The file; its folder must exist.
-        text (str): Its content.
+        content (str | bytes): Its content; text is written as UTF-8.
     """
     fresh = path.with_name(f'.{path.name}.{os.getpid()}')
-    fresh.write_text(text, encoding='utf-8')
+    if isinstance(content, str):
+        content = content.encode('utf-8')
+    fresh.write_bytes(content)
     os.replace(fresh, path)

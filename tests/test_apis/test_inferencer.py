@@ -1,0 +1,602 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Three tasks on one trunk answer as their own models would alone."""
+
+import json
+import re
+from copy import deepcopy
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+from torch import Tensor
+
+from _tiny import (DIMS, KINDS, SCOPES, SIZE, add_modules, build_backbone,
+                   fill, fusion_neck, model_cfg, save_trunk)
+from vim_mm.apis import ViMInferencer
+from vim_mm.apis.inputs import file_names
+from vim_mm.apis.results import Painter, describe, words
+from vim_mm.apis.sharing import memory, tensors
+from vim_mm.registry import INFERENCERS
+from vim_mm.zoo import save_module
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ['a', 'b', 'c']
+CLASSES = dict(cls=['red', 'white'], det=['square'], seg=['ground', 'square'])
+#: Every task reads the trunk its own way, and knows modules of its own. Bare
+#: types are those of its library, by the config's default scope.
+TRUNK = dict(
+    cls=dict(out_indices=[0, 2], out_type='raw'),
+    det=dict(out_indices=[0, 1, 2]),
+    seg=dict(out_indices=[1, 2]))
+MODULES = dict(cls=['a', 'b', 'c'], det=['b', 'c'], seg=['c', 'a'])
+PACK = dict(
+    cls=[dict(type='PackInputs')],
+    det=[
+        dict(type='Resize', scale_factor=1., keep_ratio=True),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackDetInputs')
+    ],
+    seg=[
+        dict(type='LoadAnnotations'),
+        dict(type='PackSegInputs')
+    ])
+DATASET = dict(
+    cls='mmpretrain.CustomDataset',
+    det='mmdet.CocoDataset',
+    seg='mmseg.BaseSegDataset')
+
+
+def task_config(kind: str, folder: Path, **backbone) -> Config:
+    """A downstream config of a task, as a user would write it."""
+    trunk = dict(save_trunk(folder / 'trunk.pth'), **TRUNK[kind])
+    if kind == 'cls':
+        width = 2 * 3 * DIMS
+        neck = dict(type='vim_mm.TokenPooling', in_channels=width)
+    else:
+        neck = fusion_neck(kind)
+        levels = range(len(TRUNK[kind]['out_indices']))
+        neck.update(in_channels=[DIMS] * len(levels), sources=[list(levels)])
+    backbone = dict(
+        dict(
+            trunk=trunk,
+            zoo=str(folder / 'zoo'),
+            modules=MODULES[kind],
+            fusion=dict(type='EnsMoE', tasks=[kind])), **backbone)
+    model = model_cfg(kind, backbone, neck)
+    if kind == 'cls':
+        model.head.in_channels = width
+    # beside the model, as the demo's configs have it
+    preprocessor = model.pop('data_preprocessor')
+    if kind == 'seg':
+        preprocessor.update(size=None, test_cfg=dict(size_divisor=14))
+    return Config(
+        dict(
+            default_scope=SCOPES[kind],
+            model=model,
+            data_preprocessor=preprocessor,
+            visualizer=dict(type='Visualizer'),
+            test_dataloader=dict(
+                dataset=dict(
+                    type=DATASET[kind],
+                    metainfo=dict(classes=CLASSES[kind]),
+                    pipeline=[
+                        dict(type='LoadImageFromFile'),
+                        *PACK[kind]
+                    ]))))
+
+
+def own_model(cfg: Config, checkpoint: str = None) -> torch.nn.Module:
+    """The task's model alone, by the field's own means."""
+    init_default_scope(cfg.default_scope)
+    model = ROOT_MODELS.build(
+        dict(deepcopy(cfg.model), data_preprocessor=cfg.data_preprocessor))
+    if checkpoint is not None:
+        state = torch.load(checkpoint, weights_only=True)['state_dict']
+        model.load_state_dict(state)
+    return model.eval()
+
+
+def save_task(kind: str, folder: Path, seed: int, **backbone) -> tuple:
+    """A config file and what a training might have left."""
+    cfg = task_config(kind, folder, **backbone)
+    model = own_model(cfg)
+    fill(model.backbone.fusion, 1., seed)
+    for part in ('neck', 'head', 'bbox_head', 'decode_head'):
+        if hasattr(model, part):
+            fill(getattr(model, part), 0.1, seed)
+    paths = str(folder / f'{kind}{seed}.py'), str(folder / f'{kind}{seed}.pth')
+    cfg.dump(paths[0])
+    torch.save(dict(state_dict=model.state_dict(), meta={}), paths[1])
+    return paths
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trunk, a zoo, pictures of two sizes, and three trained tasks."""
+    folder = tmp_path_factory.mktemp('served')
+    backbone = build_backbone(save_trunk(folder / 'trunk.pth'))
+    add_modules(backbone, *NAMES)
+    for name in NAMES:
+        save_module(backbone, name, str(folder / 'zoo'))
+    (folder / 'pictures').mkdir()
+    rng = np.random.default_rng(0)
+    for index, width in enumerate((SIZE, 70, SIZE, SIZE)):
+        pixels = rng.integers(0, 255, (SIZE, width, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / 'pictures' / f'{index}.png'), pixels)
+    (folder / 'pictures' / 'notes.txt').write_text('no picture')
+    for seed, kind in enumerate(KINDS):
+        save_task(kind, folder, seed)
+    return folder
+
+
+def sources(folder: Path) -> Dict[str, Tuple[str, str]]:
+    return {
+        kind: (str(folder / f'{kind}{seed}.py'),
+               str(folder / f'{kind}{seed}.pth'))
+        for seed, kind in enumerate(KINDS)
+    }
+
+
+@pytest.fixture(scope='module')
+def served(folder: Path) -> ViMInferencer:
+    return ViMInferencer(sources(folder), 'cpu', show_progress=False)
+
+
+def paths(folder: Path) -> List[str]:
+    return [str(folder / 'pictures' / f'{index}.png') for index in range(4)]
+
+
+def alone(folder: Path, kind: str, pictures: List[str]) -> list:
+    """What a task's own model says of pictures of one size, one batch."""
+    cfg = Config.fromfile(sources(folder)[kind][0])
+    model = own_model(cfg, sources(folder)[kind][1])
+    stages = [
+        stage for stage in cfg.test_dataloader.dataset.pipeline
+        if 'Annotations' not in stage.type
+    ]
+    pipeline = Compose(stages)
+    batch = [pipeline(dict(img_path=path, img_id=0)) for path in pictures]
+    with torch.no_grad():
+        return model.test_step(pseudo_collate(batch))
+
+
+def outputs(sample: object) -> Dict[str, Tensor]:
+    """All predicted tensors of a data sample."""
+    if 'pred_score' in sample:
+        return dict(score=sample.pred_score, label=sample.pred_label)
+    if 'pred_sem_seg' in sample:
+        return dict(
+            labels=sample.pred_sem_seg.data, logits=sample.seg_logits.data)
+    found = sample.pred_instances
+    return dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+
+
+def equal(first: object, second: object) -> bool:
+    first, second = outputs(first), outputs(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_mixed_call_answers_as_each_model_alone(
+        folder: Path, served: ViMInferencer) -> None:
+    zero, wide, two, three = paths(folder)
+    asked = [('det', zero), ('seg', zero), ('cls', wide), ('det', wide),
+             ('cls', two), ('seg', three), ('det', two), ('cls', zero)]
+    results = served(
+        [path for _, path in asked],
+        task=[task for task, _ in asked],
+        batch_size=2,
+        return_datasamples=True)
+    answers = dict(zip(asked, results['predictions']))
+    assert not results['errors']
+    # a batch holds one task and one size, in the order of the inputs
+    batches = [('det', [zero, two]), ('seg', [zero, three]),
+               ('cls', [two, zero]), ('cls', [wide]), ('det', [wide])]
+    for task, pictures in batches:
+        for path, sample in zip(pictures, alone(folder, task, pictures)):
+            assert equal(answers[task, path], sample), (task, path)
+            assert answers[task, path].img_path == path
+    # the test means something: predictions differ, and boxes are found
+    assert not equal(answers['cls', two], answers['cls', zero])
+    assert not equal(answers['seg', zero], answers['seg', three])
+    assert len(answers['det', zero].pred_instances)
+
+
+def test_trunk_and_zoo_are_held_once(folder: Path,
+                                     served: ViMInferencer) -> None:
+    models = [served.tasks[kind].model for kind in KINDS]
+    first, *others = [{
+        name: value
+        for _, _, name, value in tensors(model)
+    } for model in models]
+    shared = 0
+    for other in others:
+        for name, value in other.items():
+            if name.startswith('backbone.trunk.'):
+                assert value is first[name], name
+            if name.startswith('backbone.bank.'):  # cls has all modules
+                assert value is first[name], name
+                shared += 1
+    assert shared == 2 * 2 * 6 * 6  # tasks, modules, slots, tensors
+    # gates, neck and head are each task's own
+    logits = [model.backbone.fusion.logits for model in models]
+    assert [list(task) for task in logits] == [[kind] for kind in KINDS]
+    held, apart = served.memory()
+    once = memory([models[0].backbone.trunk])
+    assert apart - held >= 2 * once
+    heads = sum(
+        memory([part]) for model in models
+        for name, part in model.named_children() if name != 'backbone')
+    assert held <= memory([models[0].backbone]) + heads + 10_000
+
+
+def test_modules_met_later_are_shared_too(folder: Path) -> None:
+    three = sources(folder)
+    order = {kind: three[kind] for kind in ('seg', 'det', 'cls')}
+    served = ViMInferencer(order, 'cpu', show_progress=False)
+    members = {
+        kind: served.tasks[kind].model.backbone.bank.members
+        for kind in order
+    }
+    for name, first, second in (('a', 'seg', 'cls'), ('b', 'det', 'cls'),
+                                ('c', 'seg', 'det')):
+        pairs = zip(members[first][name].parameters(),
+                    members[second][name].parameters())
+        assert all(one is other for one, other in pairs)
+
+
+def test_modules_that_differ_stay_a_tasks_own(folder: Path,
+                                              tmp_path: Path) -> None:
+    config, checkpoint = sources(folder)['cls']
+    stored = torch.load(checkpoint)
+    key = 'backbone.bank.members.a.layers-0-attn.up.weight'
+    stored['state_dict'][key] += 1  # tuned downstream
+    tuned = str(tmp_path / 'tuned.pth')
+    torch.save(stored, tuned)
+    both = dict(plain=(config, checkpoint), tuned=(config, tuned))
+    served = ViMInferencer(both, 'cpu', show_progress=False)
+    states = [served.tasks[name].model.state_dict() for name in both]
+    assert not torch.equal(states[0][key], states[1][key])
+    assert torch.equal(states[1][key], stored['state_dict'][key])
+    before, after = served(
+        [paths(folder)[0]] * 2, task=list(both),
+        return_datasamples=True)['predictions']
+    assert not equal(before, after)
+    assert equal(before, alone(folder, 'cls', [paths(folder)[0]])[0])
+
+
+def test_gates_of_one_model_answer_by_name(folder: Path) -> None:
+    tasks = dict(x=['a', 'b'], y=['c', 'a'])
+    saved = save_task(
+        'det', folder, 9, modules=NAMES,
+        fusion=dict(type='EnsMoE', tasks=tasks))
+    served = ViMInferencer({
+        'x': saved,
+        'y': saved,
+        'third': (*saved, 'y')
+    }, 'cpu', show_progress=False)
+    picture = paths(folder)[0]
+    answers = served(
+        [picture] * 3, task=['x', 'y', 'third'],
+        return_datasamples=True)['predictions']
+    cfg = Config.fromfile(saved[0])
+    for name, sample in zip('xyy', answers):
+        cfg.model.backbone.task = name
+        model = own_model(cfg, saved[1])
+        data = served.tasks['x'].read(picture, 0)[0]
+        with torch.no_grad():
+            assert equal(sample, model.test_step(pseudo_collate([data]))[0])
+    assert not equal(*answers[:2])
+    # all of one model's tensors are held once, its gates included
+    held, apart = served.memory()
+    assert apart == 3 * held
+    with pytest.raises(ValueError, match="no gates 'z'.*'x', 'y'"):
+        served.add_task('fourth', *saved, 'z')
+
+
+def test_arrays_folders_and_lists(folder: Path,
+                                  served: ViMInferencer) -> None:
+    from_folder = served(folder / 'pictures', task='cls')['predictions']
+    assert [one['img_path'] for one in from_folder] == paths(folder)
+    arrays = [cv2.imread(path) for path in paths(folder)]
+    for kind in KINDS:
+        first = served(paths(folder), task=kind, return_datasamples=True)
+        second = served(arrays, task=kind, return_datasamples=True)
+        for pair in zip(first['predictions'], second['predictions']):
+            assert equal(*pair)
+    # a folder among other entries takes its task for all its pictures
+    mixed = served([arrays[0], str(folder / 'pictures')],
+                   task=['seg', 'cls'])['predictions']
+    assert [one['task'] for one in mixed] == ['seg'] + ['cls'] * 4
+    assert mixed[0]['img_path'] is None
+    assert mixed[1:] == from_folder
+
+
+def test_plain_predictions(folder: Path, served: ViMInferencer) -> None:
+    picture = paths(folder)[1]
+    samples = served([picture] * 3, task=KINDS, return_datasamples=True)
+    results = served([picture] * 3, task=KINDS)
+    cls, det, seg = results['predictions']
+    sample = samples['predictions'][0]
+    assert cls['pred_scores'] == sample.pred_score.tolist()
+    assert cls['pred_score'] == max(cls['pred_scores'])
+    assert cls['pred_class'] == CLASSES['cls'][cls['pred_label']]
+    sample = samples['predictions'][1].pred_instances
+    assert det['bboxes'] == sample.bboxes.tolist()
+    assert det['scores'] == sample.scores.tolist()
+    assert set(det['classes']) == {'square'}
+    labels = seg['sem_seg']
+    assert labels.shape == (SIZE, 70) and labels.dtype == np.uint8
+    shares = {
+        name: pytest.approx((labels == label).mean(), abs=1e-4)
+        for label, name in enumerate(CLASSES['seg']) if (labels == label).any()
+    }
+    assert seg['classes'] == shares
+    assert results['visualization'] == [None] * 3
+    json.dumps([cls, det])
+
+
+def test_results_are_written_and_drawn(folder: Path, served: ViMInferencer,
+                                       tmp_path: Path) -> None:
+    pictures, out = paths(folder)[:2], tmp_path / 'out'
+    results = served(
+        [path for path in pictures for _ in KINDS],
+        task=KINDS * 2,
+        out_dir=str(out),
+        return_vis=True)
+    written = {str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()}
+    expected = {f'vis/{k}/{i}.png' for k in KINDS for i in range(2)}
+    expected |= {f'preds/{k}/{i}.json' for k in KINDS for i in range(2)}
+    expected |= {f'preds/seg/{i}.png' for i in range(2)}
+    assert written == expected
+    plain = served(pictures, task='seg')['predictions']
+    for index in range(2):
+        shown = [
+            cv2.imread(str(out / f'vis/{kind}/{index}.png'))[..., ::-1]
+            for kind in KINDS
+        ]
+        place = index * len(KINDS)
+        for mine, read in zip(results['visualization'][place:], shown):
+            assert np.array_equal(mine, read)
+        # enlarged, so that text is legible, and drawn on
+        original = cv2.imread(pictures[index])
+        times = shown[0].shape[0] // SIZE
+        assert times > 1 and shown[0].shape[1] == times * original.shape[1]
+        bare = cv2.resize(original, shown[0].shape[1::-1],
+                          interpolation=cv2.INTER_CUBIC)[..., ::-1]
+        assert all((drawn != bare).any() for drawn in shown)
+        stored = json.loads((out / f'preds/seg/{index}.json').read_text())
+        assert stored == results['predictions'][place + 2]
+        labels = cv2.imread(stored['sem_seg'], cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(labels, plain[index]['sem_seg'])
+
+
+def test_a_broken_picture_is_named_and_the_others_answered(
+        folder: Path, served: ViMInferencer, tmp_path: Path) -> None:
+    broken, odd = tmp_path / 'broken.png', tmp_path / 'odd.png'
+    broken.write_bytes(b'\x89PNG\r\n\x1a\nno more')
+    cv2.imwrite(str(odd), np.zeros((SIZE, SIZE + 1, 3), np.uint8))
+    good = paths(folder)[0]
+    out = tmp_path / 'out'
+    results = served([good, str(broken), good, str(odd)],
+                     task=['cls', 'cls', 'det', 'cls'],
+                     batch_size=2, out_dir=str(out))
+    assert sorted(results['errors']) == [1, 3]
+    assert str(broken) in results['errors'][1]
+    assert "Task 'cls'" in results['errors'][1]
+    assert 'divisible' in results['errors'][3]
+    cls, nothing, det, neither = results['predictions']
+    assert nothing is None and neither is None
+    assert cls == served(good, task='cls')['predictions'][0]
+    assert det == served(good, task='det')['predictions'][0]
+    # nothing is left of the broken ones, nor of any half-written file
+    written = {path.name for path in out.rglob('*') if path.is_file()}
+    assert written == {'0.png', '0.json'}
+    with pytest.raises(ValueError, match='broken.png') as caught:
+        served(str(broken), task='cls')
+    assert caught.value.__cause__ is not None
+
+
+def test_mistakes_are_named_before_anything_runs(
+        folder: Path, served: ViMInferencer, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, 'forward', None)
+    good = paths(folder)[0]
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / '.hidden.png').write_bytes(b'')
+    for inputs, task, said in (
+        (good, 'birds', "no task 'birds'.*'cls', 'det', 'seg'"),
+        (good, None, 'which `task`'),
+        ([good, good], ['cls'], '1 tasks for 2 inputs'),
+        (str(tmp_path / 'empty'), 'cls', 'empty holds no picture'),
+        ([], 'cls', 'no picture'),
+        (np.zeros((4, 4), np.uint8), 'cls', r'ndarray \(4, 4\)'),
+        (np.zeros((4, 4, 3)), 'cls', 'uint8'),
+        ([good, 7], 'cls', 'int')):
+        with pytest.raises(ValueError, match=said):
+            served(inputs, task=task, out_dir=str(tmp_path / 'out'))
+    lost = str(tmp_path / 'lost.png')
+    with pytest.raises(FileNotFoundError, match='lost.png .and 1 more'):
+        served([good, lost, lost], task='cls')
+    with pytest.raises(ValueError, match='batch_size=0'):
+        served(good, task='cls', batch_size=0)
+    with pytest.raises(ValueError, match='no_such_argument'):
+        served(good, task='cls', no_such_argument=1)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_one_task_needs_no_name(folder: Path) -> None:
+    one = INFERENCERS.build(
+        dict(
+            type='vim_mm.ViMInferencer',
+            tasks=dict(seg=sources(folder)['seg']),
+            show_progress=False,
+            device='cpu'))
+    assert one(paths(folder)[0])['predictions'][0]['task'] == 'seg'
+
+
+def test_another_trunk_is_refused(folder: Path, tmp_path: Path,
+                                  served: ViMInferencer) -> None:
+    config, checkpoint = sources(folder)['cls']
+    cfg = Config.fromfile(config)
+    other = save_trunk(tmp_path / 'other.pth', seed=3)['init_cfg']
+    # nothing of a zoo speaks for the trunk, and the checkpoint brings its own
+    cfg.model.backbone.update(
+        modules=[], new_module='n', save_trunk=True,
+        fusion=dict(type='EnsMoE', tasks=['cls']))
+    cfg.model.backbone.trunk.init_cfg = other
+    saved = str(tmp_path / 'other_task.pth')
+    torch.save(dict(state_dict=own_model(cfg).state_dict()), saved)
+    before = list(served.tasks)
+    with pytest.raises(ValueError, match="'new' .*another|other weights"):
+        served.add_task('new', cfg, saved)
+    # one tensor outside all slots is enough
+    cfg.model.backbone.trunk.init_cfg = Config.fromfile(
+        config).model.backbone.trunk.init_cfg
+    model = own_model(cfg)
+    with torch.no_grad():
+        model.backbone.trunk.layers[1].ln1.weight[0] += 1
+    torch.save(dict(state_dict=model.state_dict()), saved)
+    with pytest.raises(ValueError, match=r"other weights.*layers\.1\.ln1"):
+        served.add_task('new', cfg, saved)
+    # a checkpoint learned beside another trunk than its config's
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(modules=[], fusion=None)
+    cfg.model.backbone.trunk.init_cfg = other
+    with pytest.raises(ValueError, match="'new' .*another trunk"):
+        served.add_task('new', cfg, checkpoint)
+    assert list(served.tasks) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+        folder: Path, served: ViMInferencer, tmp_path: Path) -> None:
+    config, checkpoint = sources(folder)['cls']
+    stored = torch.load(checkpoint)
+    state = stored['state_dict']
+    for name, change, said in (
+        ('head', lambda: state.pop('head.fc.weight'), 'lacks 1 tensors'),
+        ('shape', lambda: state.update({'head.fc.weight': torch.ones(3, 3)}),
+         'of another model')):
+        change()
+        torch.save(stored, tmp_path / f'{name}.pth')
+        with pytest.raises(ValueError, match=said):
+            served.add_task('new', config, str(tmp_path / f'{name}.pth'))
+    with pytest.raises(ValueError, match="no gates|weighs the modules|lacks"):
+        served.add_task('new', config, sources(folder)['det'][1])
+    with pytest.raises(FileNotFoundError, match='no config file nowhere.py'):
+        served.add_task('new', 'nowhere.py', checkpoint)
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        served.add_task('new', config, 'nowhere.pth')
+    with pytest.raises(ValueError, match='served already'):
+        served.add_task('cls', config, checkpoint)
+    with pytest.raises(ValueError, match='cannot name a task'):
+        served.add_task('../up', config, checkpoint)
+
+
+def test_modules_may_be_missing_from_the_checkpoint(
+        folder: Path, tmp_path: Path, served: ViMInferencer) -> None:
+    config, checkpoint = sources(folder)['seg']
+    stored = torch.load(checkpoint)
+    kept = {
+        key: value
+        for key, value in stored['state_dict'].items() if '.members.' not in key
+    }
+    assert len(kept) < len(stored['state_dict'])
+    torch.save(dict(state_dict=kept), tmp_path / 'small.pth')
+    small = dict(seg=(config, str(tmp_path / 'small.pth')))
+    one = ViMInferencer(small, 'cpu', show_progress=False)
+    picture = paths(folder)[0]
+    first, second = (
+        each(picture, task='seg', return_datasamples=True)['predictions'][0]
+        for each in (one, served))
+    assert equal(first, second)
+
+
+def test_instance_masks_and_several_labels() -> None:
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+    from mmpretrain.structures import DataSample
+    from pycocotools import mask as coco
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[0, 5:9, 10:20] = True
+    sample = DetDataSample(
+        pred_instances=InstanceData(
+            bboxes=torch.tensor([[10., 5., 20., 9.]]),
+            scores=torch.tensor([.9]),
+            labels=torch.tensor([0]),
+            masks=masks))
+    plain = describe(sample, ['square'])
+    assert np.array_equal(coco.decode(plain['masks'][0]), masks[0].numpy())
+    assert words(plain) == '1 square'
+    picture = np.zeros((20, 30, 3), np.uint8)
+    drawn = Painter(None, ['square'], [(255, 0, 0)])(picture, sample)
+    # 11 times as large; mask and box lie where they were
+    assert drawn.shape == (220, 330, 3)
+    assert drawn[70:90, 150:180, 0].min() > 60
+    assert drawn[:40].max() == 0 and drawn[120:].max() == 0
+    several = DataSample().set_pred_label([0, 1]).set_pred_score(
+        torch.tensor([.8, .7, .1]))
+    plain = describe(several, ['a', 'b', 'c'])
+    assert plain['pred_class'] == ['a', 'b']
+    assert plain['pred_score'] == pytest.approx([.8, .7])
+    with pytest.raises(ValueError, match='return_datasamples'):
+        describe(DataSample(), [])
+
+
+def test_names_of_files_do_not_clash() -> None:
+    array = np.zeros((1, 1, 3), np.uint8)
+    pictures = ['x/a.png', 'y/a.png', array, 'a.jpg', 'x/a.png', array]
+    tasks = ['t', 't', 't', 'u', 't', 't']
+    assert file_names(pictures, tasks, 3) == [
+        'a', 'a_2', 'array_00000003', 'a', 'a_3', 'array_00000004'
+    ]
+
+
+def test_the_tool(folder: Path, tmp_path: Path,
+                  monkeypatch: pytest.MonkeyPatch,
+                  capsys: pytest.CaptureFixture) -> None:
+    spec = spec_from_file_location('infer', ROOT / 'tools' / 'infer.py')
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    broken = tmp_path / 'broken.png'
+    broken.write_bytes(b'nothing')
+    three, out = sources(folder), tmp_path / 'out'
+    arguments = [paths(folder)[0], str(broken), '--device', 'cpu']
+    for kind in ('cls', 'seg'):
+        arguments += ['--model', f'{kind}={",".join(three[kind])}']
+
+    def run(*more: str) -> Tuple[int, List[str], str]:
+        monkeypatch.setattr('sys.argv', ['infer.py', *arguments, *more])
+        code = tool.main()
+        said = capsys.readouterr()
+        return code, said.out.splitlines(), said.err
+
+    code, lines, errors = run('--json', '--out-dir', str(out))
+    assert code == 1 and errors.count('Error: ') == 2
+    assert f"Task 'seg' cannot answer {broken}: " in errors
+    answers = [json.loads(line) for line in lines]
+    assert [one['task'] for one in answers] == ['cls', 'seg']
+    for answer in answers:
+        stored = out / 'preds' / answer['task'] / '0.json'
+        assert json.loads(stored.read_text()) == answer
+    assert re.search(r'2 tasks in \d+ MB of weights, \d+ MB as', errors)
+
+    code, lines, _ = run('--task', 'cls')
+    cls = answers[0]
+    assert lines == [
+        f'{paths(folder)[0]}\tcls\t'
+        f'{cls["pred_class"]} ({cls["pred_score"]:.2f})'
+    ]
+    for text in ('cls', 'cls=a.py', '=a.py,b.pth', 'cls=a.py,b.pth,c,d'):
+        with pytest.raises(ValueError, match='NAME=CONFIG,CHECKPOINT'):
+            run('--model', text)
+    with pytest.raises(ValueError, match='nowhere'):
+        run('--cfg-options', 'model.backbone.zoo=nowhere')

@@ -1,0 +1,124 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Answer pictures with one or several tasks that share a trunk.
+
+    python tools/infer.py photos/ \\
+        --model digits-cls=configs/demo/downstream_digits_cls.py,cls.pth \\
+        --model digits-det=configs/demo/downstream_digits_det.py,det.pth \\
+        --out-dir out
+"""
+
+# Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.
+import vim_mm  # noqa: F401,I001 isort:skip
+
+import argparse
+import contextlib
+import json
+import sys
+from typing import List, Tuple
+
+from mmengine.config import Config, DictAction
+
+from vim_mm.apis.inferencer import ViMInferencer
+from vim_mm.apis.results import words
+from vim_mm.apis.serving import read_config
+from vim_mm.utils.cli import run_cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Answer pictures with tasks that share a trunk',
+        epilog='What is printed and written, and how to serve from Python, '
+        'is in docs/serving.md.')
+    parser.add_argument('inputs', nargs='+', help='pictures, folders, URLs')
+    parser.add_argument(
+        '--model',
+        action='append',
+        required=True,
+        metavar='NAME=CONFIG,CHECKPOINT[,GATES]',
+        help='a task to serve; once for each. GATES names the task of the '
+        "model's fusion where it has several (default: NAME, if it is one)")
+    parser.add_argument(
+        '--task',
+        nargs='+',
+        metavar='NAME',
+        help='the tasks that answer every picture (default: all)')
+    parser.add_argument('--out-dir', default='', help='folder for results')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='pictures a batch')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='boxes from this score on are drawn and counted')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, … (default: best)')
+    parser.add_argument(
+        '--json', action='store_true', help='print one JSON line a picture')
+    parser.add_argument(
+        '--show', action='store_true', help='show drawings in a window')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of all configs: key=value')
+    return parser.parse_args()
+
+
+def parse_model(text: str) -> Tuple[str, List[str]]:
+    """``NAME=CONFIG,CHECKPOINT[,GATES]`` in parts.
+
+    Raises:
+        ValueError: If it has another form.
+    """
+    name, _, rest = text.partition('=')
+    parts = rest.split(',')
+    if not name or len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f'--model {text} is not NAME=CONFIG,CHECKPOINT or '
+                         'NAME=CONFIG,CHECKPOINT,GATES.')
+    return name, parts
+
+
+def build(args: argparse.Namespace) -> ViMInferencer:
+    """The inferencer of all ``--model``."""
+    inferencer = ViMInferencer({}, args.device, sys.stderr.isatty())
+    for text in args.model:
+        name, (config, *rest) = parse_model(text)
+        cfg: Config = read_config(config)
+        cfg.merge_from_dict(args.cfg_options)
+        inferencer.add_task(name, cfg, *rest)
+    return inferencer
+
+
+def answer(args: argparse.Namespace) -> dict:
+    """The results of all tasks on all pictures."""
+    inferencer = build(args)
+    held, apart = (size / 2**20 for size in inferencer.memory())
+    print(f'{len(inferencer.tasks)} tasks in {held:.0f} MB of weights, '
+          f'{apart:.0f} MB as separate models.')
+    tasks = args.task or list(inferencer.tasks)
+    return inferencer([one for one in args.inputs for _ in tasks],
+                      batch_size=args.batch_size,
+                      task=tasks * len(args.inputs),
+                      out_dir=args.out_dir,
+                      show=args.show,
+                      pred_score_thr=args.score_thr)
+
+
+def main() -> int:
+    args = parse_args()
+    # answers alone go to stdout, whatever libraries have to say
+    with contextlib.redirect_stdout(sys.stderr):
+        results = answer(args)
+    for found in filter(None, results['predictions']):
+        if args.json:
+            print(json.dumps(found, default=lambda array: array.tolist()))
+        else:
+            said = words(found, args.score_thr)
+            print(f'{found["img_path"]}\t{found["task"]}\t{said}')
+    for sentence in results['errors'].values():
+        print(f'Error: {sentence}', file=sys.stderr)
+    return 1 if results['errors'] else 0
+
+
+if __name__ == '__main__':
+    run_cli(main)

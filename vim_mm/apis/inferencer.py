@@ -1,0 +1,314 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import logging
+import os
+import re
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Tuple, Union)
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.infer import BaseInferencer
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+from rich.console import Console
+from rich.progress import track
+
+from vim_mm.registry import INFERENCERS
+from .inputs import (Inputs, Request, and_more, as_list, check_files,
+                       file_names, list_pictures)
+from .results import Painter, ResultFolder, describe, words
+from .serving import ServedTask
+from .sharing import memory
+
+
+@INFERENCERS.register_module()
+class ViMInferencer(BaseInferencer):
+    """Answers several downstream tasks with one trunk and one zoo in memory.
+
+    Each task comes from an ordinary config and the checkpoint its training
+    left. Its predictions are bit for bit those of its own model alone.
+
+    Args:
+        tasks (Mapping[str, tuple]): Task name to ``(config, checkpoint)`` or,
+            to use other gates of the model's fusion than those of the task's
+            own name or of the config, ``(config, checkpoint, gates)``.
+        device (str, optional): Where the models run; the best there is when
+            None. Defaults to None.
+        show_progress (bool): Whether to show a bar. Defaults to True.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a checkpoint does not fit its config, or the tasks do
+            not have one trunk.
+
+    Examples:
+        >>> inferencer = ViMInferencer({
+        ...     'flowers': ('flowers.py', 'flowers.pth'),
+        ...     'roads': ('roads.py', 'roads.pth')})
+        >>> inferencer('photos/', task='flowers', out_dir='out')
+        >>> inferencer(['a.jpg', 'b.jpg'], task=['flowers', 'roads'])
+    """
+
+    visualize_kwargs = {'return_vis', 'show', 'wait_time', 'pred_score_thr'}
+    postprocess_kwargs = {'print_result', 'no_save_pred', 'no_save_vis'}
+
+    def __init__(self,
+                 tasks: Mapping[str, Tuple[Union[str, Config], str]],
+                 device: Optional[str] = None,
+                 show_progress: bool = True) -> None:
+        self.scope = 'vim_mm'
+        self.device = device or get_device()
+        self.show_progress = show_progress
+        self.tasks: Dict[str, ServedTask] = {}
+        self.painters: Dict[str, Painter] = {}
+        self._num_arrays = 0
+        for name, source in tasks.items():
+            self.add_task(name, *source)
+
+    def add_task(self,
+                 name: str,
+                 config: Union[str, Config],
+                 checkpoint: str,
+                 gates: Optional[str] = None) -> None:
+        """Serve one more task; the earlier ones answer as before.
+
+        While it is built the new task holds a trunk of its own, on the CPU.
+
+        Args:
+            name (str): Letters, digits, '_', '-' and '.'.
+            config (str | Config): Its config.
+            checkpoint (str): What its training left.
+            gates (str, optional): See the class.
+
+        Raises:
+            FileNotFoundError: If a file does not exist.
+            ValueError: If the name is taken or not allowed, or the task does
+                not fit; nothing is added then.
+        """
+        if name in self.tasks:
+            raise ValueError(f"A task '{name}' is served already; give the "
+                             'new one another name.')
+        if not re.fullmatch(r'\w[\w.-]*', name):
+            raise ValueError(f"'{name}' cannot name a task: its results go to "
+                             "a folder of that name. Use letters, digits, "
+                             "'_', '-' and '.'.")
+        task = ServedTask(name, config, checkpoint, gates,
+                          list(self.tasks.values()), self.device)
+        self.painters[name] = self._init_visualizer(task)
+        self.tasks[name] = task
+
+    def memory(self) -> Tuple[int, int]:
+        """Bytes held by all tasks' models, and by as many separate ones."""
+        models = [task.model for task in self.tasks.values()]
+        return memory(models), sum(memory([model]) for model in models)
+
+    # ------------------------------------------------------------- answering
+
+    def __call__(self,
+                 inputs: Inputs,
+                 return_datasamples: bool = False,
+                 batch_size: int = 1,
+                 *,
+                 task: Union[str, Sequence[str], None] = None,
+                 out_dir: str = '',
+                 **kwargs) -> Dict[str, Any]:
+        """Answer pictures; tasks may be mixed within a call.
+
+        A batch holds pictures of one task and one size, so that no picture
+        is padded for the sake of another.
+
+        Args:
+            inputs: A path, a folder, a URL, a (H, W, 3) uint8 array in BGR
+                order, or a list of these.
+            return_datasamples (bool): Return data samples of the task's
+                library instead of plain values. Defaults to False.
+            batch_size (int): Pictures a batch. Defaults to 1.
+            task (str | Sequence[str], optional): The task, or one for every
+                entry of ``inputs``. May be None if one task is served.
+            out_dir (str): Where to write ``vis/TASK/*.png`` and
+                ``preds/TASK/*.json``; nothing is written when empty.
+            return_vis (bool): Return the drawings, RGB. Defaults to False.
+            show (bool), wait_time (float): Show drawings in a window, for
+                some seconds or until a key is pressed. Defaults to False, 0.
+            pred_score_thr (float): Boxes from this score on are drawn.
+                Defaults to 0.3.
+            no_save_vis, no_save_pred (bool): Write no drawings, or no
+                predictions. Default to False.
+            print_result (bool): Print a line for each. Defaults to False.
+
+        Returns:
+            dict: ``predictions``, see
+            :func:`~vim_mm.apis.results.describe`, and ``visualization``, one
+            entry a picture in the order of the inputs, and ``errors``, index
+            to sentence. A picture that cannot be answered is None in both
+            lists and leaves no file.
+
+        Raises:
+            FileNotFoundError: If a path does not exist.
+            ValueError: If a task is unknown, a folder holds no picture, an
+                argument is not as above, or no picture can be answered.
+        """
+        _, _, drawing, saving = self._dispatch_kwargs(**kwargs)
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: use at least 1.')
+        requests = self._requests(inputs, task)
+        num = len(requests)
+        keep = bool(out_dir) and not saving.get('no_save_vis')
+        if out_dir:
+            os.makedirs(out_dir, exist_ok=True)
+        results = dict(predictions=[None] * num, visualization=[None] * num)
+        self._failures: Dict[int, Exception] = {}
+        batches = self.preprocess(requests, batch_size)
+        if self.show_progress:
+            batches = track(
+                batches, 'Inference', console=Console(stderr=True))
+        for batch in batches:
+            try:
+                samples = self.forward(batch)
+            except ValueError as error:
+                # a size the trunk cannot take, say; all here have that size
+                self._failures.update((one.index, error) for one in batch)
+                continue
+            drawings = self.visualize(batch, samples, keep=keep, **drawing)
+            done = self.postprocess(
+                samples,
+                drawings,
+                return_datasamples,
+                batch=batch,
+                out_dir=out_dir,
+                **saving)
+            for place, one in enumerate(batch):
+                results['predictions'][one.index] = done['predictions'][place]
+                if drawing.get('return_vis'):
+                    results['visualization'][one.index] = drawings[place]
+        results['errors'] = self._report(requests)
+        return results
+
+    def _requests(self, inputs: Inputs,
+                  task: Union[str, Sequence[str], None]) -> List[Request]:
+        groups = [list_pictures(one) for one in as_list(inputs)]
+        if task is None:
+            if len(self.tasks) != 1:
+                raise ValueError('Say which `task` is to answer; served are '
+                                 f'{list(self.tasks)}.')
+            task = next(iter(self.tasks))
+        given = [task] * len(groups) if isinstance(task, str) else list(task)
+        if len(given) != len(groups):
+            raise ValueError(f'There are {len(given)} tasks for {len(groups)} '
+                             'inputs; give one for each, or one for all.')
+        for name in given:
+            if name not in self.tasks:
+                raise ValueError(f"There is no task '{name}'; served are "
+                                 f'{list(self.tasks)}.')
+        pictures = [picture for group in groups for picture in group]
+        check_files(pictures)
+        tasks = [t for t, group in zip(given, groups) for _ in group]
+        names = file_names(pictures, tasks, self._num_arrays)
+        self._num_arrays += sum(not isinstance(p, str) for p in pictures)
+        return [
+            Request(index, *one)
+            for index, one in enumerate(zip(tasks, pictures, names))
+        ]
+
+    def preprocess(self,
+                   inputs: List[Request],
+                   batch_size: int = 1,
+                   **kwargs) -> Iterator[List[Request]]:
+        """Read pictures and group them by task and size.
+
+        Few pictures wait in memory, however many sizes there are. What
+        cannot be read is noted, and the others go on.
+        """
+        waiting: Dict[tuple, List[Request]] = {}
+        for one in inputs:
+            read = self.tasks[one.task].read
+            try:
+                one.data, one.loaded = read(one.picture, one.index)
+            except Exception as error:  # loaders raise all kinds
+                self._failures[one.index] = error
+                continue
+            key = (one.task, one.data['inputs'].shape)
+            waiting.setdefault(key, []).append(one)
+            if len(waiting[key]) == batch_size:
+                yield waiting.pop(key)
+            elif sum(map(len, waiting.values())) > 4 * batch_size:
+                yield waiting.pop(next(iter(waiting)))
+        yield from waiting.values()
+
+    def forward(self, inputs: List[Request],
+                **kwargs) -> List[BaseDataElement]:
+        """Data samples of a batch of one task."""
+        task = self.tasks[inputs[0].task]
+        samples = task.predict([one.data for one in inputs])
+        for one in inputs:
+            one.data = None
+        return samples
+
+    def visualize(self,
+                  inputs: List[Request],
+                  preds: List[BaseDataElement],
+                  keep: bool = False,
+                  return_vis: bool = False,
+                  show: bool = False,
+                  wait_time: float = 0,
+                  pred_score_thr: float = 0.3) -> List[Optional[np.ndarray]]:
+        """Draw predictions if anything is to be done with the drawings."""
+        drawings = [None] * len(inputs)
+        for place, (one, sample) in enumerate(zip(inputs, preds)):
+            if keep or return_vis or show:
+                drawings[place] = self.painters[one.task](
+                    one.loaded, sample, one.name, show, wait_time,
+                    pred_score_thr)
+            one.loaded = None
+        return drawings
+
+    def postprocess(self,
+                    preds: List[BaseDataElement],
+                    visualization: List[Optional[np.ndarray]],
+                    return_datasamples: bool = False,
+                    batch: Sequence[Request] = (),
+                    out_dir: str = '',
+                    print_result: bool = False,
+                    no_save_pred: bool = False,
+                    no_save_vis: bool = False) -> dict:
+        """Make predictions plain, and write and print what is asked for."""
+        folder, predictions = ResultFolder(out_dir), []
+        for one, sample, drawing in zip(batch, preds, visualization):
+            save = bool(out_dir) and not no_save_pred
+            plain = None
+            if save or print_result or not return_datasamples:
+                plain = dict(task=one.task, img_path=one.path)
+                plain.update(describe(sample, self.tasks[one.task].classes))
+            if print_result:
+                print(f'{one.path or one.name}\t{one.task}\t{words(plain)}')
+            if out_dir and not no_save_vis:
+                folder.save_drawing(one.task, one.name, drawing)
+            if save:
+                folder.save_prediction(one.task, one.name, plain)
+            predictions.append(sample if return_datasamples else plain)
+        return dict(predictions=predictions, visualization=visualization)
+
+    def _report(self, requests: List[Request]) -> Dict[int, str]:
+        errors = {}
+        for index, error in sorted(self._failures.items()):
+            one = requests[index]
+            reason = (str(error) or type(error).__name__).rstrip('.')
+            errors[index] = (f"Task '{one.task}' cannot answer "
+                             f'{one.path or one.name}: {reason}.')
+        if errors and len(errors) == len(requests):
+            first = next(iter(errors))
+            raise ValueError(
+                errors[first].rstrip('.') +
+                f'{and_more(list(errors))}.') from self._failures[first]
+        for sentence in errors.values():
+            print_log(sentence, logger='current', level=logging.WARNING)
+        return errors
+
+    # ------------------------------------------- one pipeline for each task
+
+    def _init_pipeline(self, cfg: Config) -> None:
+        """Every task reads pictures its own way: :class:`ServedTask`."""
+
+    def _init_visualizer(self, cfg: ServedTask) -> Painter:
+        return Painter(cfg.cfg.get('visualizer'), cfg.classes, cfg.palette)

@@ -1,0 +1,266 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Tasks that hold one trunk and one zoo in common.
+
+A task's model is built as its config says and then made to hold the very
+tensors of a model that is there already, wherever the two are equal. Modules,
+hooks and settings such as ``out_indices`` stay its own, so it computes what it
+would compute alone; what costs memory, the trunk's and the modules' weights,
+is there once.
+"""
+
+import os.path as osp
+import re
+from contextlib import contextmanager
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.visualization.palette import get_palette
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.fileio import list_from_file
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.necks import ViMFusionNeck
+from .inputs import Picture
+from .sharing import check_trunk, share
+
+
+class ServedTask:
+    """A task's model, its pictures' way into it, and its class names.
+
+    Args:
+        name (str): Name of the task.
+        config (str | Config): Config of a model on a :class:`ViMBackbone`.
+        checkpoint (str): What its training left: gates, neck and head.
+        gates (str, optional): The task of the model's fusion whose gates are
+            used. By default ``name`` where the fusion knows it, else what
+            the config selects.
+        beside (Sequence[ServedTask]): Tasks that are served already; their
+            tensors are taken where they are equal. Defaults to none.
+        device (str): Where the model runs. Defaults to 'cpu'.
+
+    Attributes:
+        model (BaseModel): In eval mode, without gradients.
+        classes (list[str]): Class names.
+        palette (list[tuple[int]]): An RGB colour for each.
+
+    Raises:
+        FileNotFoundError: If the config, the checkpoint or the trunk's
+            weights do not exist.
+        ValueError: If the checkpoint does not fit the model, or the trunk is
+            another one than that of the tasks beside.
+    """
+
+    def __init__(self,
+                 name: str,
+                 config: Union[str, Config],
+                 checkpoint: str,
+                 gates: Optional[str] = None,
+                 beside: Sequence['ServedTask'] = (),
+                 device: str = 'cpu') -> None:
+        self.name = name
+        self.cfg = read_config(config)
+        self.scope = self.cfg.get('default_scope', 'mmengine')
+        try:
+            with self.in_scope():
+                self.model, meta = build_model(self.cfg, checkpoint)
+                self._select(gates)
+                for other in beside:
+                    check_trunk(self.model.backbone, other.model.backbone,
+                                other.name)
+                    share(self.model, other.model)
+                self._read_dataset(meta)
+        except ValueError as error:
+            raise ValueError(f"Task '{name}' cannot be served. "
+                             f'{error}') from error
+        self.model.to(device)
+
+    @contextmanager
+    def in_scope(self) -> Iterator[None]:
+        """Within this context bare types are those of the task's library."""
+        with DefaultScope.overwrite_default_scope(self.scope):
+            yield
+
+    def _select(self, gates: Optional[str]) -> None:
+        fused = [
+            part for part in self.model.modules()
+            if isinstance(part, (ViMBackbone, ViMFusionNeck))
+            and part.fusion is not None
+        ]
+        wanted = gates or self.name
+        holders = [part for part in fused if wanted in part.fusion.tasks]
+        if gates and not holders:
+            known = [task for part in fused for task in part.fusion.tasks]
+            raise ValueError(f"Its model has no gates '{gates}'; it has "
+                             f'{known or "no fusion"}.')
+        for part in holders:
+            part.select_task(wanted)
+
+    def _read_dataset(self, meta: dict) -> None:
+        dataset = test_dataset(self.cfg)
+        stages = [
+            stage for stage in dataset.pipeline
+            if 'Annotation' not in stage['type']
+        ]
+        loads = [
+            index for index, stage in enumerate(stages)
+            if stage['type'].split('.')[-1].startswith('LoadImage')
+        ]
+        if not loads:
+            raise ValueError('Its test pipeline has no LoadImageFromFile.')
+        split = loads[0] + 1
+        self._load = Compose(stages[:split])
+        self._transform = Compose(stages[split:])
+        self._as_float = stages[loads[0]].get('to_float32', False)
+        self.classes, self.palette = class_names(dataset, meta, self.model)
+
+    # ------------------------------------------------------------ inference
+
+    def read(self, picture: Picture, index: int) -> Tuple[dict, np.ndarray]:
+        """Put one picture through the test pipeline.
+
+        Args:
+            picture (str | np.ndarray): Path or URL, or a (H, W, 3) BGR array.
+            index (int): Its number, for the data sample.
+
+        Returns:
+            tuple[dict, np.ndarray]: What the model's preprocessor takes, and
+            the picture as loaded, (H, W, 3) uint8 BGR.
+        """
+        data = dict(img_id=index, sample_idx=index)
+        with self.in_scope():
+            if isinstance(picture, str):
+                data = self._load(dict(data, img_path=picture))
+            else:
+                kind = np.float32 if self._as_float else picture.dtype
+                data.update(
+                    img=picture.astype(kind),
+                    img_path=None,
+                    img_shape=picture.shape[:2],
+                    ori_shape=picture.shape[:2])
+            loaded = as_bgr(data['img'])
+            return self._transform(data), loaded
+
+    @torch.no_grad()
+    def predict(self, batch: List[dict]) -> List[BaseDataElement]:
+        """Data samples, on the CPU, of pictures from :meth:`read`."""
+        with self.in_scope():
+            samples = self.model.test_step(pseudo_collate(batch))
+        return [sample.cpu() for sample in samples]
+
+
+# ------------------------------------------------------------------ building
+
+
+def read_config(config: Union[str, Config]) -> Config:
+    """A config of one's own: read from a file, or copied.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if isinstance(config, Config):
+        return config.copy()
+    if not osp.isfile(config):
+        raise FileNotFoundError(
+            f'There is no config file {config}: check the path.')
+    return Config.fromfile(config)
+
+
+def build_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
+    """Build a model from its config and load all it has learned.
+
+    Unlike in training, a head that stays at random values is an error: the
+    predictions would be noise. Modules of the zoo may be missing from the
+    checkpoint, as the trunk is.
+
+    Returns:
+        tuple[BaseModel, dict]: The model, ready to predict, and what the
+        checkpoint notes about its data set.
+
+    Raises:
+        ValueError: If the model has no :class:`ViMBackbone`, or the
+            checkpoint is of another model.
+    """
+    model_cfg = ConfigDict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model_cfg)
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, ViMBackbone):
+        raise ValueError(f'Its backbone is {type(backbone).__name__} and not '
+                         'ViMBackbone, so there is no trunk to share.')
+    loaded = CheckpointLoader.load_checkpoint(
+        checkpoint, map_location='cpu', logger='silent')
+    state = {
+        re.sub(r'^module\.', '', key): value
+        for key, value in loaded.get('state_dict', loaded).items()
+    }
+    try:
+        missing, _ = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The checkpoint '{checkpoint}' is of another model "
+                         f'than its config: {error}') from error
+    from_zoo = tuple(f'backbone.bank.members.{module}.'
+                     for module in backbone.bank.names
+                     if module != backbone.new_module)
+    missing = [key for key in missing if not key.startswith(from_zoo)]
+    if missing:
+        raise ValueError(
+            f"The checkpoint '{checkpoint}' lacks {len(missing)} tensors of "
+            f'its config, such as {missing[:3]}; it is of another model.')
+    model = revert_sync_batchnorm(model)
+    meta = loaded.get('meta', {}).get('dataset_meta') or {}
+    return model.requires_grad_(False).eval(), meta
+
+
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The config of the test data set itself, inside any wrappers.
+
+    Raises:
+        ValueError: If it has no pipeline.
+    """
+    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    if not dataset.get('pipeline'):
+        raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
+                         'which says how pictures enter the model.')
+    return dataset
+
+
+def class_names(dataset: ConfigDict, meta: dict,
+                model: nn.Module) -> Tuple[List[str], List[tuple]]:
+    """Class names and colours, without building the data set.
+
+    The classes of the checkpoint count most, being those it learned; then
+    the config's, the data set class's, and bare numbers.
+    """
+    found = dict(getattr(DATASETS.get(dataset.type), 'METAINFO', {}))
+    found.update(meta)
+    found.update(dataset.get('metainfo') or {})
+    classes = meta.get('classes') or dataset.get('classes') or found.get(
+        'classes')
+    if isinstance(classes, str):
+        classes = list_from_file(classes)
+    if not classes:
+        counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
+        classes = range(max(n for n in counts if isinstance(n, int)))
+    palette = found.get('palette') or []
+    if len(palette) < len(classes):
+        palette = get_palette('random', len(classes))
+    return [str(c) for c in classes], [tuple(map(int, c)) for c in palette]
+
+
+def as_bgr(image: np.ndarray) -> np.ndarray:
+    """A loaded picture of any depth and channels as (H, W, 3) uint8."""
+    image = image.clip(0, 255).astype(np.uint8)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return mmcv.gray2bgr(image.reshape(image.shape[:2]))
+    return image[..., :3].copy()
