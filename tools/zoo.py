@@ -1,9 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""List, check and change a zoo of modules."""
+"""List, check, change and rank a zoo of modules."""
 
 import argparse
+import contextlib
 import json
+import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -12,11 +15,13 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.prompt import Confirm
 from rich.table import Table
 
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
+from vim_mm.utils.cli import run_cli
 from vim_mm.zoo import Zoo, ZooError, head_state, save_module
 
 
@@ -61,6 +66,23 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     sub.add_argument('--name', help='its name in the zoo')
     sub.add_argument(
         '--overwrite', action='store_true', help='replace a module')
+    sub.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as key=value')
+
+    sub = command('rank', rank, 'Which modules would help the task of a '
+                  'config? Scores each before any training; see '
+                  'docs/ranking.md.')
+    sub.add_argument('config', help='config of a downstream task')
+    sub.add_argument('--zoo', help='directory of the zoo (default: that of '
+                     'model.backbone)')  # yapf: disable
+    sub.add_argument('--evidence', help='report.json of finished runs: how '
+                     'well do the scores agree with it?')  # yapf: disable
+    sub.add_argument('--pictures', type=int, default=2000, help='training '
+                     'pictures to look at, at most (default: 2000)')
+    sub.add_argument('--json', action='store_true', help='print JSON')
     sub.add_argument(
         '--cfg-options',
         nargs='+',
@@ -179,15 +201,80 @@ def save_trained(args: argparse.Namespace) -> None:
           f'{args.zoo}.')
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def rank(args: argparse.Namespace) -> None:
+    # SciPy and models take seconds to import: not for listing a zoo
+    from vim_mm.apis.evidence import agreement, usefulness
+    from vim_mm.apis.ranking import rank_modules
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    zoo = args.zoo or cfg.get('model', {}).get('backbone', {}).get('zoo')
+    if zoo is None:
+        raise ZooError(f'{args.config!r} names no zoo; give one with --zoo.')
+    metric, truth = '', {}
+    if args.evidence:
+        metric, truth = usefulness(args.evidence, Path(args.config).stem)
+    console = Console(stderr=True)
+    # what libraries print while they build is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):
+        ranking = rank_modules(
+            cfg, zoo, args.pictures, lambda batches, total: track(
+                batches, 'features', total, console=console, transient=True))
+    found = agreement(ranking.scores, truth) if truth else {}
+    if args.json:
+        answer = dict(
+            asdict(ranking), metric=metric, usefulness=truth,
+            agreement={kind: asdict(each)
+                       for kind, each in found.items()})  # yapf: disable
+        print(json.dumps(_no_nan(answer), indent=2, ensure_ascii=False))
+        return
+    show_ranking(ranking, metric, truth, found)
+
+
+def _no_nan(value: Any) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, dict):
+        return {key: _no_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def show_ranking(ranking: Any, metric: str, truth: Dict[str, float],
+                 found: Dict[str, Any]) -> None:
+    console = Console()
+    kinds = list(next(iter(ranking.scores.values())))
+    table = Table('module', *kinds, *([metric] if truth else []))
+    table.columns[0].overflow = 'fold'
+    for name, scores in ranking.scores.items():
+        cells = [f'{scores[kind]:.3f}' for kind in kinds]
+        if truth:
+            cells.append(f'{truth[name]:.3f}' if name in truth else '')
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(f'{ranking.num_pictures} pictures, {ranking.num_rows} rows, '
+                  f'{ranking.num_classes} classes, {ranking.seconds} s. '
+                  'Larger is better, within a column.')
+    for name, why in ranking.skipped.items():
+        console.print(f'not scored: {name}. {why}', markup=False,
+                      highlight=False)  # yapf: disable
+    if not found:
+        return
+    table = Table('agreement', 'Kendall tau', 'weighted tau', 'first',
+                  f'{metric} lost')
+    for kind, each in found.items():
+        table.add_row(kind, f'{each.tau:.2f}', f'{each.weighted_tau:.2f}',
+                      each.top, f'{each.regret:.3f}')
+    console.print(table)
+    modules = next(iter(found.values())).modules
+    console.print(f'Over {len(modules)} modules with known {metric}.')
+
+
+def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    except OSError as error:  # such as a zoo that may not be written
+        raise ZooError(str(error)) from error
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_cli(main)

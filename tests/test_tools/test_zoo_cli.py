@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from vim_mm.utils.cli import run_cli
 from vim_mm.zoo import ModuleCard, Zoo
 
 SCRIPT = Path(__file__).parents[2] / 'tools' / 'zoo.py'
@@ -33,12 +34,24 @@ model = dict(
 '''
 
 
+class Cli:
+    """The tool, as a shell sees it."""
+
+    def __init__(self):
+        spec = importlib.util.spec_from_file_location('zoo_cli', SCRIPT)
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+
+    def main(self, argv):
+        """The exit code."""
+        with pytest.raises(SystemExit) as caught:
+            run_cli(lambda: self.module.main(argv))
+        return caught.value.code or 0
+
+
 @pytest.fixture(scope='module')
 def cli():
-    spec = importlib.util.spec_from_file_location('zoo_cli', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return Cli()
 
 
 @pytest.fixture
@@ -90,7 +103,8 @@ def test_verify(cli, zoo, capsys):
     capsys.readouterr()
     assert cli.main(['verify', str(zoo.root)]) == 1
     out, err = capsys.readouterr()
-    assert 'damaged' in out and err == '1 of 2 modules are not valid.\n'
+    assert 'damaged' in out
+    assert err.startswith('Error: 1 of 2 modules are not valid. (VIM_MM_')
 
 
 def test_add(cli, zoo, tmp_path, capsys):
@@ -108,9 +122,9 @@ def test_remove(cli, zoo, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'stdin', io.StringIO('y\n'))
     assert cli.main(remove) == 1 and '--yes' in capsys.readouterr().err
     monkeypatch.setattr(sys.stdin, 'isatty', lambda: True)
-    monkeypatch.setattr(cli.Confirm, 'ask', lambda _: False)
+    monkeypatch.setattr(cli.module.Confirm, 'ask', lambda _: False)
     assert cli.main(remove) == 0 and 'cars' in zoo
-    monkeypatch.setattr(cli.Confirm, 'ask', lambda _: True)
+    monkeypatch.setattr(cli.module.Confirm, 'ask', lambda _: True)
     assert cli.main(remove) == 0 and 'cars' not in zoo
     capsys.readouterr()
     assert cli.main(remove + ['--yes']) == 1
@@ -125,8 +139,16 @@ def test_error_is_one_sentence_and_exit_code_1(zoo, capsys, monkeypatch):
         runpy.run_path(str(SCRIPT), run_name='__main__')
     out, err = capsys.readouterr()
     assert caught.value.code == 1 and out == ''
-    assert err == (f"The zoo '{zoo.root}' has no module 'boat'; did you mean "
-                   'boats?\n')
+    assert err == (f"Error: The zoo '{zoo.root}' has no module 'boat'; did "
+                   'you mean boats? (VIM_MM_TRACEBACK=1 shows the '
+                   'traceback.)\n')
+
+
+def test_a_zoo_that_may_not_be_written_is_one_sentence(cli, zoo, capsys):
+    (zoo.root.parent / 'file').write_text('')
+    add = ['add', str(zoo.root.parent / 'file' / 'zoo'), str(zoo.root)]
+    assert cli.main(add) == 1
+    assert 'Error: [Errno 20] Not a directory' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""``tools/zoo.py rank`` from the command line to its answer."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Tuple
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone, fill,
+                   fusion_neck, model_cfg, save_trunk)
+from vim_mm.zoo import save_module
+
+SCRIPT = Path(__file__).parents[2] / 'tools' / 'zoo.py'
+SCORES = ['ours', 'logme', 'nleep', 'hscore']
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    DATASETS.register_module('TinyPictures', force=True, module=Pictures)
+    yield
+    DATASETS._module_dict.pop('TinyPictures')
+
+
+def prepare(folder: Path, kind: str) -> str:
+    """A config file, a zoo of two modules that fit and one that does not."""
+    trunk = save_trunk(folder / 'trunk.pth')
+    for names, path in ((('up', 'down'), trunk),
+                        (('foreign', ),
+                         save_trunk(folder / 'other.pth', seed=5))):
+        backbone = build_backbone(path)
+        add_modules(backbone, *names)
+        for name in names:
+            fill(backbone.bank.members[name], .3 if name == 'up' else .01)
+            save_module(backbone, name, str(folder / 'zoo'))
+    cfg = Config(
+        dict(
+            default_scope=SCOPES[kind],
+            model=model_cfg(kind, dict(trunk=trunk), fusion_neck(kind)),
+            train_dataloader=dict(
+                dataset=dict(
+                    type='mmengine.TinyPictures', kind=kind, num=12),
+                batch_size=4,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=True),
+                collate_fn=dict(type='pseudo_collate'))))
+    cfg.dump(folder / f'few_{kind}.py')
+    rows = [
+        dict(step=f'few_{kind}', method=f'single: {name}', metric='mIoU',
+             value=value) for name, value in (('up', .25), ('down', .5))
+    ]
+    (folder / 'report.json').write_text(json.dumps(rows))
+    return str(folder / f'few_{kind}.py')
+
+
+def rank(capsys, monkeypatch, *args: str) -> Tuple[int, str, str]:
+    """Exit code, stdout and stderr of the tool."""
+    monkeypatch.setattr(sys, 'argv', [str(SCRIPT), 'rank', *args])
+    monkeypatch.setenv('COLUMNS', '200')
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(SCRIPT), run_name='__main__')
+    out, err = capsys.readouterr()
+    return caught.value.code or 0, out, err
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
+                                       monkeypatch) -> None:
+    config, zoo = prepare(tmp_path, kind), str(tmp_path / 'zoo')
+    common = config, '--zoo', zoo, '--evidence', str(tmp_path / 'report.json')
+    before = sorted(tmp_path.rglob('*'))
+    code, out, _ = rank(capsys, monkeypatch, *common, '--json')
+    assert code == 0
+    answer = json.loads(out)  # and nothing beside it
+    assert set(answer['scores']) == {'frozen trunk', 'up', 'down'}
+    assert list(answer['scores']['up']) == SCORES
+    assert list(answer['skipped']) == ['foreign']
+    assert (answer['metric'], answer['usefulness']) == (
+        'mIoU', dict(up=.25, down=.5))
+    assert list(answer['agreement']) == SCORES
+    for score, found in answer['agreement'].items():
+        up, down = (answer['scores'][m][score] for m in ('up', 'down'))
+        assert found['tau'] == (None if up == down else 2 * (down > up) - 1)
+        assert found['regret'] == (0 if found['top'] == 'down' else .25)
+
+    code, out, _ = rank(capsys, monkeypatch, *common, '--pictures', '5')
+    assert code == 0
+    # one of the two batches is whole, and so is the other
+    assert '8 pictures, ' in out and 'not scored: foreign. Module' in out
+    assert 'Kendall tau' in out and 'mIoU lost' in out
+    assert 'Over 2 modules with known mIoU.' in out
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_the_config_may_name_the_zoo(tmp_path: Path, capsys,
+                                     monkeypatch) -> None:
+    config = prepare(tmp_path, 'cls')
+    code, _, err = rank(capsys, monkeypatch, config)
+    assert code == 1 and 'names no zoo; give one with --zoo' in err
+    code, out, _ = rank(capsys, monkeypatch, config, '--cfg-options',
+                        f'model.backbone.zoo={tmp_path}/zoo',
+                        'train_dataloader.dataset.num=9')
+    assert code == 0 and '9 pictures, 9 rows, 2 classes' in out
+    assert 'agreement' not in out
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path, capsys,
+                                   monkeypatch) -> None:
+    config, zoo = prepare(tmp_path, 'cls'), str(tmp_path / 'zoo')
+    other = f'model.backbone.trunk.init_cfg.checkpoint={tmp_path}/gone.pth'
+    report = str(tmp_path / 'report.json')
+    for args, message in (
+        ((config, '--zoo', str(tmp_path / 'none')), 'There is no zoo at'),
+        ((str(tmp_path / 'gone.py'), '--zoo', zoo), 'gone.py'),
+        ((config, '--zoo', zoo, '--cfg-options', other), 'do not exist'),
+        ((config, '--zoo', zoo, '--evidence', str(tmp_path / 'no.json')),
+         'no.json'),
+    ):
+        code, out, err = rank(capsys, monkeypatch, *args)
+        assert (code, out) == (1, '') and message in err, args
+        assert err.splitlines()[-1].startswith('Error: ')
+    # the evidence is read before minutes of features
+    renamed = tmp_path / 'other_cls.py'
+    renamed.write_text(Path(config).read_text())
+    code, _, err = rank(capsys, monkeypatch, str(renamed), '--zoo', zoo,
+                        '--evidence', report)
+    assert code == 1 and "of the step 'other_cls'" in err
+
+
+def test_a_zoo_of_another_trunk_ranks_nothing(tmp_path: Path, capsys,
+                                              monkeypatch) -> None:
+    config = prepare(tmp_path, 'cls')
+    third = save_trunk(tmp_path / 'third.pth', seed=9)
+    code, out, err = rank(
+        capsys, monkeypatch, config, '--zoo', str(tmp_path / 'zoo'),
+        '--cfg-options', 'model.backbone.trunk.init_cfg.checkpoint='
+        f'{third["init_cfg"]["checkpoint"]}')
+    assert (code, out) == (1, '')
+    assert 'No module of the zoo' in err and 'foreign: Module' in err
