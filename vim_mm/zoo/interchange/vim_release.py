@@ -3,8 +3,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence, Union
 
@@ -22,6 +20,7 @@ from vim_mm.utils.trunk_weights import ConversionError, convert_trunk
 from vim_mm.utils.trunk_weights.vim_release import read_release
 from ..card import check_name
 from ..export import head_state, save_module
+from .folders import new_folder
 from .vim_release_layout import (ReleasedTask, StateDict, hidden_dims,
                                  read_modules, read_tasks, stack_logits)
 
@@ -62,29 +61,23 @@ def convert_release(src: PathLike,
             nothing is written then.
     """
     src, dst = Path(src), Path(dst)
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConversionError(f"'{dst}' is there already: name a new folder")
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f'.{dst.name}.', dir=dst.parent))
     try:
-        content = read_release(src, trust)
-        modules = read_modules(content)
-        names = _module_names(names, len(modules))
-        released = read_tasks(content, len(modules), tasks)
-        trunk = _convert_trunk(src, draft / TRUNK, trust)
-        _save_modules(trunk, modules, names, draft / ZOO, src.name, licence)
-        for task in released:
-            cfg = _task_config(configs[task.kind], trunk, names, task)
-            _save_task(cfg, task, draft, dst)
-        draft.chmod(0o755)  # mkdtemp lets nobody else in
-        os.replace(draft, dst)
+        with new_folder(dst, ConversionError) as draft:
+            content = read_release(src, trust)
+            modules = read_modules(content)
+            names = _module_names(names, len(modules))
+            released = read_tasks(content, len(modules), tasks)
+            trunk = _convert_trunk(src, draft / TRUNK, trust)
+            _save_modules(trunk, modules, names, draft / ZOO, src.name,
+                          licence)
+            for task in released:
+                cfg = _task_config(configs[task.kind], trunk, names, task)
+                _save_task(cfg, task, draft, dst)
     except (ConversionError, CheckpointError) as error:
         text = str(error)
         if not text.startswith('cannot convert'):
             text = f"cannot convert '{src}': {text}"
         raise ConversionError(text) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     print_log(
         f'{dst}: {len(names)} modules, tasks '
         f'{", ".join(task.name for task in released) or "none"}',
