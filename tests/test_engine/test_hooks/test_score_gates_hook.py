@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from _tiny import (add_modules, build_backbone, build_runner, fill,
@@ -83,3 +84,29 @@ def test_a_large_set_is_scored_on_its_first_batches(
     ScoreGatesHook(max_batches=1).scores(run)
     ScoreGatesHook().scores(run)
     assert rows == [4, 4, 8, 8]  # two modules each
+
+
+def test_a_zero_module_starts_where_the_bare_trunk_scores(
+        tmp_path: Path) -> None:
+    fusion = dict(type='vim_mm.EnsMoE', zero_module=True)
+    run = runner(tmp_path, fusion=fusion, task=None)
+    ScoreGatesHook(**HOOK).before_train(run)
+    scores = run.message_hub.get_info('module_scores')
+    assert list(scores) == ['drowns', 'keeps', 'zero module']
+    assert scores['zero module'] > scores['drowns']
+    logits = run.model.backbone.fusion.logits['default']
+    expected = torch.tensor([list(scores.values())] * 6) / 0.5
+    torch.testing.assert_close(logits.data, expected)
+
+
+def test_an_averaged_model_starts_from_the_same_gates(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.register_hook(dict(type='EMAHook'), priority='NORMAL')
+    run.call_hook('before_run')
+    ScoreGatesHook(**HOOK).before_train(run)
+    averaged, = (h.ema_model.module for h in run.hooks
+                 if isinstance(h, EMAHook))
+    fusion = run.model.backbone.fusion
+    assert fusion.logits['t'].abs().sum() > 0
+    assert torch.equal(averaged.backbone.fusion.logits['t'],
+                       fusion.logits['t'])

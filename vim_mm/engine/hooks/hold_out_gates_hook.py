@@ -123,7 +123,7 @@ class HoldOutGatesHook(Hook):
                      for level, leaf in zip(features, leaves.features)
                      if leaf.grad is not None]
             torch.autograd.backward(*zip(*pairs))
-        return float(loss)
+        return float(loss.detach())
 
     @staticmethod
     @torch.no_grad()

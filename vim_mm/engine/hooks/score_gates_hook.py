@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from vim_mm.registry import HOOKS
 from ..feature_cache import cache_features, unwrap
+from ..model_parts import restart_averages
 from ..transfer_score import cross_validated_score, rows_of
 
 
@@ -67,13 +68,20 @@ class ScoreGatesHook(Hook):
         logits = logits.to(backbone.trunk_fingerprint.device)
         all_reduce(logits, op='mean')
         backbone.fusion.set_logits(backbone.task, logits)
+        restart_averages(runner, unwrap(runner.model))
 
     def scores(self, runner: Runner) -> Dict[str, float]:
-        """Cross-validated score of every module of the task, alone."""
+        """Cross-validated score of every module of the task, alone.
+
+        A fusion's zero module has the score of the bare trunk.
+        """
         model = unwrap(runner.model)
-        scores = {}
-        for name in model.backbone.fusion.task_modules[model.backbone.task]:
-            with model.backbone.only(name):
+        backbone, scores = model.backbone, {}
+        alone = {n: [n] for n in backbone.fusion.task_modules[backbone.task]}
+        if getattr(backbone.fusion, 'zero_module', False):
+            alone['zero module'] = []  # the bare trunk
+        for name, modules in alone.items():
+            with backbone.only(*modules):
                 cached = cache_features(
                     model,
                     runner.train_dataloader,

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Gates of the fusions, per task and slot."""
+"""Softmax gates per task and slot, and what all learned fusions share."""
 
 import pytest
 import torch
@@ -8,9 +8,17 @@ from hypothesis import strategies as st
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from vim_mm.models.fusion import EnsMoE, FixedFusion, build_fusion
+from vim_mm.models.fusion import (EnsMoE, FixedFusion, LinearMoE,
+                                  ParameterMerge, RoutedMoE, build_fusion)
 
 NAMES = ['a', 'b', 'c', 'd']
+LEARNED = [
+    dict(type='EnsMoE'),
+    dict(type='EnsMoE', zero_module=True),
+    dict(type='ParameterMerge'),
+    dict(type='LinearMoE'),
+    dict(type='RoutedMoE', top_k=2, zero_module=True)
+]
 
 
 def reference(logits: Tensor, top_k: int) -> Tensor:
@@ -131,17 +139,6 @@ def test_top_k_of_nothing_is_refused() -> None:
         EnsMoE(NAMES, 2, top_k=0)
 
 
-def test_fixed_weights_are_taken_as_given() -> None:
-    fusion = FixedFusion(
-        NAMES, 2, tasks=dict(t=['d', 'a']), weights=dict(a=0.5, b=3, d=-1))
-    assert torch.equal(fusion.gates('t'), torch.tensor([[-1, .5]] * 2))
-    uniform = FixedFusion(NAMES, 2, tasks=dict(t=['d', 'a']))
-    assert torch.equal(uniform.gates('t'), torch.full((2, 2), .5))
-    assert not list(fusion.parameters()) and not fusion.state_dict()
-    with pytest.raises(ValueError, match=r"Weights are given for \['z'\]"):
-        FixedFusion(NAMES, 2, weights=dict(z=1.))
-
-
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'vim_mm'])
 def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
     init_default_scope(scope)
@@ -164,3 +161,89 @@ def test_a_checkpoint_over_other_modules_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
         second.load_state_dict(first.state_dict())
     assert (second.logits['default'] == 0).all()
+
+
+# ------------------------------------------------------------- zero module
+
+
+@pytest.mark.parametrize('top_k', [None, 1, 2])
+def test_a_zero_module_takes_weight_from_the_others(top_k: int) -> None:
+    fusion = EnsMoE(NAMES, 3, zero_module=True, top_k=top_k)
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    fusion.set_logits('default', logits)
+    gates = fusion.gates('default')
+    assert gates.shape == (3, 4)
+    expected = reference(logits, top_k or 5)[:, :4]
+    torch.testing.assert_close(gates, expected)
+    fusion.set_logits('default', torch.tensor([0., 0, 0, 0, 99]))
+    assert (fusion.gates('default') < 1e-6).all()
+
+
+def test_a_zero_module_keeps_its_logit_when_the_others_are_set() -> None:
+    fusion = EnsMoE(NAMES[:2], 2, zero_module=True)
+    assert torch.equal(fusion.gates('default'), torch.full((2, 2), 1 / 3))
+    fusion.set_logits('default', torch.tensor([1., 2, 3]))
+    fusion.set_logits('default', torch.tensor([[4., 5], [6, 7]]))
+    assert torch.equal(fusion.logits['default'],
+                       torch.tensor([[4., 5, 3], [6, 7, 3]]))
+
+
+def test_a_single_module_can_be_switched_off() -> None:
+    fusion = EnsMoE(['a'], 1, zero_module=True)
+    fusion.gates('default').sum().backward()
+    assert fusion.logits['default'].grad.abs().min() > 0
+
+
+# ------------------------------------------------------ all learned fusions
+
+
+def randomise(fusion: torch.nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for param in fusion.parameters():
+        param.data.normal_(generator=generator)
+
+
+@pytest.mark.parametrize('cfg', LEARNED)
+def test_every_learned_fusion_loads_in_another_order(cfg: dict) -> None:
+    dims, x = [6, 5], torch.randn(2, 3, 5)
+    first = build_fusion(cfg, ['a', 'b', 'c'], 2, dims)
+    randomise(first)
+    second = build_fusion(cfg, ['c', 'a', 'b'], 2, dims)
+    second.load_state_dict(first.state_dict())
+    order = [2, 0, 1]
+    gates = first.gates('default'), second.gates('default')
+    torch.testing.assert_close(gates[1], gates[0][:, order])
+    rows = first.row(gates[0], 1, x), second.row(gates[1], 1, x)
+    torch.testing.assert_close(rows[1], rows[0][..., order])
+
+
+@pytest.mark.parametrize('cfg', LEARNED)
+def test_only_the_selected_task_of_every_learned_fusion_learns(
+        cfg: dict) -> None:
+    fusion = build_fusion(dict(cfg, tasks=('x', 'y')), NAMES, 2, [3, 3])
+    for task in 'yx':
+        fusion.select(task)
+        assert fusion.selected == task
+        learning = [n for n, p in fusion.named_parameters() if p.requires_grad]
+        assert learning and all(n.endswith(f'.{task}') for n in learning)
+    frozen = build_fusion(dict(cfg, learn=False), NAMES, 2, [3, 3])
+    frozen.select('default')
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize('cfg', LEARNED)
+def test_every_learned_fusion_starts_uniform_and_copies(cfg: dict) -> None:
+    fusion = build_fusion(cfg, NAMES, 2, [3, 3])
+    num = 5 if cfg.get('zero_module') else 4
+    if 'top_k' not in cfg:
+        assert torch.equal(fusion.gates('default'), torch.full((2, 4), 1 / num))
+    fusion.add_task('new', NAMES[:2])
+    assert fusion.gates('new').shape == (2, 2)
+    assert {n.split('.')[1] for n, _ in fusion.named_parameters()} == {
+        'default', 'new'}
+
+
+def test_kinds() -> None:
+    kinds = EnsMoE, ParameterMerge, LinearMoE, RoutedMoE, FixedFusion
+    assert [k.merges for k in kinds] == [False, True, False, False, False]
+    assert [k.per_picture for k in kinds] == [False] * 3 + [True, False]

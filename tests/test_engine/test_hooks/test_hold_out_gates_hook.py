@@ -1,0 +1,163 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Gates learn on held-out halves, before the head and beside no other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+
+from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
+                   fill, fusion_neck, model_cfg, same, save_trunk, snapshot)
+from vim_mm.engine.feature_cache import CachedBatch, preprocess
+from vim_mm.engine.hold_out import held_out_loss
+from vim_mm.engine.hooks import HoldOutGatesHook
+from vim_mm.engine.transfer_score import rows_of
+from vim_mm.zoo import save_module
+
+HOOK = dict(steps=6, batches=2, num_extra_tokens=0)
+
+
+def runner(folder: Path, kind: str = 'cls', streams: bool = False,
+           hooks: tuple = (), **backbone) -> Runner:
+    """A zoo in which 'keeps' changes little and 'drowns' drowns pictures."""
+    trunk = save_trunk(folder / 'trunk.pth')
+    midstream = build_backbone(trunk)
+    add_modules(midstream, 'keeps', 'drowns')
+    fill(midstream.bank.members['keeps'], 1e-3)
+    fill(midstream.bank.members['drowns'], 3.)
+    names = ['drowns', 'keeps']
+    for name in names:
+        save_module(midstream, name, str(folder / 'zoo'), overwrite=True)
+    cfg = dict(trunk=trunk, zoo=str(folder / 'zoo'), modules=names)
+    if not streams:
+        cfg.update(fusion=dict(type='vim_mm.EnsMoE'))
+    neck = fusion_neck(kind, names if streams else [])
+    model = model_cfg(kind, dict(cfg, **backbone), neck)
+    return build_runner(kind, model, folder, iters=1, custom_hooks=list(hooks))
+
+
+def held_out(run: Runner, kind: str) -> float:
+    """The loss on all pictures, averaged over many deals."""
+    model = run.model.eval()
+    with torch.no_grad():
+        batch = preprocess(model, Pictures(kind).batch())
+        rows = rows_of([
+            CachedBatch(
+                model.backbone(batch['inputs']), batch['data_samples'],
+                batch['inputs'].shape)
+        ], 0)
+    deals = [torch.Generator().manual_seed(100 + i) for i in range(20)]
+    return sum(float(held_out_loss(*rows, deal)) for deal in deals) / 20
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_held_out_loss_falls_and_only_gates_move(tmp_path: Path,
+                                                 kind: str) -> None:
+    run = runner(tmp_path, kind)
+    before, start = snapshot(run.model), held_out(run, kind)
+    run.model.train()
+    HoldOutGatesHook(**dict(HOOK, steps=12)).before_train(run)
+    assert run.model.training
+    after = snapshot(run.model)
+    key = 'backbone.fusion.logits.default'
+    assert (before.pop(key) == 0).all() and (after.pop(key) != 0).all()
+    assert same(before, after)
+    assert all(p.grad is None for p in run.model.parameters())
+    end = held_out(run, kind)
+    assert end < start - 1e-3
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_step_has_the_gradient_of_one_big_graph(tmp_path: Path,
+                                                  kind: str) -> None:
+    model = runner(tmp_path, kind, fusion=dict(type='vim_mm.LinearMoE')).model
+    model.eval()
+    samples = [Pictures(kind)[i] for i in range(8)]
+    group = [{k: [s[k] for s in half] for k in samples[0]}
+             for half in (samples[:4], samples[4:])]
+    weights = model.backbone.fusion.logits['default']
+    hook = HoldOutGatesHook(**HOOK)
+    loss = hook.backward(model, group, torch.Generator().manual_seed(3))
+    cached = []
+    for data in group:
+        batch = preprocess(model, data)
+        cached.append(
+            CachedBatch(
+                model.backbone(batch['inputs']), batch['data_samples'],
+                batch['inputs'].shape))
+    expected = held_out_loss(
+        *rows_of(cached, 0), torch.Generator().manual_seed(3))
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    grad, = torch.autograd.grad(expected, weights)
+    assert grad.abs().max() > 0
+    torch.testing.assert_close(weights.grad, grad, rtol=1e-3, atol=1e-7)
+
+
+def test_streams_weighed_in_a_neck(tmp_path: Path) -> None:
+    run = runner(tmp_path, 'seg', streams=True)
+    HoldOutGatesHook(**HOOK).before_train(run)
+    logits = run.model.neck.fusion.logits['default']
+    # patches are scored on the last level, the only one that moves
+    assert logits[-1, 1] > logits[-1, 0] + 0.2
+    assert (logits[:-1] == 0).all()
+
+
+def test_a_router_learns_too(tmp_path: Path) -> None:
+    run = runner(tmp_path, fusion=dict(type='vim_mm.RoutedMoE'))
+    HoldOutGatesHook(**HOOK).before_train(run)
+    fusion = run.model.backbone.fusion
+    assert fusion.router['default'].abs().sum() > 0
+    assert fusion.logits['default'].abs().sum() > 0
+
+
+def test_it_goes_on_from_the_scores_and_comes_before_the_head(
+        tmp_path: Path) -> None:
+    hooks = [
+        dict(type='vim_mm.WarmHeadHook', epochs=1),
+        dict(type='vim_mm.HoldOutGatesHook', **HOOK),
+        dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
+        dict(type='EMAHook')
+    ]
+    run = runner(tmp_path, hooks=hooks)
+    order = [type(h).__name__ for h in run.hooks]
+    order = [n for n in order if n.endswith(('GatesHook', 'WarmHeadHook'))]
+    assert order == ['ScoreGatesHook', 'HoldOutGatesHook', 'WarmHeadHook']
+    scores = []
+    hook, = (h for h in run.hooks if isinstance(h, HoldOutGatesHook))
+    backward, fusion = hook.backward, run.model.backbone.fusion
+
+    def spy(*args) -> float:
+        scores.append(fusion.logits['default'].detach().clone())
+        return backward(*args)
+
+    hook.backward = spy
+    run.train()
+    expected = torch.tensor(
+        list(run.message_hub.get_info('module_scores').values())) / 0.1
+    torch.testing.assert_close(scores[0], expected.expand(6, -1))
+    assert len(scores) == HOOK['steps']
+
+
+def test_an_averaged_model_starts_from_these_gates(tmp_path: Path) -> None:
+    run = runner(tmp_path, hooks=[dict(type='EMAHook')])
+    run.call_hook('before_run')
+    HoldOutGatesHook(**HOOK).before_train(run)
+    averaged, = (h.ema_model.module for h in run.hooks
+                 if isinstance(h, EMAHook))
+    assert torch.equal(averaged.backbone.fusion.logits['default'],
+                       run.model.backbone.fusion.logits['default'])
+
+
+def test_without_learning_gates_it_says_so(tmp_path: Path) -> None:
+    run = runner(tmp_path, fusion=dict(type='vim_mm.FixedFusion'))
+    with pytest.raises(ValueError, match='to one that learns'):
+        HoldOutGatesHook().before_train(run)
+
+
+def test_a_resumed_run_keeps_its_gates(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.train_loop._iter = 3
+    HoldOutGatesHook(**HOOK).before_train(run)
+    assert (run.model.backbone.fusion.logits['default'] == 0).all()
