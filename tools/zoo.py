@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
@@ -72,16 +72,19 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         action=DictAction,
         help='override settings of the config, as key=value')
 
-    sub = command('rank', rank, 'Which modules would help the task of a '
-                  'config? Scores each before any training; see '
-                  'docs/ranking.md.')
+    sub = command('rank', rank, 'Score modules for the task of a config, '
+                  'before any training; see docs/ranking.md.')
     sub.add_argument('config', help='config of a downstream task')
-    sub.add_argument('--zoo', help='directory of the zoo (default: that of '
-                     'model.backbone)')  # yapf: disable
-    sub.add_argument('--evidence', help='report.json of finished runs: how '
-                     'well do the scores agree with it?')  # yapf: disable
-    sub.add_argument('--pictures', type=int, default=2000, help='training '
-                     'pictures to look at, at most (default: 2000)')
+    sub.add_argument(
+        '--zoo', help='directory of the zoo (default: that of the config)')
+    sub.add_argument(
+        '--evidence',
+        help='report.json of finished runs: how well do the scores agree?')
+    sub.add_argument(
+        '--pictures',
+        type=int,
+        default=2000,
+        help='training pictures to look at, at most (default: 2000)')
     sub.add_argument('--json', action='store_true', help='print JSON')
     sub.add_argument(
         '--cfg-options',
@@ -203,7 +206,26 @@ def save_trained(args: argparse.Namespace) -> None:
 
 def rank(args: argparse.Namespace) -> None:
     # SciPy and models take seconds to import: not for listing a zoo
-    from vim_mm.apis.evidence import agreement, usefulness
+    from vim_mm.apis.evidence import agreement
+    # what libraries print while they build is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):
+        ranking, metric, truth = ranked(args)
+    found = agreement(ranking.scores, truth) if truth else {}
+    if args.json:
+        answer = dict(
+            asdict(ranking),
+            metric=metric,
+            usefulness=truth,
+            agreement={kind: asdict(each)
+                       for kind, each in found.items()})
+        print(json.dumps(_no_nan(answer), indent=2, ensure_ascii=False))
+        return
+    show_ranking(ranking, metric, truth, found)
+
+
+def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
+    """The ranking, and metric and usefulness that the evidence knows."""
+    from vim_mm.apis.evidence import usefulness
     from vim_mm.apis.ranking import rank_modules
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
@@ -211,24 +233,16 @@ def rank(args: argparse.Namespace) -> None:
     zoo = args.zoo or cfg.get('model', {}).get('backbone', {}).get('zoo')
     if zoo is None:
         raise ZooError(f'{args.config!r} names no zoo; give one with --zoo.')
+    if args.pictures < 2:
+        raise ZooError('--pictures must be 2 or more, to hold some out.')
     metric, truth = '', {}
     if args.evidence:
         metric, truth = usefulness(args.evidence, Path(args.config).stem)
     console = Console(stderr=True)
-    # what libraries print while they build is no part of the answer
-    with contextlib.redirect_stdout(sys.stderr):
-        ranking = rank_modules(
-            cfg, zoo, args.pictures, lambda batches, total: track(
-                batches, 'features', total, console=console, transient=True))
-    found = agreement(ranking.scores, truth) if truth else {}
-    if args.json:
-        answer = dict(
-            asdict(ranking), metric=metric, usefulness=truth,
-            agreement={kind: asdict(each)
-                       for kind, each in found.items()})  # yapf: disable
-        print(json.dumps(_no_nan(answer), indent=2, ensure_ascii=False))
-        return
-    show_ranking(ranking, metric, truth, found)
+    ranking = rank_modules(
+        cfg, zoo, args.pictures, lambda batches, total: track(
+            batches, 'features', total, console=console, transient=True))
+    return ranking, metric, truth
 
 
 def _no_nan(value: Any) -> Any:
