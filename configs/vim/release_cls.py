@@ -32,5 +32,4 @@ model = dict(
         fusion=dict(type='vim_mm.EnsMoE', tasks=['cls'])))
 load_from = f'{release}/cls.pth'
 
-val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

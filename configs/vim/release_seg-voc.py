@@ -35,5 +35,4 @@ model = dict(
         fusion=dict(type='vim_mm.EnsMoE', tasks=['seg-voc'])))
 load_from = f'{release}/seg-voc.pth'
 
-val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
