@@ -580,8 +580,7 @@ def test_the_tool(folder: Path, tmp_path: Path,
         return code, said.out.splitlines(), said.err
 
     code, lines, errors = run('--json', '--out-dir', str(out))
-    assert code == 1 and errors.count('Error: ') == 2
-    assert f"Task 'seg' cannot answer {broken}: " in errors
+    assert code == 1 and 'Error: 2 of 4 answers are missing' in errors
     answers = [json.loads(line) for line in lines]
     assert [one['task'] for one in answers] == ['cls', 'seg']
     for answer in answers:

@@ -15,11 +15,11 @@ from mmengine.structures import BaseDataElement
 
 from vim_mm.utils.files import write_atomic
 
-#: Each kind's own visualizer, and the method that draws a data sample.
+#: Each kind's own visualizer; the picture is seen through the classes.
 VISUALIZER = dict(
-    cls='mmpretrain.UniversalVisualizer',
-    det='mmdet.DetLocalVisualizer',
-    seg='mmseg.SegLocalVisualizer')
+    cls=dict(type='mmpretrain.UniversalVisualizer'),
+    det=dict(type='mmdet.DetLocalVisualizer'),
+    seg=dict(type='mmseg.SegLocalVisualizer', alpha=0.5))
 #: Pictures below this side are enlarged before drawing: text needs room.
 MIN_SIDE = 320
 _FIELDS = dict(pred_label='cls', pred_instances='det', pred_sem_seg='seg')
@@ -138,7 +138,7 @@ class Painter:
             for key in ('name', 'vis_backends', 'save_dir'):
                 cfg.pop(key, None)
             if cfg['type'].split('.')[-1] == 'Visualizer':
-                cfg = dict(type=VISUALIZER[kind])
+                cfg = dict(VISUALIZER[kind])
             # not through the registry: it would keep one for all tasks
             made = VISUALIZERS.get(cfg.pop('type'))(**cfg)
             made.dataset_meta = self.meta

@@ -226,7 +226,7 @@ def test_dataset(cfg: Config) -> ConfigDict:
     Raises:
         ValueError: If it has no pipeline.
     """
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.get('dataset') or dataset['datasets'][0]
     if not dataset.get('pipeline'):
