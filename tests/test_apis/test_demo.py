@@ -64,3 +64,27 @@ def test_a_downstream_step_depends_on_the_zoo(work_dir: Path) -> None:
             text = text.replace(b'"tiny"', b'"trees"')
         (target / path.name).write_bytes(text)
     assert demo.fingerprint(name, work_dir) != before
+
+
+def test_preparation_keeps_what_it_took(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def maker(recipe, out):
+        reused = recipe.name in made
+        made.append(recipe.name)
+        return dict(files=7), reused
+
+    monkeypatch.setattr(demo, 'prepare_dataset', maker)
+    monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
+    monkeypatch.setattr(demo, 'convert_trunk',
+                        lambda kind, src, dst: dst.write_text('weights'))
+    said = []
+    first = demo.prepare(tmp_path / 'out', said.append)
+    assert len(first.rows) == len(said) == 4 and not first.ranked
+    assert all(row.seconds >= 0 and row.peak_mb > 0 for row in first.rows)
+    again = demo.prepare(tmp_path / 'out', said.append)
+    # the cost of the run that made it, not of finding it there
+    assert again == first == demo.load(demo.PREPARE, tmp_path / 'out')
+    assert all('written' in line for line in said[:4])
+    assert all('reused' in line for line in said[4:])

@@ -64,3 +64,12 @@ def test_page_is_self_contained_and_marks_the_best(tmp_path: Path) -> None:
     assert 'high' in links.best and 'low' not in links.best
     assert '&lt;step&gt;' in page and 'layers.0.attn' in page
     assert not list(tmp_path.glob('.report*'))  # nothing half-written is left
+
+
+def test_rows_that_do_not_compete_have_no_best(tmp_path: Path) -> None:
+    steps = make_steps(tmp_path)
+    steps[0].ranked = False
+    write_report(str(tmp_path), 'T', 'I', steps)
+    links = Links()
+    links.feed((tmp_path / 'report.html').read_text())
+    assert not links.best

@@ -7,10 +7,11 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from vim_mm.engine.feature_cache import unwrap
@@ -18,14 +19,30 @@ from vim_mm.engine.feature_cache import unwrap
 
 @dataclass
 class Variant:
-    """One trained and tested config.
+    """One trained config, judged once or twice.
 
     Attributes:
-        method (str): What distinguishes it, for people.
+        methods (tuple[str]): What it is, for people: after the head's
+            warm-up, and after training if it goes on to train.
         cfg (Config): The whole config.
     """
-    method: str
+    methods: Tuple[str, ...]
     cfg: Config
+
+
+@dataclass
+class Stage:
+    """What a variant had achieved when it was validated.
+
+    Attributes:
+        metrics (dict[str, float]): Metrics on the validation set.
+        seconds (float): Wall time until then, everything included.
+        peak_mb (float): Peak memory until then, of the device if there is
+            one, else of the process.
+    """
+    metrics: Dict[str, float]
+    seconds: float
+    peak_mb: float
 
 
 @dataclass
@@ -33,142 +50,123 @@ class VariantResult:
     """What came out of one variant.
 
     Attributes:
-        method (str): Name of the variant.
-        metrics (dict[str, float]): Metrics on the test set.
+        stages (dict[str, Stage]): By method.
         n_train (int): Pictures it learned from.
         n_test (int): Pictures behind the metrics.
-        seconds (float): Building, training and testing.
-        peak_mb (float): Peak memory, of the device if there is one, else of
-            the process.
         gates (dict): Slot name to module name to weight.
-        scores (dict[str, float]): Few-shot score of each module, if taken.
-        before (dict[str, float]): Metrics of the warmed head alone, if
-            ``WarmHeadHook`` evaluated it.
     """
-    method: str
-    metrics: Dict[str, float]
+    stages: Dict[str, Stage]
     n_train: int
     n_test: int
-    seconds: float
-    peak_mb: float
     gates: Dict[str, Dict[str, float]] = field(default_factory=dict)
-    scores: Dict[str, float] = field(default_factory=dict)
-    before: Dict[str, float] = field(default_factory=dict)
+
+
+class StageHook(Hook):
+    """Note metrics and costs at every validation.
+
+    Args:
+        start (float): ``time.perf_counter()`` when the variant began.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.stages: List[Stage] = []
+
+    def after_val_epoch(self,
+                        runner: Runner,
+                        metrics: Optional[Dict[str, float]] = None) -> None:
+        """Add a stage."""
+        self.stages.append(
+            Stage({k: float(v) for k, v in metrics.items()},
+                  round(time.perf_counter() - self.start, 1),
+                  round(peak_memory_mb(), 1)))
 
 
 def variants(cfg: Config) -> List[Variant]:
     """The baselines of a fused downstream config, and itself, cheapest first.
 
-    All warm the same head on cached features with the same settings. Only the
-    two trained Ens-MoE go on to learn gates and head together; the one that
-    starts uniform, as the paper does, has no warmed head (only standardised
-    features), beside which its gates would get no gradient.
+    All warm the same head on cached features with the same settings. Fused
+    ones then learn gates and head together; for as many epochs more the other
+    heads learn on cached features, so that none has seen the few pictures
+    more often than another.
 
     Args:
         cfg (Config): Has an ``EnsMoE`` fusion in its ``ViMBackbone``, and
             ``ScoreGatesHook`` and ``WarmHeadHook`` among its hooks.
 
     Returns:
-        list[Variant]: Frozen trunk, each single module, uniform gates,
-        score-started gates, Ens-MoE from uniform, Ens-MoE from scores.
+        list[Variant]: Frozen trunk; each single module; gates that start
+        uniform, as the paper's, before and after training; gates that start
+        from scores, likewise.
     """
     cfg = deepcopy(cfg)
-    # all are judged once, on the test pictures
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    result = [Variant('frozen trunk', _without_training(cfg, []))]
+    # all are judged on the test pictures, and none is chosen by them
+    cfg.val_cfg = dict(type='ValLoop')
+    cfg.val_dataloader = cfg.test_dataloader
+    cfg.val_evaluator = cfg.test_evaluator
+    _warm_up(cfg).evaluate = True
+    result = [Variant(('frozen trunk', ), _unfused(cfg, []))]
     for name in cfg.model.backbone.modules:
-        result.append(Variant(f'single: {name}', _without_training(cfg,
-                                                                   [name])))
-    uniform = _without_hook(_without_training(cfg), 'ScoreGatesHook')
-    joint = _with_cold_head(_without_hook(cfg, 'ScoreGatesHook'))
+        result.append(Variant((f'single: {name}', ), _unfused(cfg, [name])))
+    uniform = deepcopy(cfg)
+    uniform.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
     return result + [
-        Variant('uniform gates', uniform),
-        Variant('score-started gates', _without_training(cfg)),
-        Variant('Ens-MoE, trained from uniform', joint),
-        Variant('Ens-MoE, trained from scores', cfg),
+        Variant(('uniform gates', 'Ens-MoE, trained from uniform'), uniform),
+        Variant(('score-started gates', 'Ens-MoE, trained from scores'), cfg),
     ]
 
 
-def _without_hook(cfg: Config, kind: str) -> Config:
-    cfg = deepcopy(cfg)
-    cfg.custom_hooks = [
+def _other_hooks(cfg: Config, kind: str) -> List[dict]:
+    return [
         h for h in cfg.custom_hooks if h['type'].split('.')[-1] != kind
     ]
-    return cfg
 
 
-def _with_cold_head(cfg: Config) -> Config:
+def _warm_up(cfg: Config) -> dict:
+    return next(
+        h for h in cfg.custom_hooks if h['type'].endswith('WarmHeadHook'))
+
+
+def _unfused(cfg: Config, modules: List[str]) -> Config:
     cfg = deepcopy(cfg)
-    for hook in cfg.custom_hooks:
-        if hook['type'].endswith('WarmHeadHook'):
-            hook['epochs'] = 0
-    return cfg
-
-
-def _without_training(cfg: Config, modules: List[str] = None) -> Config:
-    cfg = deepcopy(cfg)
+    cfg.model.backbone.modules = modules
+    cfg.model.backbone.fusion = None
+    cfg.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
+    _warm_up(cfg).epochs += cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = 0
     cfg.param_scheduler = None
-    if modules is not None:
-        cfg = _without_hook(cfg, 'ScoreGatesHook')
-        cfg.model.backbone.modules = modules
-        cfg.model.backbone.fusion = None
     return cfg
 
 
 def run_variant(variant: Variant,
                 work_dir: str) -> Tuple[VariantResult, Runner]:
-    """Train one variant, and test it unless its run ended with validation.
+    """Train one variant; it is judged by its validations.
 
     Args:
-        variant (Variant): The config to run.
+        variant (Variant): The config to run; its ``WarmHeadHook`` evaluates.
         work_dir (str): Folder for its logs and checkpoints.
 
     Returns:
-        tuple[VariantResult, Runner]: Metrics, costs, gates and scores, and
-        the runner with the trained model.
+        tuple[VariantResult, Runner]: Metrics, costs and gates, and the runner
+        with the trained model.
     """
     cfg = deepcopy(variant.cfg)
-    slug = ''.join(c if c.isalnum() else '-' for c in variant.method)
+    slug = ''.join(c if c.isalnum() else '-' for c in variant.methods[-1])
     cfg.work_dir = osp.join(work_dir, slug)
     cfg.experiment_name = f'{Path(work_dir).name}_{slug}_{time.time_ns()}'
     reset_peak_memory()
-    start = time.perf_counter()
+    judge = StageHook(time.perf_counter())
     runner = Runner.from_cfg(cfg)
+    runner.register_hook(judge)
     runner.train()
-    before, metrics = validations(runner)
-    judged = runner.val_dataloader if metrics else runner.test_dataloader
-    metrics = metrics or runner.test()
-    seconds = time.perf_counter() - start
-    info = runner.message_hub.runtime_info
-    return VariantResult(
-        method=variant.method,
-        metrics={k: float(v)
-                 for k, v in metrics.items()},
+    result = VariantResult(
+        stages=dict(zip(variant.methods, judge.stages, strict=True)),
         n_train=len(runner.train_dataloader.dataset),
-        n_test=len(judged.dataset),
-        seconds=round(seconds, 1),
-        peak_mb=round(peak_memory_mb(), 1),
-        gates=unwrap(runner.model).backbone.gates(),
-        scores=dict(info.get('module_scores', {})),
-        before=before), runner
-
-
-def validations(runner: Runner) -> Tuple[Dict[str, float], ...]:
-    """First and last values of a run's validation metrics.
-
-    Returns:
-        tuple[dict, dict]: The last one is empty when fewer than two
-        validations ran.
-    """
-    first, last = {}, {}
-    for key, buffer in runner.message_hub.log_scalars.items():
-        if key.startswith('val/') and not key.endswith('time'):
-            values = buffer.data[0]
-            first[key[len('val/'):]] = float(values[0])
-            if len(values) > 1:
-                last[key[len('val/'):]] = float(values[-1])
-    return first, last
+        n_test=len(runner.val_dataloader.dataset),
+        gates=unwrap(runner.model).backbone.gates())
+    return result, runner
 
 
 def reset_peak_memory() -> None:

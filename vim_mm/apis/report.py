@@ -75,6 +75,7 @@ class Step:
         gates (dict, optional): Slot name to module name to weight.
         pictures (list[dict]): ``{file, caption}``, PNG files.
         seconds (float): Wall time of the whole step.
+        ranked (bool): Whether its rows compete; the best is then bold.
     """
     title: str
     text: str
@@ -82,6 +83,7 @@ class Step:
     gates: Optional[Gates] = None
     pictures: List[Dict[str, str]] = field(default_factory=list)
     seconds: float = 0.
+    ranked: bool = True
 
 
 def write_report(folder: str, title: str, intro: str,
@@ -111,7 +113,7 @@ def _section(folder: Path, step: Step) -> str:
         f'<section><h2>{html.escape(step.title)}</h2>'
         f'<p>{html.escape(step.text)} '
         f'This step took {step.seconds:.0f} s.</p>',
-        _table(step.rows)
+        _table(step.rows, step.ranked)
     ]
     if step.gates:
         parts.append(_heat_map(step.gates))
@@ -121,8 +123,8 @@ def _section(folder: Path, step: Step) -> str:
     return ''.join(parts) + '</section>'
 
 
-def _table(rows: Sequence[Row]) -> str:
-    top = max((row.value for row in rows), default=0)
+def _table(rows: Sequence[Row], ranked: bool) -> str:
+    top = max((row.value for row in rows), default=0) if ranked else 0
     lines = [
         '<div class="wide"><table><tr><th>method<th>metric<th>value<th>'
         '<th>train<th>test<th>seconds<th>peak MB</tr>'
@@ -130,7 +132,7 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         width = 7 * row.value / top if top > 0 else 0
         lines.append(
-            f'<tr{" class=best" if row.value == top else ""}>'
+            f'<tr{" class=best" if ranked and row.value == top else ""}>'
             f'<td>{html.escape(row.method)}<td>{html.escape(row.metric)}'
             f'<td class=n>{row.value:.3f}<td><span class=bar '
             f'style="width:{max(width, 0):.2f}rem"></span>'
