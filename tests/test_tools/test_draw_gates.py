@@ -1,0 +1,106 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What is drawn is what a run's fusion ended with."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from _tiny import add_modules, build_runner, fusion_neck, model_cfg, vit
+
+SCRIPT = Path(__file__).parents[2] / 'tools/analysis_tools/draw_gates.py'
+FUSIONS = [
+    dict(type='EnsMoE', top_k=1, zero_module=True),
+    dict(type='ParameterMerge'),
+    dict(type='LinearMoE'),
+    dict(type='RoutedMoE'),
+    dict(type='FixedFusion', weights=dict(n=-0.5)),
+    dict(type='FixedMerge'),
+]
+
+
+@pytest.fixture(scope='module')
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('draw_gates', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(folder: Path, backbone: dict, neck: dict) -> torch.nn.Module:
+    run = build_runner(
+        'cls',
+        model_cfg('cls', dict(backbone, trunk=vit()), neck),
+        folder,
+        iters=3,
+        visualizer=dict(
+            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        custom_hooks=[dict(type='vim_mm.GateLogHook', interval=1)])
+    if neck['modules']:
+        add_modules(run.model.backbone, *neck['modules'])
+    run.train()
+    return run.model
+
+
+@pytest.mark.parametrize('cfg', FUSIONS, ids=lambda cfg: cfg['type'])
+def test_every_fusion_is_logged_and_drawn(cfg: dict, tmp_path: Path,
+                                          tool: ModuleType) -> None:
+    backbone = train(tmp_path / 'run', dict(new_module='n', fusion=cfg),
+                     fusion_neck('cls')).backbone
+    steps = tool.read_gates(tool.find_scalars(tmp_path / 'run'))
+    # what is logged: after each iteration, and where the run ended
+    assert max(steps) == 3 and len(steps) >= 3
+    assert list(steps[3]) == list(backbone.slots)
+    expected = backbone.fusion.gates('default').detach()
+    drawn = [list(row.values()) for row in steps[3].values()]
+    torch.testing.assert_close(torch.tensor(drawn), expected)
+    tool.draw(steps, tmp_path / 'new' / 'gates.png')
+    assert plt.imread(tmp_path / 'new' / 'gates.png').std() > 0.01
+
+
+def test_streams_are_drawn_by_level(tmp_path: Path, tool: ModuleType) -> None:
+    model = train(tmp_path, {}, fusion_neck('cls', ['a', 'b']))
+    steps = tool.read_gates(tool.find_scalars(tmp_path))
+    assert steps[3].keys() == {'level0', 'level1', 'level2'}
+    assert steps[3] == {
+        level: pytest.approx(row)
+        for level, row in model.neck.gates().items()
+    }
+
+
+def test_the_picture_holds_the_numbers(tool: ModuleType) -> None:
+    steps = {
+        0: dict(s=dict(a=.5, b=.5), t=dict(a=.5, b=.5)),
+        9: dict(s=dict(a=.9, b=.1), t=dict(a=.3, b=-1.7)),
+    }
+    figure, (left, right) = plt.subplots(1, 2)
+    tool.draw_lines(left, steps, ['a', 'b'])
+    thick = [line for line in left.lines if line.get_linewidth() > 2]
+    means = [line.get_ydata().tolist() for line in thick]
+    assert means[0] == pytest.approx([.5, .6])
+    assert means[1] == pytest.approx([.5, -.8])
+    assert len(left.lines) == 2 + 2 * 2
+    tool.draw_map(right, steps[9], ['a', 'b'])
+    image, = right.images
+    assert image.get_array().tolist() == [[.9, .1], [.3, -1.7]]
+    assert image.get_clim() == (-1.7, 1.7)
+    texts = [text.get_text() for text in right.texts]
+    assert texts == ['0.90', '0.10', '0.30', '-1.70']
+    plt.close(figure)
+
+
+def test_the_latest_start_counts(tmp_path: Path, tool: ModuleType) -> None:
+    for start in ('20250101_000000', '20250102_000000'):
+        folder = tmp_path / start / 'vis_data'
+        folder.mkdir(parents=True)
+        folder.joinpath('scalars.json').write_text('{"loss": 1, "step": 1}\n')
+    found = tool.find_scalars(tmp_path)
+    assert found.parts[-3] == '20250102_000000'
+    assert tool.find_scalars(found) == found
+    with pytest.raises(ValueError, match='holds no gates; add'):
+        tool.read_gates(found)
+    with pytest.raises(FileNotFoundError, match='LocalVisBackend'):
+        tool.find_scalars(tmp_path / 'absent')
