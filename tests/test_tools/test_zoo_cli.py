@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from vim_mm.utils.cli import run_cli
-from vim_mm.zoo import ModuleCard, Zoo
+from vim_mm.zoo import ModuleCard, Zoo, trunk_fingerprint
 
 SCRIPT = Path(__file__).parents[2] / 'tools' / 'zoo.py'
 MODEL = '''
@@ -161,7 +161,10 @@ def trained(tmp_path):
     for value in model.parameters():
         torch.nn.init.normal_(value)
     # the trunk's values changed, and with them its name in the checkpoint
-    model.backbone.trunk_fingerprint.copy_(model.backbone._fingerprint())
+    digest = trunk_fingerprint(model.backbone.trunk,
+                               list(model.backbone.slots))
+    model.backbone.trunk_fingerprint.copy_(
+        torch.tensor(list(bytes.fromhex(digest))))
     checkpoint = tmp_path / 'tiny.pth'
     torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
     return model, str(config), str(checkpoint)
