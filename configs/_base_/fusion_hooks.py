@@ -1,0 +1,9 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+# Before a fused task trains, its gates start from each module's score and its
+# head from cached features. Both are ours, not the paper's. 50 batches a
+# process hold all of VTAB-1k, and at most about 5 GB of a dense task's maps.
+head_hooks = [dict(type='vim_mm.WarmHeadHook', epochs=20, max_batches=50)]
+custom_hooks = [
+    dict(type='vim_mm.ScoreGatesHook', max_batches=50), *head_hooks,
+    dict(type='vim_mm.GateLogHook')
+]

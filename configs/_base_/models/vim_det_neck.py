@@ -1,0 +1,15 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+# From four maps of one stride to five of a feature pyramid: the steps of
+# ViM's segmentation head, narrowed to 256 channels, then mmdet's FPN.
+det_neck = dict(
+    type='vim_mm.ViMFusionNeck',
+    in_channels=(768, 768, 768, 768),
+    scales=(4, 2, 1, 0.5),
+    out_channels=256,
+    pre_norm_cfg=dict(type='mmpretrain.LN2d'),
+    norm_cfg=dict(type='mmpretrain.LN2d'),
+    inner_neck=dict(
+        type='mmdet.FPN',
+        in_channels=[256, 256, 256, 256],
+        out_channels=256,
+        num_outs=5))

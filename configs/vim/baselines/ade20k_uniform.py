@@ -1,0 +1,7 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""ADE20K: uniform gates, every module weighs 1 / N."""
+_base_ = '../downstream_ade20k.py'
+
+model = dict(
+    backbone=dict(fusion=dict(_delete_=True, type='vim_mm.FixedFusion')))
+custom_hooks = _base_.head_hooks

@@ -1,0 +1,6 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""VOC 07+12 detection: head alone, the bare frozen trunk."""
+_base_ = '../downstream_voc0712-det.py'
+
+model = dict(backbone=dict(modules=[], fusion=None))
+custom_hooks = _base_.head_hooks

@@ -1,0 +1,9 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""VTAB-1k: the one module of the best score.
+
+Chosen by ``ScoreGatesHook`` on training pictures alone, weight one everywhere.
+"""
+_base_ = '../downstream_vtab.py'
+
+model = dict(backbone=dict(fusion=dict(top_k=1, learn=False)))
+work_dir = f'work_dirs/vtab_best-single/{_base_.task}'
