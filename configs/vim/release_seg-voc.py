@@ -9,8 +9,8 @@
 The converter writes ``work_dirs/vim_release/seg-voc.py``: this config with the
 number of modules and all sizes that it found in the file. The file is the
 authors' (ModelScope ``damo/cv_vit-b16_vision-middleware``), brought by the
-user. Testing takes one GPU of 4 GB or a CPU; no result is published for it,
-and none was measured here.
+user. Testing takes a GPU of 4 GB (an estimate) or a CPU; no result is
+published for it, and none was measured here.
 
 From the release: trunk, modules, gates, pyramid, neck, head, the squashed
 224 x 224 pictures with ImageNet's mean and deviation. Ours: the names of the

@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # What ViM's release sees of a picture, for classification: squashed to 224 x
 # 224 whatever its shape (PIL's bilinear filter), ImageNet's mean and deviation
-# and not CLIP's. Data: a folder per class under `data_root`.
+# and not CLIP's. Data: a folder per class under `data_root`. The release
+# predicts only, and so do these.
 dataset_type = 'mmpretrain.CustomDataset'
 data_root = 'data/pictures'
 
@@ -10,8 +11,7 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
-
-train_pipeline = [
+test_pipeline = [
     dict(type='mmpretrain.LoadImageFromFile', imdecode_backend='pillow'),
     dict(
         type='mmpretrain.Resize',
@@ -20,20 +20,8 @@ train_pipeline = [
         interpolation='bilinear'),
     dict(type='mmpretrain.PackInputs')
 ]
-test_pipeline = train_pipeline
 
-train_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        data_prefix='train',
-        with_label=True,
-        pipeline=train_pipeline))
-val_dataloader = dict(
+test_dataloader = dict(
     batch_size=64,
     num_workers=4,
     persistent_workers=True,
@@ -41,10 +29,6 @@ val_dataloader = dict(
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
-        data_prefix='val',
         with_label=True,
         pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, ))
-test_evaluator = val_evaluator
+test_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, ))

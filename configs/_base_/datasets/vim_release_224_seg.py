@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # What ViM's release sees of a picture, for segmentation: squashed to 224 x 224
 # whatever its shape (PIL's bilinear filter), ImageNet's mean and deviation and
-# not CLIP's. Data: VOC 2012, 1,464 training pictures. The flip is ours.
+# not CLIP's. Data: VOC 2012, val. The release predicts only, and so do these.
 dataset_type = 'mmseg.PascalVOCDataset'
 data_root = 'data/VOCdevkit/VOC2012'
 
@@ -9,44 +9,21 @@ data_preprocessor = dict(
     type='mmseg.SegDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(224, 224))
-
-load = dict(type='mmseg.LoadImageFromFile', imdecode_backend='pillow')
-squash = dict(
-    type='mmseg.Resize',
-    scale=(224, 224),
-    keep_ratio=False,
-    backend='pillow',
-    interpolation='bilinear')
-train_pipeline = [
-    load,
-    dict(type='mmseg.LoadAnnotations'), squash,
-    dict(type='mmseg.RandomFlip', prob=0.5),
-    dict(type='mmseg.PackSegInputs')
-]
+    bgr_to_rgb=True)
 # annotations keep their size: predictions are compared at it
 test_pipeline = [
-    load, squash,
+    dict(type='mmseg.LoadImageFromFile', imdecode_backend='pillow'),
+    dict(
+        type='mmseg.Resize',
+        scale=(224, 224),
+        keep_ratio=False,
+        backend='pillow',
+        interpolation='bilinear'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.PackSegInputs')
 ]
 
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        data_prefix=dict(
-            img_path='JPEGImages', seg_map_path='SegmentationClass'),
-        ann_file='ImageSets/Segmentation/train.txt',
-        pipeline=train_pipeline))
-val_dataloader = dict(
+test_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
@@ -58,7 +35,4 @@ val_dataloader = dict(
             img_path='JPEGImages', seg_map_path='SegmentationClass'),
         ann_file='ImageSets/Segmentation/val.txt',
         pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-val_evaluator = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
+test_evaluator = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import Runner, load_checkpoint
 from PIL import Image
 from torchvision import transforms
 
@@ -185,8 +185,6 @@ def first(content: dict, branch: str = 'att') -> dict:
      'neck.resizes.0.3.bias'),
     (lambda c: c['head_weights']['seg-voc'].pop('fpn_head.conv_seg.weight'),
      'decode_head.conv_seg.weight'),
-    (lambda c: c['head_weights']['seg-voc'].update(
-        {'fpn_neck.extra.weight': torch.ones(1)}), 'neck.inner_neck.extra'),
 ])
 def test_what_is_missing_or_renamed_is_named(change, said, content, tmp_path):
     torch.save(spoil(content, change), tmp_path / 'a.pt')
@@ -261,6 +259,14 @@ def test_configs_are_of_the_released_sizes():
                                                                   224)
     head = Config.fromfile(CONFIGS['seg']).model.decode_head
     assert (head.num_classes, head.channels) == (21, 128)
+
+
+@pytest.mark.parametrize('task', ['cls-birds', 'seg-voc'])
+def test_runner_takes_the_written_config(task, converted, tmp_path):
+    cfg = Config.fromfile(converted / f'{task}.py')
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    assert runner.model.backbone.task == task
 
 
 def test_command_line(converted, tmp_path, monkeypatch):
