@@ -112,9 +112,9 @@ def fake_backbone(make_tensors):
     bank = SimpleNamespace(
         adapter_cfg=lambda name: dict(type='vim_mm.ConvPass', hidden_dims=2),
         slots_of=lambda name: list(SLOTS),
+        dims_of=lambda name: dict.fromkeys(SLOTS, DIMS),
         export=lambda name: make_tensors(seed=5))
     return SimpleNamespace(
         trunk=TinyTrunk(),
-        slots={slot: SimpleNamespace(dims=DIMS)
-               for slot in SLOTS},
+        slots=dict.fromkeys(SLOTS),
         bank=bank)

@@ -57,8 +57,7 @@ def save_module(backbone: nn.Module,
         kind=str(adapter.get('type')).split('.')[-1],
         adapter=adapter,
         slots=slots,
-        dims={slot: backbone.slots[slot].dims
-              for slot in slots},
+        dims=backbone.bank.dims_of(name),
         trunk=trunk,
         **card_fields)
     return zoo.save(card, backbone.bank.export(name), head, overwrite)

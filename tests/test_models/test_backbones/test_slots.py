@@ -85,13 +85,19 @@ def test_nested_matches_keep_the_inner_one() -> None:
     assert list(slots) == [f'layers.{i}.attn' for i in range(3)]
 
 
+class Half(nn.Module):
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :2]
+
+
 class Odd(nn.Module):
     """Has a submodule that is never called, and one that changes width."""
 
     def __init__(self) -> None:
         super().__init__()
         self.used, self.idle = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-        self.narrow = nn.Linear(4, 2)
+        self.narrow = Half()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.narrow(self.used(x).flatten(2).transpose(1, 2))

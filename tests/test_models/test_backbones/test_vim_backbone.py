@@ -331,8 +331,12 @@ def test_modules_that_do_not_fit_are_refused(zoo: Path) -> None:
     with pytest.raises(ZooError, match="has no module 'z'"):
         build_backbone(trunk_of(zoo), modules=['z'], zoo=kwargs['zoo'])
     # it would run without half of its adapters
+    backbone = build_backbone(
+        trunk_of(zoo), slots=r'.*\.attn', new_module='n',
+        fusion=dict(type='EnsMoE'))
     with pytest.raises(ValueError, match=r"'a' occupies 3 .*layers\.0\.ffn"):
-        build_backbone(trunk_of(zoo), slots=r'.*\.attn', **kwargs)
+        backbone.load_modules(kwargs['zoo'], ['a'])
+    assert backbone.bank.names == ['n'] and len(backbone.slots) == 3
     with pytest.raises(ValueError, match="already holds a module 'a'"):
         build_backbone(trunk_of(zoo), new_module='a', **kwargs)
 

@@ -1,6 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .bank import AdapterBank
+from .bank import AdapterBank, adapter_class, build_adapter
 from .base_adapter import BaseAdapter
+from .bottleneck import BottleneckAdapter
 from .conv_pass import ConvPass
+from .lora import LoRA
 
-__all__ = ['AdapterBank', 'BaseAdapter', 'ConvPass']
+__all__ = [
+    'AdapterBank', 'BaseAdapter', 'BottleneckAdapter', 'ConvPass', 'LoRA',
+    'adapter_class', 'build_adapter'
+]

@@ -1,13 +1,19 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import re
 from copy import deepcopy
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import (Dict, Hashable, List, Mapping, MutableMapping, Optional,
+                    Sequence, Tuple, Type, Union)
 
 import torch
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from .base_adapter import BaseAdapter, Grid
+from .base_adapter import BaseAdapter, Grid, weigh
+
+#: width of a slot, or the widths of its input and output
+Dims = Union[int, Sequence[int]]
+#: by group of modules, what its rungs hand from level to level
+States = MutableMapping[Hashable, Tuple[Tensor, Grid]]
 
 
 def _key(slot: str) -> str:
@@ -15,22 +21,17 @@ def _key(slot: str) -> str:
     return slot.replace('.', '-')
 
 
-def build_adapter(cfg: dict, dims: int) -> BaseAdapter:
-    """Build an adapter of one of our registered kinds, and nothing else.
+def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
+    """The class of one of our registered kinds, and nothing else.
 
     The config may come from a stranger's card. A registry would also import
     and call whatever a dotted ``type`` names, so only names of our own
     adapters are let through.
 
-    Args:
-        cfg (dict): Config of the adapter, without ``dims``.
-        dims (int): Width of its slot.
-
     Raises:
-        ValueError: If its type is no adapter.
+        ValueError: If the config's type is no adapter.
     """
-    cfg = dict(cfg)
-    kind = str(cfg.pop('type', None))
+    kind = str(cfg.get('type'))
     MODELS.import_from_location()
     cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
     if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):
@@ -38,7 +39,27 @@ def build_adapter(cfg: dict, dims: int) -> BaseAdapter:
             name for name, value in MODELS.module_dict.items()
             if isinstance(value, type) and issubclass(value, BaseAdapter))
         raise ValueError(f"'{kind}' is no kind of adapter; known are {known}.")
-    return cls(dims=dims, **cfg)
+    return cls
+
+
+def build_adapter(cfg: dict, dims: Dims) -> BaseAdapter:
+    """Build an adapter of one of our registered kinds.
+
+    Args:
+        cfg (dict): Config of the adapter, without ``dims``.
+        dims (int | Sequence[int]): Width of its slot, or the widths of the
+            slot's input and output where these differ.
+
+    Raises:
+        ValueError: If its type is no adapter, or does not take such a slot.
+    """
+    cls, args = adapter_class(cfg), dict(cfg)
+    del args['type']
+    if not isinstance(dims, int) and not cls.linear:
+        raise ValueError(
+            f'{cls.__name__} cannot sit beside a layer that maps {dims[0]} '
+            f'channels to {dims[1]}; narrow its `slots` pattern, or use LoRA.')
+    return cls(dims=dims, **args)
 
 
 class AdapterBank(nn.Module):
@@ -54,12 +75,12 @@ class AdapterBank(nn.Module):
         super().__init__()
         self.members = nn.ModuleDict()
         self._cfgs: Dict[str, dict] = {}
-        self._slots: Dict[str, List[str]] = {}
+        self._dims: Dict[str, Dict[str, Dims]] = {}
 
     @property
     def names(self) -> List[str]:
         """Module names in the order in which they joined."""
-        return list(self._slots)
+        return list(self._dims)
 
     def adapter_cfg(self, name: str) -> dict:
         """The adapter config of a module, ``type`` included, a copy."""
@@ -67,16 +88,31 @@ class AdapterBank(nn.Module):
 
     def slots_of(self, name: str) -> List[str]:
         """The slots that a module occupies, in trunk order."""
-        return list(self._slots[name])
+        return list(self._dims[name])
+
+    def dims_of(self, name: str) -> Dict[str, Dims]:
+        """Widths of the slots that a module occupies, as for :meth:`add`."""
+        return dict(self._dims[name])
 
     def adapter(self, name: str, slot: str) -> BaseAdapter:
         """The adapter of a module in one slot."""
         return self.members[name][_key(slot)]
 
+    def is_beside(self, name: str) -> bool:
+        """Whether a module reads the trunk's outputs, from beside it."""
+        return any(a.beside for a in self.members[name].values())
+
+    def in_slot(self, slot: str, names: Sequence[str]) -> List[BaseAdapter]:
+        """The adapters that the named modules have in a slot."""
+        return [
+            self.adapter(name, slot) for name in names
+            if slot in self._dims[name]
+        ]
+
     def add(self,
             name: str,
             adapter_cfg: dict,
-            dims: Mapping[str, int],
+            dims: Mapping[str, Dims],
             tensors: Optional[Mapping[str, Tensor]] = None,
             trainable: bool = True) -> None:
         """Add a module; the ones already here are not touched.
@@ -85,7 +121,8 @@ class AdapterBank(nn.Module):
             name (str): Name of the module: letters, digits, '_' and '-',
                 as in a zoo.
             adapter_cfg (dict): Config of its adapters, without ``dims``.
-            dims (Mapping[str, int]): Width of each slot it occupies.
+            dims (Mapping[str, int | Sequence[int]]): Width of each slot it
+                occupies, or the widths of its input and output.
             tensors (Mapping[str, Tensor], optional): Its learned weights,
                 ``'<slot>.<param>'`` as from :meth:`export`. Fresh when None.
             trainable (bool): Whether its parameters require gradients.
@@ -95,7 +132,7 @@ class AdapterBank(nn.Module):
             ValueError: If the name is taken or not allowed, or if the tensors
                 do not fit the config.
         """
-        if name in self._slots:
+        if name in self._dims:
             raise ValueError(f"The bank already holds a module '{name}'; "
                              'give the new one another name.')
         if not re.fullmatch(r'[A-Za-z0-9][\w-]{0,99}', name,
@@ -121,11 +158,11 @@ class AdapterBank(nn.Module):
         adapters.requires_grad_(trainable)
         self.members[name] = adapters
         self._cfgs[name] = deepcopy(dict(adapter_cfg))
-        self._slots[name] = list(dims)
+        self._dims[name] = dict(dims)
         self.train(self.training)
 
     @staticmethod
-    def _split(full_name: str, slots: Mapping[str, int]) -> Sequence[str]:
+    def _split(full_name: str, slots: Mapping[str, Dims]) -> Sequence[str]:
         for slot in slots:
             if full_name.startswith(slot + '.'):
                 return slot, full_name[len(slot) + 1:]
@@ -138,10 +175,10 @@ class AdapterBank(nn.Module):
         Raises:
             ValueError: If there is no module of that name.
         """
-        if name not in self._slots:
+        if name not in self._dims:
             raise ValueError(f"The bank holds no module '{name}'; it holds "
                              f'{self.names}.')
-        del self.members[name], self._cfgs[name], self._slots[name]
+        del self.members[name], self._cfgs[name], self._dims[name]
 
     def export(self, name: str) -> Dict[str, Tensor]:
         """The learned tensors of one module, on CPU, nothing else.
@@ -150,7 +187,7 @@ class AdapterBank(nn.Module):
             dict[str, Tensor]: ``'<slot>.<param>'`` to a contiguous copy.
         """
         tensors = {}
-        for slot in self._slots[name]:
+        for slot in self._dims[name]:
             for param, value in self.members[name][_key(
                     slot)].state_dict().items():
                 tensors[f'{slot}.{param}'] = value.detach().cpu().clone(
@@ -168,21 +205,26 @@ class AdapterBank(nn.Module):
     def forward(self,
                 slot: str,
                 x: Tensor,
-                grid: Grid,
+                grid: Optional[Grid],
                 names: Sequence[str],
                 gates: Optional[Tensor],
-                merge: bool = False) -> Optional[Tensor]:
+                merge: bool = False,
+                states: Optional[States] = None) -> Optional[Tensor]:
         """The gated sum of the named modules in one slot.
 
         Args:
             slot (str): Name of the slot.
             x (Tensor): Tokens the slot reads, (B, E + H * W, dims).
-            grid (tuple[int, int]): H and W, in patches.
+            grid (tuple[int, int], optional): H and W, in patches; None where
+                no module needs it.
             names (Sequence[str]): The modules that take part.
-            gates (Tensor, optional): One weight per name; None weighs each
-                by one.
+            gates (Tensor, optional): One weight per name, (K, ), or a row of
+                them for each picture, (B, K); None weighs each by one.
             merge (bool): Apply the weights to parameters instead of outputs.
                 Defaults to False.
+            states (MutableMapping, optional): For modules beside the trunk:
+                what their rungs hand on from one level to the next. Empty at
+                the first level; read and filled in.
 
         Returns:
             Tensor or None: The delta, or None when no module is in the slot.
@@ -190,39 +232,45 @@ class AdapterBank(nn.Module):
         Raises:
             ValueError: If modules of different kinds are to be merged.
         """
-        groups: Dict[object, List[int]] = {}
-        adapters: List[Optional[BaseAdapter]] = []
-        for index, name in enumerate(names):
-            occupied = slot in self._slots[name]
-            adapters.append(
-                self.members[name][_key(slot)] if occupied else None)
-            if occupied:
-                groups.setdefault(adapters[-1].wide_key, []).append(index)
+        groups = self._groups(slot, names)
         if merge and len(groups) > 1:
             raise ValueError(
                 f"The modules {list(names)} differ in kind or width in slot "
                 f"'{slot}' and have no common parameters to merge; fuse "
                 'their outputs (EnsMoE) instead.')
         total = None
-        for indices in groups.values():
-            delta = self._group_delta([adapters[i] for i in indices], indices,
-                                      gates, x, grid, merge)
+        for key, members in groups.items():
+            weights = gates
+            if gates is not None and len(members) < len(names):
+                weights = gates[..., list(members)]
+            rest = (grid, )
+            if states is not None:
+                rest += (states.get(key), )
+            delta = self._combine(list(members.values()), weights, merge, x,
+                                  *rest)
+            if states is not None:
+                delta, states[key] = delta
             total = delta if total is None else total + delta
         return total
 
+    def _groups(self, slot: str,
+                names: Sequence[str]) -> Dict[Hashable, Dict[int, BaseAdapter]]:
+        """Adapters that run together: key to index among names to adapter."""
+        groups: Dict[Hashable, Dict[int, BaseAdapter]] = {}
+        for index, name in enumerate(names):
+            if slot in self._dims[name]:
+                adapter = self.adapter(name, slot)
+                groups.setdefault(adapter.wide_key, {})[index] = adapter
+        return groups
+
     @staticmethod
-    def _group_delta(adapters: List[BaseAdapter], indices: List[int],
-                     gates: Optional[Tensor], x: Tensor, grid: Grid,
-                     merge: bool) -> Tensor:
-        if len(adapters) == 1 and not merge:
-            delta = adapters[0](x, grid)
-            return delta if gates is None else gates[indices[0]] * delta
-        if gates is None:
-            weights = x.new_ones(len(adapters))
-        elif len(indices) == len(gates):
-            weights = gates
-        else:
-            weights = gates[indices]
+    def _combine(adapters: List[BaseAdapter], gates: Optional[Tensor],
+                 merge: bool, x: Tensor, *rest):
         kind = type(adapters[0])
-        combine = kind.merged if merge else kind.wide
-        return combine(adapters, weights, x, grid)
+        if len(adapters) == 1 and gates is None:
+            return adapters[0](x, *rest)
+        if gates is None:
+            gates = x.new_ones(len(adapters))
+        elif len(adapters) == 1 and not merge and not kind.beside:
+            return weigh(gates[..., 0], adapters[0](x, *rest))
+        return (kind.merged if merge else kind.wide)(adapters, gates, x, *rest)

@@ -1,8 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from abc import ABCMeta, abstractmethod
-from typing import Hashable, Sequence, Tuple
+from typing import Hashable, List, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -18,29 +19,66 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
 
     Subclasses register themselves in ``MODELS`` and are built with ``dims``,
     the width of the slot, as a keyword argument.
+
+    Class attributes:
+        linear (bool): Whether its slots are the trunk's linear layers, whose
+            input and output may differ in width; ``dims`` may be two numbers.
+        beside (bool): Whether it reads the trunk's outputs instead of sitting
+            inside it; then its methods take a ``state`` more, see
+            :class:`PluginNeck`.
+        needs_grid (bool): Whether it asks for the rows and columns of the
+            tokens.
     """
 
+    linear = False
+    beside = False
+    needs_grid = True
+    #: output scale that is no parameter; kinds that have one overwrite it
+    scale = 1.
+
     @abstractmethod
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Optional[Grid]) -> Tensor:
         """Map tokens to the delta of this adapter alone.
 
         Args:
             x (Tensor): Tokens of shape (B, E + H * W, dims): E extra tokens
                 (class, registers) first, then the patches row by row.
-            grid (tuple[int, int]): H and W, in patches.
+            grid (tuple[int, int], optional): H and W, in patches; None for
+                kinds that do not need it.
 
         Returns:
-            Tensor: The delta, of the same shape as ``x``.
+            Tensor: The delta, one token for each token of ``x``.
         """
+
+    def cfg(self) -> dict:
+        """The config that builds such an adapter, without ``dims``.
+
+        Dropout and initialisation, which its function does not show, are left
+        out.
+
+        Raises:
+            NotImplementedError: If the kind does not say.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} does not say its config.')
+
+    @property
+    def fold_key(self) -> Hashable:
+        """Adapters with equal keys can be folded into one."""
+        return type(self)
 
     @property
     def wide_key(self) -> Hashable:
-        """Adapters with equal keys can be evaluated as one wide adapter."""
-        return type(self)
+        """Adapters with equal keys can be evaluated as one wide adapter.
+
+        A frozen and a learning adapter do not share one dropout.
+        """
+        dropout = getattr(self, 'dropout', None)
+        return self.fold_key, dropout.p if dropout and self.training else 0.
 
     @classmethod
     def wide(cls, adapters: Sequence['BaseAdapter'], gates: Tensor, x: Tensor,
-             grid: Grid) -> Tensor:
+             grid: Optional[Grid]) -> Tensor:
         """Gated sum of several adapters over the same tokens.
 
         This plain loop is the reference; kinds with a batched form override
@@ -49,19 +87,21 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
         Args:
             adapters (Sequence[BaseAdapter]): K adapters of equal
                 :attr:`wide_key`.
-            gates (Tensor): Weights of shape (K, ).
+            gates (Tensor): Weights of shape (K, ), or (B, K): a row for each
+                picture.
             x (Tensor): Tokens of shape (B, E + H * W, dims).
-            grid (tuple[int, int]): H and W, in patches.
+            grid (tuple[int, int], optional): H and W, in patches.
 
         Returns:
             Tensor: ``sum_k gates[k] * adapters[k](x)``.
         """
-        deltas = [adapter(x, grid) for adapter in adapters]
-        return torch.einsum('k,k...->...', gates, torch.stack(deltas))
+        return sum(
+            weigh(gates[..., index], adapter(x, grid))
+            for index, adapter in enumerate(adapters))
 
     @classmethod
     def merged(cls, adapters: Sequence['BaseAdapter'], gates: Tensor,
-               x: Tensor, grid: Grid) -> Tensor:
+               x: Tensor, *args) -> Tensor:
         """The one adapter whose parameters are the gated sum of several'.
 
         Args:
@@ -69,15 +109,131 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
                 :attr:`wide_key`.
             gates (Tensor): Weights of shape (K, ).
             x (Tensor): Tokens of shape (B, E + H * W, dims).
-            grid (tuple[int, int]): H and W, in patches.
+            *args: What else :meth:`forward` takes.
 
         Returns:
-            Tensor: Its delta, of the shape of ``x``.
+            Tensor: What its :meth:`forward` gives.
+
+        Raises:
+            ValueError: If the adapters differ in width or output scale, or
+                every picture has gates of its own.
         """
+        if gates.dim() > 1:
+            raise ValueError('Parameters cannot be merged with gates that '
+                             'differ from picture to picture; fuse outputs.')
         named = [dict(adapter.named_parameters()) for adapter in adapters]
+        shapes = [{k: p.shape for k, p in params.items()} for params in named]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ValueError(
+                f'{cls.__name__} adapters of different widths have no common '
+                'parameters to merge; fuse their outputs (EnsMoE) instead.')
+        scales = {adapter.scale for adapter in adapters}
+        if len(scales) > 1:
+            raise ValueError(
+                f'{cls.__name__} adapters of the output scales '
+                f'{sorted(scales)} cannot be merged; fuse their outputs '
+                '(EnsMoE) instead.')
         mean = {
             key: torch.einsum('k,k...->...', gates,
                               torch.stack([params[key] for params in named]))
             for key in named[0]
         }
-        return torch.func.functional_call(adapters[0], mean, (x, grid))
+        return torch.func.functional_call(adapters[0], mean, (x, *args))
+
+    @classmethod
+    def fold(cls,
+             adapters: Sequence['BaseAdapter'],
+             gates: Tensor,
+             width: Optional[int] = None) -> 'BaseAdapter':
+        """One plain adapter of this kind that equals the gated sum.
+
+        Args:
+            adapters (Sequence[BaseAdapter]): K adapters of equal
+                :attr:`fold_key`.
+            gates (Tensor): Weights of shape (K, ).
+            width (int, optional): Number of members of the result: zero
+                members, as wide as the widest, fill the places behind the
+                K-th, so that slots with fewer members share one config. K
+                when None. Defaults to None.
+
+        Returns:
+            BaseAdapter: In eval mode, of the dtype and on the device of the
+            first; build its like with :meth:`cfg`.
+
+        Raises:
+            NotImplementedError: If the kind has no wide form.
+            ValueError: If ``width`` is smaller than K or the adapters have
+                different keys.
+        """
+        raise NotImplementedError(
+            f'{cls.__name__} has no wide form, so several cannot be folded '
+            'into one.')
+
+    @classmethod
+    def _padding(cls, adapters: Sequence['BaseAdapter'],
+                 width: Optional[int]) -> int:
+        """How many zero members :meth:`fold` appends."""
+        keys = {adapter.fold_key for adapter in adapters}
+        if len(keys) > 1:
+            raise ValueError(f'Adapters of the kinds or widths {keys} cannot '
+                             'be folded into one.')
+        padding = 0 if width is None else width - len(adapters)
+        if padding < 0:
+            raise ValueError(f'width={width} is too small for '
+                             f'{len(adapters)} adapters.')
+        return padding
+
+
+def weigh(gates: Tensor, values: Tensor) -> Tensor:
+    """Multiply (B, ...) values by one gate, or by one a picture, (B, )."""
+    return gates.view(-1, *[1] * (values.dim() - 1)) * values
+
+
+def scaled(gates: Tensor, adapters: Sequence[BaseAdapter]) -> Tensor:
+    """Multiply every gate by the output scale of its adapter."""
+    scales = [adapter.scale for adapter in adapters]
+    if all(scale == 1 for scale in scales):  # spare the device a copy
+        return gates
+    return gates * gates.new_tensor(scales)
+
+
+def copy_padded(target: Tensor, parts: Sequence[Tensor]) -> None:
+    """Fill a parameter with tensors one below the other, zeros at its end."""
+    target.zero_()
+    target[:sum(map(len, parts))] = torch.cat(list(parts))
+
+
+def spread(gates: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Repeat gate k ``sizes[k]`` times: (..., K) to (..., sum of sizes)."""
+    if len(set(sizes)) == 1:
+        last = [-1] * gates.dim()
+        return gates.unsqueeze(-1).expand(*last, sizes[0]).flatten(-2)
+    return torch.cat([
+        gates[..., k:k + 1].expand(*[-1] * (gates.dim() - 1), size)
+        for k, size in enumerate(sizes)
+    ], -1)
+
+
+def gated_up(hidden: Tensor, weights: List[Tensor],
+             biases: Optional[List[Tensor]], gates: Tensor) -> Tensor:
+    """The second half of a wide form: ``sum_k g_k (W_k v_k + b_k)``.
+
+    Gates of a whole batch are folded into the small weight, gates of single
+    pictures scale the hidden activations.
+
+    Args:
+        hidden (Tensor): v_1 to v_K side by side, (B, L, sum of h_k).
+        weights (list[Tensor]): Up projections of shape (dims, h_k).
+        biases (list[Tensor], optional): Their biases, (dims, ).
+        gates (Tensor): Weights of shape (K, ) or (B, K).
+
+    Returns:
+        Tensor: Shape (B, L, dims).
+    """
+    wide_gates = spread(gates, [weight.shape[1] for weight in weights])
+    up = torch.cat(weights, dim=1)
+    bias = None if biases is None else gates @ torch.stack(biases)
+    if gates.dim() == 1:
+        return F.linear(hidden, up * wide_gates, bias)
+    delta = (hidden * wide_gates[:, None]) @ up.t()
+    return delta if bias is None else delta + bias[:, None]

@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Hashable, Sequence
+from typing import Hashable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from .base_adapter import BaseAdapter, Grid
+from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -58,13 +58,15 @@ class ConvPass(BaseAdapter):
     Args:
         dims (int): Width d of the slot.
         hidden_dims (int): Bottleneck width h. The adapter has
-            ``2dh + h + 9h^2 + h + d`` parameters. Defaults to 8.
+            ``2dh + h + 9h^2/g + h + d`` parameters. Defaults to 8.
         scale (float): Output scale s of Convpass; it multiplies the whole
             delta. Defaults to 1.0, as in the released ViM.
         drop_rate (float): Dropout before the up projection, in training.
             Defaults to 0.
         conv_init (str): 'identity' (centre tap one) or 'xavier'. Defaults to
             'identity'.
+        groups (int): Groups g of the convolution. K modules folded into one
+            have K. Defaults to 1, as in ViM.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
@@ -77,6 +79,7 @@ class ConvPass(BaseAdapter):
                  scale: float = 1.0,
                  drop_rate: float = 0.,
                  conv_init: str = 'identity',
+                 groups: int = 1,
                  init_cfg: dict = None) -> None:
         super().__init__(init_cfg=init_cfg)
         if conv_init not in ('identity', 'xavier'):
@@ -86,7 +89,8 @@ class ConvPass(BaseAdapter):
         self.hidden_dims = hidden_dims
         self.scale = scale
         self.down = nn.Linear(dims, hidden_dims)
-        self.conv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1)
+        self.conv = nn.Conv2d(
+            hidden_dims, hidden_dims, 3, padding=1, groups=groups)
         self.up = nn.Linear(hidden_dims, dims)
         self.dropout = nn.Dropout(drop_rate)
         self.reset_parameters(conv_init)
@@ -97,8 +101,7 @@ class ConvPass(BaseAdapter):
         nn.init.xavier_uniform_(self.down.weight)
         nn.init.zeros_(self.down.bias)
         if conv_init == 'identity':
-            nn.init.zeros_(self.conv.weight)
-            self.conv.weight[:, :, 1, 1] = torch.eye(self.hidden_dims)
+            nn.init.dirac_(self.conv.weight, self.conv.groups)
         else:
             nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
@@ -108,17 +111,22 @@ class ConvPass(BaseAdapter):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """See :meth:`BaseAdapter.forward`."""
         u = quick_gelu(self.down(x))
-        v = conv_tokens(u, self.conv.weight, self.conv.bias, grid, groups=1)
+        v = conv_tokens(u, self.conv.weight, self.conv.bias, grid,
+                        self.conv.groups)
         return self.scale * self.up(self.dropout(quick_gelu(v)))
 
-    @property
-    def wide_key(self) -> Hashable:
-        """Only equal bottlenecks fit one grouped convolution.
+    def cfg(self) -> dict:
+        """See :meth:`BaseAdapter.cfg`."""
+        return dict(
+            type='ConvPass',
+            hidden_dims=self.hidden_dims,
+            scale=self.scale,
+            groups=self.conv.groups)
 
-        Nor do a frozen and a learning adapter share one dropout.
-        """
-        drop_rate = self.dropout.p if self.training else 0.
-        return type(self), self.hidden_dims, drop_rate
+    @property
+    def fold_key(self) -> Hashable:
+        """Only equal groups fit one grouped convolution."""
+        return type(self), self.conv.weight.shape[1]
 
     @classmethod
     def wide(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,
@@ -129,10 +137,6 @@ class ConvPass(BaseAdapter):
         into whose (small) weight the gates are folded. See
         :meth:`BaseAdapter.wide` for the arguments.
         """
-        num, hidden = len(adapters), adapters[0].hidden_dims
-        scales = [adapter.scale for adapter in adapters]
-        if any(scale != 1 for scale in scales):  # spare the device a copy
-            gates = gates * gates.new_tensor(scales)
         u = quick_gelu(
             F.linear(x, torch.cat([a.down.weight for a in adapters]),
                      torch.cat([a.down.bias for a in adapters])))
@@ -141,24 +145,31 @@ class ConvPass(BaseAdapter):
             torch.cat([a.conv.weight for a in adapters]),
             torch.cat([a.conv.bias for a in adapters]),
             grid,
-            groups=num)
-        v = adapters[0].dropout(quick_gelu(v))
-        up = torch.cat([a.up.weight for a in adapters], dim=1)
-        up = (up.unflatten(1, (num, hidden)) * gates[:, None]).flatten(1)
-        bias = gates @ torch.stack([a.up.bias for a in adapters])
-        return F.linear(v, up, bias)
+            groups=sum(a.conv.groups for a in adapters))
+        return gated_up(adapters[0].dropout(quick_gelu(v)),
+                        [a.up.weight for a in adapters],
+                        [a.up.bias for a in adapters],
+                        scaled(gates, adapters))
 
     @classmethod
-    def merged(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,
-               grid: Grid) -> Tensor:
-        """See :meth:`BaseAdapter.merged`.
-
-        Raises:
-            ValueError: If output scales differ: they are no parameters.
-        """
-        scales = {adapter.scale for adapter in adapters}
-        if len(scales) > 1:
-            raise ValueError(
-                f'ConvPass adapters of the output scales {sorted(scales)} '
-                'cannot be merged; fuse their outputs (EnsMoE) instead.')
-        return super().merged(adapters, gates, x, grid)
+    @torch.no_grad()
+    def fold(cls,
+             adapters: Sequence['ConvPass'],
+             gates: Tensor,
+             width: Optional[int] = None) -> 'ConvPass':
+        """See :meth:`BaseAdapter.fold`; a scale of one, grouped."""
+        widths = [a.hidden_dims for a in adapters]
+        hidden = sum(widths) + cls._padding(adapters, width) * max(widths)
+        gates, first = scaled(gates, adapters), adapters[0]
+        groups = hidden // first.conv.weight.shape[1]
+        folded = cls(first.down.in_features, hidden, groups=groups)
+        folded.to(first.down.weight)
+        copy_padded(folded.down.weight, [a.down.weight for a in adapters])
+        copy_padded(folded.down.bias, [a.down.bias for a in adapters])
+        copy_padded(folded.conv.weight, [a.conv.weight for a in adapters])
+        copy_padded(folded.conv.bias, [a.conv.bias for a in adapters])
+        copy_padded(folded.up.weight.t(),
+                    [g * a.up.weight.t() for g, a in zip(gates, adapters)])
+        folded.up.bias.copy_(gates @ torch.stack([a.up.bias
+                                                  for a in adapters]))
+        return folded.eval()

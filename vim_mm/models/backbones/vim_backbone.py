@@ -1,65 +1,34 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
-import torch
-from mmengine.model import BaseModule, initialize
-from torch import Tensor, nn
+from torch import Tensor
 
 from vim_mm.registry import MODELS
-from vim_mm.zoo import Zoo, trunk_fingerprint
-from ..adapters import AdapterBank
+from vim_mm.zoo import Zoo
+from ..adapters import AdapterBank, adapter_class
 from ..fusion import build_fusion
-from .slots import SlotSpec, find_slots, slot_input
-from .trunk import build_trunk, is_meta, pretrained
-
-
-class Slot:
-    """Adds the bank's delta to the output of one submodule of the trunk.
-
-    A plain object whose bound method is the forward hook: a deep copy of the
-    backbone (an EMA model) then runs its own adapters, which a closure would
-    not.
-    """
-
-    def __init__(self, index: int, spec: SlotSpec,
-                 backbone: 'ViMBackbone') -> None:
-        self.index = index
-        self.spec = spec
-        self.backbone = backbone
-
-    def add_delta(self, _: nn.Module, args: tuple, kwargs: dict,
-                  output: Tensor) -> Tensor:
-        """Forward hook; tokens are read beside the submodule, maps after it.
-
-        Blocks of a CNN change width and stride, so only their output has a
-        shape that is always right.
-        """
-        x = output if self.spec.is_map else slot_input(args, kwargs)
-        grid = tuple(x.shape[-2:]) if self.spec.is_map else None
-        if self.spec.is_map:
-            x = x.flatten(2).transpose(1, 2)
-        delta = self.backbone.delta(self, x, grid)
-        if delta is None:
-            return output
-        if self.spec.is_map:
-            delta = delta.transpose(1, 2).unflatten(2, grid)
-        return output + delta
+from .slots import Slot, match_slots
+from .slotted_trunk import SlottedTrunk
 
 
 @MODELS.register_module()
-class ViMBackbone(BaseModule):
+class ViMBackbone(SlottedTrunk):
     """A frozen trunk from any registry, with a bank of modules beside it.
 
     With a fusion, or with one module, the output is that of the trunk: the
     usual tuple of maps. With several modules and no fusion it is one such
-    tuple per module, for :class:`ViMFusionNeck`.
+    tuple per module, for :class:`ViMFusionNeck`. Modules beside the trunk
+    (:class:`PluginNeck`) share one pass of it, without autograd.
 
     Args:
         trunk (dict): Config of the backbone to freeze. Weights named by its
             ``init_cfg`` are loaded at once and must fit.
-        adapter (dict): Config of the adapters of ``new_module``.
-            Defaults to ``dict(type='ConvPass', hidden_dims=8)``.
+        adapter (dict): Config of the adapters of ``new_module``. ``slots``
+            in it is a pattern over the names of the submodules it occupies,
+            or of outputs; by default those of ``slots``, or what its kind
+            takes of the trunk's class. Defaults to
+            ``dict(type='ConvPass', hidden_dims=8)``.
         new_module (str, optional): Name of a fresh, trainable module.
         modules (Sequence[str]): Names of modules to load from ``zoo``.
             Defaults to none.
@@ -72,7 +41,8 @@ class ViMBackbone(BaseModule):
         task (str, optional): The task to run, and to train; the first of the
             fusion when None.
         slots (str, optional): Pattern over submodule names, see
-            :func:`find_slots`. Defaults to that of the trunk's class.
+            :func:`match_slots`. Slots are what it matches and what any module
+            occupies. Without pattern and modules, those of the trunk's class.
         probe_size (int): Side of the blank picture that finds the slots'
             shapes, in pixels. Defaults to 224.
         save_trunk (bool): Keep the trunk in checkpoints. Defaults to False.
@@ -99,42 +69,55 @@ class ViMBackbone(BaseModule):
                  probe_size: int = 224,
                  save_trunk: bool = False,
                  init_cfg: Optional[dict] = None) -> None:
-        super().__init__(init_cfg=init_cfg)
-        self.trunk = build_trunk(trunk)
-        self.trunk_weights = pretrained(trunk).get('checkpoint')
-        self.save_trunk = save_trunk
-        self.slots = find_slots(self.trunk, slots, probe_size)
+        super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
         self.bank = AdapterBank()
+        self.fusion = self._task = self._only = None
+        self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
+        adapter = dict(adapter)
+        pattern = adapter.pop('slots', None)
+        self._plan_slots(zoo, modules, new_module and adapter, pattern)
         self.load_modules(zoo, modules, tune_modules)
         self.new_module = new_module
         if new_module is not None:
-            self.bank.add(
-                new_module, adapter,
-                {n: s.dims
-                 for n, s in self.slots.items() if s.is_read})
-        self.fusion = None
+            self._add_new(new_module, adapter, pattern)
         if fusion is not None:
-            self.fusion = build_fusion(fusion, self.bank.names,
-                                       len(self.slots),
-                                       [s.dims for s in self.slots.values()])
-        self._task: Optional[str] = None
+            self.fusion = build_fusion(
+                fusion, self.bank.names, len(self.slots),
+                [s.in_dims for s in self.slots.values()])
+            for names in self.fusion.task_modules.values():
+                self._check_place(names)
         self.select_task(task)
-        self._only: Optional[List[str]] = None
-        self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
-        self._picture: Tuple[int, int] = (0, 0)
-        self._plug_in()
-        self._register_state_dict_hook(self._leave_trunk_out)
-        self._register_load_state_dict_pre_hook(self._keep_trunk)
-        self.register_buffer('trunk_fingerprint', self._fingerprint())
+        self._guard_checkpoints()
         self.train()
 
     # ------------------------------------------------------------ building
 
-    def _plug_in(self) -> None:
-        submodules = dict(self.trunk.named_modules())
-        for index, (name, spec) in enumerate(self.slots.items()):
-            submodules[name].register_forward_hook(
-                Slot(index, spec, self).add_delta, with_kwargs=True)
+    def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
+                    adapter: Optional[dict], pattern: Optional[str]) -> None:
+        """Find all slots anyone asks for by one probe, in trunk order."""
+        names: List[str] = []
+        if self._pattern is not None:
+            names += match_slots(self.trunk, self._pattern)
+        if adapter:
+            names += self._slots_for(adapter_class(adapter), pattern)
+        for module in modules if zoo is not None else ():
+            names += Zoo(zoo).card(module).slots
+        self._find_slots(names or match_slots(self.trunk))
+
+    def _add_new(self, name: str, adapter: dict,
+                 pattern: Optional[str]) -> None:
+        kind = adapter_class(adapter)
+        slots = [s for s in self._slots_for(kind, pattern) if s in self.slots]
+        for slot in slots:
+            self._check_kind(kind, slot)
+        if kind.beside:
+            self._check_levels(name, adapter.setdefault('levels', self.levels))
+        dims = {s: self.slots[s].widths for s in slots if self.slots[s].is_read}
+        if not dims:
+            raise ValueError(
+                f"No output of the trunk depends on any slot of '{name}', so "
+                'it could not learn; widen its `slots` pattern.')
+        self.bank.add(name, adapter, dims)
 
     def load_modules(self,
                      zoo: Optional[str],
@@ -149,47 +132,43 @@ class ViMBackbone(BaseModule):
                 of the trunk depends on. Defaults to False.
 
         Raises:
-            ValueError: If modules are named without a zoo.
+            ValueError: If modules are named without a zoo, or sit in slots
+                that a fusion made before has no gates for.
             ZooError: If a module is unknown, damaged or of another trunk.
         """
         if modules and zoo is None:
             raise ValueError(f'The modules {list(modules)} are to be loaded, '
                              'but no `zoo` is given; set '
                              '`model.backbone.zoo` to its directory.')
-        fingerprints: Dict[Tuple[str, ...], str] = {}
+        known: Dict[Tuple[str, ...], str] = {}
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
-            Zoo(zoo).check_trunk(card, self.trunk, known=fingerprints)
-            idle = [slot for slot in card.slots if slot not in self.slots]
-            if idle:
+            Zoo(zoo).check_trunk(card, self.trunk, known=known)
+            new = [slot for slot in card.slots if slot not in self.slots]
+            if new and self.fusion is not None:
                 raise ValueError(
-                    f"Module '{name}' occupies {len(idle)} places that are "
-                    f'no slots of this backbone, such as {idle[:3]}, and '
-                    'would run without them; widen the `slots` pattern.')
-            self.bank.add(
-                name,
-                card.adapter, {slot: card.dims[slot]
-                               for slot in card.slots},
-                tensors,
-                trainable=trainable)
+                    f"Module '{name}' occupies {len(new)} slots that the "
+                    f'fusion has no gates for, such as {new[:3]}; build the '
+                    'backbone with a `slots` pattern that covers them.')
+            self._find_slots(new)
+            self._check_levels(name, card.adapter.get('levels'))
+            widths = {n: spec.widths for n, spec in self.slots.items()}
+            Zoo(zoo).check_trunk(card, self.trunk, widths, known)
+            self.bank.add(name, card.adapter,
+                          {slot: card.dims[slot] for slot in card.slots},
+                          tensors, trainable)
             for slot in card.slots:
                 if not self.slots[slot].is_read:
                     self.bank.adapter(name, slot).requires_grad_(False)
         self.bank.to(next(self.trunk.parameters()).device)
 
-    def init_weights(self) -> None:
-        """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""
-        if self.init_cfg:
-            initialize(self, self.init_cfg)
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> 'ViMBackbone':
-        """Keep ``fn`` from the parts inside.
-
-        A model's own ``init_cfg`` (Swin classifiers have one) reaches every
-        layer through ``apply``, when trunk and modules are loaded already.
-        """
-        fn(self)
-        return self
+    def _check_place(self, names: Sequence[str]) -> None:
+        if len({self.bank.is_beside(name) for name in names}) > 1:
+            raise ValueError(
+                f'Of the modules {list(names)} some sit in the trunk and some '
+                'beside it, so they have no slot in common to be fused in; '
+                'leave out `fusion` and weigh their streams with '
+                'ViMFusionNeck.')
 
     # --------------------------------------------------------------- tasks
 
@@ -234,6 +213,7 @@ class ViMBackbone(BaseModule):
         if unknown:
             raise ValueError(f'The bank holds no modules {unknown}; it holds '
                              f'{self.bank.names}.')
+        self._check_place(names)
         self.fusion.add_task(task, names)
         self.fusion.select(self._task)
 
@@ -250,6 +230,7 @@ class ViMBackbone(BaseModule):
         if unknown:
             raise ValueError(f'The bank holds no modules {unknown}; it holds '
                              f'{self.bank.names}.')
+        self._check_place(modules)
         before, self._only = self._only, list(modules)
         try:
             yield
@@ -284,82 +265,49 @@ class ViMBackbone(BaseModule):
         if self.fusion is not None:
             return self._run(x, self.fusion.task_modules[self._task],
                              self.fusion.gates(self._task))
-        names = self.bank.names
-        if len(names) > 1:
-            return tuple(self._run(x, [name], None) for name in names)
-        return self._run(x, names, None)
+        if len(self.bank.names) > 1:
+            return self._streams(x)
+        return self._run(x, self.bank.names, None)
 
-    def _run(self, x: Tensor, names: List[str],
-             gates: Optional[Tensor]) -> tuple:
+    def _streams(self, x: Tensor) -> tuple:
+        """One tuple of outputs per module; those beside share one pass."""
+        self._active = ([], None)
+        levels = None
+        if any(map(self.bank.is_beside, self.bank.names)):
+            levels = self._read_levels(x)
+        return tuple(
+            self._run(x, [name], None, levels) for name in self.bank.names)
+
+    def _run(self,
+             x: Tensor,
+             names: List[str],
+             gates: Optional[Tensor],
+             levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
         self._active = (names, gates)
-        self._picture = tuple(x.shape[-2:])
-        return self.trunk(x)
+        if not any(map(self.bank.is_beside, names)):
+            return self._run_trunk(x)
+        return self._climb(self._read_levels(x) if levels is None else levels)
 
-    def delta(self, slot: Slot, x: Tensor,
-              grid: Optional[Tuple[int, int]]) -> Optional[Tensor]:
-        """What the active modules add in a slot, None when there are none."""
+    def delta(self,
+              slot: Slot,
+              x: Tensor,
+              grid: Optional[Tuple[int, int]],
+              states: Optional[dict] = None) -> Optional[Tensor]:
+        """The gated sum of the active modules, see the base class."""
         names, gates = self._active
-        if not names:
+        adapters = self.bank.in_slot(slot.spec.name, names)
+        if not adapters:
             return None
-        if grid is None:
-            grid = slot.spec.grid(self._picture, x.shape[1])
+        if slot.spec.is_linear:  # windows too: the pictures come first
+            x = x.reshape(self._shape[0], -1, x.shape[-1])
+        if grid is None and any(a.needs_grid for a in adapters):
+            grid = slot.spec.grid(self._shape[-2:], x.shape[1])
         row = None
         if gates is not None:
             row = self.fusion.row(gates, slot.index, x)
         merge = row is not None and self.fusion.merges
-        return self.bank(slot.spec.name, x, grid, names, row, merge)
-
-    def _check_size(self, x: Tensor) -> None:
-        strides = [s.stride for s in self.slots.values() if not s.is_map]
-        patch = min(strides, default=1)
-        height, width = x.shape[-2:]
-        if height % patch or width % patch:
-            raise ValueError(
-                f'A picture of {height}x{width} px is not divisible by the '
-                f"trunk's patch size {patch}; resize in the pipeline, or set "
-                f'`pad_size_divisor={patch}` in the data preprocessor.')
-
-    # --------------------------------------------------- freezing, saving
-
-    def train(self, mode: bool = True) -> 'ViMBackbone':
-        """Train the parts beside the trunk; the trunk stays in eval mode."""
-        super().train(mode)
-        self.trunk.eval()
-        return self
-
-    def _fingerprint(self) -> Tensor:
-        if is_meta(self.trunk):
-            return torch.zeros(32, dtype=torch.uint8)
-        digest = trunk_fingerprint(self.trunk, list(self.slots))
-        return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+        return self.bank(slot.spec.name, x, grid, names, row, merge, states)
 
     def __getstate__(self) -> dict:
         # gates of the last pass hang on its graph, which cannot be copied
         return dict(self.__dict__, _active=([], None))
-
-    @staticmethod
-    def _leave_trunk_out(backbone: 'ViMBackbone', state_dict: dict,
-                         prefix: str, _: dict) -> None:
-        if backbone.save_trunk:
-            return
-        for key in list(state_dict):
-            if key.startswith(f'{prefix}trunk.'):
-                del state_dict[key]
-
-    def _keep_trunk(self, state_dict: dict, prefix: str, *_) -> None:
-        # a checkpoint without the trunk: keep ours, if it is the right one
-        if any(key.startswith(f'{prefix}trunk.') for key in state_dict):
-            return
-        stored = state_dict.get(f'{prefix}trunk_fingerprint')
-        if stored is not None and not torch.equal(
-                stored.cpu(), self.trunk_fingerprint.cpu()):
-            raise ValueError(
-                'This checkpoint was trained beside another trunk (its '
-                f'fingerprint begins with {bytes(stored[:4].tolist()).hex()},'
-                f' this {type(self.trunk).__name__} has '
-                f'{bytes(self.trunk_fingerprint[:4].tolist()).hex()}); point '
-                '`model.backbone.trunk.init_cfg.checkpoint` at the weights '
-                'it was trained with.')
-        # not through state_dict(): our own hook would leave the trunk out
-        for key, value in self.trunk.state_dict().items():
-            state_dict[f'{prefix}trunk.{key}'] = value

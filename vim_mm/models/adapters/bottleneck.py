@@ -1,0 +1,113 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Callable, Dict, Hashable, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
+from .conv_pass import quick_gelu
+
+ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = dict(
+    GELU=F.gelu, QuickGELU=quick_gelu, ReLU=F.relu, SiLU=F.silu)
+
+
+@MODELS.register_module()
+class BottleneckAdapter(BaseAdapter):
+    """Two projections, token by token (Houlsby et al., arXiv 1902.00751).
+
+    ``M(z) = s * (W_up a(W_down z + b_down) + b_up)``, beside a branch as in
+    AdaptFormer (arXiv 2205.13535), in the slots of :class:`ConvPass`.
+
+    Args:
+        dims (int): Width d of the slot.
+        hidden_dims (int): Bottleneck width h. The adapter has
+            ``2dh + h + d`` parameters. Defaults to 8.
+        act (str): Activation a: 'GELU', 'QuickGELU', 'ReLU' or 'SiLU'.
+            Defaults to 'GELU'.
+        scale (float): Output scale s. Defaults to 1.
+        drop_rate (float): Dropout before the up projection, in training.
+            Defaults to 0.
+        init_cfg (dict, optional): mmengine init config. Defaults to None.
+
+    Raises:
+        ValueError: If the activation is not known.
+    """
+
+    needs_grid = False
+
+    def __init__(self,
+                 dims: int,
+                 hidden_dims: int = 8,
+                 act: str = 'GELU',
+                 scale: float = 1.,
+                 drop_rate: float = 0.,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if act not in ACTIVATIONS:
+            raise ValueError(f'act={act!r} is unknown to BottleneckAdapter; '
+                             f'use one of {sorted(ACTIVATIONS)}.')
+        self.hidden_dims = hidden_dims
+        self.act = act
+        self.scale = scale
+        self.down = nn.Linear(dims, hidden_dims)
+        self.dropout = nn.Dropout(drop_rate)
+        self.up = nn.Linear(hidden_dims, dims)
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, grid: Optional[Grid] = None) -> Tensor:
+        """See :meth:`BaseAdapter.forward`; the grid does not matter."""
+        hidden = ACTIVATIONS[self.act](self.down(x))
+        return self.scale * self.up(self.dropout(hidden))
+
+    def cfg(self) -> dict:
+        """See :meth:`BaseAdapter.cfg`."""
+        return dict(
+            type='BottleneckAdapter',
+            hidden_dims=self.hidden_dims,
+            act=self.act,
+            scale=self.scale)
+
+    @property
+    def fold_key(self) -> Hashable:
+        """Widths may differ: hidden units lie side by side."""
+        return type(self), self.act
+
+    @classmethod
+    def wide(cls, adapters: Sequence['BottleneckAdapter'], gates: Tensor,
+             x: Tensor, grid: Optional[Grid]) -> Tensor:
+        """K adapters as exactly one, of the sum of their widths.
+
+        See :meth:`BaseAdapter.wide` for the arguments.
+        """
+        hidden = F.linear(x, torch.cat([a.down.weight for a in adapters]),
+                          torch.cat([a.down.bias for a in adapters]))
+        first = adapters[0]
+        return gated_up(
+            first.dropout(ACTIVATIONS[first.act](hidden)),
+            [a.up.weight for a in adapters], [a.up.bias for a in adapters],
+            scaled(gates, adapters))
+
+    @classmethod
+    @torch.no_grad()
+    def fold(cls,
+             adapters: Sequence['BottleneckAdapter'],
+             gates: Tensor,
+             width: Optional[int] = None) -> 'BottleneckAdapter':
+        """See :meth:`BaseAdapter.fold`; the result has a scale of one."""
+        widths = [a.hidden_dims for a in adapters]
+        hidden = sum(widths) + cls._padding(adapters, width) * max(widths)
+        gates, first = scaled(gates, adapters), adapters[0]
+        folded = cls(first.down.in_features, hidden, first.act)
+        folded.to(first.down.weight)
+        copy_padded(folded.down.weight, [a.down.weight for a in adapters])
+        copy_padded(folded.down.bias, [a.down.bias for a in adapters])
+        copy_padded(folded.up.weight.t(),
+                    [g * a.up.weight.t() for g, a in zip(gates, adapters)])
+        folded.up.bias.copy_(gates @ torch.stack([a.up.bias
+                                                  for a in adapters]))
+        return folded.eval()

@@ -1,0 +1,194 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a trunk's slots look like, learned from one blank picture."""
+
+import math
+from dataclasses import replace
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Size, Tensor, nn
+
+from .slots import SlotSpec, match_slots, slot_input
+
+
+def find_slots(trunk: nn.Module,
+               pattern: Optional[str] = None,
+               probe_size: int = 224) -> Dict[str, SlotSpec]:
+    """Find the slots of a trunk that match one pattern.
+
+    Args:
+        trunk (nn.Module): The backbone, in any state; left as it was.
+        pattern (str, optional): See :func:`match_slots`.
+        probe_size (int): Side of the blank picture in pixels.
+
+    Returns:
+        dict[str, SlotSpec]: Slots by name, in the trunk's order.
+
+    Raises:
+        ValueError: See :func:`match_slots` and :func:`probe_slots`.
+    """
+    return probe_slots(trunk, match_slots(trunk, pattern), probe_size)
+
+
+def probe_slots(trunk: nn.Module,
+                names: Sequence[str],
+                probe_size: int = 224,
+                outputs: bool = False) -> Dict[str, SlotSpec]:
+    """Learn the shapes of slots from one blank picture.
+
+    Widths, layouts and strides are observed rather than declared, so any
+    registry backbone works, whatever its attributes are called.
+
+    Args:
+        trunk (nn.Module): The backbone, in any state; left as it was.
+        names (Sequence[str]): Names of its submodules.
+        probe_size (int): Side of the blank picture in pixels.
+        outputs (bool): Whether to describe the trunk's outputs too, as
+            ``outputs.0``, ``outputs.1`` and so on. Defaults to False.
+
+    Returns:
+        dict[str, SlotSpec]: Slots by name, in the trunk's order, the outputs
+        last.
+
+    Raises:
+        ValueError: If a submodule returns neither tokens nor a map, or lies
+            inside an activation checkpoint.
+    """
+    modules = dict(trunk.named_modules())
+    names = [name for name in modules if name in set(names)]
+    for name in names:
+        _refuse_checkpointing(name, modules)
+    seen: Dict[str, Tuple[Size, Optional[Size]]] = {}
+    deltas: Dict[str, Tensor] = {}
+
+    def record(name: str):
+
+        def hook(_, args, kwargs, output):
+            seen[name] = (slot_input(args, kwargs).shape,
+                          getattr(output, 'shape', None))
+            if isinstance(output, Tensor):
+                deltas[name] = torch.zeros_like(output, requires_grad=True)
+                return output + deltas[name]
+
+        return hook
+
+    handles = [
+        modules[name].register_forward_hook(record(name), with_kwargs=True)
+        for name in names
+    ]
+    modes = {module: module.training for module in trunk.modules()}
+    trunk.eval()
+    weight = next(trunk.parameters())
+    picture = torch.zeros(
+        1, 3, probe_size, probe_size, device=weight.device, dtype=weight.dtype)
+    try:
+        with torch.enable_grad():
+            levels = trunk(picture)
+            if names:
+                sum(level.sum() for level in _tensors(levels)).backward()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    # a submodule the trunk never calls (a cut-off stage) is no slot
+    specs = {
+        name: replace(
+            _observed(name, modules[name], probe_size, *seen[name]),
+            is_read=deltas[name].grad is not None)
+        for name in names if name in seen
+    }
+    if outputs:
+        specs.update(_outputs(levels, probe_size))
+    return specs
+
+
+def _tensors(outputs: object) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    else:
+        for item in outputs:
+            yield from _tensors(item)
+
+
+def _refuse_checkpointing(name: str, modules: Dict[str, nn.Module]) -> None:
+    # what runs again in backward would meet the gates of a later pass, or a
+    # graph that is freed; the trunk itself only hands the setting on
+    parts = name.split('.')
+    owners = ['.'.join(parts[:end]) for end in range(1, len(parts))]
+    if any(getattr(modules[owner], 'with_cp', False) for owner in owners):
+        raise ValueError(
+            f"Slot '{name}' lies inside an activation checkpoint, where its "
+            'adapters would learn from wrong gates; set '
+            '`model.backbone.trunk.with_cp=False`.')
+
+
+def _observed(name: str, module: nn.Module, probe_size: int, inputs: Size,
+              output: Optional[Size]) -> SlotSpec:
+    if isinstance(module, nn.Linear):
+        return _linear(name, module, probe_size, output)
+    if output is not None and len(output) == 4:
+        return SlotSpec(name, dims=output[1], is_map=True)
+    if output is None or len(output) != 3 or inputs != output:
+        raise ValueError(
+            f"Submodule '{name}' cannot be a slot: it maps {inputs} to "
+            f'{output}, and a slot is a linear layer, maps tokens (B, L, C) '
+            'to tokens of the same shape or returns a map (B, C, H, W). '
+            'Narrow the pattern.')
+    return _tokens(name, output, probe_size)
+
+
+def _linear(name: str, module: nn.Linear, probe_size: int,
+            output: Size) -> SlotSpec:
+    spec = SlotSpec(
+        name,
+        dims=module.out_features,
+        is_map=False,
+        in_dims=module.in_features,
+        is_linear=True)
+    # windows of an attention lie in the batch: no grid of the picture
+    if len(output) == 3 and output[0] == 1:
+        side = math.isqrt(output[1])
+        if probe_size % side == 0:
+            return replace(
+                spec,
+                num_extra_tokens=output[1] - side * side,
+                stride=probe_size // side)
+    return spec
+
+
+def _tokens(name: str, shape: Size, probe_size: int) -> SlotSpec:
+    side = math.isqrt(shape[1])
+    stride, rest = divmod(probe_size, side)
+    if rest:
+        raise ValueError(
+            f"Slot '{name}' has {shape[1]} tokens for a picture of "
+            f'{probe_size} px, which is no whole stride; set `probe_size` '
+            'to a multiple of the patch size.')
+    return SlotSpec(
+        name,
+        dims=shape[2],
+        is_map=False,
+        num_extra_tokens=shape[1] - side * side,
+        stride=stride)
+
+
+def _outputs(levels: object, probe_size: int) -> Dict[str, SlotSpec]:
+    if isinstance(levels, Tensor):
+        levels = [levels]
+    specs: List[SlotSpec] = []
+    for index, level in enumerate(levels):
+        name, shape = f'outputs.{index}', getattr(level, 'shape', ())
+        if len(shape) == 4:
+            specs.append(SlotSpec(name, dims=shape[1], is_map=True))
+        elif len(shape) == 3:
+            specs.append(_tokens(name, shape, probe_size))
+        elif len(shape) == 2:  # one token for the whole picture
+            specs.append(SlotSpec(name, dims=shape[1], is_map=False))
+        else:
+            raise ValueError(
+                f'A module beside the trunk cannot read its output {index}, '
+                f'a {type(level).__name__}: it reads maps (B, C, H, W), '
+                'tokens (B, L, C) and vectors (B, C); set the trunk\'s '
+                '`out_type`.')
+    return {spec.name: spec for spec in specs}

@@ -1,0 +1,216 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import re
+from abc import ABCMeta, abstractmethod
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type
+
+import torch
+from mmengine.model import BaseModule, initialize
+from torch import Tensor, nn
+
+from ..adapters import BaseAdapter
+from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
+from .probe import probe_slots
+from .slots import OUTPUT_SLOTS, OutputSlot, Slot, SlotSpec, match_slots
+from .trunk import build_trunk, pretrained
+
+
+class SlottedTrunk(BaseModule, metaclass=ABCMeta):
+    """A frozen trunk with named places where something may be plugged in.
+
+    Slots inside the trunk are forward hooks; pseudo-slots ``outputs.0``,
+    ``outputs.1`` and so on are its output levels. A subclass says in
+    :meth:`delta` what is added there.
+
+    Args:
+        trunk (dict): Config of the backbone to freeze. Weights named by its
+            ``init_cfg`` are loaded at once and must fit.
+        slots (str, optional): Pattern over submodule names whose matches are
+            slots in any case, see :func:`match_slots`.
+        probe_size (int): Side of the blank picture that finds the slots'
+            shapes, in pixels.
+        save_trunk (bool): Keep the trunk in checkpoints.
+        init_cfg (dict, optional): mmengine init config.
+
+    Raises:
+        FileNotFoundError: If the trunk's weights are missing.
+        ValueError: If they do not fit, or the pattern matches nothing.
+    """
+
+    def __init__(self, trunk: dict, slots: Optional[str], probe_size: int,
+                 save_trunk: bool, init_cfg: Optional[dict]) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.trunk = build_trunk(trunk)
+        self.trunk_weights = pretrained(trunk).get('checkpoint')
+        self.save_trunk = save_trunk
+        self.slots: Dict[str, SlotSpec] = {}
+        self._pattern = slots
+        self._probe_size = probe_size
+        self._ladder: List[OutputSlot] = []
+        # the shape of the pictures that run, for grids of tokens
+        self._shape: Tuple[int, ...] = ()
+
+    @abstractmethod
+    def delta(self,
+              slot: Slot,
+              x: Tensor,
+              grid: Optional[Tuple[int, int]],
+              states: Optional[dict] = None) -> Optional[Tensor]:
+        """What is added in a slot, None when that is nothing.
+
+        Args:
+            slot (Slot): The slot.
+            x (Tensor): What it reads: tokens (B, L, C), or the input of a
+                linear layer, (..., C).
+            grid (tuple[int, int], optional): Rows and columns of the tokens;
+                None where they follow from the picture.
+            states (dict, optional): For outputs, see
+                :meth:`OutputSlot.raise_level`.
+        """
+
+    # --------------------------------------------------------------- slots
+
+    def _find_slots(self, names: Sequence[str], outputs: bool = False) -> None:
+        """Find slots that are not known yet by one probe, and plug in."""
+        outputs = outputs or any(re.fullmatch(OUTPUT_SLOTS, n) for n in names)
+        outputs = outputs and not self._ladder
+        names = [name for name in names if name not in self.slots]
+        if not names and not outputs:
+            return
+        submodules = dict(self.trunk.named_modules())
+        found = probe_slots(self.trunk, names, self._probe_size, outputs)
+        for name, spec in found.items():
+            index = len(self.slots)
+            self.slots[name] = spec
+            if re.fullmatch(OUTPUT_SLOTS, name):
+                self._ladder.append(OutputSlot(index, spec, self))
+            else:
+                submodules[name].register_forward_hook(
+                    Slot(index, spec, self).add_delta, with_kwargs=True)
+
+    def _slots_for(self, kind: Type[BaseAdapter],
+                   pattern: Optional[str]) -> List[str]:
+        """Names of the slots that a new module of a kind occupies.
+
+        Raises:
+            ValueError: If the pattern matches nothing.
+        """
+        if not kind.beside:
+            return match_slots(self.trunk, pattern or self._pattern,
+                               kind.linear)
+        self._find_slots([], outputs=True)
+        names = [slot.spec.name for slot in self._ladder]
+        chosen = [n for n in names if re.fullmatch(pattern or '.*', n)]
+        if not chosen:
+            raise ValueError(f'The slot pattern {pattern!r} matches none of '
+                             f'the outputs {names}.')
+        return chosen
+
+    def _check_kind(self, kind: Type[BaseAdapter], name: str) -> None:
+        """Refuse a slot that a kind of adapter cannot sit in.
+
+        Raises:
+            ValueError: If the adapter needs a linear layer or a grid.
+        """
+        spec = self.slots[name]
+        if kind.linear and not spec.is_linear:
+            raise ValueError(
+                f"{kind.__name__} sits in linear layers, and '{name}' is "
+                'none; give it a `slots` pattern that names some.')
+        if (kind.needs_grid and spec.is_linear and not spec.stride):
+            raise ValueError(
+                f"{kind.__name__} needs to know the rows and columns of the "
+                f"tokens, which slot '{name}' does not keep; choose another "
+                'slot.')
+
+    @property
+    def levels(self) -> List[int]:
+        """Which stages of the trunk its outputs come from."""
+        num = len(self._ladder)
+        indices = getattr(self.trunk, 'out_indices', None)
+        if isinstance(indices, (list, tuple)) and len(indices) == num:
+            return [int(index) for index in indices]
+        return list(range(num))
+
+    def _check_levels(self, module: str, levels: Optional[Sequence]) -> None:
+        """Refuse a module beside the trunk that was made for other levels.
+
+        Raises:
+            ValueError: If it was.
+        """
+        if levels is not None and list(levels) != self.levels:
+            raise ValueError(
+                f"Module '{module}' reads the trunk's stages {list(levels)}, "
+                f'and this trunk gives out {self.levels}; set '
+                '`model.backbone.trunk.out_indices` to what it reads.')
+
+    def own_slots(self) -> List[str]:
+        """The slots of the pattern alone, whatever modules are plugged in."""
+        try:
+            return match_slots(self.trunk, self._pattern)
+        except ValueError:  # a trunk without default slots
+            return list(self.slots)
+
+    def _check_size(self, x: Tensor) -> None:
+        strides = [
+            s.stride for s in self.slots.values()
+            if s.stride and not s.is_linear
+        ]
+        patch = min(strides, default=1)
+        height, width = x.shape[-2:]
+        if height % patch or width % patch:
+            raise ValueError(
+                f'A picture of {height}x{width} px is not divisible by the '
+                f"trunk's patch size {patch}; resize in the pipeline, or set "
+                f'`pad_size_divisor={patch}` in the data preprocessor.')
+
+    # ------------------------------------------------------------- running
+
+    def _run_trunk(self, x: Tensor) -> tuple:
+        self._shape = x.shape
+        return self.trunk(x)
+
+    def _read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """One pass for all modules beside the trunk, without autograd.
+
+        With autograd only where somebody asks for the pictures' gradients or
+        has thawed the trunk.
+        """
+        learns = x.requires_grad or any(p.requires_grad
+                                        for p in self.trunk.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            levels = self._run_trunk(x)
+        return (levels, ) if isinstance(levels, Tensor) else tuple(levels)
+
+    def _climb(self, levels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+        """Add the deltas of the output slots, level by level."""
+        states: dict = {}
+        return tuple(
+            slot.raise_level(level, states)
+            for slot, level in zip(self._ladder, levels))
+
+    # --------------------------------------------------- freezing, saving
+
+    def _guard_checkpoints(self) -> None:
+        self._register_state_dict_hook(leave_trunk_out)
+        self._register_load_state_dict_pre_hook(keep_trunk, with_module=True)
+        self.register_buffer('trunk_fingerprint', fingerprint_tensor(self))
+
+    def train(self, mode: bool = True) -> 'SlottedTrunk':
+        """Train the parts beside the trunk; the trunk stays in eval mode."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""
+        if self.init_cfg:
+            initialize(self, self.init_cfg)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'SlottedTrunk':
+        """Keep ``fn`` from the parts inside.
+
+        A model's own ``init_cfg`` (Swin classifiers have one) reaches every
+        layer through ``apply``, when trunk and modules are loaded already.
+        """
+        fn(self)
+        return self
