@@ -23,6 +23,7 @@ from _tiny import (KINDS, LEVELS, SCOPES, SIZE, Pictures, add_modules,
                    same, save_trunk, snapshot)
 from vim_mm.apis import ViMInferencer
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.fusion import build_fusion
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.registry import MODELS
 from vim_mm.zoo import save_module
@@ -227,6 +228,18 @@ def test_streams_through_the_neck(folder: Path) -> None:
         assert equal(outputs, before[task])
     with pytest.raises(ValueError, match='streams'):
         ViMFusionNeck(LEVELS, scales=[1], sources=[[0]]).add_task('x', EIGHT)
+
+
+def test_a_task_of_other_slots_is_refused_not_forgotten(
+        tmp_path: Path) -> None:
+    """mmengine leaves out what does not fit and only warns."""
+    narrow = build_fusion(dict(type='EnsMoE', tasks=['old']), EIGHT, 6)
+    path = str(tmp_path / 'old.pth')
+    torch.save(dict(state_dict=narrow.state_dict()), path)
+    wide = build_fusion(
+        dict(type='EnsMoE', tasks=dict(old=EIGHT, new=NINE)), NINE, 12)
+    with pytest.raises(ValueError, match=r"'old'.*\(6, 8\).*other slots"):
+        load_checkpoint(wide, path, strict=False, logger='silent')
 
 
 # --------------------------------------------------------- whole projects

@@ -80,7 +80,16 @@ class LearnedFusion(BaseFusion):
                     # what belongs to no module stays behind the modules
                     rest = range(len(names), value.shape[dim])
                     index = torch.tensor([*order, *rest], device=value.device)
-                    state_dict[key] = value.index_select(dim, index)
+                    value = value.index_select(dim, index)
+                    own = getattr(self, name)[task]
+                    if value.shape != own.shape:  # mmengine would only warn
+                        raise ValueError(
+                            f"The checkpoint's task '{task}' has {name} of "
+                            f'shape {tuple(value.shape)}, this model of '
+                            f'{tuple(own.shape)}: its modules sit in other '
+                            'slots. Give the task a config of its own, with '
+                            'the modules and slots it was trained with.')
+                    state_dict[key] = value
 
     def select(self, task: str) -> None:
         """See :meth:`BaseFusion.select`."""
