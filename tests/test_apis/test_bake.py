@@ -1,0 +1,235 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A fusion baked into one module computes what the fusion computed."""
+
+import importlib.util
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from _tiny import (KINDS, SIZE, Pictures, add_modules, build_backbone,
+                   build_model, build_runner, fill, fusion_neck, model_cfg,
+                   same, save_trunk, snapshot)
+from vim_mm.apis.bake import TOLERANCE, bake
+from vim_mm.apis.serving import build_model as load_model
+from vim_mm.zoo import Zoo, ZooError, save_module
+
+SCRIPT = Path(__file__).parents[2] / 'tools/bake.py'
+NAMES = ['a', 'b', 'c']
+
+
+def save_zoo(folder: Path, names: Sequence[str] = NAMES, **adapter) -> dict:
+    """Write a trunk and modules; return what a backbone needs of them."""
+    trunk = save_trunk(folder / 'trunk.pth')
+    midstream = build_backbone(trunk)
+    if adapter.get('type') == 'LoRA':
+        midstream._find_slots(
+            [f'layers.{i}.attn.{n}' for i in range(3) for n in ('qkv', 'proj')])
+    for name in names:
+        if adapter.get('type') == 'LoRA':
+            slots = {n: s.widths for n, s in midstream.slots.items()
+                     if s.is_linear}
+            midstream.bank.add(name, adapter, slots)
+            fill(midstream.bank.members[name], seed=sum(map(ord, name)))
+        else:
+            add_modules(midstream, name, **adapter)
+        save_module(midstream, name, str(folder / 'zoo'))
+    return dict(trunk=trunk, zoo=str(folder / 'zoo'), modules=list(names))
+
+
+def fused(folder: Path, fusion: dict, **adapter):
+    cfg = save_zoo(folder, **adapter)
+    model = build_model('seg', dict(cfg, fusion=fusion)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for param in model.backbone.fusion.parameters():
+        param.data.normal_(generator=generator)
+    return model
+
+
+def pictures() -> Tensor:
+    return torch.randn(
+        2, 3, SIZE, 70, generator=torch.Generator().manual_seed(7))
+
+
+@torch.no_grad()
+def outputs_of(model, folder: Path, name: str) -> tuple:
+    """Of the fused model, and of one that loads the baked module alone."""
+    baked = build_backbone(
+        save_trunk(folder / 'trunk.pth'),
+        zoo=str(folder / 'zoo'),
+        modules=[name])
+    assert baked.fusion is None
+    return model.backbone(pictures()), baked.eval()(pictures())
+
+
+FUSIONS = [
+    dict(type='EnsMoE', tasks=['t']),
+    dict(type='EnsMoE', top_k=2),
+    dict(type='EnsMoE', zero_module=True),
+    dict(type='LinearMoE'),
+    dict(type='FixedFusion', weights=dict(a=1.5, c=-0.7)),
+    dict(type='ParameterMerge'),
+    dict(type='FixedMerge', weights=dict(a=1.5, c=-0.7)),
+]
+
+
+@pytest.mark.parametrize('fusion', FUSIONS, ids=str)
+def test_one_module_equals_the_fusion(fusion: dict, tmp_path: Path) -> None:
+    model = fused(tmp_path, fusion)
+    before = snapshot(model)
+    baked = bake(model, 'one', str(tmp_path / 'zoo'), threshold=0, size=SIZE)
+    assert not baked.dropped and baked.difference <= 1e-5 < TOLERANCE
+    assert same(snapshot(model), before) and not model.training
+    assert model.backbone.bank.names == NAMES
+    expected, found = outputs_of(model, tmp_path, 'one')
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    card = Zoo(tmp_path / 'zoo').card('one')
+    origin = card.training['baked_from']
+    assert origin['fusion'] == fusion['type']
+    assert origin['difference'] == baked.difference
+    assert origin['weights'] == {
+        slot: {m: w for m, w in row.items() if w}
+        for slot, row in model.backbone.gates().items()
+    }
+
+
+KINDS_OF_ADAPTER = [
+    dict(type='ConvPass', hidden_dims=3, scale=2.),
+    dict(type='BottleneckAdapter', hidden_dims=3),
+    dict(type='LoRA', rank=2, alpha=6),
+]
+
+
+@pytest.mark.parametrize('kind', KINDS_OF_ADAPTER, ids=lambda k: k['type'])
+def test_every_kind_of_module(kind: dict, tmp_path: Path) -> None:
+    model = fused(tmp_path, dict(type='LinearMoE'), **kind)
+    baked = bake(model, 'one', str(tmp_path / 'zoo'), threshold=0, size=SIZE)
+    assert baked.card.kind == kind['type'] and baked.difference <= 1e-5
+    expected, found = outputs_of(model, tmp_path, 'one')
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with model.backbone.only('a'):
+        assert not torch.allclose(
+            model.backbone(pictures())[-1], expected[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize('merges', [False, True])
+def test_small_weights_are_dropped_and_the_rest_is_not_scaled(
+        merges: bool, tmp_path: Path) -> None:
+    kind = 'vim_mm.ParameterMerge' if merges else 'vim_mm.EnsMoE'
+    model = fused(tmp_path, dict(type=kind))
+    fusion, slots = model.backbone.fusion, list(model.backbone.slots)
+    gates = torch.tensor([[.96, .03, .01], [.03, .48, .49], [1., 0, 0],
+                          [.5, .5, 0], [.1, .1, .8], [.03, .94, .03]])
+    fusion.set_logits('default', gates.log())
+    baked = bake(model, 'one', str(tmp_path / 'zoo'), threshold=.05, size=SIZE)
+    expected = {
+        slot: {n: float(w) for n, w in zip(NAMES, row) if w >= .05}
+        for slot, row in zip(slots, gates)
+    }
+    for slot in slots:
+        assert baked.kept[slot] == pytest.approx(expected[slot])
+    assert sorted(baked.dropped) == sorted([slots[0], slots[1], slots[5]])
+    # the same as a fusion by these very numbers, dropped ones at zero
+    model.backbone.fusion.gates = lambda _: gates * (gates >= .05)
+    reference, found = outputs_of(model, tmp_path, 'one')
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-4)
+    assert 1e-3 < baked.difference < 1
+    # what no module is left in is no slot of the new one
+    model.backbone.fusion.gates = lambda _: torch.tensor(
+        [[.5, .5, 0]] * 5 + [[.01] * 3])
+    baked = bake(model, 'two', str(tmp_path / 'zoo'), threshold=.05, size=SIZE)
+    assert baked.card.slots == slots[:5]
+    outputs_of(model, tmp_path, 'two')
+
+
+def test_refusals(tmp_path: Path) -> None:
+    zoo = str(tmp_path / 'zoo')
+    model = fused(tmp_path, dict(type='RoutedMoE'))
+    with pytest.raises(ValueError, match='anew for every picture'):
+        bake(model, 'one', zoo, size=SIZE)
+    backbone = model.backbone
+    backbone.fusion = None
+    with pytest.raises(ValueError, match='weighs streams in a neck cannot'):
+        bake(model, 'one', zoo, size=SIZE)
+    cfg = dict(trunk=save_trunk(tmp_path / 'trunk.pth'), zoo=zoo,
+               modules=NAMES, fusion=dict(type='EnsMoE'))
+    model = build_model('seg', cfg).eval()
+    with pytest.raises(ValueError, match='No weight is 0.5 or more'):
+        bake(model, 'one', zoo, threshold=.5, size=SIZE)
+    with pytest.raises(ValueError, match="no task 'z'"):
+        bake(model, 'one', zoo, task='z', size=SIZE)
+    with pytest.raises(ValueError, match="already holds a module 'a'"):
+        bake(model, 'a', zoo, size=SIZE)
+    assert Zoo(zoo).names() == NAMES
+    bake(model, 'one', zoo, size=SIZE)
+    with pytest.raises(ZooError, match='already has a module'):
+        bake(model, 'one', zoo, size=SIZE)
+
+
+def test_modules_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    cfg = save_zoo(tmp_path)
+    midstream = build_backbone(cfg['trunk'])
+    add_modules(midstream, 'wide', hidden_dims=7)
+    save_module(midstream, 'wide', cfg['zoo'])
+    cfg = dict(cfg, modules=['a', 'wide'], fusion=dict(type='EnsMoE'))
+    model = build_model('seg', cfg).eval()
+    with pytest.raises(ValueError, match='cannot be folded into one'):
+        bake(model, 'one', cfg['zoo'], size=SIZE)
+
+
+CONFIG = """
+default_scope = '{scope}'
+module_card = dict(task='{kind}', dataset='squares', licence='CC0-1.0')
+model = {model!r}
+"""
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_train_bake_and_run(kind: str, tmp_path: Path,
+                            capsys: pytest.CaptureFixture) -> None:
+    """The tool, from a run's config and checkpoint to a model without fusion."""
+    spec = importlib.util.spec_from_file_location('bake_cli', SCRIPT)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    backbone = dict(save_zoo(tmp_path), fusion=dict(type='vim_mm.EnsMoE'))
+    cfg = model_cfg(kind, backbone, fusion_neck(kind))
+    run = build_runner(kind, cfg, tmp_path / 'run')
+    run.train()
+    config = tmp_path / 'fused.py'
+    config.write_text(CONFIG.format(
+        scope=run.default_scope.scope_name, kind=kind, model=cfg.to_dict()))
+    checkpoint = str(tmp_path / 'run' / 'iter_4.pth')
+    tool.main([
+        str(config), checkpoint, '--zoo', str(tmp_path / 'out'), '--name',
+        'baked', '--threshold', '0'
+    ])
+    said = capsys.readouterr().out
+    assert '18 adapters folded, 0 dropped' in said and '1e-04 allowed' in said
+    card = Zoo(tmp_path / 'out').card('baked')
+    assert card.dataset == 'squares' and card.task == kind
+    assert card.training['config'] == 'fused.py'
+    assert card.adapter['groups'] == 3
+    head = Zoo(tmp_path / 'out').load_head('baked')
+    assert head and all(torch.equal(run.model.state_dict()[k], v)
+                        for k, v in head.items())
+
+    plain = Config.fromfile(config)
+    plain.model.backbone.update(
+        zoo=str(tmp_path / 'out'), modules=['baked'], fusion=None)
+    model, _ = load_model(plain, checkpoint)
+    fused_model, _ = load_model(Config.fromfile(config), checkpoint)
+    first, second = (m.test_step(Pictures(kind).batch())
+                     for m in (fused_model, model))
+    torch.testing.assert_close(
+        values(kind, first), values(kind, second), rtol=1e-3, atol=1e-4)
+
+
+def values(kind: str, results: list) -> Tensor:
+    if kind == 'cls':
+        return torch.stack([r.pred_score for r in results])
+    if kind == 'seg':
+        return torch.stack([r.seg_logits.data for r in results])
+    return torch.cat([r.pred_instances.scores for r in results])
