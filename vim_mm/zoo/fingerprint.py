@@ -2,7 +2,8 @@
 """A name for the weights that a module was trained beside."""
 
 import hashlib
-from typing import Sequence
+import re
+from typing import Dict, Sequence
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -10,15 +11,24 @@ from torch import nn
 
 from .card import ZooError
 
+#: what a module beside the trunk reads, its output levels
+_OUTPUT = re.compile(r'outputs\.\d+')
+#: made anew for every image size
+_POSITION = re.compile(r'pos_embed|position_embed')
+
 
 def get_slot(trunk: nn.Module, slot: str) -> nn.Module:
     """Return the submodule of ``trunk`` that a slot names.
+
+    An output, ``outputs.0``, is the work of the whole trunk.
 
     Raises:
         ZooError: If the trunk has no such submodule.
     """
     if is_model_wrapper(trunk):
         trunk = trunk.module
+    if _OUTPUT.fullmatch(slot):
+        return trunk
     try:
         return trunk.get_submodule(slot)
     except AttributeError:
@@ -35,6 +45,8 @@ def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
     different image sizes (resized position embeddings), with and without its
     final norm and with other ``out_indices``; the weights inside the slots are
     what a module was trained beside, and any other pretraining changes them.
+    A module that reads the trunk's outputs was trained beside all of it: then
+    every tensor counts, position embeddings apart.
 
     Neither the device, nor hooks on the slots, nor a wrapper around the trunk
     matters. The number format matters as far as it rounds: a trunk cast to
@@ -56,11 +68,23 @@ def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
         raise ZooError('A trunk has a fingerprint for given slots only, and '
                        'none is given.')
     digest = hashlib.sha256()
-    for slot in sorted(set(slots)):
-        state = get_slot(trunk, slot).state_dict()
+    # outputs share one entry; no sense in hashing the trunk for each
+    names = {
+        'outputs.0' if _OUTPUT.fullmatch(slot) else slot
+        for slot in slots
+    }
+    for slot in sorted(names):
+        state = _state(trunk, slot)
         digest.update(f'{slot}\n'.encode())
         for key in sorted(state):
             value = state[key].detach().to('cpu', torch.float32).contiguous()
             digest.update(f'{slot}.{key} {list(value.shape)}\n'.encode())
             digest.update(value.numpy().astype('<f4', copy=False).data)
     return digest.hexdigest()
+
+
+def _state(trunk: nn.Module, slot: str) -> Dict[str, torch.Tensor]:
+    state = get_slot(trunk, slot).state_dict()
+    if not _OUTPUT.fullmatch(slot):
+        return state
+    return {k: v for k, v in state.items() if not _POSITION.search(k)}

@@ -4,8 +4,9 @@ from .base_adapter import BaseAdapter
 from .bottleneck import BottleneckAdapter
 from .conv_pass import ConvPass
 from .lora import LoRA
+from .plugin_neck import PluginNeck
 
 __all__ = [
     'AdapterBank', 'BaseAdapter', 'BottleneckAdapter', 'ConvPass', 'LoRA',
-    'adapter_class', 'build_adapter'
+    'PluginNeck', 'adapter_class', 'build_adapter'
 ]

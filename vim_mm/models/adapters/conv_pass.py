@@ -51,7 +51,7 @@ def conv_tokens(u: Tensor, weight: Tensor, bias: Tensor, grid: Grid,
 class ConvPass(BaseAdapter):
     """The adapter of ViM (papers: ViM, arXiv 2303.06911; Convpass).
 
-    ``M(z) = s * W_up a(Conv3x3(a(W_down z + b_down))) + b_up`` with ``a`` the
+    ``M(z) = s * (W_up a(Conv3x3(a(W_down z + b_down))) + b_up)`` with ``a`` the
     QuickGELU; the convolution is full, not depth-wise, and class tokens pass
     through its centre tap.
 
@@ -137,16 +137,41 @@ class ConvPass(BaseAdapter):
         into whose (small) weight the gates are folded. See
         :meth:`BaseAdapter.wide` for the arguments.
         """
+        return cls.read_out(adapters, cls.hidden(adapters, x, grid), gates)
+
+    @staticmethod
+    def hidden(adapters: Sequence['ConvPass'],
+               x: Tensor,
+               grid: Grid,
+               below: Optional[Tensor] = None) -> Tensor:
+        """Activated hidden units of K adapters, side by side.
+
+        Args:
+            adapters (Sequence[ConvPass]): The adapters.
+            x (Tensor): Tokens of shape (B, E + H * W, dims).
+            grid (tuple[int, int]): H and W, in patches.
+            below (Tensor, optional): Added before the convolution. Defaults
+                to None.
+
+        Returns:
+            Tensor: Shape (B, E + H * W, sum of h).
+        """
         u = quick_gelu(
             F.linear(x, torch.cat([a.down.weight for a in adapters]),
                      torch.cat([a.down.bias for a in adapters])))
         v = conv_tokens(
-            u,
+            u if below is None else u + below,
             torch.cat([a.conv.weight for a in adapters]),
             torch.cat([a.conv.bias for a in adapters]),
             grid,
             groups=sum(a.conv.groups for a in adapters))
-        return gated_up(adapters[0].dropout(quick_gelu(v)),
+        return quick_gelu(v)
+
+    @staticmethod
+    def read_out(adapters: Sequence['ConvPass'], hidden: Tensor,
+                 gates: Tensor) -> Tensor:
+        """The gated delta of K adapters, from what :meth:`hidden` gives."""
+        return gated_up(adapters[0].dropout(hidden),
                         [a.up.weight for a in adapters],
                         [a.up.bias for a in adapters],
                         scaled(gates, adapters))
