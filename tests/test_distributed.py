@@ -9,11 +9,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from _tiny import fusion_neck, model_cfg, same, save_trunk
+from _tiny import (add_modules, build_backbone, fusion_neck, model_cfg, same,
+                   save_trunk)
+from vim_mm.zoo import Zoo, save_module
 
 WORLD = 2
 HOOKS = [
     dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
+    dict(type='vim_mm.HoldOutGatesHook', steps=3, num_extra_tokens=0),
     dict(type='vim_mm.WarmHeadHook', epochs=2),
 ]
 
@@ -73,13 +76,22 @@ def spawn(kind: str, folder: Path, backbone: dict, hooks: list) -> list:
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize(('kind', 'hooks'), [('det', []), ('cls', HOOKS)])
+def save_modules(folder: Path, trunk: dict) -> dict:
+    midstream = build_backbone(trunk)
+    add_modules(midstream, 'a', 'b')
+    for name in ('a', 'b'):
+        save_module(midstream, name, str(folder / 'zoo'))
+    return dict(zoo=str(folder / 'zoo'), modules=['a', 'b'])
+
+
+@pytest.mark.parametrize(('kind', 'hooks', 'fusion'),
+                         [('det', [], 'EnsMoE'), ('cls', HOOKS, 'RoutedMoE')])
 def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
-                                          hooks: list) -> None:
-    backbone = dict(
-        trunk=save_trunk(tmp_path / 'trunk.pth'),
-        new_module='n',
-        fusion=dict(type='EnsMoE'))
+                                          hooks: list, fusion: str) -> None:
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    backbone = dict(trunk=trunk, new_module='n', fusion=dict(type=fusion))
+    if fusion == 'RoutedMoE':
+        backbone.update(save_modules(tmp_path, trunk), tune_modules=True)
     first, second = spawn(kind, tmp_path, backbone, hooks)
     assert first['wrapper'] == 'MMDistributedDataParallel'
     buffers = {k for k in first['rest'] if 'running_' in k or 'batches' in k}
@@ -91,7 +103,16 @@ def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
     assert same({k: first['rest'][k] for k in keys},
                 {k: second['rest'][k] for k in keys})
     ups = [v for k, v in first['rest'].items() if '.up.weight' in k]
-    assert len(ups) == 6 and all(v.abs().sum() > 0 for v in ups)
+    num = len(backbone.get('modules', [])) + 1
+    assert len(ups) == 6 * num and all(v.abs().sum() > 0 for v in ups)
+    if fusion == 'RoutedMoE':  # what the hooks and the training have learned
+        logits, router = (first['rest'][f'backbone.fusion.{name}.default']
+                          for name in ('logits', 'router'))
+        assert logits.std(dim=0).min() > 1e-4 and router.abs().max() > 1e-2
+        stored = Zoo(tmp_path / 'zoo').load('a')[1]
+        tuned = 'backbone.bank.members.a.layers-0-attn.down.weight'
+        assert not torch.equal(first['rest'][tuned],
+                               stored['layers.0.attn.down.weight'])
     assert torch.isfinite(first['losses']).all()
     assert not torch.equal(first['losses'], torch.zeros(6))
     assert (tmp_path / 'iter_6.pth').exists()
