@@ -333,7 +333,7 @@ def leave(cfg: Config, path: Path, seed: int) -> tuple:
     """A task as its training may have left it."""
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
-    for part in (model.backbone.fusion, *dict(model.named_children()).values()):
+    for part in (model.backbone.fusion, *model.children()):
         if not isinstance(part, ViMBackbone):
             fill(part, .2, seed)
     torch.save(dict(state_dict=model.state_dict()), path)

@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=0.3,
         help='boxes from this score on are drawn and counted')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, … (default: best)')
+    parser.add_argument(
+        '--device', help='cpu, cuda, cuda:1, … (default: best)')
     parser.add_argument(
         '--json', action='store_true', help='print one JSON line a picture')
     parser.add_argument(

@@ -507,7 +507,8 @@ def test_modules_may_be_missing_from_the_checkpoint(
     stored = torch.load(checkpoint)
     kept = {
         key: value
-        for key, value in stored['state_dict'].items() if '.members.' not in key
+        for key, value in stored['state_dict'].items()
+        if '.members.' not in key
     }
     assert len(kept) < len(stored['state_dict'])
     torch.save(dict(state_dict=kept), tmp_path / 'small.pth')
