@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from _tiny import (KINDS, SIZE, Pictures, add_modules, build_backbone,
-                   build_model, build_runner, fill, fusion_neck, model_cfg,
-                   same, save_trunk, snapshot)
+from _tiny import (KINDS, SIZE, Pictures, build_backbone, build_model,
+                   build_runner, fill, fusion_neck, model_cfg, same,
+                   save_trunk, snapshot)
 from vim_mm.apis.bake import TOLERANCE, bake
 from vim_mm.apis.serving import build_model as load_model
 from vim_mm.zoo import Zoo, ZooError, save_module
@@ -24,18 +24,10 @@ NAMES = ['a', 'b', 'c']
 def save_zoo(folder: Path, names: Sequence[str] = NAMES, **adapter) -> dict:
     """Write a trunk and modules; return what a backbone needs of them."""
     trunk = save_trunk(folder / 'trunk.pth')
-    midstream = build_backbone(trunk)
-    if adapter.get('type') == 'LoRA':
-        midstream._find_slots(
-            [f'layers.{i}.attn.{n}' for i in range(3) for n in ('qkv', 'proj')])
+    adapter = adapter or dict(type='ConvPass', hidden_dims=4)
     for name in names:
-        if adapter.get('type') == 'LoRA':
-            slots = {n: s.widths for n, s in midstream.slots.items()
-                     if s.is_linear}
-            midstream.bank.add(name, adapter, slots)
-            fill(midstream.bank.members[name], seed=sum(map(ord, name)))
-        else:
-            add_modules(midstream, name, **adapter)
+        midstream = build_backbone(trunk, new_module=name, adapter=adapter)
+        fill(midstream.bank.members[name], seed=sum(map(ord, name)))
         save_module(midstream, name, str(folder / 'zoo'))
     return dict(trunk=trunk, zoo=str(folder / 'zoo'), modules=list(names))
 
@@ -100,6 +92,7 @@ KINDS_OF_ADAPTER = [
     dict(type='ConvPass', hidden_dims=3, scale=2.),
     dict(type='BottleneckAdapter', hidden_dims=3),
     dict(type='LoRA', rank=2, alpha=6),
+    dict(type='PluginNeck', hidden_dims=3),
 ]
 
 
@@ -145,6 +138,20 @@ def test_small_weights_are_dropped_and_the_rest_is_not_scaled(
     outputs_of(model, tmp_path, 'two')
 
 
+def test_modules_beside_the_trunk_are_dropped_altogether(
+        tmp_path: Path) -> None:
+    """What a rung hands on matters at levels where its own weight does not."""
+    model = fused(tmp_path, dict(type='LinearMoE'), type='PluginNeck')
+    weights = model.backbone.fusion.logits['default']
+    weights.data = torch.tensor([[0., .7, .001], [.9, .001, .002], [.8, .6, 0]])
+    baked = bake(model, 'one', str(tmp_path / 'zoo'), size=SIZE)
+    assert [set(row) for row in baked.kept.values()] == [{'a', 'b'}] * 3
+    assert [set(row) for row in baked.dropped.values()] == [{'c'}] * 2
+    weights.data[:, 2] = 0
+    expected, found = outputs_of(model, tmp_path, 'one')
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_refusals(tmp_path: Path) -> None:
     zoo = str(tmp_path / 'zoo')
     model = fused(tmp_path, dict(type='RoutedMoE'))
@@ -170,11 +177,9 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_modules_of_different_kinds_are_refused(tmp_path: Path) -> None:
-    cfg = save_zoo(tmp_path)
-    midstream = build_backbone(cfg['trunk'])
-    add_modules(midstream, 'wide', hidden_dims=7)
-    save_module(midstream, 'wide', cfg['zoo'])
-    cfg = dict(cfg, modules=['a', 'wide'], fusion=dict(type='EnsMoE'))
+    save_zoo(tmp_path, ['wide'], type='ConvPass', hidden_dims=7)
+    cfg = dict(save_zoo(tmp_path), modules=['a', 'wide'],
+               fusion=dict(type='EnsMoE'))
     model = build_model('seg', cfg).eval()
     with pytest.raises(ValueError, match='cannot be folded into one'):
         bake(model, 'one', cfg['zoo'], size=SIZE)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from _tiny import SIZE, add_modules, build_backbone
+from _tiny import SIZE, add_modules, build_backbone, fill
 from vim_mm.models.fusion import EnsMoE, RoutedMoE, build_fusion
 from vim_mm.models.necks import ViMFusionNeck
 
@@ -98,7 +98,7 @@ def spread(backbone: nn.Module, x: Tensor) -> Tensor:
     backbone(x)
     del backbone.fusion.row
     assert len(rows) == len(backbone.slots)
-    return torch.stack(rows).std(1).max()
+    return max(row.std(0).max() for row in rows)
 
 
 def test_the_loop_over_pictures_and_streams_in_a_neck() -> None:
@@ -177,3 +177,25 @@ def test_a_copy_routes_by_its_own_weights() -> None:
     randomise(copied)
     assert torch.equal(fusion.row(None, 0, x), torch.full((2, 3), 1 / 3))
     assert not torch.equal(copied.row(None, 0, x), torch.full((2, 3), 1 / 3))
+
+
+@pytest.mark.parametrize('kind', [
+    dict(type='LoRA', rank=2),
+    dict(type='PluginNeck', hidden_dims=3),
+], ids=lambda kind: kind['type'])
+def test_other_kinds_of_module_are_routed_too(kind: dict) -> None:
+    """Whose slots differ in width, or are the outputs themselves."""
+    backbone = build_backbone(
+        new_module='a', adapter=kind, fusion=dict(
+            type='RoutedMoE', zero_module=True))
+    fill(backbone.bank.members['a'])
+    widths = [spec.in_dims for spec in backbone.slots.values()]
+    router = backbone.fusion.router['default']
+    assert router.shape == (2, sum(widths))
+    randomise(backbone.fusion)
+    x = torch.randn(3, 3, SIZE, SIZE) * torch.tensor([1., 3, 9]).view(3, 1, 1, 1)
+    batch, single = backbone(x), [backbone(picture[None]) for picture in x]
+    for level, output in enumerate(batch):
+        expected = torch.cat([s[level] for s in single])
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-3)
+    assert float(spread(backbone, x)) > 0.02
