@@ -126,7 +126,8 @@ class ConvPass(BaseAdapter):
     @property
     def fold_key(self) -> Hashable:
         """Only equal groups fit one grouped convolution."""
-        return type(self), self.conv.weight.shape[1]
+        # no tensor's shape: while a model is traced these are tensors
+        return type(self), self.hidden_dims // self.conv.groups
 
     @classmethod
     def wide(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,

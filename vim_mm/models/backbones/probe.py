@@ -84,8 +84,9 @@ def probe_slots(trunk: nn.Module,
     try:
         with torch.enable_grad():
             levels = trunk(picture)
-            if names:
-                sum(level.sum() for level in _tensors(levels)).backward()
+            total = sum(level.sum() for level in _tensors(levels))
+            if total.requires_grad:  # not if no output reads a slot
+                total.backward()
     finally:
         for module, training in modes.items():
             module.training = training
