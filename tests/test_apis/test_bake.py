@@ -143,7 +143,8 @@ def test_modules_beside_the_trunk_are_dropped_altogether(
     """What a rung hands on matters at levels where its own weight does not."""
     model = fused(tmp_path, dict(type='LinearMoE'), type='PluginNeck')
     weights = model.backbone.fusion.logits['default']
-    weights.data = torch.tensor([[0., .7, .001], [.9, .001, .002], [.8, .6, 0]])
+    weights.data = torch.tensor([[0., .7, .001], [.9, .001, .002],
+                                 [.8, .6, 0]])
     baked = bake(model, 'one', str(tmp_path / 'zoo'), size=SIZE)
     assert [set(row) for row in baked.kept.values()] == [{'a', 'b'}] * 3
     assert [set(row) for row in baked.dropped.values()] == [{'c'}] * 2
@@ -195,7 +196,7 @@ model = {model!r}
 @pytest.mark.parametrize('kind', KINDS)
 def test_train_bake_and_run(kind: str, tmp_path: Path,
                             capsys: pytest.CaptureFixture) -> None:
-    """The tool, from a run's config and checkpoint to a model without fusion."""
+    """The tool, from a run's checkpoint to a model without fusion."""
     spec = importlib.util.spec_from_file_location('bake_cli', SCRIPT)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

@@ -236,7 +236,8 @@ def test_every_learned_fusion_starts_uniform_and_copies(cfg: dict) -> None:
     fusion = build_fusion(cfg, NAMES, 2, [3, 3])
     num = 5 if cfg.get('zero_module') else 4
     if 'top_k' not in cfg:
-        assert torch.equal(fusion.gates('default'), torch.full((2, 4), 1 / num))
+        expected = torch.full((2, 4), 1 / num)
+        assert torch.equal(fusion.gates('default'), expected)
     fusion.add_task('new', NAMES[:2])
     assert fusion.gates('new').shape == (2, 2)
     assert {n.split('.')[1] for n, _ in fusion.named_parameters()} == {

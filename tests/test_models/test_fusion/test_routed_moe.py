@@ -14,6 +14,7 @@ from vim_mm.models.fusion import EnsMoE, RoutedMoE, build_fusion
 from vim_mm.models.necks import ViMFusionNeck
 
 NAMES = ['a', 'b', 'c']
+SCALES = torch.tensor([1., 3, 9]).view(3, 1, 1, 1)
 
 
 def randomise(fusion: RoutedMoE, std: float = 4.) -> None:
@@ -64,7 +65,8 @@ def test_a_fresh_router_is_the_ensemble_of_the_task() -> None:
     x, num = torch.randn(2, 3, SIZE, 70), len(backbone.slots)
     outputs = []
     for fusion in (EnsMoE(NAMES, num), RoutedMoE(NAMES, num, [32] * num)):
-        logits = torch.randn(num, 3, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(num, 3, generator=generator)
         fusion.set_logits('default', logits)
         backbone.fusion = fusion
         backbone.select_task(None)
@@ -81,7 +83,7 @@ def test_a_batch_in_the_trunk_is_its_pictures_one_by_one() -> None:
         dict(type='RoutedMoE'), NAMES, 6, [32] * 6)
     backbone.select_task(None)
     randomise(backbone.fusion)
-    x = torch.randn(3, 3, SIZE, SIZE) * torch.tensor([1., 3, 9]).view(3, 1, 1, 1)
+    x = torch.randn(3, 3, SIZE, SIZE) * SCALES
     batch = backbone(x)
     single = [backbone(picture[None]) for picture in x]
     for level, output in enumerate(batch):
@@ -93,8 +95,8 @@ def test_a_batch_in_the_trunk_is_its_pictures_one_by_one() -> None:
 
 def spread(backbone: nn.Module, x: Tensor) -> Tensor:
     """Largest deviation of a weight over the pictures, in any slot."""
-    rows, original = [], backbone.fusion.row
-    backbone.fusion.row = lambda *args: rows.append(original(*args)) or rows[-1]
+    rows, row = [], backbone.fusion.row
+    backbone.fusion.row = lambda *args: rows.append(row(*args)) or rows[-1]
     backbone(x)
     del backbone.fusion.row
     assert len(rows) == len(backbone.slots)
@@ -193,7 +195,7 @@ def test_other_kinds_of_module_are_routed_too(kind: dict) -> None:
     router = backbone.fusion.router['default']
     assert router.shape == (2, sum(widths))
     randomise(backbone.fusion)
-    x = torch.randn(3, 3, SIZE, SIZE) * torch.tensor([1., 3, 9]).view(3, 1, 1, 1)
+    x = torch.randn(3, 3, SIZE, SIZE) * SCALES
     batch, single = backbone(x), [backbone(picture[None]) for picture in x]
     for level, output in enumerate(batch):
         expected = torch.cat([s[level] for s in single])
