@@ -491,6 +491,8 @@ def test_a_checkpoint_of_another_model_is_refused(
             served.add_task('new', config, str(tmp_path / f'{name}.pth'))
     with pytest.raises(ValueError, match="no gates|weighs the modules|lacks"):
         served.add_task('new', config, sources(folder)['det'][1])
+    with pytest.raises(ValueError, match="'new' .* no `model`"):
+        served.add_task('new', Config(dict(a=1)), checkpoint)
     with pytest.raises(FileNotFoundError, match='no config file nowhere.py'):
         served.add_task('new', 'nowhere.py', checkpoint)
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
@@ -519,6 +521,29 @@ def test_modules_may_be_missing_from_the_checkpoint(
         each(picture, task='seg', return_datasamples=True)['predictions'][0]
         for each in (one, served))
     assert equal(first, second)
+
+
+@pytest.mark.parametrize('kind, dataset, visualizer, name', [
+    ('cls', 'CIFAR10', 'UniversalVisualizer', 'airplane'),
+    ('det', 'CocoDataset', 'DetLocalVisualizer', 'person'),
+    ('seg', 'ADE20KDataset', 'SegLocalVisualizer', 'wall')])
+def test_bare_types_are_those_of_the_tasks_library(
+        folder: Path, kind: str, dataset: str, visualizer: str,
+        name: str) -> None:
+    """As the base configs of mmpretrain, mmdet and mmseg have them."""
+    config, checkpoint = sources(folder)[kind]
+    cfg = Config.fromfile(config)
+    cfg.visualizer = dict(
+        type=visualizer,
+        vis_backends=[dict(type='LocalVisBackend')],
+        name='visualizer')
+    cfg.test_dataloader.dataset.type = dataset
+    del cfg.test_dataloader.dataset.metainfo
+    one = ViMInferencer({kind: (cfg, checkpoint)}, 'cpu', show_progress=False)
+    assert one.tasks[kind].classes[0] == name
+    drawn = one(paths(folder)[0], return_vis=True)['visualization'][0]
+    assert type(one.painters[kind]._made[kind]).__name__ == visualizer
+    assert drawn.shape == (336, 336, 3)
 
 
 def test_instance_masks_and_several_labels() -> None:

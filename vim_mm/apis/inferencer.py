@@ -257,9 +257,10 @@ class ViMInferencer(BaseInferencer):
         drawings = [None] * len(inputs)
         for place, (one, sample) in enumerate(zip(inputs, preds)):
             if keep or return_vis or show:
-                drawings[place] = self.painters[one.task](
-                    one.loaded, sample, one.name, show, wait_time,
-                    pred_score_thr)
+                with self.tasks[one.task].in_scope():
+                    drawings[place] = self.painters[one.task](
+                        one.loaded, sample, one.name, show, wait_time,
+                        pred_score_thr)
             one.loaded = None
         return drawings
 

@@ -139,8 +139,9 @@ class Painter:
                 cfg.pop(key, None)
             if cfg['type'].split('.')[-1] == 'Visualizer':
                 cfg = dict(VISUALIZER[kind])
-            # not through the registry: it would keep one for all tasks
-            made = VISUALIZERS.get(cfg.pop('type'))(**cfg)
+            # found, not built, by the registry: it would keep one for all
+            with VISUALIZERS.switch_scope_and_registry(None) as registry:
+                made = registry.get(cfg.pop('type'))(**cfg)
             made.dataset_meta = self.meta
             self._made[kind] = made
         return self._made[kind]

@@ -185,9 +185,12 @@ def build_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         checkpoint notes about its data set.
 
     Raises:
-        ValueError: If the model has no :class:`ViMBackbone`, or the
-            checkpoint is of another model.
+        ValueError: If there is no model or it has no :class:`ViMBackbone`,
+            or the checkpoint is of another model.
     """
+    if not cfg.get('model'):
+        raise ValueError('Its config has no `model`; give one of a whole '
+                         'task.')
     model_cfg = ConfigDict(cfg.model)
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -242,7 +245,10 @@ def class_names(dataset: ConfigDict, meta: dict,
     The classes of the checkpoint count most, being those it learned; then
     the config's, the data set class's, and bare numbers.
     """
-    found = dict(getattr(DATASETS.get(dataset.type), 'METAINFO', {}))
+    # `get` alone does not look into the default scope
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        made_by = registry.get(dataset.type)
+    found = dict(getattr(made_by, 'METAINFO', {}))
     found.update(meta)
     found.update(dataset.get('metainfo') or {})
     classes = meta.get('classes') or dataset.get('classes') or found.get(
