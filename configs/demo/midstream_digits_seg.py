@@ -34,5 +34,5 @@ custom_hooks = [
 
 # minutes matter here: the first of the 2400 pictures
 train_dataloader = dict(dataset=dict(indices=1200))
-train_cfg = dict(max_epochs=3)
-param_scheduler = dict(total_steps=3)
+train_cfg = dict(max_epochs=2)
+param_scheduler = dict(total_steps=2)
