@@ -86,6 +86,6 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
 
 
 def _has_dims(dims: Dims, params: Mapping[str, Tensor]) -> bool:
-    """An adapter writes to its slot, so an axis of it has the slot's dims."""
+    """An adapter reads and writes its slot, so axes of it have its dims."""
     wanted = set(dims if isinstance(dims, list) else [dims])
-    return any(wanted & set(value.shape) for value in params.values())
+    return wanted <= {n for value in params.values() for n in value.shape}

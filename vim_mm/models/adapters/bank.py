@@ -14,6 +14,8 @@ from .base_adapter import BaseAdapter, Grid, weigh
 Dims = Union[int, Sequence[int]]
 #: by group of modules, what its rungs hand from level to level
 States = MutableMapping[Hashable, Tuple[Tensor, Grid]]
+#: adapters that run together, by their module's index among the active ones
+Group = Dict[int, BaseAdapter]
 
 
 def _key(slot: str) -> str:
@@ -253,10 +255,9 @@ class AdapterBank(nn.Module):
             total = delta if total is None else total + delta
         return total
 
-    def _groups(self, slot: str,
-                names: Sequence[str]) -> Dict[Hashable, Dict[int, BaseAdapter]]:
-        """Adapters that run together: key to index among names to adapter."""
-        groups: Dict[Hashable, Dict[int, BaseAdapter]] = {}
+    def _groups(self, slot: str, names: Sequence[str]) -> Dict[Hashable, Group]:
+        """Adapters that run together, by key."""
+        groups: Dict[Hashable, Group] = {}
         for index, name in enumerate(names):
             if slot in self._dims[name]:
                 adapter = self.adapter(name, slot)

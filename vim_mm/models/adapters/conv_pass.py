@@ -51,9 +51,9 @@ def conv_tokens(u: Tensor, weight: Tensor, bias: Tensor, grid: Grid,
 class ConvPass(BaseAdapter):
     """The adapter of ViM (papers: ViM, arXiv 2303.06911; Convpass).
 
-    ``M(z) = s * (W_up a(Conv3x3(a(W_down z + b_down))) + b_up)`` with ``a`` the
-    QuickGELU; the convolution is full, not depth-wise, and class tokens pass
-    through its centre tap.
+    ``M(z) = s * (W_up a(Conv3x3(a(W_down z + b_down))) + b_up)`` with ``a``
+    the QuickGELU; the convolution is full, not depth-wise, and class tokens
+    pass through its centre tap.
 
     Args:
         dims (int): Width d of the slot.

@@ -112,7 +112,8 @@ class ViMBackbone(SlottedTrunk):
             self._check_kind(kind, slot)
         if kind.beside:
             self._check_levels(name, adapter.setdefault('levels', self.levels))
-        dims = {s: self.slots[s].widths for s in slots if self.slots[s].is_read}
+        specs = [self.slots[slot] for slot in slots]
+        dims = {spec.name: spec.widths for spec in specs if spec.is_read}
         if not dims:
             raise ValueError(
                 f"No output of the trunk depends on any slot of '{name}', so "
