@@ -248,14 +248,15 @@ class AdapterBank(nn.Module):
             rest = (grid, )
             if states is not None:
                 rest += (states.get(key), )
-            delta = self._combine(list(members.values()), weights, merge, x,
-                                  *rest)
+            delta = self._combine(
+                list(members.values()), weights, merge, x, *rest)
             if states is not None:
                 delta, states[key] = delta
             total = delta if total is None else total + delta
         return total
 
-    def _groups(self, slot: str, names: Sequence[str]) -> Dict[Hashable, Group]:
+    def _groups(self, slot: str,
+                names: Sequence[str]) -> Dict[Hashable, Group]:
         """Adapters that run together, by key."""
         groups: Dict[Hashable, Group] = {}
         for index, name in enumerate(names):

@@ -174,8 +174,7 @@ class ConvPass(BaseAdapter):
         """The gated delta of K adapters, from what :meth:`hidden` gives."""
         return gated_up(adapters[0].dropout(hidden),
                         [a.up.weight for a in adapters],
-                        [a.up.bias for a in adapters],
-                        scaled(gates, adapters))
+                        [a.up.bias for a in adapters], scaled(gates, adapters))
 
     @classmethod
     @torch.no_grad()

@@ -188,8 +188,9 @@ def match_slots(trunk: nn.Module,
             f'are {sorted(defaults)}.')
     matched = [n for n, _ in trunk.named_modules() if re.fullmatch(pattern, n)]
     # an outer submodule of a nested match would add its delta twice
-    names = [n for n in matched if not any(m.startswith(n + '.')
-                                           for m in matched)]
+    names = [
+        n for n in matched if not any(m.startswith(n + '.') for m in matched)
+    ]
     if not names:
         some = [n for n, _ in trunk.named_modules() if n.count('.') == 2][:6]
         raise ValueError(
