@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Three tasks on one trunk answer as their own models would alone."""
 
+import gc
 import json
 import re
+import weakref
 from copy import deepcopy
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -16,6 +18,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
+from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from _tiny import (DIMS, KINDS, SCOPES, SIZE, add_modules, build_backbone,
@@ -405,6 +408,39 @@ def test_a_broken_picture_is_named_and_the_others_answered(
     assert caught.value.__cause__ is not None
 
 
+def test_broken_pictures_do_not_fill_the_memory(
+        folder: Path, served: ViMInferencer,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception's traceback holds the pictures it is about."""
+    task, seen = served.tasks['cls'], []
+    read = task.read
+
+    def broken(picture: str, index: int) -> tuple:
+        data, loaded = read(picture, index)
+        seen.append(weakref.ref(data['inputs']))
+        assert index == 0, 'odd'
+        return data, loaded
+
+    monkeypatch.setattr(task, 'read', broken)
+    results = served(paths(folder), task='cls', return_datasamples=True)
+    assert list(results['errors']) == [1, 2, 3]
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 4
+    # a batch that the model refuses
+    monkeypatch.setattr(task, 'read', read)
+    refused = []
+
+    def refuse(batch: list) -> None:
+        refused.extend(batch)
+        raise ValueError('odd')
+
+    monkeypatch.setattr(served, 'forward', refuse)
+    with pytest.raises(ValueError, match='0.png: odd .and 3 more'):
+        served(paths(folder), task='cls')
+    assert len(refused) == 4
+    assert all(one.data is None is one.loaded for one in refused)
+
+
 def test_mistakes_are_named_before_anything_runs(
         folder: Path, served: ViMInferencer, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +585,6 @@ def test_bare_types_are_those_of_the_tasks_library(
 def test_instance_masks_and_several_labels() -> None:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
-    from mmpretrain.structures import DataSample
     from pycocotools import mask as coco
     masks = torch.zeros(1, 20, 30, dtype=torch.bool)
     masks[0, 5:9, 10:20] = True
@@ -584,6 +619,13 @@ def test_names_of_files_do_not_clash() -> None:
     assert file_names(pictures, tasks, 3) == [
         'a', 'a_2', 'array_00000003', 'a', 'a_3', 'array_00000004'
     ]
+    clash = ['a_2.png', 'a.png', 'x/a.png', 'y/a.png', 'x/a_2.png']
+    assert file_names(clash, ['t'] * 5, 0) == [
+        'a_2', 'a', 'a_3', 'a_4', 'a_2_2'
+    ]
+    # folders of frames have many pictures of one name
+    many = file_names(['f/0.png'] * 20_000, ['t'] * 20_000, 0)
+    assert many[-1] == '0_20000' and len(set(many)) == 20_000
 
 
 def test_the_tool(folder: Path, tmp_path: Path,

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
-from .inputs import (Inputs, Request, and_more, as_list, check_files,
-                       file_names, list_pictures)
+from .inputs import Inputs, Request, and_more, list_requests
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
@@ -152,13 +151,16 @@ class ViMInferencer(BaseInferencer):
         _, _, drawing, saving = self._dispatch_kwargs(**kwargs)
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size}: use at least 1.')
-        requests = self._requests(inputs, task)
+        requests = list_requests(inputs, task, list(self.tasks),
+                                 self._num_arrays)
+        self._num_arrays += sum(one.path is None for one in requests)
         num = len(requests)
         keep = bool(out_dir) and not saving.get('no_save_vis')
         if out_dir:
             os.makedirs(out_dir, exist_ok=True)
         results = dict(predictions=[None] * num, visualization=[None] * num)
-        self._failures: Dict[int, Exception] = {}
+        self._errors: Dict[int, str] = {}
+        self._cause: Optional[Exception] = None
         batches = self.preprocess(requests, batch_size)
         if self.show_progress:
             batches = track(
@@ -168,7 +170,7 @@ class ViMInferencer(BaseInferencer):
                 samples = self.forward(batch)
             except ValueError as error:
                 # a size the trunk cannot take, say; all here have that size
-                self._failures.update((one.index, error) for one in batch)
+                self._fail(batch, error)
                 continue
             drawings = self.visualize(batch, samples, keep=keep, **drawing)
             done = self.postprocess(
@@ -182,34 +184,8 @@ class ViMInferencer(BaseInferencer):
                 results['predictions'][one.index] = done['predictions'][place]
                 if drawing.get('return_vis'):
                     results['visualization'][one.index] = drawings[place]
-        results['errors'] = self._report(requests)
+        results['errors'] = self._report(num)
         return results
-
-    def _requests(self, inputs: Inputs,
-                  task: Union[str, Sequence[str], None]) -> List[Request]:
-        groups = [list_pictures(one) for one in as_list(inputs)]
-        if task is None:
-            if len(self.tasks) != 1:
-                raise ValueError('Say which `task` is to answer; served are '
-                                 f'{list(self.tasks)}.')
-            task = next(iter(self.tasks))
-        given = [task] * len(groups) if isinstance(task, str) else list(task)
-        if len(given) != len(groups):
-            raise ValueError(f'There are {len(given)} tasks for {len(groups)} '
-                             'inputs; give one for each, or one for all.')
-        for name in given:
-            if name not in self.tasks:
-                raise ValueError(f"There is no task '{name}'; served are "
-                                 f'{list(self.tasks)}.')
-        pictures = [picture for group in groups for picture in group]
-        check_files(pictures)
-        tasks = [t for t, group in zip(given, groups) for _ in group]
-        names = file_names(pictures, tasks, self._num_arrays)
-        self._num_arrays += sum(not isinstance(p, str) for p in pictures)
-        return [
-            Request(index, *one)
-            for index, one in enumerate(zip(tasks, pictures, names))
-        ]
 
     def preprocess(self,
                    inputs: List[Request],
@@ -226,7 +202,7 @@ class ViMInferencer(BaseInferencer):
             try:
                 one.data, one.loaded = read(one.picture, one.index)
             except Exception as error:  # loaders raise all kinds
-                self._failures[one.index] = error
+                self._fail([one], error)
                 continue
             key = (one.task, one.data['inputs'].shape)
             waiting.setdefault(key, []).append(one)
@@ -290,18 +266,26 @@ class ViMInferencer(BaseInferencer):
             predictions.append(sample if return_datasamples else plain)
         return dict(predictions=predictions, visualization=visualization)
 
-    def _report(self, requests: List[Request]) -> Dict[int, str]:
-        errors = {}
-        for index, error in sorted(self._failures.items()):
-            one = requests[index]
-            reason = (str(error) or type(error).__name__).rstrip('.')
-            errors[index] = (f"Task '{one.task}' cannot answer "
-                             f'{one.path or one.name}: {reason}.')
-        if errors and len(errors) == len(requests):
-            first = next(iter(errors))
-            raise ValueError(
-                errors[first].rstrip('.') +
-                f'{and_more(list(errors))}.') from self._failures[first]
+    def _fail(self, batch: List[Request], error: Exception) -> None:
+        """Note why pictures have no answer.
+
+        Only the first error itself is kept: each holds, by its traceback,
+        the pictures that it is about.
+        """
+        self._cause = self._cause or error
+        reason = (str(error) or type(error).__name__).rstrip('.')
+        for one in batch:
+            one.data = one.loaded = None
+            self._errors[one.index] = (f"Task '{one.task}' cannot answer "
+                                       f'{one.path or one.name}: {reason}.')
+
+    def _report(self, num: int) -> Dict[int, str]:
+        """All sentences in the order of the pictures."""
+        errors, cause = dict(sorted(self._errors.items())), self._cause
+        self._cause = None
+        if errors and len(errors) == num:
+            first = next(iter(errors.values())).rstrip('.')
+            raise ValueError(f'{first}{and_more(list(errors))}.') from cause
         for sentence in errors.values():
             print_log(sentence, logger='current', level=logging.WARNING)
         return errors

@@ -5,7 +5,7 @@ import os
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -37,6 +37,45 @@ class Request:
     def path(self) -> Optional[str]:
         """Where the picture is from, None for an array."""
         return self.picture if isinstance(self.picture, str) else None
+
+
+def list_requests(inputs: Inputs, task: Union[str, Sequence[str], None],
+                  served: List[str], counted: int) -> List[Request]:
+    """What an inferencer is asked, picture by picture.
+
+    Args:
+        inputs: Paths, folders, URLs, arrays, or a list of these.
+        task (str | Sequence[str], optional): The task, or one for every entry
+            of ``inputs``; may be None if one task is served.
+        served (list[str]): The tasks there are.
+        counted (int): Number of arrays that have names from earlier calls.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If there is no picture, or a task is not served.
+    """
+    groups = [list_pictures(one) for one in as_list(inputs)]
+    if task is None:
+        if len(served) != 1:
+            raise ValueError(
+                f'Say which `task` is to answer; served are {served}.')
+        task = served[0]
+    given = [task] * len(groups) if isinstance(task, str) else list(task)
+    if len(given) != len(groups):
+        raise ValueError(f'There are {len(given)} tasks for {len(groups)} '
+                         'inputs; give one for each, or one for all.')
+    for name in given:
+        if name not in served:
+            raise ValueError(f"There is no task '{name}'; served are "
+                             f'{served}.')
+    pictures = [picture for group in groups for picture in group]
+    check_files(pictures)
+    tasks = [name for name, group in zip(given, groups) for _ in group]
+    names = file_names(pictures, tasks, counted)
+    return [
+        Request(index, *one)
+        for index, one in enumerate(zip(tasks, pictures, names))
+    ]
 
 
 def as_list(inputs: Inputs) -> list:
@@ -104,17 +143,18 @@ def file_names(pictures: Sequence[Union[str, np.ndarray]], tasks: List[str],
         tasks (list[str]): The task of each.
         counted (int): Number of arrays that have names from earlier calls.
     """
-    taken, names = set(), []
+    last: Dict[Tuple[str, str], int] = {}  # number given to a name so far
+    names = []
     for picture, task in zip(pictures, tasks):
         if isinstance(picture, str):
             stem = Path(picture).stem
         else:
             stem, counted = f'array_{counted:08d}', counted + 1
-        name, number = stem, 1
-        while (task, name) in taken:
-            number += 1
-            name = f'{stem}_{number}'
-        taken.add((task, name))
+        name = stem
+        while (task, name) in last:
+            last[task, stem] += 1
+            name = f'{stem}_{last[task, stem]}'
+        last[task, name] = 1
         names.append(name)
     return names
 
