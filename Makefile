@@ -23,8 +23,9 @@ help:
 demo: setup
 	$(PY) tools/demo.py
 
+# two processes of one thread each: most tests are too small for two threads
 test: setup
-	$(PY) -m pytest -q tests -m "not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests -m "not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 doctor: setup
 	$(PY) tools/doctor.py
