@@ -404,7 +404,11 @@ Q = f'{BLOCK}0.self_attn.q_proj.'
     (lambda p: edit_config(p, invented_in_2030=True), 'invented_in_2030'),
     (lambda p: edit_config(p, lora_alpha=None), 'lora_alpha'),
     (lambda p: edit_config(p, lora_alpha=float('nan')), 'finite'),
+    (lambda p: edit_config(p, lora_alpha=10**400), 'finite'),
     (lambda p: edit_config(p, alpha_pattern={'(': 1}), "'('"),
+    (lambda p: edit_config(p, alpha_pattern=[1]), 'no object'),
+    (lambda p: (p / 'adapter_config.json').write_text('[' * 10**5),
+     'valid JSON'),
     (lambda p: (p / 'adapter_config.json').write_text('{'), 'valid JSON'),
     (lambda p: (p / 'adapter_config.json').unlink(), 'holds no'),
     (lambda p:
@@ -418,6 +422,16 @@ Q = f'{BLOCK}0.self_attn.q_proj.'
     (lambda p: edit_tensors(
         p, lambda s: s.update({f'{Q}lora_A.weight': torch.ones(2, DIMS)})),
      'of rank 2'),
+    (lambda p: edit_tensors(
+        p, lambda s: s.update({
+            f'{Q}lora_A.weight': torch.ones(0, DIMS),
+            f'{Q}lora_B.weight': torch.ones(DIMS, 0)
+        })), 'of rank 0'),
+    (lambda p: edit_tensors(
+        p, lambda s: s.update({
+            f'{Q}lora_A.weight'.removeprefix('base_model.model.'):
+            torch.ones(3, DIMS)
+        })), 'two lora_A'),
     (lambda p: edit_tensors(
         p, lambda s: s.update({
             f'{Q}lora_A.weight': torch.ones(3, 32),
@@ -475,6 +489,10 @@ def test_what_has_no_name_there_is_not_exported(clip, tmp_path):
     zoo.save(ModuleCard.from_json(text), tensors)
     with pytest.raises(ZooError, match='stages.0.blocks.0.attn.qkv'):
         export_adapter(zoo, 'swin', tmp_path / 'a', 'clip')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'empty')
+    export_adapter(zoo, 'ours', tmp_path / 'link', 'clip')
+    assert (tmp_path / 'empty/adapter_config.json').is_file()
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full/notes.txt').write_text('mine')
     with pytest.raises(ZooError, match='new folder'):

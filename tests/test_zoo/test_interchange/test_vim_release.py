@@ -185,6 +185,20 @@ def first(content: dict, branch: str = 'att') -> dict:
      'neck.resizes.0.3.bias'),
     (lambda c: c['head_weights']['seg-voc'].pop('fpn_head.conv_seg.weight'),
      'decode_head.conv_seg.weight'),
+    (lambda c: c['ViM_weights'][0].update(vim_att_weights=None), 'no list'),
+    (lambda c: c['ViM_weights'][0]['vim_att_weights'].__setitem__(0, 'a'),
+     'named tensors'),
+    (lambda c: c['ViM_agg_weights']['seg-voc'][2].update(
+        vim_att_agg=[1., 0., 0.]), 'named tensors'),
+    (lambda c: c['head_weights'].update({'seg-voc': None}), 'named tensors'),
+    (lambda c: c['backbone_weights'].update(proj=torch.ones(())),
+     'the trunk ()'),
+    (lambda c: c['head_weights']['seg-voc'].update(
+        {'fpn_head.conv_seg.weight': torch.ones(5)}), 'fewer dimensions'),
+    (lambda c: c['meta_info']['label_map'].update({'seg-voc': {1: 'a'}}),
+     "'label_map'['seg-voc'] is no list"),
+    (lambda c: c['meta_info']['label_map'].update({'seg-voc': ['a']}),
+     '5 classes and 1 names'),
 ])
 def test_what_is_missing_or_renamed_is_named(change, said, content, tmp_path):
     torch.save(spoil(content, change), tmp_path / 'a.pt')

@@ -15,6 +15,7 @@ def new_folder(dst: Path, error: Type[ValueError]) -> Iterator[Path]:
         dst (Path): The folder to make; it may exist if it is empty.
         error (type): What is raised if it is not.
     """
+    dst = dst.resolve()  # a link to an empty folder stays one
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise error(f"'{dst}' is there already: name a new folder")
     dst.parent.mkdir(parents=True, exist_ok=True)

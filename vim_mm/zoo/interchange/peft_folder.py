@@ -2,7 +2,6 @@
 """PEFT's adapter directory: a configuration and the tensors of LoRA."""
 
 import json
-import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -65,7 +64,7 @@ def read_adapter(folder: Path) -> Dict[str, LinearChange]:
     except FileNotFoundError:
         raise ZooError(f"'{folder}' holds no {CONFIG}: name the directory "
                        'that PEFT wrote.') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ZooError(f"'{folder / CONFIG}' is not valid JSON "
                        f'({error}).') from None
     try:
@@ -100,8 +99,11 @@ def _check(config: dict) -> None:
             raise ZooError(f'its setting {key}={value!r} is more than plain '
                            'LoRA: let PEFT train or save it without.')
     patterns = config.get('alpha_pattern') or {}
+    if not isinstance(patterns, dict):
+        raise ZooError(f'its alpha_pattern {patterns!r} is no object.')
     for alpha in (config.get('lora_alpha'), *patterns.values()):
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        # no float holds a larger one
+        if type(alpha) not in (int, float) or not abs(alpha) < 1e300:
             raise ZooError(f"{alpha!r} in {CONFIG} is no 'lora_alpha': it "
                            'must be a finite number.')
 
@@ -125,7 +127,11 @@ def _pair(config: dict, tensors: Dict[str, Tensor]) -> Dict[str, LinearChange]:
                 'lora_A or lora_B of a linear layer: plain LoRA alone (no '
                 'DoRA, no biases, no embeddings, no whole layers) has a twin '
                 'here.')
-        found.setdefault(match[1], {})[match[2]] = tensor.float()
+        pair = found.setdefault(match[1], {})
+        if match[2] in pair:
+            raise ZooError(f"its layer '{match[1]}' has two lora_{match[2]}: "
+                           'save it again.')
+        pair[match[2]] = tensor.float()
     if not found:
         raise ZooError('it changes no layer.')
     changes = {}
@@ -134,7 +140,7 @@ def _pair(config: dict, tensors: Dict[str, Tensor]) -> Dict[str, LinearChange]:
             raise ZooError(f"its layer '{name}' has only one of lora_A and "
                            'lora_B: save it again.')
         down, up = pair['A'], pair['B']
-        if down.shape[0] != up.shape[1]:
+        if down.shape[0] != up.shape[1] or not len(down):
             raise ZooError(
                 f"its layer '{name}' has a lora_A of rank {down.shape[0]} and "
                 f'a lora_B of rank {up.shape[1]}: save it again.')

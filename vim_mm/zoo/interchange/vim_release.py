@@ -144,19 +144,27 @@ def _task_config(path: PathLike, trunk: dict, names: Sequence[str],
         probe_size=trunk['img_size'],
         fusion=dict(type='vim_mm.EnsMoE', tasks=[task.name]))
     try:
-        _SIZES[task.kind](model, task.head)
+        classes = _SIZES[task.kind](model, task.head)
     except KeyError as error:
         raise ConversionError(f"the head of task '{task.name}' lacks a "
                               f'tensor, to become {error}') from None
+    except (IndexError, ValueError):
+        raise ConversionError(f"the head of task '{task.name}' has a weight "
+                              'of fewer dimensions than a layer has'
+                              ) from None
+    if task.classes is not None and len(task.classes) != classes:
+        raise ConversionError(f"task '{task.name}' has {classes} classes and "
+                              f"{len(task.classes)} names in 'label_map'")
     return cfg
 
 
-def _set_cls_sizes(model: dict, head: StateDict) -> None:
+def _set_cls_sizes(model: dict, head: StateDict) -> int:
     classes, dims = head['head.fc.weight'].shape
     model['head'].update(num_classes=classes, in_channels=dims)
+    return classes
 
 
-def _set_seg_sizes(model: dict, head: StateDict) -> None:
+def _set_seg_sizes(model: dict, head: StateDict) -> int:
     dims = head['neck.resizes.1.weight'].shape[0]
     width = head['neck.inner_neck.lateral_convs.0.conv.weight'].shape[0]
     classes, channels = head['decode_head.conv_seg.weight'].shape[:2]
@@ -165,6 +173,7 @@ def _set_seg_sizes(model: dict, head: StateDict) -> None:
         in_channels=[dims] * 4, out_channels=width)
     model['decode_head'].update(
         in_channels=[width] * 4, channels=channels, num_classes=classes)
+    return classes
 
 
 _SIZES = dict(cls=_set_cls_sizes, seg=_set_seg_sizes)

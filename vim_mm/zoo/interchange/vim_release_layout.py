@@ -63,10 +63,11 @@ def read_modules(content: Mapping[str, Any]) -> List[StateDict]:
     """
     modules: List[StateDict] = []
     where = "'ViM_weights'"
-    for index, layer in enumerate(_layers(content['ViM_weights'], where)):
+    for index, layer in enumerate(_items(content['ViM_weights'], where)):
         for branch, name in BRANCHES.items():
-            states = _get(layer, f'{name}_weights', f'{where}[{index}]')
             here = f"{where}[{index}]['{name}_weights']"
+            states = _items(
+                _get(layer, f'{name}_weights', f'{where}[{index}]'), here)
             modules = modules or [{} for _ in states]
             if len(states) != len(modules):
                 raise ConversionError(
@@ -101,7 +102,7 @@ def read_tasks(content: Mapping[str, Any], num_modules: int,
         raise ConversionError(
             f"its modules are aggregated by '{algo}', and only Ens-MoE has a "
             'twin here (vim_mm.EnsMoE)')
-    known = list(_get(meta, 'task_list', "'meta_info'"))
+    known = _items(_get(meta, 'task_list', "'meta_info'"), "'task_list'")
     names = known if only is None else list(only)
     for name in names:
         if name not in known:
@@ -118,16 +119,18 @@ def read_tasks(content: Mapping[str, Any], num_modules: int,
 def _read_task(content: Mapping[str, Any], name: str,
                num_modules: int) -> ReleasedTask:
     where = f"'ViM_agg_weights'['{name}']"
-    layers = _layers(
+    layers = _items(
         _get(content['ViM_agg_weights'], name, "'ViM_agg_weights'"), where)
     logits = {}
     for index, layer in enumerate(layers):
         for branch, theirs in BRANCHES.items():
+            here = f"{where}[{index}]['{theirs}_agg']"
             row = _get(layer, f'{theirs}_agg', f'{where}[{index}]')
+            _check_tensors({here: row}, here)
             if row.shape != (num_modules, ):
-                raise ConversionError(
-                    f"{where}[{index}]['{theirs}_agg'] has the shape "
-                    f'{tuple(row.shape)} for {num_modules} modules')
+                raise ConversionError(f'{here} has the shape '
+                                      f'{tuple(row.shape)} for {num_modules} '
+                                      'modules')
             logits[f'layers.{index}.{branch}'] = row.detach().float()
     head = _get(content['head_weights'], name, "'head_weights'")
     head = HEADS[name[:3]](head, content, f"'head_weights'['{name}']")
@@ -142,11 +145,12 @@ def _cls_head(head: StateDict, content: Mapping[str, Any],
     """
     _compare_keys(head, ('classifier.weight', 'classifier.bias'), where)
     proj = _get(content['backbone_weights'], 'proj', "'backbone_weights'")
+    _check_tensors(dict(proj=proj), "'backbone_weights'")
     weight = head['classifier.weight']
-    if weight.shape[1] != proj.shape[1]:
+    if weight.shape[-1:] != proj.shape[-1:]:
         raise ConversionError(
-            f'{where} reads {weight.shape[1]} channels and the projection '
-            f'of the trunk has {proj.shape[1]}')
+            f'{where} has a weight of shape {tuple(weight.shape)} and the '
+            f'projection of the trunk {tuple(proj.shape)}')
     return {
         'head.fc.weight': (weight.double() @ proj.double().T).float(),
         'head.fc.bias': head['classifier.bias'].float()
@@ -155,6 +159,7 @@ def _cls_head(head: StateDict, content: Mapping[str, Any],
 
 def _seg_head(head: StateDict, content: Mapping[str, Any],
               where: str) -> StateDict:
+    _check_tensors(head, where)
     renamed = {}
     for key, value in head.items():
         part = re.match(r'\w+\.', key)
@@ -172,20 +177,20 @@ HEADS = dict(cls=_cls_head, seg=_seg_head)
 
 def _classes(content: Mapping[str, Any], task: str) -> Optional[List[str]]:
     """Names by number, from a list or a dictionary of them."""
-    names = content['meta_info'].get('label_map', {}).get(task)
-    if names is None:
+    names = content['meta_info'].get('label_map')
+    if not isinstance(names, Mapping) or names.get(task) is None:
         return None
-    return [str(names[index]) for index in range(len(names))]
+    where = f"'label_map'['{task}']"
+    return [str(name) for name in _items(names[task], where)]
 
 
-def _layers(value: Any, where: str) -> List[Any]:
+def _items(value: Any, where: str) -> List[Any]:
     """The items of a list, or of a dictionary numbered from zero."""
     try:
         return [value[index] for index in range(len(value))]
     except (KeyError, TypeError):
-        raise ConversionError(
-            f'{where} is no list with one entry a layer: take the file as it '
-            'was published') from None
+        raise ConversionError(f'{where} is no list: take the file as it was '
+                              'published') from None
 
 
 def _get(value: Any, key: str, where: str) -> Any:
@@ -198,11 +203,20 @@ def _get(value: Any, key: str, where: str) -> Any:
 
 def _compare_keys(state: Mapping[str, Tensor], keys: Sequence[str],
                   where: str) -> None:
+    _check_tensors(state, where)
     odd = sorted(set(keys) ^ state.keys())
     if odd:
         what = 'lacks' if odd[0] in keys else 'has, beyond what is known,'
         raise ConversionError(f"{where} {what} '{odd[0]}': take the file as "
                               'it was published')
+
+
+def _check_tensors(state: Any, where: str) -> None:
+    if not isinstance(state, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, Tensor)
+            for key, value in state.items()):
+        raise ConversionError(f'{where} does not consist of named tensors: '
+                              'take the file as it was published')
 
 
 def hidden_dims(module: StateDict, name: str) -> int:
@@ -211,7 +225,7 @@ def hidden_dims(module: StateDict, name: str) -> int:
     Raises:
         ConversionError: If it differs.
     """
-    widths = {v.shape[0] for k, v in module.items() if 'down.weight' in k}
+    widths = {len(v) for k, v in module.items() if 'down.bias' in k}
     if len(widths) > 1:
         raise ConversionError(
             f"module '{name}' has adapters of the widths {sorted(widths)}, "
