@@ -4,7 +4,7 @@
     python tools/model_converters/peft_adapter.py export zoo flowers \\
         adapters/flowers --layout clip
     python tools/model_converters/peft_adapter.py import adapters/flowers \\
-        zoo flowers --trunk configs/_base_/trunks/clip_vit-b16.py
+        zoo flowers-2 --trunk configs/_base_/trunks/clip_vit-b16.py
 """
 
 import argparse
