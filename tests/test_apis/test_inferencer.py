@@ -14,10 +14,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset, transforms
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
+from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
@@ -580,6 +583,31 @@ def test_bare_types_are_those_of_the_tasks_library(
     drawn = one(paths(folder)[0], return_vis=True)['visualization'][0]
     assert type(one.painters[kind]._made[kind]).__name__ == visualizer
     assert drawn.shape == (336, 336, 3)
+
+
+def test_a_lazy_config_holds_classes_in_place_of_names(
+        folder: Path, served: ViMInferencer) -> None:
+    config, checkpoint = sources(folder)['det']
+    cfg = Config.fromfile(config)
+    dataset = cfg.test_dataloader.dataset
+    cfg.visualizer.type = Visualizer
+    dataset.type = CocoDataset
+    del dataset.metainfo
+    for stage in dataset.pipeline:
+        stage.type = getattr(transforms, stage.type, LoadImageFromFile)
+    one = ViMInferencer({'det': (cfg, checkpoint)}, 'cpu',
+                        show_progress=False)
+    assert one.tasks['det'].classes[0] == 'person'
+    results = [
+        each(
+            paths(folder)[0],
+            task='det',
+            return_datasamples=True,
+            return_vis=True) for each in (one, served)
+    ]
+    assert equal(*(each['predictions'][0] for each in results))
+    shapes = [each['visualization'][0].shape for each in results]
+    assert shapes[0] == shapes[1]
 
 
 def test_instance_masks_and_several_labels() -> None:

@@ -23,6 +23,7 @@ from vim_mm.engine.transfer_score import (cross_validated_score, rows_of,
 from vim_mm.engine.transferability import h_score, library, log_me, n_leep
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
+from .serving import type_name
 
 #: The row without any module; evidence calls it so as well.
 TRUNK = 'frozen trunk'
@@ -128,8 +129,9 @@ def all_scores(x: Tensor, labels: Tensor, picture: Tensor,
 
 
 def _check(cfg: Config) -> None:
-    kind = str(cfg.get('model', {}).get('backbone', {}).get('type'))
-    if kind.split('.')[-1] != 'ViMBackbone':
+    backbone = cfg.get('model', {}).get('backbone', {})
+    kind = backbone.get('type')
+    if not kind or type_name(backbone) != 'ViMBackbone':
         raise ValueError(f'model.backbone of this config is {kind!r}; modules '
                          'plug into a vim_mm.ViMBackbone, so give a config '
                          'that has one.')
@@ -144,7 +146,7 @@ def _check(cfg: Config) -> None:
 def _score_hook(cfg: Config) -> dict:
     """Settings of the hook that would start the gates, if there is one."""
     return next((hook for hook in cfg.get('custom_hooks') or []
-                 if str(hook['type']).endswith('ScoreGatesHook')), {})
+                 if type_name(hook) == 'ScoreGatesHook'), {})
 
 
 def fitting_model(cfg: Config,

@@ -14,6 +14,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 
 from vim_mm.utils.files import write_atomic
+from .serving import class_of, type_name
 
 #: Each kind's own visualizer; the picture is seen through the classes.
 VISUALIZER = dict(
@@ -137,11 +138,12 @@ class Painter:
             # results go to their own folder, not to a run's backends
             for key in ('name', 'vis_backends', 'save_dir'):
                 cfg.pop(key, None)
-            if cfg['type'].split('.')[-1] == 'Visualizer':
+            if type_name(cfg) == 'Visualizer':
                 cfg = dict(VISUALIZER[kind])
             # found, not built, by the registry: it would keep one for all
-            with VISUALIZERS.switch_scope_and_registry(None) as registry:
-                made = registry.get(cfg.pop('type'))(**cfg)
+            made_by = class_of(cfg, VISUALIZERS)
+            del cfg['type']
+            made = made_by(**cfg)
             made.dataset_meta = self.meta
             self._made[kind] = made
         return self._made[kind]

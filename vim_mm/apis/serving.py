@@ -21,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_from_file
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -107,11 +107,11 @@ class ServedTask:
         dataset = test_dataset(self.cfg)
         stages = [
             stage for stage in dataset.pipeline
-            if 'Annotation' not in stage['type']
+            if 'Annotation' not in type_name(stage)
         ]
         loads = [
             index for index, stage in enumerate(stages)
-            if stage['type'].split('.')[-1].startswith('LoadImage')
+            if type_name(stage).startswith('LoadImage')
         ]
         if not loads:
             raise ValueError('Its test pipeline has no LoadImageFromFile.')
@@ -238,6 +238,19 @@ def test_dataset(cfg: Config) -> ConfigDict:
     return dataset
 
 
+def type_name(cfg: dict) -> str:
+    """Name of the class that a config names, or holds as lazy ones do."""
+    return getattr(cfg['type'], '__name__', cfg['type']).split('.')[-1]
+
+
+def class_of(cfg: dict, registry: Registry) -> Optional[type]:
+    """The class itself, of the current scope if the name has none."""
+    if isinstance(cfg['type'], type):
+        return cfg['type']
+    with registry.switch_scope_and_registry(None) as found:
+        return found.get(cfg['type'])
+
+
 def class_names(dataset: ConfigDict, meta: dict,
                 model: nn.Module) -> Tuple[List[str], List[tuple]]:
     """Class names and colours, without building the data set.
@@ -245,10 +258,7 @@ def class_names(dataset: ConfigDict, meta: dict,
     The classes of the checkpoint count most, being those it learned; then
     the config's, the data set class's, and bare numbers.
     """
-    # `get` alone does not look into the default scope
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        made_by = registry.get(dataset.type)
-    found = dict(getattr(made_by, 'METAINFO', {}))
+    found = dict(getattr(class_of(dataset, DATASETS), 'METAINFO', {}))
     found.update(meta)
     found.update(dataset.get('metainfo') or {})
     classes = meta.get('classes') or dataset.get('classes') or found.get(
