@@ -118,6 +118,13 @@ def test_rows_of_segmentation_and_thinning() -> None:
     assert y.tolist() == [0] * 8
     assert picture.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert torch.equal(x[2], features[1, :, 1, 0])
+    # batches of several shapes, each row against the map it is from
+    wide = torch.arange(24.).view(1, 4, 2, 3)
+    x, y, picture = rows_of(cached[:1] + [batch([sample], wide)] + cached, 0)
+    maps = [*features, *wide, *features, *features]
+    assert picture.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert torch.equal(x, torch.cat([each[:, 1].T for each in maps]))
+    x, _, picture = rows_of(cached, 0)
     few = rows_of(cached, 0, max_rows=3)
     assert [len(part) for part in few] == [3, 3, 3]
     again = rows_of(cached, 0, max_rows=3)
@@ -134,6 +141,13 @@ def test_thinning_draws_from_everywhere() -> None:
     assert len(kept.unique()) == 1000 and torch.equal(kept, kept.sort()[0])
     # even steps would keep one column of a grid of 4 patches
     assert torch.bincount(kept % 4).min() > 200
+
+
+@pytest.mark.parametrize('labels', [[[0, 1], [2]], [[0, 1], [2, 3]]])
+def test_several_labels_a_picture_are_a_sentence(labels: list) -> None:
+    samples = [DataSample().set_gt_label(each) for each in labels]
+    with pytest.raises(ValueError, match='one class each; some have several'):
+        rows_of([batch(samples, torch.randn(2, 5, 3))], 1)
 
 
 def test_unknown_annotations_are_a_sentence() -> None:

@@ -153,6 +153,13 @@ def test_better_features_score_higher(score) -> None:
         score(x, labels), abs=1e-3)
 
 
+@pytest.mark.parametrize('score', SCORES)
+def test_features_may_come_from_a_graph_or_in_half(score) -> None:
+    x, labels = data()
+    expected = score(x.half(), labels)
+    assert score(x.half().requires_grad_(), labels.int()) == expected
+
+
 @pytest.mark.parametrize('score', [h_score, n_leep])
 def test_without_scikit_learn_the_mend_is_named(score, monkeypatch) -> None:
     for name in ('sklearn.covariance', 'sklearn.decomposition'):

@@ -135,12 +135,16 @@ def rows_of(cached: List[CachedBatch],
     Raises:
         ValueError: If the annotations are of no kind known here.
     """
-    rows, labels, pictures = [], [], []
+    rows, labels, pictures, start = [], [], [], 0
     for batch in cached:
         sample = batch.data_samples[0]
         if 'gt_label' in sample:
             x = pool_tokens(batch.features, num_extra_tokens)[:, None]
-            y = torch.stack([s.gt_label for s in batch.data_samples])
+            y = [s.gt_label for s in batch.data_samples]
+            if any(len(each) != 1 for each in y):
+                raise ValueError('Modules can be scored on pictures of one '
+                                 'class each; some have several, or none.')
+            y = torch.stack(y)
         elif 'gt_sem_seg' in sample or 'gt_instances' in sample:
             grid = batch.features[-1].shape[-2:]
             x = batch.features[-1].flatten(2).transpose(1, 2)
@@ -152,16 +156,21 @@ def rows_of(cached: List[CachedBatch],
             raise ValueError(
                 'Modules can be scored on gt_label, gt_sem_seg or '
                 f'gt_instances; these samples hold {sample.keys()}.')
-        start = sum(len(p) for p in pictures)
-        pictures.append(torch.arange(start, start + len(x))[:, None].expand(
-            x.shape[:2]))
-        rows.append(x)
-        labels.append(y)
-    x, y, picture = (torch.cat([t.flatten(0, 1) for t in part])
-                     for part in (rows, labels, pictures))
+        picture = torch.arange(start, start + len(x))
+        start += len(x)
+        pictures.append(picture[:, None].expand(x.shape[:2]).flatten())
+        rows.append(x)  # a view: patches of all pictures are many
+        labels.append(y.flatten())
+    y, picture = torch.cat(labels), torch.cat(pictures)
     labelled = (y != IGNORED).nonzero()[:, 0]
     keep = labelled[thinned(len(labelled), max_rows)]
-    return x[keep], y[keep], picture[keep]
+    x, first = [], 0
+    for part in rows:
+        last = first + part.shape[0] * part.shape[1]
+        index = keep[(keep >= first) & (keep < last)] - first
+        x.append(part[index // part.shape[1], index % part.shape[1]])
+        first = last
+    return torch.cat(x), y[keep], picture[keep]
 
 
 def thinned(num: int, limit: int) -> Tensor:

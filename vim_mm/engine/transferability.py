@@ -1,8 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Published scores of how well features would transfer to labels.
 
-All take features (n, d) and integer labels (n, ), compute in float64, and are
-larger for better features. None of them trains anything.
+All take features (n, d) and integer labels (n, ), compute in float64 on the
+CPU, and are larger for better features. None of them trains anything.
 """
 
 import math
@@ -33,7 +33,8 @@ def log_me(x: Tensor, labels: Tensor) -> float:
     Returns:
         float: Mean log evidence per row.
     """
-    energy, projected, rest = _spectrum(x.double(), _one_hot(labels))
+    x, onehot = _columns(x, labels)
+    energy, projected, rest = _spectrum(x, onehot)
     total = [
         _best_evidence(energy, projected[:, c], rest[c], len(x))
         for c in range(len(rest))
@@ -41,9 +42,10 @@ def log_me(x: Tensor, labels: Tensor) -> float:
     return sum(total) / len(total) / len(x)
 
 
-def _one_hot(labels: Tensor) -> Tensor:
-    classes, y = labels.unique(return_inverse=True)
-    return F.one_hot(y, len(classes)).double()
+def _columns(x: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
+    """Features and one-hot labels, wherever they come from."""
+    classes, y = labels.cpu().unique(return_inverse=True)
+    return x.detach().cpu().double(), F.one_hot(y, len(classes)).double()
 
 
 def _spectrum(x: Tensor, y: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +112,7 @@ def h_score(x: Tensor,
     Returns:
         float: Between 0 and the number of classes less one.
     """
-    x, onehot = x.double(), _one_hot(labels)
+    x, onehot = _columns(x, labels)
     x = x - x.mean(0)
     covariance = x.T @ x / len(x)
     counts = onehot.sum(0)
@@ -150,8 +152,9 @@ def n_leep(x: Tensor,
         float: Mean log-likelihood of the labels; not above zero.
     """
     pca = library('sklearn.decomposition').PCA(energy, svd_solver='full')
-    low = pca.fit_transform(x.double().numpy())
-    classes = len(labels.unique())
+    x, onehot = _columns(x, labels)
+    low = pca.fit_transform(x.numpy())
+    classes = onehot.shape[1]
     mixture = library('sklearn.mixture').GaussianMixture(
         max(1, min(per_class * classes, len(x) // 5)),
         covariance_type='diag',
@@ -175,8 +178,7 @@ def leep(posterior: Tensor, labels: Tensor) -> float:
     Returns:
         float: Not above zero.
     """
-    onehot = _one_hot(labels)
-    posterior = posterior.double()
+    posterior, onehot = _columns(posterior, labels)
     # a component nobody belongs to counts for nobody
     mass = posterior.sum(0).clamp(min=1e-300)
     conditional = posterior.T @ onehot / mass[:, None]
