@@ -15,7 +15,7 @@ folder leave them there. Whether pictures of a midstream set recur in a task of
 VTAB was not examined. Expected result: not measured at this scale, and no
 number of the paper's is available. Hardware, an estimate and not measured
 (README.md of this folder says how it is made): 3 minutes a task on one GPU, an
-hour for all; the test sets of up to 73,000 pictures come on top.
+hour for all; the test sets of up to 74,000 pictures come on top.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch
