@@ -181,6 +181,11 @@ def test_refusals_are_sentences(tmp_path: Path) -> None:
             type='mmengine.TinyPictures', kind='cls', num=2)
         one.train_dataloader.batch_size = 1
         rank_modules(one, zoo, max_pictures=1)
+    few = config('cls', trunk, num=2)
+    few.train_dataloader.update(
+        drop_last=True, sampler=dict(type='DefaultSampler'))
+    with pytest.raises(ValueError, match='do not fill one batch of 3'):
+        rank_modules(few, zoo)
     cfg.train_dataloader = None
     with pytest.raises(ValueError, match='no train_dataloader'):
         rank_modules(cfg, zoo)

@@ -107,6 +107,10 @@ def rank_modules(cfg: Config,
                 'or not finite.'
             continue
         scores[name] = all_scores(x, y, picture, hook.get('folds', 5))
+    if not scores:
+        raise ValueError('No features could be scored, not even those of the '
+                         'frozen trunk: they are the same for every picture, '
+                         'or not finite. Check the weights of the trunk.')
     order = sorted(scores, key=lambda name: -scores[name]['ours'])
     return Ranking({name: scores[name]
                     for name in order}, skipped, len(pictures.unique()),
@@ -235,11 +239,18 @@ def feature_rows(model: BaseModel,
 
     Returns:
         dict[str, tuple]: Module or :data:`TRUNK` to what ``rows_of`` gives.
+
+    Raises:
+        ValueError: If the loader has no batch.
     """
     names = [TRUNK] + model.backbone.bank.names
     parts: Dict[str, List[Rows]] = {name: [] for name in names}
     batch_size = dataloader.batch_sampler.batch_size
     num_batches = min(len(dataloader), -(-max_pictures // batch_size))
+    if not num_batches:
+        raise ValueError('The training pictures do not fill one batch of '
+                         f'{batch_size}, and train_dataloader drops the last; '
+                         'set train_dataloader.drop_last=False.')
     num_pictures = 0
     for data in progress(islice(dataloader, num_batches), num_batches):
         batch = preprocess(model, data)
