@@ -104,3 +104,22 @@ def test_the_latest_start_counts(tmp_path: Path, tool: ModuleType) -> None:
         tool.read_gates(found)
     with pytest.raises(FileNotFoundError, match='LocalVisBackend'):
         tool.find_scalars(tmp_path / 'absent')
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path,
+                                                  tool: ModuleType) -> None:
+    path = tmp_path / 'scalars.json'
+    path.write_text('{"gates/s/m": 0.5, "step": 1}\n{"gates/s/m": 0.')
+    assert tool.read_gates(path) == {1: {'s': {'m': 0.5}}}
+    for content in (b'nothing\n', b'\x80\n'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='no scalars.json of a run'):
+            tool.read_gates(path)
+
+
+@pytest.mark.parametrize('name', ['gates', 'gates.xyz'])
+def test_a_format_that_cannot_be_written(name: str, tmp_path: Path,
+                                         tool: ModuleType) -> None:
+    with pytest.raises(ValueError, match=f"{name}'; .* 'png'"):
+        tool.draw({1: {'s': {'m': 0.5}}}, tmp_path / 'new' / name)
+    assert not (tmp_path / 'new').exists()

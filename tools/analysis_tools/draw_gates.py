@@ -16,6 +16,7 @@ from vim_mm.utils.cli import run_cli
 matplotlib.use('Agg')  # before pyplot: no window is opened
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backend_bases import FigureCanvasBase  # noqa: E402
 
 PREFIX = 'gates/'
 #: Gates of one step: slot to module to weight.
@@ -52,11 +53,17 @@ def read_gates(path: Path) -> Dict[int, Gates]:
     """Gates by iteration, in the order in which they were logged.
 
     Raises:
-        ValueError: If the file holds none.
+        ValueError: If the file holds none, or is of another kind.
     """
     steps: Dict[int, Gates] = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
+    try:
+        # a run that goes on may have written half of its last line
+        lines = path.read_text().rpartition('\n')[0].splitlines()
+        records = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no scalars.json of a run: "
+                         f'{error}.') from error
+    for record in records:
         for key, weight in record.items():
             if key.startswith(PREFIX):
                 slot, module = key[len(PREFIX):].rsplit('/', 1)
@@ -74,7 +81,14 @@ def draw(steps: Dict[int, Gates], out: Path) -> None:
     Args:
         steps (dict[int, Gates]): From :func:`read_gates`.
         out (Path): Where to; its suffix names the format.
+
+    Raises:
+        ValueError: If it names none that can be written.
     """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if out.suffix[1:].lower() not in formats:
+        raise ValueError(f"A picture cannot be written to '{out}'; give a "
+                         f'file with one of the suffixes {sorted(formats)}.')
     last = steps[max(steps)]
     modules = list(next(iter(last.values())))
     height = max(4., 1.6 + 0.24 * len(last))
