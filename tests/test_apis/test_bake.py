@@ -177,6 +177,21 @@ def test_refusals(tmp_path: Path) -> None:
         bake(model, 'one', zoo, size=SIZE)
 
 
+@pytest.mark.parametrize('threshold', [0, .3])
+def test_what_is_not_finite_is_not_saved(threshold: float,
+                                         tmp_path: Path) -> None:
+    model = fused(tmp_path, dict(type='EnsMoE'))
+    # each number is finite, but the sums at the last level are not
+    for name in NAMES:
+        for slot in ('layers.2.attn', 'layers.2.ffn'):
+            adapter = model.backbone.bank.adapter(name, slot)
+            torch.nn.init.constant_(adapter.up.bias, 3e38)
+    with pytest.raises(ValueError, match='not finite'):
+        bake(model, 'one', str(tmp_path / 'zoo'), threshold=threshold,
+             size=SIZE)
+    assert 'one' not in Zoo(tmp_path / 'zoo')
+
+
 def test_modules_of_different_kinds_are_refused(tmp_path: Path) -> None:
     save_zoo(tmp_path, ['wide'], type='ConvPass', hidden_dims=7)
     cfg = dict(save_zoo(tmp_path), modules=['a', 'wide'],

@@ -3,6 +3,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -71,8 +72,9 @@ def bake(model: BaseModel,
             and so on, see :func:`save_module`. Defaults to None.
 
     Raises:
-        ValueError: If the fusion cannot be folded, nothing is left of it, or
-            the outputs differ although nothing was dropped.
+        ValueError: If the fusion cannot be folded, nothing is left of it,
+            outputs are not finite, or they differ although nothing was
+            dropped.
         ZooError: If the module cannot be written.
     """
     _check_fusion(model)
@@ -86,6 +88,10 @@ def bake(model: BaseModel,
     _add_folded(backbone, name, kept)
     with backbone.only(name):
         difference = _relative(fused, backbone(picture))
+    if not isfinite(difference):
+        raise ValueError('The outputs of the fusion or of the baked module '
+                         'are not finite, so they cannot be compared; it was '
+                         'not saved. Check the weights of both.')
     if not dropped and difference > TOLERANCE:
         raise ValueError(
             f'The baked module differs from the fusion by {difference:.1e} of '
@@ -202,6 +208,6 @@ def _merge(members: Sequence[BaseAdapter], gates: Tensor) -> BaseAdapter:
 def _relative(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Largest difference, in units of the largest expected number."""
     largest = max(float(level.abs().max()) for level in expected)
-    return max(
-        float((first - second).abs().max())
-        for first, second in zip(expected, found)) / largest
+    gaps = [(first - second).abs().max()
+            for first, second in zip(expected, found)]
+    return float(torch.stack(gaps).max()) / largest  # NaN if one is
