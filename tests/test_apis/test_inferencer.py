@@ -470,6 +470,12 @@ def test_mistakes_are_named_before_anything_runs(
     with pytest.raises(ValueError, match='no_such_argument'):
         served(good, task='cls', no_such_argument=1)
     assert not (tmp_path / 'out').exists()
+    (tmp_path / 'file').write_text('')
+    for out in ('file', 'file/out'):
+        with pytest.raises(ValueError, match='cannot be written: .*file'):
+            served(good, task='cls', out_dir=str(tmp_path / out))
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used"):
+        ViMInferencer({'cls': ('nowhere.py', 'nowhere.pth')}, 'gpu')
 
 
 def test_one_task_needs_no_name(folder: Path) -> None:

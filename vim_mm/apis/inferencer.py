@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import logging
-import os
 import re
 from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
                     Tuple, Union)
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
-from .inputs import Inputs, Request, and_more, list_requests
+from .inputs import (Inputs, Request, and_more, check_device, list_requests,
+                     make_folder)
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
@@ -58,6 +58,7 @@ class ViMInferencer(BaseInferencer):
                  show_progress: bool = True) -> None:
         self.scope = 'vim_mm'
         self.device = device or get_device()
+        check_device(self.device)
         self.show_progress = show_progress
         self.tasks: Dict[str, ServedTask] = {}
         self.painters: Dict[str, Painter] = {}
@@ -157,7 +158,7 @@ class ViMInferencer(BaseInferencer):
         num = len(requests)
         keep = bool(out_dir) and not saving.get('no_save_vis')
         if out_dir:
-            os.makedirs(out_dir, exist_ok=True)
+            make_folder(out_dir)
         results = dict(predictions=[None] * num, visualization=[None] * num)
         self._errors: Dict[int, str] = {}
         self._cause: Optional[Exception] = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
+import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 Picture = Union[str, np.ndarray]
@@ -130,6 +131,32 @@ def check_files(pictures: Sequence[Picture]) -> None:
     if missing:
         raise FileNotFoundError(f'There is no picture {missing[0]}'
                                 f'{and_more(missing)}: check the path.')
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before models are built.
+
+    Raises:
+        ValueError: If nothing can be put there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The device '{device}' cannot be used: "
+                         f'{str(error).splitlines()[0]}') from error
+
+
+def make_folder(path: str) -> None:
+    """Make a folder for results, if there is none.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ValueError('Results cannot be written: '
+                         f'{error}; give another `out_dir`.') from error
 
 
 def file_names(pictures: Sequence[Union[str, np.ndarray]], tasks: List[str],
