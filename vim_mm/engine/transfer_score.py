@@ -77,8 +77,8 @@ def cross_validated_score(x: Tensor,
     # dealt at random: neighbours in a data set often share a class
     deal = torch.randperm(
         len(pictures), generator=torch.Generator().manual_seed(0))
-    fold_of = deal[torch.searchsorted(pictures, picture)] % min(
-        folds, len(pictures))
+    place = torch.searchsorted(pictures, picture)
+    fold_of = deal.to(place.device)[place] % min(folds, len(pictures))
     prediction = torch.empty_like(y)
     for fold in fold_of.unique():
         held = fold_of == fold
