@@ -591,6 +591,35 @@ def test_bare_types_are_those_of_the_tasks_library(
     assert drawn.shape == (336, 336, 3)
 
 
+@pytest.mark.parametrize('kind, visualizer', [
+    ('cls', 'UniversalVisualizer'), ('det', 'DetLocalVisualizer'),
+    ('seg', 'SegLocalVisualizer')])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_bases_of_other_libraries_bring_their_scope(
+        folder: Path, served: ViMInferencer, kind: str, visualizer: str,
+        wrapped: bool) -> None:
+    """As in ``_base_ = 'mmseg::_base_/datasets/ade20k.py'``."""
+    config, checkpoint = sources(folder)[kind]
+    cfg = Config.fromfile(config)
+    cfg.default_scope, cfg.model._scope_ = 'vim_mm', SCOPES[kind]
+    cfg.visualizer = dict(type=visualizer, _scope_=SCOPES[kind])
+    loader = cfg.test_dataloader
+    loader.dataset.type = DATASET[kind].split('.')[1]
+    if wrapped:
+        loader.dataset = dict(type='ConcatDataset', datasets=[loader.dataset])
+    loader.dataset._scope_ = SCOPES[kind]
+    one = ViMInferencer({kind: (cfg, checkpoint)}, 'cpu', show_progress=False)
+    first, second = (
+        each(
+            paths(folder)[0],
+            task=kind,
+            return_datasamples=True,
+            return_vis=True) for each in (one, served))
+    assert equal(first['predictions'][0], second['predictions'][0])
+    assert np.array_equal(*(each['visualization'][0].shape
+                            for each in (first, second)))
+
+
 def test_a_lazy_config_holds_classes_in_place_of_names(
         folder: Path, served: ViMInferencer) -> None:
     config, checkpoint = sources(folder)['det']

@@ -142,8 +142,9 @@ class Painter:
                 cfg = dict(VISUALIZER[kind])
             # found, not built, by the registry: it would keep one for all
             made_by = class_of(cfg, VISUALIZERS)
-            del cfg['type']
-            made = made_by(**cfg)
+            made = made_by(
+                **{k: v
+                   for k, v in cfg.items() if k not in ('type', '_scope_')})
             made.dataset_meta = self.meta
             self._made[kind] = made
         return self._made[kind]

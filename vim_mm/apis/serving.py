@@ -83,9 +83,9 @@ class ServedTask:
         self.model.to(device)
 
     @contextmanager
-    def in_scope(self) -> Iterator[None]:
+    def in_scope(self, scope: Optional[str] = None) -> Iterator[None]:
         """Within this context bare types are those of the task's library."""
-        with DefaultScope.overwrite_default_scope(self.scope):
+        with DefaultScope.overwrite_default_scope(scope or self.scope):
             yield
 
     def _select(self, gates: Optional[str]) -> None:
@@ -116,8 +116,9 @@ class ServedTask:
         if not loads:
             raise ValueError('Its test pipeline has no LoadImageFromFile.')
         split = loads[0] + 1
-        self._load = Compose(stages[:split])
-        self._transform = Compose(stages[split:])
+        with self.in_scope(dataset.get('_scope_')):
+            self._load = Compose(stages[:split])
+            self._transform = Compose(stages[split:])
         self._as_float = stages[loads[0]].get('to_float32', False)
         self.classes, self.palette = class_names(dataset, meta, self.model)
 
@@ -226,16 +227,21 @@ def build_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
 def test_dataset(cfg: Config) -> ConfigDict:
     """The config of the test data set itself, inside any wrappers.
 
+    Bases of other libraries have noted theirs as ``_scope_`` in the outermost
+    dict, which mmengine heeds when it builds all that is inside.
+
     Raises:
         ValueError: If it has no pipeline.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
+    scope = dataset.get('_scope_')
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.get('dataset') or dataset['datasets'][0]
+        scope = dataset.get('_scope_', scope)
     if not dataset.get('pipeline'):
         raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
                          'which says how pictures enter the model.')
-    return dataset
+    return ConfigDict(dataset, _scope_=scope)
 
 
 def type_name(cfg: dict) -> str:
@@ -244,10 +250,10 @@ def type_name(cfg: dict) -> str:
 
 
 def class_of(cfg: dict, registry: Registry) -> Optional[type]:
-    """The class itself, of the current scope if the name has none."""
+    """The class itself, of the config's or the current scope."""
     if isinstance(cfg['type'], type):
         return cfg['type']
-    with registry.switch_scope_and_registry(None) as found:
+    with registry.switch_scope_and_registry(cfg.get('_scope_')) as found:
         return found.get(cfg['type'])
 
 
