@@ -1,0 +1,183 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Few pictures of a config, in memory, and a head in closed form on them."""
+
+from collections import Counter
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS
+from mmengine.runner import set_random_seed
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vim_mm.apis.ranking import build_model
+from vim_mm.engine.feature_cache import CachedBatch, preprocess, to_device
+from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
+                                          rows_of)
+from vim_mm.models.fusion import BaseFusion, build_fusion
+from vim_mm.utils.data import check_data
+
+Rows = Tuple[Tensor, Tensor, Tensor]
+
+
+class Loaded(Dataset):
+    """Samples in memory, as a data set has given them once."""
+
+    def __init__(self, samples: Sequence[dict]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        # preprocessors write into samples
+        return deepcopy(self.samples[index])
+
+
+def load_pictures(
+        cfg: Config,
+        num_test: int) -> Tuple[List[dict], List[dict]]:
+    """The few-shot training set, and test pictures that it does not hold.
+
+    Test pictures take the training pipeline, in which the annotations are
+    sure to fit the pixels.
+
+    Raises:
+        ValueError: If a test picture is one of the training set.
+    """
+    check_data(cfg, ('train_dataloader', 'test_dataloader'))
+    train, test = (deepcopy(cfg[f'{part}_dataloader'].dataset)
+                   for part in ('train', 'test'))
+    if 'pipeline' in train:
+        test.pipeline = train.pipeline
+    set_random_seed(0)
+    train = DATASETS.build(train)
+    pool = [train[i] for i in range(len(train))]
+    test = DATASETS.build(test)
+    order = torch.randperm(
+        len(test), generator=torch.Generator().manual_seed(0))
+    tested = [test[i] for i in order[:num_test].sort().values.tolist()]
+    paths = [{s['data_samples'].get('img_path') for s in part} - {None}
+             for part in (pool, tested)]
+    if shared := sorted(set.intersection(*paths)):
+        raise ValueError(f'{len(shared)} test pictures are training pictures '
+                         f'as well, such as {shared[0]!r}; test on others.')
+    return pool, tested
+
+
+def draw(pool: Sequence[dict], num: int, seed: int) -> List[int]:
+    """Ordered indices of a random subset, with classes in equal numbers."""
+    order = torch.randperm(
+        len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen: Counter = Counter()
+    turns = []
+    for index in order:
+        sample = pool[index]['data_samples']
+        label = int(sample.gt_label) if 'gt_label' in sample else index
+        turns.append((seen[label], index))
+        seen[label] += 1
+    turns.sort(key=lambda turn: turn[0])  # stable: else as shuffled
+    return sorted(index for _, index in turns[:num])
+
+
+class FewShot:
+    """A config's model with all its modules, and the pictures of its task.
+
+    Args:
+        cfg (Config): A downstream config.
+        zoo (str, optional): Directory of the zoo; the config's when None.
+        num_test (int): Number of test pictures.
+        batch_size (int): Pictures in a pass.
+
+    Attributes:
+        passes (int): Pictures sent through the trunk so far.
+        backward (int): How many of them with a graph, to be sent back.
+
+    Raises:
+        ValueError: If there are fewer modules than two.
+    """
+
+    def __init__(self, cfg: Config, zoo: Optional[str], num_test: int,
+                 batch_size: int) -> None:
+        backbone = cfg.model.backbone
+        if len(backbone.get('modules', ())) < 2:
+            raise ValueError('Nothing can be fused of fewer modules than two; '
+                             'name them in `model.backbone.modules`.')
+        self.pool, self.tested = load_pictures(cfg, num_test)
+        self.batch_size = batch_size
+        self.model = build_model(cfg, zoo or backbone.zoo,
+                                 list(backbone.modules))
+        self.backbone = self.model.backbone
+        self.names = self.backbone.bank.names
+        if getattr(self.model, 'neck', None) is not None:
+            self.model.neck.fusion = None  # weights are the backbone's here
+        self.settings = next(
+            (hook for hook in cfg.get('custom_hooks') or []
+             if str(hook['type']).endswith('ScoreGatesHook')), {})
+        self.extra = self.settings.get(
+            'num_extra_tokens',
+            getattr(self.backbone.trunk, 'num_extra_tokens', 1))
+        self.passes = self.backward = 0
+        self.backbone.register_forward_pre_hook(self._count)
+
+    def _count(self, _: Any, inputs: Tuple[Tensor]) -> None:
+        self.passes += len(inputs[0])
+        self.backward += len(inputs[0]) * torch.is_grad_enabled()
+
+    @torch.no_grad()
+    def rows(self, samples: Sequence[dict]) -> Rows:
+        """Features, classes and pictures (as indices) of the rows."""
+        parts, size = [], self.batch_size
+        for start in range(0, len(samples), size):
+            data = pseudo_collate(deepcopy(samples[start:start + size]))
+            batch = preprocess(self.model, data)
+            features = self.backbone(batch['inputs'])
+            x, y, picture = rows_of([
+                CachedBatch(*to_device(
+                    (features, batch['data_samples']), torch.device('cpu')),
+                            batch['inputs'].shape)
+            ], self.extra)
+            parts.append((x, y, picture + start))
+        return tuple(map(torch.cat, zip(*parts)))
+
+    def set_fusion(self, cfg: dict) -> BaseFusion:
+        """Let the backbone fuse by this config from now on."""
+        slots = self.backbone.slots.values()
+        fusion = build_fusion(cfg, self.names, len(slots),
+                              [slot.in_dims for slot in slots])
+        self.backbone.fusion = fusion.to(
+            self.backbone.trunk_fingerprint.device)
+        self.backbone.select_task(None)
+        return fusion
+
+    def as_runner(self, samples: Sequence[dict],
+                  seed: int) -> SimpleNamespace:
+        """All that hooks before training ask of a runner."""
+        loader = DataLoader(
+            Loaded(samples),
+            batch_size=self.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=pseudo_collate)
+        return SimpleNamespace(
+            iter=0,
+            model=self.model,
+            train_dataloader=loader,
+            hooks=[],
+            seed=seed,
+            logger=MMLogger.get_current_instance())
+
+
+def accuracy(train: Rows, test: Rows) -> float:
+    """Balanced accuracy on test rows of the head that training rows give."""
+    classes, y = train[1].unique(return_inverse=True)
+    scores = ridge_scores(train[0].double(),
+                          F.one_hot(y, len(classes)).double(),
+                          test[0].double(), 1.)
+    return balanced_accuracy(classes[scores.argmax(1)], test[1])

@@ -1,0 +1,145 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The benchmark of fusions measures what it says, on tiny pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
+                   fusion_neck, model_cfg, save_trunk)
+from vim_mm.engine.feature_cache import cache_features
+from vim_mm.engine.hooks import ScoreGatesHook
+from vim_mm.engine.transfer_score import cross_validated_score, rows_of
+from vim_mm.zoo import save_module
+
+NAMES = ['a', 'b', 'c']
+FEW = '--draws 2 --num-train 6 --num-test 5 --steps 2 --step-pictures 6 ' \
+    '--batch-size 3'
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(
+        str(Path(__file__).resolve().parents[1] / 'benchmarks'))
+    monkeypatch.setitem(DATASETS.module_dict, 'Pictures', Pictures)
+    import fusions
+    return fusions
+
+
+def config(folder: Path, kind: str) -> Path:
+    """A downstream config over a zoo of three modules."""
+    trunk = save_trunk(folder / 'trunk.pth')
+    midstream = build_backbone(trunk)
+    add_modules(midstream, *NAMES, std=.05)
+    for name in NAMES:
+        save_module(midstream, name, str(folder / 'zoo'))
+    backbone = dict(
+        trunk=trunk, zoo=str(folder / 'zoo'), modules=NAMES,
+        fusion=dict(type='vim_mm.EnsMoE'))
+    cfg = Config(
+        dict(
+            default_scope=SCOPES[kind],
+            model=model_cfg(kind, backbone, fusion_neck(kind)),
+            custom_hooks=[
+                dict(type='vim_mm.ScoreGatesHook', temperature=.5, folds=3)
+            ],
+            train_dataloader=dict(
+                dataset=dict(type='Pictures', kind=kind, num=12)),
+            test_dataloader=dict(
+                dataset=dict(type='Pictures', kind=kind, num=8))))
+    cfg.dump(folder / 'cfg.py')
+    return folder / 'cfg.py'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_method_is_measured(tmp_path: Path, kind: str,
+                                  benchmark: Any) -> None:
+    out = tmp_path / 'new' / 'out.json'
+    benchmark.main([str(config(tmp_path, kind)), *FEW.split(), '--out',
+                    str(out)])
+    report = json.loads(out.read_text())
+    assert {'command', 'commit', 'torch', 'device'} <= set(report)
+    task, = report['tasks']
+    assert (task['num_pool'], task['num_train'], task['num_test']) == (12, 6,
+                                                                       5)
+    methods = task['methods']
+    assert len(methods) == 1 + 3 + 2 + 2 + len(benchmark.METHODS)
+    for result in methods.values():
+        assert not result['skipped']
+        assert all(0 <= value <= 1 for value in result['accuracy'])
+        assert len(result['accuracy']) == 2
+    singles = [methods[f'single: {n}']['accuracy'] for n in NAMES]
+    assert methods[benchmark.ORACLE]['accuracy'] == [
+        max(values) for values in zip(*singles)
+    ]
+    chosen = methods[benchmark.CHOSEN]
+    assert chosen['accuracy'] == [
+        methods[name]['accuracy'][i] for i, name in enumerate(chosen['chosen'])
+    ]
+    assert chosen['passes'] == [3 * 6] * 2
+    assert methods['Ens-MoE from scores']['passes'] == [3 * 6] * 2
+    assert methods['Ens-MoE from scores, zero module']['passes'] == [4 * 6] * 2
+    # two steps of six pictures, each once without and once with a graph
+    uniform = methods['Ens-MoE hold-out from uniform']
+    assert uniform['passes'] == [2 * 6 * 2] * 2
+    assert uniform['backward'] == [2 * 6] * 2
+    gates = methods['Ens-MoE hold-out after scores']['gates'][0]
+    started = methods['Ens-MoE from scores']['gates'][0]
+    assert list(gates) == NAMES and gates != started
+
+
+def test_gates_start_where_the_hook_would_start_them(tmp_path: Path,
+                                                     benchmark: Any) -> None:
+    path = config(tmp_path, 'cls')
+    args = benchmark.parse_args([str(path), *FEW.split(), '--draws', '1'])
+    task = benchmark.FewShot(Config.fromfile(path), None, 5, 3)
+    bench = benchmark.Bench(task, args)
+    bench.run()
+    drawn = [task.pool[i] for i in benchmark.draw(task.pool, 6, 0)]
+    loader = task.as_runner(drawn, 0).train_dataloader
+    ordered = torch.utils.data.DataLoader(
+        loader.dataset, batch_size=6, collate_fn=loader.collate_fn)
+    scores = []
+    for name in NAMES:
+        with task.backbone.only(name):
+            rows = rows_of(cache_features(task.model, ordered), 1)
+        scores.append(cross_validated_score(*rows, folds=3))
+    gates = bench.results['Ens-MoE from scores'].gates[0]
+    expected = (torch.tensor(scores) / .5).softmax(0)
+    assert list(gates.values()) == pytest.approx(expected.tolist())
+    assert ScoreGatesHook().temperature != .5
+
+
+def test_draws_differ_and_hold_classes_in_equal_numbers(
+        benchmark: Any) -> None:
+    pool = Pictures('cls', 12).samples
+    draws = [benchmark.draw(pool, 6, seed) for seed in range(5)]
+    assert all(sum(i % 2 for i in drawn) == 3 for drawn in draws)
+    assert len(set(map(tuple, draws))) > 1
+    assert draws[0] == benchmark.draw(pool, 6, 0)
+
+
+def test_training_pictures_are_not_tested_on(tmp_path: Path,
+                                             benchmark: Any) -> None:
+    class Named(Pictures):
+
+        def __init__(self, **kwargs) -> None:
+            super().__init__(**kwargs)
+            for index, sample in enumerate(self.samples):
+                sample['data_samples'].set_metainfo(
+                    dict(img_path=f'{index}.png'))
+
+    DATASETS.module_dict['Pictures'] = Named
+    with pytest.raises(ValueError, match='5 test pictures are training'):
+        benchmark.main([str(config(tmp_path, 'seg')), *FEW.split()])
+
+
+def test_a_draw_of_all_pictures_is_refused(tmp_path: Path,
+                                           benchmark: Any) -> None:
+    with pytest.raises(ValueError, match='nothing to draw'):
+        benchmark.main([str(config(tmp_path, 'cls')), '--num-train', '12'])
