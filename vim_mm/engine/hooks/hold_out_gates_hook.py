@@ -34,7 +34,7 @@ class HoldOutGatesHook(Hook):
     head's gradient is taken at cached features, then every batch runs again.
 
     Args:
-        steps (int): Number of steps. Defaults to 40.
+        steps (int): Number of steps. Defaults to 15.
         batches (int): Batches of the training set in a step, of every
             process: the more pictures, the less the gradient depends on which
             they are, and each half should show every class several times.
@@ -43,7 +43,8 @@ class HoldOutGatesHook(Hook):
             cost next to nothing, since features are computed once. Defaults
             to 8.
         optimizer (dict): Config of the optimizer of the gates. Defaults to
-            Adam with learning rate 0.1.
+            Adam with learning rate 0.3, for logits; :class:`LinearMoE`
+            wants about 0.05.
         l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 0.1.
         num_extra_tokens (int): Class and register tokens in the trunk's
             output, for classification. Defaults to 1.
@@ -53,10 +54,10 @@ class HoldOutGatesHook(Hook):
     priority = 45
 
     def __init__(self,
-                 steps: int = 40,
+                 steps: int = 15,
                  batches: int = 16,
                  deals: int = 8,
-                 optimizer: dict = dict(type='Adam', lr=0.1),
+                 optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
                  num_extra_tokens: int = 1) -> None:
         self.steps = steps
