@@ -58,11 +58,16 @@ def prepare(work_dir: Path) -> None:
         SystemExit: If it fails; it has said why.
     """
     process = PROCESSES.Process(
-        target=run_cli, args=(partial(demo.prepare, work_dir, print), ))
+        target=run_cli, args=(partial(prepare_here, work_dir), ))
     process.start()
     process.join()
     if process.exitcode:
         sys.exit(process.exitcode)
+
+
+def prepare_here(work_dir: Path) -> None:
+    """Prepare in this process, a line for each part."""
+    demo.prepare(work_dir, partial(print, flush=True))
 
 
 def run_step(name: str, work_dir: Path, console: Console) -> None:

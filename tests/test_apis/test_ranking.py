@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
@@ -90,6 +90,7 @@ def test_our_score_is_the_one_that_starts_gates(tmp_path: Path,
     zoo = make_zoo(tmp_path, trunk)
     cfg = config(kind, trunk, modules=['mild'], zoo=str(zoo))
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+    init_default_scope(cfg.default_scope)
     model = build_model(cfg, str(zoo), ['mild'])
     cached = cache_features(model,
                             Runner.build_dataloader(cfg.train_dataloader))

@@ -100,16 +100,16 @@ def picture() -> Callable[[str, Config, int], Tensor]:
 
 
 @pytest.fixture(scope='session')
-def check_config(trunk_config,
-                 monkeypatch) -> Callable[[str, dict], None]:
+def check_config(trunk_config) -> Callable[[str, dict], None]:
     """Checks that a trunk config takes exactly these converted tensors."""
 
     def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
         return {k: v.shape for k, v in state.items()}
 
     def check(name: str, state: dict[str, Tensor]) -> None:
-        monkeypatch.delenv('VIM_MM_WEIGHTS', raising=False)
-        cfg = trunk_config(name).trunk
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv('VIM_MM_WEIGHTS', raising=False)
+            cfg = trunk_config(name).trunk
         file = cfg.pop('init_cfg').checkpoint
         assert file == f'weights/{name}.safetensors'
         MODELS.get(cfg.type)
