@@ -312,5 +312,3 @@ def build_runner(kind: str,
 def losses(runner: Runner) -> Tensor:
     history, _ = runner.message_hub.get_scalar('train/loss').data
     return torch.as_tensor(history)
-
-

@@ -3,8 +3,8 @@
 
 Importing the package prepares the OpenMMLab stack for it, which has to happen
 before the first config is parsed: configs of ``mmseg::`` and ``vim_mm::``
-resolve, a stand-in serves missing compiled mmcv ops, and safetensors files load
-as checkpoints.
+resolve, a stand-in serves missing compiled mmcv ops, and safetensors files
+load as checkpoints.
 """
 
 from .utils.setup_env import prepare_stack

@@ -4,8 +4,8 @@
 A folder cannot be replaced in one step, so an overwrite goes through two
 hidden neighbours: ``.NAME.new`` is written and flushed to the disk, the
 present folder is renamed to ``.NAME.old``, the new one takes its place, and
-the old one is deleted. Whoever finds no NAME but a ``.NAME.old`` reads that, so
-at every moment one complete version can be read.
+the old one is deleted. Whoever finds no NAME but a ``.NAME.old`` reads that,
+so at every moment one complete version can be read.
 """
 
 import hashlib

@@ -53,8 +53,8 @@ class Zoo:
             name = folder.name
             if name.startswith('.') and name.endswith('.old'):
                 name = name[1:-len('.old')]
-            if is_name(name) and any(
-                (folder / file).exists() for file in (CARD, MODULE)):
+            files = [folder / file for file in (CARD, MODULE)]
+            if is_name(name) and any(file.exists() for file in files):
                 names.add(name)
         return sorted(names)
 

@@ -18,7 +18,7 @@ from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, fill, same,
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
-from vim_mm.zoo import Zoo, ZooError, save_module
+from vim_mm.zoo import ZooError, save_module
 
 
 def pictures(*size: int, batch: int = 2, seed: int = 0) -> Tensor:
