@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vim_mm.models.adapters import BaseAdapter, ConvPass
-from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
 
 
@@ -60,9 +59,7 @@ def build(args: argparse.Namespace, num: int) -> torch.nn.Module:
         backbone.bank.add(name, dict(type='ConvPass'), dims, trainable=False)
         for param in backbone.bank.members[name].parameters():
             torch.nn.init.normal_(param, std=.02)
-    backbone.fusion = build_fusion(
-        dict(type='EnsMoE'), names, len(backbone.slots))
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     return backbone.to(args.device).train(args.train)
 
 

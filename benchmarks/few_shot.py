@@ -20,7 +20,6 @@ from vim_mm.apis.ranking import build_model
 from vim_mm.engine.feature_cache import CachedBatch, preprocess, to_device
 from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
                                           rows_of)
-from vim_mm.models.fusion import BaseFusion, build_fusion
 from vim_mm.utils.data import check_data
 
 Rows = Tuple[Tensor, Tensor, Tensor]
@@ -145,16 +144,6 @@ class FewShot:
             ], self.extra)
             parts.append((x, y, picture + start))
         return tuple(map(torch.cat, zip(*parts)))
-
-    def set_fusion(self, cfg: dict) -> BaseFusion:
-        """Let the backbone fuse by this config from now on."""
-        slots = self.backbone.slots.values()
-        fusion = build_fusion(cfg, self.names, len(slots),
-                              [slot.in_dims for slot in slots])
-        self.backbone.fusion = fusion.to(
-            self.backbone.trunk_fingerprint.device)
-        self.backbone.select_task(None)
-        return fusion
 
     def as_runner(self, samples: Sequence[dict],
                   seed: int) -> SimpleNamespace:

@@ -199,7 +199,7 @@ class Bench:
                 kept[key] = rows, task.rows(task.tested)
         for key, cfg in FIXED.items():
             self.results[key] = Result()
-            task.set_fusion(cfg)
+            task.backbone.set_fusion(cfg)
             try:
                 kept[key] = task.rows(samples), task.rows(task.tested)
             except ValueError as error:  # parameters that cannot be merged
@@ -249,7 +249,8 @@ class Bench:
         samples = [task.pool[i] for i in drawn]
         start = time.perf_counter()
         task.passes = task.backward = 0
-        fusion = task.set_fusion(method.fusion)
+        task.backbone.set_fusion(method.fusion)
+        fusion = task.backbone.fusion
         if method.scored:
             logits = torch.tensor(scores) / self.temperature
             fusion.set_logits(task.backbone.task, logits)

@@ -3,7 +3,7 @@
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmdet.structures import DetDataSample
@@ -72,6 +72,13 @@ def build_backbone(trunk: Optional[dict] = None, **kwargs) -> ViMBackbone:
         probe_size=SIZE,
         **kwargs)
     return MODELS.build(cfg)
+
+
+def occupy(names: Sequence[str],
+           *widths: int) -> Dict[str, Dict[str, int]]:
+    """What a fusion is built with: all modules in the slots s0, s1, ..."""
+    slots = {f's{index}': width for index, width in enumerate(widths)}
+    return {name: slots for name in names}
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from torch import Tensor
 from _tiny import (Pictures, add_modules, build_backbone, build_model, same,
                    snapshot, vit)
 from vim_mm.models.adapters import BaseAdapter, ConvPass
-from vim_mm.models.fusion import build_fusion
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,9 +19,7 @@ pytestmark = [
 def fused() -> torch.nn.Module:
     backbone = build_backbone()
     add_modules(backbone, 'a', 'b', 'c')
-    backbone.fusion = build_fusion(
-        dict(type='EnsMoE'), ['a', 'b', 'c'], len(backbone.slots))
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     return backbone
 
 

@@ -6,6 +6,7 @@ three tasks, which know different ones of them.
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 
 from _tiny import (KINDS, LEVELS, SCOPES, SIZE, Pictures, add_modules,
                    build_backbone, build_runner, fill, fusion_neck, model_cfg,
-                   same, save_trunk, snapshot)
+                   occupy, same, save_trunk, snapshot)
 from vim_mm.apis import ViMInferencer
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import build_fusion
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.registry import MODELS
-from vim_mm.zoo import save_module
+from vim_mm.zoo import Zoo, save_module
 
 EIGHT = list('abcdefgh')
 NINE = [*EIGHT, 'ninth']
@@ -38,9 +39,14 @@ FUSIONS = dict(
     top_k=dict(type='EnsMoE', top_k=2),
     merge=dict(type='ParameterMerge'),
     linear=dict(type='LinearMoE'),
+    routed=dict(type='RoutedMoE'),
     uniform=dict(type='FixedFusion'))
-#: The ninth may be evaluated in one wide adapter with the others, or not.
-NINTHS = dict(alike=4, wider=6)
+#: The ninth may be evaluated in one wide adapter with the others, or not, or
+#: sit in slots where none of the others does.
+NINTHS = dict(
+    alike=dict(type='ConvPass', hidden_dims=4),
+    wider=dict(type='ConvPass', hidden_dims=6),
+    elsewhere=dict(type='LoRA', rank=2))
 
 
 def pictures() -> Tensor:
@@ -64,12 +70,13 @@ def digest(folder: Path) -> Dict[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trunk, a zoo of nine modules, and other ninths in zoos of theirs."""
     folder = tmp_path_factory.mktemp('project')
-    backbone = build_backbone(save_trunk(folder / 'trunk.pth'))
-    add_modules(backbone, *EIGHT)
-    for kind, hidden in NINTHS.items():
-        add_modules(backbone, 'ninth', hidden_dims=hidden)
+    trunk = save_trunk(folder / 'trunk.pth')
+    for kind, adapter in NINTHS.items():
+        backbone = build_backbone(trunk, new_module='ninth', adapter=adapter)
+        fill(backbone.bank.members['ninth'], seed=9)
         save_module(backbone, 'ninth', str(folder / kind))
-        backbone.bank.remove('ninth')
+    backbone = build_backbone(trunk)
+    add_modules(backbone, *EIGHT)
     add_modules(backbone, 'ninth')
     for name in NINE:
         save_module(backbone, name, str(folder / 'zoo'))
@@ -136,6 +143,8 @@ def test_a_ninth_module_in_a_running_project(fusion: str, kind: str,
         return
     backbone.add_task(NEW)
     assert backbone.fusion.task_modules[NEW] == NINE
+    rows = len(backbone.fusion.gates(NEW))
+    assert rows == len(backbone.slots) == (12 if kind == 'elsewhere' else 6)
     assert unchanged(backbone, before)
 
     # the new task sees the ninth, learns, and still no other changes
@@ -230,16 +239,52 @@ def test_streams_through_the_neck(folder: Path) -> None:
         ViMFusionNeck(LEVELS, scales=[1], sources=[[0]]).add_task('x', EIGHT)
 
 
+def test_a_ninth_in_slots_of_its_own_joins_in_one_config(
+        folder: Path, tmp_path: Path) -> None:
+    """Gates are found by the name of their slot, wherever it now stands."""
+    old = project(folder, 'full')
+    before = answers(old)
+    torch.save(dict(state_dict=old.state_dict()), tmp_path / 'old.pth')
+    shutil.copytree(folder / 'zoo', tmp_path / 'zoo')
+    Zoo(str(tmp_path / 'zoo')).remove('ninth')
+    Zoo(str(tmp_path / 'zoo')).add(str(folder / 'elsewhere'), 'ninth')
+    for modules in (NINE, NINE[::-1]):
+        grown = project(tmp_path, 'full', modules, {**TASKS, NEW: NINE})
+        load_checkpoint(grown, str(tmp_path / 'old.pth'), logger='silent')
+        assert unchanged(grown, before)
+        grown.select_task(NEW)
+        learn([grown], lambda: grown(pictures()))
+        assert (grown.fusion.logits[NEW] != 0).any(dim=1).all()
+        assert unchanged(grown, before)
+        # and the grown project's own gates, in yet another order
+        again = project(tmp_path, 'full', NINE[4:] + NINE[:4],
+                        {NEW: NINE[4:] + NINE[:4]})
+        again.load_state_dict(grown.state_dict(), strict=False)
+        grown.select_task(NEW)
+        assert again.gates() == {
+            slot: pytest.approx(row)
+            for slot, row in grown.gates().items()
+        }
+
+
 def test_a_task_of_other_slots_is_refused_not_forgotten(
         tmp_path: Path) -> None:
     """mmengine leaves out what does not fit and only warns."""
-    narrow = build_fusion(dict(type='EnsMoE', tasks=['old']), EIGHT, 6)
+    narrow = build_fusion(
+        dict(type='EnsMoE', tasks=['old']), occupy(EIGHT, 4, 4))
     path = str(tmp_path / 'old.pth')
     torch.save(dict(state_dict=narrow.state_dict()), path)
     wide = build_fusion(
-        dict(type='EnsMoE', tasks=dict(old=EIGHT, new=NINE)), NINE, 12)
-    with pytest.raises(ValueError, match=r"'old'.*\(6, 8\).*other slots"):
+        dict(type='EnsMoE', tasks=dict(old=EIGHT, new=NINE)),
+        occupy(NINE, 4, 4, 4))
+    with pytest.raises(
+            ValueError, match=r"'old' weighs other slots.*\['s2'\]"):
         load_checkpoint(wide, path, strict=False, logger='silent')
+    other = build_fusion(
+        dict(type='EnsMoE', tasks=['old'], zero_module=True),
+        occupy(EIGHT, 4, 4))
+    with pytest.raises(ValueError, match=r'\(2, 8\).*settings of the fusion'):
+        load_checkpoint(other, path, strict=False, logger='silent')
 
 
 # --------------------------------------------------------- whole projects

@@ -16,7 +16,6 @@ from torch import Tensor
 import vim_mm
 from _tiny import (SIZE, TRUNKS, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, model_cfg, same, save_trunk, snapshot)
-from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
 from vim_mm.utils.checkpoint import UntrustedPickleError
 from vim_mm.zoo import Zoo, ZooError, save_module
@@ -103,8 +102,7 @@ def test_invariant_2_a_fresh_module_leaves_outputs_exactly_unchanged(
     streams = backbone(x)
     assert len(streams) == 3 and all(equal(s, plain) for s in streams)
     # any zoo of zero modules, any gates
-    backbone.fusion = build_fusion(dict(type='EnsMoE'), NAMES, len(dims))
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     backbone.fusion.set_logits('default', torch.randn(len(dims), 3))
     assert equal(backbone(x), plain)
 
@@ -125,8 +123,7 @@ def test_invariant_3_one_hot_and_identical_modules() -> None:
     backbone = build_backbone()
     add_modules(backbone, *NAMES)
     alone = backbone(pictures())
-    backbone.fusion = build_fusion(dict(type='EnsMoE'), NAMES, 6)
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     for index, stream in enumerate(alone):
         one_hot = torch.full((3, ), -torch.inf)
         one_hot[index] = 0.
@@ -156,7 +153,7 @@ def test_invariant_4_an_appended_module_changes_no_earlier_task(
     assert equal(rebuilt(pictures()), before)
 
     old.load_modules(str(folder / 'zoo'), ['c'])
-    old.fusion.add_task('new', NAMES)
+    old.add_task('new', NAMES)
     assert equal(old(pictures()), before)
     old.select_task('new')
     loss = sum(o.square().sum() for o in old(pictures()))

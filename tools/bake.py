@@ -13,7 +13,7 @@ from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from vim_mm.apis.bake import TOLERANCE, bake
-from vim_mm.apis.serving import build_model, read_config
+from vim_mm.apis.serving import load_model, read_config
 from vim_mm.utils.cli import run_cli
 
 
@@ -49,7 +49,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model, _ = build_model(cfg, args.checkpoint)
+    model, _ = load_model(cfg, args.checkpoint)
     card = dict(cfg.get('module_card', {}))
     card['training'] = dict(
         card.get('training', {}), config=Path(args.config).name)

@@ -176,13 +176,13 @@ def save_trained(args: argparse.Namespace) -> None:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
-    from vim_mm.apis.serving import build_model
+    from vim_mm.apis.serving import load_model
     new_module = cfg.get('model', {}).get('backbone', {}).get('new_module')
     if new_module is None:
         raise ZooError(f'{args.config!r} trains no module: its model.backbone '
                        'is no ViMBackbone with a new_module.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model, _ = build_model(cfg, args.checkpoint)
+    model, _ = load_model(cfg, args.checkpoint)
     fields = cfg.get('module_card', {})
     training = dict(fields.pop('training', {}), config=Path(args.config).name)
     card = save_module(

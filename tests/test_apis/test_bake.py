@@ -14,7 +14,7 @@ from _tiny import (KINDS, SIZE, Pictures, build_backbone, build_model,
                    build_runner, fill, fusion_neck, model_cfg, same,
                    save_trunk, snapshot)
 from vim_mm.apis.bake import TOLERANCE, bake
-from vim_mm.apis.serving import build_model as load_model
+from vim_mm.apis.serving import load_model
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCRIPT = Path(__file__).parents[2] / 'tools/bake.py'

@@ -70,7 +70,7 @@ class ServedTask:
         self.scope = self.cfg.get('default_scope', 'mmengine')
         try:
             with self.in_scope():
-                self.model, meta = build_model(self.cfg, checkpoint)
+                self.model, meta = load_model(self.cfg, checkpoint)
                 self._select(gates)
                 for other in beside:
                     check_trunk(self.model.backbone, other.model.backbone,
@@ -174,7 +174,7 @@ def read_config(config: Union[str, Config]) -> Config:
     return Config.fromfile(config)
 
 
-def build_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
+def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     """Build a model from its config and load all it has learned.
 
     Unlike in training, a head that stays at random values is an error: the

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, fill, same,
                    save_trunk, snapshot, vit)
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
 from vim_mm.zoo import ZooError, save_module
 
@@ -75,9 +74,7 @@ def test_insertion_into_a_vit(size: tuple) -> None:
     backbone = build_backbone()
     fill(backbone.trunk, 0.1)
     add_modules(backbone, 'a', 'b')
-    backbone.fusion = MODELS.build(
-        dict(type='EnsMoE', modules=['a', 'b'], num_slots=6))
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     backbone.fusion.set_logits('default', torch.randn(6, 2))
     gates = backbone.fusion.gates('default')
     got = backbone(pictures(*size))
@@ -174,8 +171,7 @@ def fused(names: List[str], fusion: dict, task: str = None,
     torch.manual_seed(0)
     backbone = build_backbone(trunk)
     add_modules(backbone, *names)
-    backbone.fusion = MODELS.build(
-        dict(fusion, modules=names, num_slots=len(backbone.slots)))
+    backbone.set_fusion(fusion)
     backbone.select_task(task)
     return backbone
 
@@ -629,9 +625,7 @@ def test_add_task_knows_the_bank_and_leaves_the_current_task() -> None:
 def test_parameter_merge_in_the_trunk_learns() -> None:
     backbone = build_backbone()
     add_modules(backbone, 'a', 'b')
-    backbone.fusion = build_fusion(
-        dict(type='ParameterMerge'), ['a', 'b'], len(backbone.slots))
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='ParameterMerge'))
     x = pictures()
     merged = backbone(x)[-1]
     merged.square().mean().backward()

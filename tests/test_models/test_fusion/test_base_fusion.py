@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from _tiny import occupy
 from vim_mm.models.fusion import BaseFusion, LearnedFusion, build_fusion
 from vim_mm.registry import MODELS
 
@@ -25,8 +26,7 @@ def test_the_page_names_every_fusion() -> None:
 
 @pytest.mark.parametrize('cfg', CONFIGS)
 def test_what_the_page_says_can_be_built(cfg: str) -> None:
-    dims = [4, 6]
-    fusion = build_fusion(eval(cfg), ['a', 'b', 'c'], 2, dims)
+    fusion = build_fusion(eval(cfg), occupy('abc', 4, 6))
     assert fusion.gates('default').shape == (2, 3)
     learned = re.search(rf'\| `{re.escape(cfg)}` \|.*\| (.*?) \| [^|]*\|$',
                         PAGE.read_text(), re.M).group(1)
@@ -39,4 +39,4 @@ def test_what_the_page_says_can_be_built(cfg: str) -> None:
 
 def test_unknown_kinds_are_a_sentence() -> None:
     with pytest.raises(ValueError, match="'Soup' is no kind.*'EnsMoE'"):
-        build_fusion(dict(type='Soup'), ['a'], 1)
+        build_fusion(dict(type='Soup'), occupy('a', 4))

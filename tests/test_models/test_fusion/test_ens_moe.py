@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
+from _tiny import occupy
 from vim_mm.models.fusion import (EnsMoE, FixedFusion, LinearMoE,
                                   ParameterMerge, RoutedMoE, build_fusion)
 
@@ -40,7 +41,7 @@ def reference(logits: Tensor, top_k: int) -> Tensor:
     top_k=st.one_of(st.none(), st.integers(1, 6)))
 def test_top_k_softmax(num: int, slots: int, top_k: int) -> None:
     torch.manual_seed(0)
-    fusion = EnsMoE(NAMES[:num], slots, top_k=top_k)
+    fusion = EnsMoE(occupy(NAMES[:num], *[4] * slots), top_k=top_k)
     logits = torch.randn(slots, num)
     fusion.set_logits('default', logits)
     gates = fusion.gates('default')
@@ -56,15 +57,16 @@ def test_top_k_softmax(num: int, slots: int, top_k: int) -> None:
 
 
 def test_fresh_gates_are_uniform_per_task_and_slot() -> None:
-    fusion = EnsMoE(NAMES, 3, tasks=('x', 'y'))
+    fusion = EnsMoE(occupy(NAMES, 4, 4, 4), tasks=('x', 'y'))
     assert torch.equal(fusion.gates('y'), torch.full((3, 4), .25))
     # one logit per module, slot and task: N * S each, 24 N for ViT-B
     assert [p.numel() for p in fusion.parameters()] == [12, 12]
-    assert sum(p.numel() for p in EnsMoE(NAMES, 24).parameters()) == 24 * 4
+    vit_b = EnsMoE(occupy(NAMES, *[4] * 24))
+    assert sum(p.numel() for p in vit_b.parameters()) == 24 * 4
 
 
 def test_a_single_module_gets_weight_one_and_no_gradient() -> None:
-    fusion = EnsMoE(['a'], 2)
+    fusion = EnsMoE(occupy(['a'], 4, 4))
     for value in (-5., 0., 7.):
         fusion.set_logits('default', torch.tensor([value]))
         assert torch.equal(fusion.gates('default'), torch.ones(2, 1))
@@ -73,8 +75,8 @@ def test_a_single_module_gets_weight_one_and_no_gradient() -> None:
 
 
 def test_a_module_at_minus_infinity_leaves_the_others_alone() -> None:
-    old = EnsMoE(NAMES[:2], 2)
-    new = EnsMoE(NAMES[:3], 2)
+    old = EnsMoE(occupy(NAMES[:2], 4, 4))
+    new = EnsMoE(occupy(NAMES[:3], 4, 4))
     logits = torch.randn(2, 2)
     old.set_logits('default', logits)
     padding = torch.full((2, 1), -torch.inf)
@@ -85,7 +87,7 @@ def test_a_module_at_minus_infinity_leaves_the_others_alone() -> None:
 
 
 def test_set_logits_takes_one_row_for_all_slots() -> None:
-    fusion = EnsMoE(NAMES, 3)
+    fusion = EnsMoE(occupy(NAMES, 4, 4, 4))
     row = torch.tensor([1., 2, 3, 4])
     fusion.set_logits('default', row)
     assert torch.equal(fusion.logits['default'], row.expand(3, 4))
@@ -94,22 +96,22 @@ def test_set_logits_takes_one_row_for_all_slots() -> None:
 
 
 def test_only_the_selected_task_learns() -> None:
-    fusion = EnsMoE(NAMES, 2, tasks=('x', 'y'))
+    fusion = EnsMoE(occupy(NAMES, 4, 4), tasks=('x', 'y'))
     fusion.select('y')
     assert [fusion.logits[t].requires_grad for t in 'xy'] == [False, True]
     fusion.select('x')
     assert [fusion.logits[t].requires_grad for t in 'xy'] == [True, False]
-    fixed = EnsMoE(NAMES, 2, learn=False)
+    fixed = EnsMoE(occupy(NAMES, 4, 4), learn=False)
     fixed.select('default')
     assert not any(p.requires_grad for p in fixed.parameters())
 
 
 def test_a_task_keeps_to_the_modules_it_knows() -> None:
     tasks = dict(old=['b', 'a'], all=NAMES)
-    fusion = EnsMoE(NAMES, 2, tasks=tasks)
+    fusion = EnsMoE(occupy(NAMES, 4, 4), tasks=tasks)
     assert fusion.task_modules['old'] == ['b', 'a']
     assert fusion.gates('old').shape == (2, 2)
-    fusion.to('meta').add_task('new', [*NAMES, 'e'])
+    fusion.to('meta').add_task('new', occupy([*NAMES, 'e'], 4, 4))
     assert fusion.tasks == ['old', 'all', 'new']
     assert fusion.logits['new'].shape == (2, 5)
     assert fusion.logits['new'].device == torch.device('meta')
@@ -118,38 +120,38 @@ def test_a_task_keeps_to_the_modules_it_knows() -> None:
 @pytest.mark.parametrize('kind', [EnsMoE, FixedFusion])
 def test_mistakes_are_sentences(kind: type) -> None:
     with pytest.raises(ValueError, match=r"Task 't' asks .*\['z'\]"):
-        kind(NAMES, 2, tasks=dict(t=['a', 'z']))
+        kind(occupy(NAMES, 4, 4), tasks=dict(t=['a', 'z']))
     with pytest.raises(ValueError, match='the modules none'):
-        kind(NAMES, 2, tasks=dict(t=[]))
+        kind(occupy(NAMES, 4, 4), tasks=dict(t=[]))
     with pytest.raises(ValueError, match='the modules none'):
-        kind([], 2)
-    fusion = kind(NAMES, 2)
+        kind(occupy([], 4, 4))
+    fusion = kind(occupy(NAMES, 4, 4))
     with pytest.raises(ValueError, match="no task 'z'.*'default'"):
         fusion.select('z')
     with pytest.raises(ValueError, match="'default' already"):
-        fusion.add_task('default', NAMES)
+        fusion.add_task('default', occupy(NAMES, 4))
     for name in ('a.b', '', 'keys', 'training'):
         with pytest.raises(ValueError, match='cannot name a task'):
-            fusion.add_task(name, NAMES)
+            fusion.add_task(name, occupy(NAMES, 4))
     assert fusion.tasks == ['default']
 
 
 def test_top_k_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match='leaves no module'):
-        EnsMoE(NAMES, 2, top_k=0)
+        EnsMoE(occupy(NAMES, 4, 4), top_k=0)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', 'vim_mm'])
 def test_a_bare_type_is_ours_in_every_scope(scope: str) -> None:
     init_default_scope(scope)
     for cfg in (dict(type='EnsMoE'), dict(type='vim_mm.EnsMoE')):
-        assert isinstance(build_fusion(cfg, NAMES, 2), EnsMoE)
+        assert isinstance(build_fusion(cfg, occupy(NAMES, 4, 4)), EnsMoE)
 
 
 def test_a_checkpoint_finds_its_modules_in_another_order() -> None:
-    first = EnsMoE(['a', 'b', 'c'], 2)
+    first = EnsMoE(occupy(['a', 'b', 'c'], 4, 4))
     first.set_logits('default', torch.tensor([[1., 2., 3.], [4., 5., 6.]]))
-    second = EnsMoE(['c', 'a', 'b'], 2)
+    second = EnsMoE(occupy(['c', 'a', 'b'], 4, 4))
     second.load_state_dict(first.state_dict())
     expected = torch.tensor([[3., 1., 2.], [6., 4., 5.]])
     assert torch.equal(second.logits['default'], expected)
@@ -157,7 +159,8 @@ def test_a_checkpoint_finds_its_modules_in_another_order() -> None:
 
 
 def test_a_checkpoint_over_other_modules_is_refused() -> None:
-    first, second = EnsMoE(['a', 'b'], 2), EnsMoE(['a', 'x'], 2)
+    first = EnsMoE(occupy(['a', 'b'], 4, 4))
+    second = EnsMoE(occupy(['a', 'x'], 4, 4))
     with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
         second.load_state_dict(first.state_dict())
     assert (second.logits['default'] == 0).all()
@@ -168,7 +171,7 @@ def test_a_checkpoint_over_other_modules_is_refused() -> None:
 
 @pytest.mark.parametrize('top_k', [None, 1, 2])
 def test_a_zero_module_takes_weight_from_the_others(top_k: int) -> None:
-    fusion = EnsMoE(NAMES, 3, zero_module=True, top_k=top_k)
+    fusion = EnsMoE(occupy(NAMES, 4, 4, 4), zero_module=True, top_k=top_k)
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     fusion.set_logits('default', logits)
     gates = fusion.gates('default')
@@ -180,7 +183,7 @@ def test_a_zero_module_takes_weight_from_the_others(top_k: int) -> None:
 
 
 def test_a_zero_module_keeps_its_logit_when_the_others_are_set() -> None:
-    fusion = EnsMoE(NAMES[:2], 2, zero_module=True)
+    fusion = EnsMoE(occupy(NAMES[:2], 4, 4), zero_module=True)
     assert torch.equal(fusion.gates('default'), torch.full((2, 2), 1 / 3))
     fusion.set_logits('default', torch.tensor([1., 2, 3]))
     fusion.set_logits('default', torch.tensor([[4., 5], [6, 7]]))
@@ -189,7 +192,7 @@ def test_a_zero_module_keeps_its_logit_when_the_others_are_set() -> None:
 
 
 def test_a_single_module_can_be_switched_off() -> None:
-    fusion = EnsMoE(['a'], 1, zero_module=True)
+    fusion = EnsMoE(occupy(['a'], 4), zero_module=True)
     fusion.gates('default').sum().backward()
     assert fusion.logits['default'].grad.abs().min() > 0
 
@@ -205,40 +208,40 @@ def randomise(fusion: torch.nn.Module, seed: int = 0) -> None:
 
 @pytest.mark.parametrize('cfg', LEARNED)
 def test_every_learned_fusion_loads_in_another_order(cfg: dict) -> None:
-    dims, x = [6, 5], torch.randn(2, 3, 5)
-    first = build_fusion(cfg, ['a', 'b', 'c'], 2, dims)
+    x = torch.randn(2, 3, 5)
+    first = build_fusion(cfg, occupy('abc', 6, 5))
     randomise(first)
-    second = build_fusion(cfg, ['c', 'a', 'b'], 2, dims)
+    second = build_fusion(cfg, occupy('cab', 6, 5))
     second.load_state_dict(first.state_dict())
     order = [2, 0, 1]
     gates = first.gates('default'), second.gates('default')
     torch.testing.assert_close(gates[1], gates[0][:, order])
-    rows = first.row(gates[0], 1, x), second.row(gates[1], 1, x)
+    rows = first.row(gates[0], 's1', x), second.row(gates[1], 's1', x)
     torch.testing.assert_close(rows[1], rows[0][..., order])
 
 
 @pytest.mark.parametrize('cfg', LEARNED)
 def test_only_the_selected_task_of_every_learned_fusion_learns(
         cfg: dict) -> None:
-    fusion = build_fusion(dict(cfg, tasks=('x', 'y')), NAMES, 2, [3, 3])
+    fusion = build_fusion(dict(cfg, tasks=('x', 'y')), occupy(NAMES, 3, 3))
     for task in 'yx':
         fusion.select(task)
         assert fusion.selected == task
         learning = [n for n, p in fusion.named_parameters() if p.requires_grad]
         assert learning and all(n.endswith(f'.{task}') for n in learning)
-    frozen = build_fusion(dict(cfg, learn=False), NAMES, 2, [3, 3])
+    frozen = build_fusion(dict(cfg, learn=False), occupy(NAMES, 3, 3))
     frozen.select('default')
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
 @pytest.mark.parametrize('cfg', LEARNED)
 def test_every_learned_fusion_starts_uniform_and_copies(cfg: dict) -> None:
-    fusion = build_fusion(cfg, NAMES, 2, [3, 3])
+    fusion = build_fusion(cfg, occupy(NAMES, 3, 3))
     num = 5 if cfg.get('zero_module') else 4
     if 'top_k' not in cfg:
         expected = torch.full((2, 4), 1 / num)
         assert torch.equal(fusion.gates('default'), expected)
-    fusion.add_task('new', NAMES[:2])
+    fusion.add_task('new', occupy(NAMES[:2], 3, 3))
     assert fusion.gates('new').shape == (2, 2)
     assert {n.split('.')[1] for n, _ in fusion.named_parameters()} == {
         'default', 'new'}

@@ -3,7 +3,7 @@
 
 import torch
 
-from _tiny import SIZE, add_modules, build_backbone
+from _tiny import SIZE, add_modules, build_backbone, occupy
 from vim_mm.models.fusion import EnsMoE, LinearMoE
 from vim_mm.models.necks import ViMFusionNeck
 
@@ -11,7 +11,7 @@ NAMES = ['a', 'b', 'c']
 
 
 def test_weights_are_what_is_learned() -> None:
-    fusion = LinearMoE(NAMES, 2)
+    fusion = LinearMoE(occupy(NAMES, 4, 4))
     assert torch.equal(fusion.gates('default'), torch.full((2, 3), 1 / 3))
     fusion.logits['default'].data = torch.tensor([[2., 0, -1], [0, 0, 0]])
     assert fusion.gates('default').sum(1).tolist() == [1., 0.]
@@ -20,7 +20,8 @@ def test_weights_are_what_is_learned() -> None:
 
 
 def test_it_starts_where_a_softmax_would() -> None:
-    fusion, softmax = LinearMoE(NAMES, 2), EnsMoE(NAMES, 2)
+    modules = occupy(NAMES, 4, 4)
+    fusion, softmax = LinearMoE(modules), EnsMoE(modules)
     for logits in (torch.tensor([1., 2, 4]), torch.randn(2, 3)):
         fusion.set_logits('default', logits)
         softmax.set_logits('default', logits)
@@ -35,8 +36,7 @@ def test_the_loop_over_modules_in_a_trunk() -> None:
     with backbone.only():
         bare = backbone(x)[-1]
     deltas = [stream[-1] - bare for stream in backbone(x)]
-    backbone.fusion = LinearMoE(NAMES, 1)
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='LinearMoE'))
     backbone.fusion.logits['default'].data = torch.tensor([[1.5, -.5, 1.]])
     expected = bare + 1.5 * deltas[0] - .5 * deltas[1] + deltas[2]
     torch.testing.assert_close(

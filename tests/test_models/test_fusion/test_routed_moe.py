@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from _tiny import SIZE, add_modules, build_backbone, fill
-from vim_mm.models.fusion import EnsMoE, RoutedMoE, build_fusion
+from _tiny import SIZE, add_modules, build_backbone, fill, occupy
+from vim_mm.models.fusion import RoutedMoE
 from vim_mm.models.necks import ViMFusionNeck
 
 NAMES = ['a', 'b', 'c']
@@ -48,13 +48,16 @@ def slow_row(fusion: RoutedMoE, dims: List[int], slot: int, tokens: Tensor,
 def test_rows_of_single_pictures(top_k: int, zero_module: bool) -> None:
     dims = [6, 4, 5]
     fusion = RoutedMoE(
-        NAMES, 3, dims, tasks=('x', 'y'), top_k=top_k, zero_module=zero_module)
+        occupy(NAMES, *dims),
+        tasks=('x', 'y'),
+        top_k=top_k,
+        zero_module=zero_module)
     randomise(fusion)
     for task in ('x', 'y'):
         fusion.select(task)
         for slot, width in enumerate(dims):
             x = torch.randn(4, 7, width)
-            rows = fusion.row(fusion.gates(task), slot, x)
+            rows = fusion.row(fusion.gates(task), f's{slot}', x)
             expected = [slow_row(fusion, dims, slot, p, task) for p in x]
             torch.testing.assert_close(rows, torch.tensor(expected))
 
@@ -64,14 +67,16 @@ def test_a_fresh_router_is_the_ensemble_of_the_task() -> None:
     add_modules(backbone, *NAMES)
     x, num = torch.randn(2, 3, SIZE, 70), len(backbone.slots)
     outputs = []
-    for fusion in (EnsMoE(NAMES, num), RoutedMoE(NAMES, num, [32] * num)):
+    for kind in ('EnsMoE', 'RoutedMoE'):
+        backbone.set_fusion(dict(type=kind))
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(num, 3, generator=generator)
+        fusion = backbone.fusion
         fusion.set_logits('default', logits)
-        backbone.fusion = fusion
-        backbone.select_task(None)
         outputs.append(backbone(x))
-    gates = [fusion.gates('default'), fusion.row(None, 1, x[:, :, :32, 0])]
+    assert isinstance(fusion, RoutedMoE)
+    slot = list(backbone.slots)[1]
+    gates = [fusion.gates('default'), fusion.row(None, slot, x[:, :, :32, 0])]
     assert torch.equal(gates[1], gates[0][1].expand(2, -1))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
@@ -79,9 +84,7 @@ def test_a_fresh_router_is_the_ensemble_of_the_task() -> None:
 def test_a_batch_in_the_trunk_is_its_pictures_one_by_one() -> None:
     backbone = build_backbone()
     add_modules(backbone, *NAMES)
-    backbone.fusion = build_fusion(
-        dict(type='RoutedMoE'), NAMES, 6, [32] * 6)
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='RoutedMoE'))
     randomise(backbone.fusion)
     x = torch.randn(3, 3, SIZE, SIZE) * SCALES
     batch = backbone(x)
@@ -128,16 +131,9 @@ def test_neck_and_trunk_give_the_same_delta() -> None:
     x = torch.randn(2, 3, SIZE, SIZE)
     maps = [stream[-1] for stream in backbone(x)]
     gates = torch.tensor([[.2, .5, .3], [.7, .1, .2]])
-
-    class Given(EnsMoE):
-
-        def row(self, *_) -> Tensor:
-            return gates
-
-    backbone.fusion = Given(NAMES, 1)
-    backbone.select_task(None)
+    backbone.set_fusion(dict(type='EnsMoE'))
     neck = ViMFusionNeck([32], scales=[1], modules=NAMES)
-    neck.fusion = Given(NAMES, 1)
+    backbone.fusion.row = neck.fusion.row = lambda *_: gates
     torch.testing.assert_close(
         backbone(x)[-1], neck([[m] for m in maps])[0], rtol=1e-4, atol=1e-4)
 
@@ -151,7 +147,7 @@ def test_all_learns_even_beside_slots_that_nobody_reads() -> None:
         img_size=SIZE, patch_size=14, out_type='featmap', final_norm=False,
         out_indices=[1]))
     add_modules(backbone, *NAMES)
-    backbone.fusion = RoutedMoE(NAMES, 6, [32] * 6, tasks=('x', 'y'))
+    backbone.set_fusion(dict(type='RoutedMoE', tasks=('x', 'y')))
     backbone.select_task('y')
     backbone(torch.randn(2, 3, SIZE, SIZE))[0].square().sum().backward()
     grads = {n: p.grad for n, p in backbone.named_parameters()
@@ -165,20 +161,21 @@ def test_all_learns_even_beside_slots_that_nobody_reads() -> None:
 def test_one_step_moves_logits_alike_through_both_paths() -> None:
     x = torch.randn(1, 5, 64)
     target = F.layer_norm(x.mean(1), (64, )).sign()[0]
-    fusion = RoutedMoE(['a', 'b'], 1, [64])
+    fusion = RoutedMoE(occupy('ab', 64))
     with torch.no_grad():  # one step of sign descent, as Adam's first
         fusion.router['default'][0] += 0.1 * target
-    row = fusion.row(None, 0, x)[0]
+    row = fusion.row(None, 's0', x)[0]
     moved = float((row[0] / row[1]).log())
     assert 0.06 < moved <= 0.1 + 1e-6
 
 
 def test_a_copy_routes_by_its_own_weights() -> None:
-    fusion = RoutedMoE(NAMES, 1, [4])
+    fusion = RoutedMoE(occupy(NAMES, 4))
     copied, x = deepcopy(fusion), torch.randn(2, 3, 4)
     randomise(copied)
-    assert torch.equal(fusion.row(None, 0, x), torch.full((2, 3), 1 / 3))
-    assert not torch.equal(copied.row(None, 0, x), torch.full((2, 3), 1 / 3))
+    assert torch.equal(fusion.row(None, 's0', x), torch.full((2, 3), 1 / 3))
+    assert not torch.equal(
+        copied.row(None, 's0', x), torch.full((2, 3), 1 / 3))
 
 
 @pytest.mark.parametrize('kind', [

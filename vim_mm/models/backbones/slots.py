@@ -103,9 +103,7 @@ class Slot:
     not.
     """
 
-    def __init__(self, index: int, spec: SlotSpec,
-                 backbone: 'SlottedTrunk') -> None:
-        self.index = index
+    def __init__(self, spec: SlotSpec, backbone: 'SlottedTrunk') -> None:
         self.spec = spec
         self.backbone = backbone
 

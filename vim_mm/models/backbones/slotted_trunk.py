@@ -79,13 +79,12 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
         submodules = dict(self.trunk.named_modules())
         found = probe_slots(self.trunk, names, self._probe_size, outputs)
         for name, spec in found.items():
-            index = len(self.slots)
             self.slots[name] = spec
             if re.fullmatch(OUTPUT_SLOTS, name):
-                self._ladder.append(OutputSlot(index, spec, self))
+                self._ladder.append(OutputSlot(spec, self))
             else:
                 submodules[name].register_forward_hook(
-                    Slot(index, spec, self).add_delta, with_kwargs=True)
+                    Slot(spec, self).add_delta, with_kwargs=True)
 
     def _slots_for(self, kind: Type[BaseAdapter],
                    pattern: Optional[str]) -> List[str]:

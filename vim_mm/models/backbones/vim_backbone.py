@@ -81,11 +81,7 @@ class ViMBackbone(SlottedTrunk):
         if new_module is not None:
             self._add_new(new_module, adapter, pattern)
         if fusion is not None:
-            self.fusion = build_fusion(
-                fusion, self.bank.names, len(self.slots),
-                [s.in_dims for s in self.slots.values()])
-            for names in self.fusion.task_modules.values():
-                self._check_place(names)
+            self.set_fusion(fusion)
         self.select_task(task)
         self._guard_checkpoints()
         self.train()
@@ -133,8 +129,7 @@ class ViMBackbone(SlottedTrunk):
                 of the trunk depends on. Defaults to False.
 
         Raises:
-            ValueError: If modules are named without a zoo, or sit in slots
-                that a fusion made before has no gates for.
+            ValueError: If modules are named without a zoo.
             ZooError: If a module is unknown, damaged or of another trunk.
         """
         if modules and zoo is None:
@@ -145,13 +140,8 @@ class ViMBackbone(SlottedTrunk):
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
             Zoo(zoo).check_trunk(card, self.trunk, known=known)
-            new = [slot for slot in card.slots if slot not in self.slots]
-            if new and self.fusion is not None:
-                raise ValueError(
-                    f"Module '{name}' occupies {len(new)} slots that the "
-                    f'fusion has no gates for, such as {new[:3]}; build the '
-                    'backbone with a `slots` pattern that covers them.')
-            self._find_slots(new)
+            self._active = ([], None)  # a probe meets the bare trunk
+            self._find_slots(card.slots)
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}
             Zoo(zoo).check_trunk(card, self.trunk, widths, known)
@@ -163,6 +153,16 @@ class ViMBackbone(SlottedTrunk):
                     self.bank.adapter(name, slot).requires_grad_(False)
         self.bank.to(next(self.trunk.parameters()).device)
 
+    def _occupied(self, names: Sequence[str]) -> Dict[str, Dict[str, int]]:
+        """By module, its slots and the width of what each reads."""
+        return {
+            name: {
+                slot: self.slots[slot].in_dims
+                for slot in self.bank.slots_of(name)
+            }
+            for name in names
+        }
+
     def _check_place(self, names: Sequence[str]) -> None:
         if len({self.bank.is_beside(name) for name in names}) > 1:
             raise ValueError(
@@ -172,6 +172,22 @@ class ViMBackbone(SlottedTrunk):
                 'ViMFusionNeck.')
 
     # --------------------------------------------------------------- tasks
+
+    def set_fusion(self, fusion: dict) -> None:
+        """Let a new fusion weigh the bank's modules, and run its first task.
+
+        Args:
+            fusion (dict): Its config; it takes the place of any before.
+
+        Raises:
+            ValueError: If there is no such fusion, or modules of one task
+                have no slot in common.
+        """
+        made = build_fusion(fusion, self._occupied(self.bank.names))
+        for names in made.task_modules.values():
+            self._check_place(names)
+        self.fusion = made.to(next(self.trunk.parameters()).device)
+        self.select_task(None)
 
     @property
     def task(self) -> Optional[str]:
@@ -215,7 +231,7 @@ class ViMBackbone(SlottedTrunk):
             raise ValueError(f'The bank holds no modules {unknown}; it holds '
                              f'{self.bank.names}.')
         self._check_place(names)
-        self.fusion.add_task(task, names)
+        self.fusion.add_task(task, self._occupied(names))
         self.fusion.select(self._task)
 
     @contextmanager
@@ -242,9 +258,7 @@ class ViMBackbone(SlottedTrunk):
         """The current task's gates: slot name to module name to weight."""
         if self.fusion is None:
             return {s: {n: 1. for n in self.bank.names} for s in self.slots}
-        names = self.fusion.task_modules[self._task]
-        rows = self.fusion.gates(self._task).detach().tolist()
-        return {s: dict(zip(names, row)) for s, row in zip(self.slots, rows)}
+        return self.fusion.named_gates(self._task)
 
     # ------------------------------------------------------------- forward
 
@@ -305,7 +319,7 @@ class ViMBackbone(SlottedTrunk):
             grid = slot.spec.grid(self._shape[-2:], x.shape[1])
         row = None
         if gates is not None:
-            row = self.fusion.row(gates, slot.index, x)
+            row = self.fusion.row(gates, slot.spec.name, x)
         merge = row is not None and self.fusion.merges
         return self.bank(slot.spec.name, x, grid, names, row, merge, states)
 

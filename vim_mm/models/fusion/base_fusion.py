@@ -8,24 +8,27 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 
 Tasks = Union[Sequence[str], Mapping[str, Sequence[str]]]
+#: by module, the slots it occupies and the width of what each of them reads
+Occupied = Mapping[str, Mapping[str, int]]
 
 
 class BaseFusion(BaseModule, metaclass=ABCMeta):
     """How K modules are weighted, for several named tasks.
 
-    A task knows the modules that were in the bank when it was made and keeps
-    to them: a module that joins later cannot change its output.
+    A task knows the modules that were in the bank when it was made, and the
+    slots these occupy, and keeps to them: a module that joins later cannot
+    change its output, whatever slots it brings.
 
     Class attributes:
         merges (bool): Whether weights apply to the modules' parameters,
             giving one module, rather than to their outputs.
-        per_picture (bool): Whether every picture has weights of its own; such
-            a fusion is built with ``dims``, the widths of what slots read.
+        per_picture (bool): Whether every picture has weights of its own.
 
     Args:
-        modules (Sequence[str]): All modules that can be fused, in order.
-        num_slots (int): Number of places S with weights of their own: layers
-            x branches inside a trunk, levels of a pyramid in a neck.
+        modules (Mapping[str, Mapping[str, int]]): All modules that can be
+            fused, in order, each with the slots it occupies and the width of
+            what these read. Slots are layers x branches inside a trunk,
+            levels of a pyramid in a neck.
         tasks (Sequence[str] | Mapping[str, Sequence[str]]): Task names, each
             over all modules, or a mapping from task names to the modules
             each task knows. Defaults to ``('default', )``.
@@ -39,16 +42,15 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
     per_picture = False
 
     def __init__(self,
-                 modules: Sequence[str],
-                 num_slots: int,
+                 modules: Occupied,
                  tasks: Tasks = ('default', ),
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.num_slots = num_slots
         self.selected: Optional[str] = None
         self.task_modules: Dict[str, List[str]] = {}
+        self.task_slots: Dict[str, Dict[str, int]] = {}
         if not isinstance(tasks, Mapping):
-            tasks = {task: modules for task in tasks}
+            tasks = {task: list(modules) for task in tasks}
         for task, names in tasks.items():
             unknown = sorted(set(names) - set(modules))
             if unknown or not names:
@@ -56,7 +58,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
                     f"Task '{task}' asks for the modules {unknown or 'none'},"
                     f' but the bank holds {list(modules)}; name those in '
                     '`fusion.tasks`.')
-            self._register(task, names)
+            self._register(task, {name: modules[name] for name in names})
             self.selected = self.selected or task
 
     @property
@@ -64,15 +66,19 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         """The names of all tasks."""
         return list(self.task_modules)
 
-    def add_task(self, task: str, modules: Sequence[str]) -> None:
+    def add_task(self, task: str, modules: Occupied) -> None:
         """Add a task over ``modules``; other tasks are not touched.
+
+        Args:
+            task (str): Its name.
+            modules (Mapping[str, Mapping[str, int]]): As for the class.
 
         Raises:
             ValueError: If the name is taken or not allowed.
         """
         self._register(task, modules)
 
-    def _register(self, task: str, modules: Sequence[str]) -> None:
+    def _register(self, task: str, modules: Occupied) -> None:
         if task in self.task_modules:
             raise ValueError(f"There is a task '{task}' already; choose "
                              'another name.')
@@ -81,6 +87,9 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             raise ValueError(f"'{task}' cannot name a task; use a name "
                              'without dots that is no torch method name.')
         self.task_modules[task] = list(modules)
+        self.task_slots[task] = {}
+        for widths in modules.values():
+            self.task_slots[task].update(widths)
 
     def select(self, task: str) -> None:
         """Run ``task`` and make its weights the only ones that may learn.
@@ -100,35 +109,43 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         """The weights of a task, whatever the picture.
 
         Returns:
-            Tensor: Shape (S, N), N the number of modules the task knows.
+            Tensor: Shape (S, N): a row for each of ``task_slots[task]`` and a
+            column for each of ``task_modules[task]``, in their order.
         """
 
-    def row(self, gates: Tensor, slot_index: int, x: Tensor) -> Tensor:
-        """The weights of one slot, perhaps different for every picture.
+    def named_gates(self, task: str) -> Dict[str, Dict[str, float]]:
+        """The same as numbers: slot to module to weight."""
+        names = self.task_modules[task]
+        rows = self.gates(task).detach().tolist()
+        return {
+            slot: dict(zip(names, row))
+            for slot, row in zip(self.task_slots[task], rows)
+        }
+
+    def row(self, gates: Tensor, slot: str, x: Tensor) -> Tensor:
+        """The selected task's weights in one slot, perhaps per picture.
 
         Args:
             gates (Tensor): What :meth:`gates` returned for this pass.
-            slot_index (int): Index of the slot.
+            slot (str): Name of the slot.
             x (Tensor): Tokens the slot reads, (B, L, C).
 
         Returns:
             Tensor: Shape (N, ), or (B, N).
         """
-        return gates[slot_index]
+        return gates[self._place(slot)]
+
+    def _place(self, slot: str) -> int:
+        return list(self.task_slots[self.selected]).index(slot)
 
 
-def build_fusion(cfg: dict,
-                 modules: Sequence[str],
-                 num_slots: int,
-                 dims: Optional[Sequence[int]] = None) -> BaseFusion:
+def build_fusion(cfg: dict, modules: Occupied) -> BaseFusion:
     """Build a fusion; a bare type is ours, whatever scope the run has.
 
     Args:
         cfg (dict): Config of the fusion.
-        modules (Sequence[str]): The modules it weighs.
-        num_slots (int): Number of places with weights of their own.
-        dims (Sequence[int], optional): Width of what each of them reads, for
-            a fusion that reads it. Defaults to None.
+        modules (Mapping[str, Mapping[str, int]]): The modules it weighs, see
+            :class:`BaseFusion`.
 
     Raises:
         ValueError: If there is no such fusion.
@@ -139,7 +156,4 @@ def build_fusion(cfg: dict,
             name for name, value in MODELS.module_dict.items()
             if isinstance(value, type) and issubclass(value, BaseFusion))
         raise ValueError(f"'{kind}' is no kind of fusion; known are {known}.")
-    given = dict(modules=modules, num_slots=num_slots)
-    if getattr(MODELS.get(cfg['type']), 'per_picture', False):
-        given.update(dims=dims)
-    return MODELS.build({'_scope_': 'vim_mm', **cfg, **given})
+    return MODELS.build({'_scope_': 'vim_mm', **cfg, 'modules': modules})

@@ -1,11 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
-from .base_fusion import Tasks
+from .base_fusion import Occupied, Tasks
 from .learned_fusion import LearnedFusion
 
 
@@ -18,7 +18,7 @@ class EnsMoE(LearnedFusion):
     ``a`` per task, layer and branch (ViM, arXiv 2303.06911).
 
     Args:
-        modules, num_slots, tasks, init_cfg: See :class:`BaseFusion`.
+        modules, tasks, init_cfg: See :class:`BaseFusion`.
         top_k (int, optional): Number of modules that take part; all when
             None, "MoE-full". Defaults to None.
         zero_module (bool): Let one more logit, the last, weigh a module that
@@ -31,8 +31,7 @@ class EnsMoE(LearnedFusion):
     """
 
     def __init__(self,
-                 modules: Sequence[str],
-                 num_slots: int,
+                 modules: Occupied,
                  tasks: Tasks = ('default', ),
                  top_k: Optional[int] = None,
                  zero_module: bool = False,
@@ -43,12 +42,12 @@ class EnsMoE(LearnedFusion):
                              '1, or None for all.')
         self.top_k = top_k
         self.zero_module = zero_module
-        super().__init__(modules, num_slots, tasks, learn, init_cfg)
+        super().__init__(modules, tasks, learn, init_cfg)
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Zero logits: uniform gates."""
-        columns = len(self.task_modules[task]) + self.zero_module
-        return dict(logits=torch.zeros(self.num_slots, columns))
+        slots, num = len(self.task_slots[task]), len(self.task_modules[task])
+        return dict(logits=torch.zeros(slots, num + self.zero_module))
 
     @torch.no_grad()
     def set_logits(self, task: str, logits: Tensor) -> None:

@@ -1,11 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, Optional
 
 import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
-from .base_fusion import BaseFusion, Tasks
+from .base_fusion import BaseFusion, Occupied, Tasks
 
 
 @MODELS.register_module()
@@ -13,19 +13,18 @@ class FixedFusion(BaseFusion):
     """Given weights, the same in every slot, never learned.
 
     Args:
-        modules, num_slots, tasks, init_cfg: See :class:`BaseFusion`.
+        modules, tasks, init_cfg: See :class:`BaseFusion`.
         weights (Mapping[str, float], optional): Weight of each module; need
             not sum to one, absent modules weigh zero. Uniform, 1 / N, when
             None. Defaults to None.
     """
 
     def __init__(self,
-                 modules: Sequence[str],
-                 num_slots: int,
+                 modules: Occupied,
                  tasks: Tasks = ('default', ),
                  weights: Optional[Mapping[str, float]] = None,
                  init_cfg: Optional[dict] = None) -> None:
-        super().__init__(modules, num_slots, tasks, init_cfg)
+        super().__init__(modules, tasks, init_cfg)
         unknown = sorted(set(weights or ()) - set(modules))
         if unknown:
             raise ValueError(f'Weights are given for {unknown}, but the bank '
@@ -41,7 +40,8 @@ class FixedFusion(BaseFusion):
             row = [1 / len(names)] * len(names)
         else:
             row = [self.weights.get(name, 0.) for name in names]
-        return self._one.new_tensor(row).expand(self.num_slots, -1)
+        slots = len(self.task_slots[task])
+        return self._one.new_tensor(row).expand(slots, -1)
 
 
 @MODELS.register_module()

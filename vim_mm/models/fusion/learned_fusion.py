@@ -1,50 +1,55 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
-from .base_fusion import BaseFusion, Tasks
+from .base_fusion import BaseFusion, Occupied, Tasks
 
 
 class LearnedFusion(BaseFusion):
     """Fusions that learn one number per task, slot and module.
 
-    A task's numbers are ``logits[task]``, of shape (S, C): a column for each
-    of the task's N modules, and perhaps more that belong to none. Checkpoints
-    name the modules, so they load whatever order the modules have.
+    A task's numbers are ``logits[task]``, of shape (S, C): a row for each of
+    the task's S slots, a column for each of its N modules, and perhaps more
+    that belong to none. Checkpoints name modules and slots, so they load
+    whatever order these have.
 
     Args:
-        modules, num_slots, tasks, init_cfg: See :class:`BaseFusion`.
+        modules, tasks, init_cfg: See :class:`BaseFusion`.
         learn (bool): Whether they are trained. Defaults to True.
     """
 
-    #: Which parameters have a dimension over modules, and which it is.
+    #: Which parameters have a dimension over modules, and which of their two
+    #: it is; the other is over slots.
     module_dims: Dict[str, int] = dict(logits=1)
 
     def __init__(self,
-                 modules: Sequence[str],
-                 num_slots: int,
+                 modules: Occupied,
                  tasks: Tasks = ('default', ),
                  learn: bool = True,
                  init_cfg: Optional[dict] = None) -> None:
-        super().__init__(modules, num_slots, tasks, init_cfg)
+        super().__init__(modules, tasks, init_cfg)
         self.learn = learn
         for name in self.module_dims:
             setattr(self, name, nn.ParameterDict())
-        self._register_load_state_dict_pre_hook(self._align_modules)
+        self._register_load_state_dict_pre_hook(self._align)
         for task in self.tasks:
             self._start(task)
 
-    def add_task(self, task: str, modules: Sequence[str]) -> None:
+    def add_task(self, task: str, modules: Occupied) -> None:
         """Add a task that starts as all tasks do."""
         super().add_task(task, modules)
         self._start(task)
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """What a task's parameters start from, by names of module_dims."""
-        shape = (self.num_slots, len(self.task_modules[task]))
+        shape = (len(self.task_slots[task]), len(self.task_modules[task]))
         return dict(logits=torch.zeros(shape))
+
+    def slot_sizes(self, task: str) -> Dict[str, List[int]]:
+        """How many entries each of a task's slots has in each parameter."""
+        return dict(logits=[1] * len(self.task_slots[task]))
 
     def _start(self, task: str) -> None:
         # a task that joins later goes where the others are
@@ -52,44 +57,62 @@ class LearnedFusion(BaseFusion):
         for name, value in self.start_values(task).items():
             getattr(self, name)[task] = nn.Parameter(
                 value.to(like), requires_grad=self.learn)
-        # a checkpoint says which module each weight belongs to
-        names = list('/'.join(self.task_modules[task]).encode())
-        self.register_buffer(
-            f'modules_of_{task}',
-            torch.tensor(names, dtype=torch.uint8, device=like.device))
+        # a checkpoint says which module and slot each number belongs to
+        for what in ('modules', 'slots'):
+            names = '/'.join(getattr(self, f'task_{what}')[task]).encode()
+            self.register_buffer(
+                f'{what}_of_{task}',
+                torch.tensor(
+                    list(names), dtype=torch.uint8, device=like.device))
 
-    def _align_modules(self, state_dict: dict, prefix: str, *_) -> None:
-        """Put a checkpoint's weights into this model's order of modules."""
-        for task, modules in self.task_modules.items():
-            stored = state_dict.get(f'{prefix}modules_of_{task}')
-            if stored is None:
-                continue
-            names = bytes(stored.tolist()).decode().split('/')
-            if sorted(names) != sorted(modules):
-                raise ValueError(
-                    f"The checkpoint's task '{task}' weighs the modules "
-                    f'{names}, this model {modules}; name the same ones in '
-                    '`model.backbone.modules` or `fusion.tasks`.')
-            state_dict[f'{prefix}modules_of_{task}'] = getattr(
-                self, f'modules_of_{task}')
-            order = [names.index(module) for module in modules]
+    def _align(self, state_dict: dict, prefix: str, *_) -> None:
+        """Put a checkpoint's numbers into this model's order."""
+        for task in self.tasks:
+            modules = self._stored(state_dict, prefix, 'modules', task)
+            slots = self._stored(state_dict, prefix, 'slots', task)
             for name, dim in self.module_dims.items():
-                key = f'{prefix}{name}.{task}'
-                if key in state_dict:
-                    value = state_dict[key]
-                    # what belongs to no module stays behind the modules
-                    rest = range(len(names), value.shape[dim])
-                    index = torch.tensor([*order, *rest], device=value.device)
-                    value = value.index_select(dim, index)
-                    own = getattr(self, name)[task]
-                    if value.shape != own.shape:  # mmengine would only warn
-                        raise ValueError(
-                            f"The checkpoint's task '{task}' has {name} of "
-                            f'shape {tuple(value.shape)}, this model of '
-                            f'{tuple(own.shape)}: its modules sit in other '
-                            'slots. Give the task a config of its own, with '
-                            'the modules and slots it was trained with.')
-                    state_dict[key] = value
+                value = state_dict.get(f'{prefix}{name}.{task}')
+                if value is None:
+                    continue
+                own = getattr(self, name)[task]
+                if value.shape != own.shape:  # mmengine would only warn
+                    raise ValueError(
+                        f"The checkpoint's task '{task}' has {name} of shape "
+                        f'{tuple(value.shape)}, this model of '
+                        f'{tuple(own.shape)}: they differ in slots or in '
+                        'settings of the fusion. Give the task a config of '
+                        'its own, as it was trained.')
+                # what belongs to no module stays behind the modules
+                rest = range(len(modules), value.shape[dim])
+                index = torch.tensor([*modules, *rest], device=value.device)
+                value = value.index_select(dim, index)
+                sizes = self.slot_sizes(task)[name]
+                sizes = [sizes[slots.index(i)] for i in range(len(slots))]
+                pieces = value.split(sizes, dim=1 - dim)
+                state_dict[f'{prefix}{name}.{task}'] = torch.cat(
+                    [pieces[place] for place in slots], dim=1 - dim)
+
+    def _stored(self, state_dict: dict, prefix: str, what: str,
+                task: str) -> List[int]:
+        """Where a task's modules or slots stand in a checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint names others.
+        """
+        own = list(getattr(self, f'task_{what}')[task])
+        key = f'{prefix}{what}_of_{task}'
+        if key not in state_dict:
+            return list(range(len(own)))
+        names = bytes(state_dict[key].tolist()).decode().split('/')
+        if sorted(names) != sorted(own):
+            differ = sorted(set(names) ^ set(own))
+            raise ValueError(
+                f"The checkpoint's task '{task}' weighs other {what} than "
+                f'this model: {names} there, {own} here, which differ in '
+                f'{differ}; name the same modules, in the slots they were '
+                'trained in, in `model.backbone.modules` or `fusion.tasks`.')
+        state_dict[key] = getattr(self, f'{what}_of_{task}')
+        return [names.index(name) for name in own]
 
     def select(self, task: str) -> None:
         """See :meth:`BaseFusion.select`."""

@@ -21,8 +21,8 @@ class LinearMoE(LearnedFusion):
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Uniform weights, 1 / N."""
-        num = len(self.task_modules[task])
-        return dict(logits=torch.full((self.num_slots, num), 1 / num))
+        slots, num = len(self.task_slots[task]), len(self.task_modules[task])
+        return dict(logits=torch.full((slots, num), 1 / num))
 
     def set_logits(self, task: str, logits: Tensor) -> None:
         """Start where :class:`EnsMoE` with these logits starts.

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from itertools import accumulate
-from typing import Any, Dict, Sequence
+from typing import Dict, List
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +18,16 @@ class RoutedMoE(EnsMoE):
     the slot reads, standardised per picture. ``W`` starts at zero, so a fresh
     router is :class:`EnsMoE`. Divided by C, a step of Adam moves a logit by
     about as much through ``W`` as through ``a``: one learning rate fits both.
-
-    Args:
-        modules (Sequence[str]): See :class:`BaseFusion`.
-        num_slots (int): See :class:`BaseFusion`.
-        dims (Sequence[int]): Width of the tokens that each slot reads.
-        **kwargs: As for :class:`EnsMoE`.
+    Arguments are those of :class:`EnsMoE`.
     """
 
     per_picture = True
     module_dims = dict(logits=1, router=0)
 
-    def __init__(self, modules: Sequence[str], num_slots: int,
-                 dims: Sequence[int], **kwargs: Any) -> None:
-        self.offsets = [0, *accumulate(dims)]
-        super().__init__(modules, num_slots, **kwargs)
+    def slot_sizes(self, task: str) -> Dict[str, List[int]]:
+        """See :meth:`LearnedFusion.slot_sizes`."""
+        widths = list(self.task_slots[task].values())
+        return dict(super().slot_sizes(task), router=widths)
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Zero logits and a zero router: uniform gates."""
@@ -40,19 +35,20 @@ class RoutedMoE(EnsMoE):
         # one tensor for all slots: slots that no output reads would leave a
         # parameter of their own without gradient, and stall data parallelism
         columns = values['logits'].shape[1]
-        router = torch.zeros(columns, self.offsets[-1])
+        router = torch.zeros(columns, sum(self.slot_sizes(task)['router']))
         return dict(values, router=router)
 
-    def row(self, gates: Tensor, slot_index: int, x: Tensor) -> Tensor:
-        """See :meth:`BaseFusion.row`; (B, N), of the selected task.
+    def row(self, gates: Tensor, slot: str, x: Tensor) -> Tensor:
+        """See :meth:`BaseFusion.row`; (B, N).
 
         ``gates``, those of a picture the router has nothing to say about, are
         not used.
         """
-        task = self.selected
+        task, place = self.selected, self._place(slot)
         mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
-        start, end = self.offsets[slot_index:slot_index + 2]
+        widths = self.slot_sizes(task)['router']
+        start, end = list(accumulate(widths, initial=0))[place:place + 2]
         router = self.router[task][:, start:end]
-        logits = self.logits[task][slot_index] + F.linear(
-            mean, router) / (end - start)
+        logits = self.logits[task][place] + F.linear(mean,
+                                                     router) / (end - start)
         return self.weights(logits, len(self.task_modules[task]))

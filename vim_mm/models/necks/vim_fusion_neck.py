@@ -91,10 +91,11 @@ class ViMFusionNeck(BaseModule):
         self._check(in_channels, scales, sources, out_channels)
         self.sources = [list(s) for s in sources]
         self.stream_names = list(modules)
+        self._levels = {f'level{i}': c for i, c in enumerate(in_channels)}
         self.fusion = self.task = None
         if modules:
-            self.fusion = build_fusion(
-                fusion, modules, len(in_channels), dims=in_channels)
+            self.fusion = build_fusion(fusion,
+                                       dict.fromkeys(modules, self._levels))
             if self.fusion.merges:
                 raise ValueError(
                     f'{type(self.fusion).__name__} merges parameters, but a '
@@ -134,12 +135,7 @@ class ViMFusionNeck(BaseModule):
 
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The weights of the streams: level to module to weight."""
-        names = self.fusion.task_modules[self.task]
-        rows = self.fusion.gates(self.task).detach().tolist()
-        return {
-            f'level{index}': dict(zip(names, row))
-            for index, row in enumerate(rows)
-        }
+        return self.fusion.named_gates(self.task)
 
     def select_task(self, task: str) -> None:
         """Weigh, and train, the streams as this task does from now on.
@@ -167,7 +163,7 @@ class ViMFusionNeck(BaseModule):
         if self.fusion is None:
             raise ValueError(f"Task '{task}' needs streams to weigh; name "
                              'them in `modules` of the neck.')
-        self.fusion.add_task(task, modules)
+        self.fusion.add_task(task, dict.fromkeys(modules, self._levels))
         self.fusion.select(self.task)
         self.stream_names += [
             name for name in modules if name not in self.stream_names
@@ -208,9 +204,9 @@ class ViMFusionNeck(BaseModule):
         streams = [streams[self.stream_names.index(name)] for name in known]
         gates = self.fusion.gates(self.task)
         fused = []
-        for index, maps in enumerate(map(torch.stack, zip(*streams))):
+        for level, maps in zip(self._levels, map(torch.stack, zip(*streams))):
             tokens = maps.mean(dim=0).flatten(2).transpose(1, 2)
-            row = self.fusion.row(gates, index, tokens)
+            row = self.fusion.row(gates, level, tokens)
             picture = 'b' if row.dim() == 2 else ''
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
