@@ -74,6 +74,7 @@ METHODS = [
            dict(type='EnsMoE', zero_module=True)),
     Method('Ens-MoE hold-out from uniform', dict(type='EnsMoE'), False, True),
     Method('Ens-MoE hold-out after scores', dict(type='EnsMoE'), True, True),
+    Method('LinearMoE from scores', dict(type='LinearMoE')),
     Method('LinearMoE hold-out after scores', dict(type='LinearMoE'), True,
            True),
     Method('RoutedMoE hold-out after scores', dict(type='RoutedMoE'), True,
@@ -252,8 +253,8 @@ class Bench:
         task.backbone.set_fusion(method.fusion)
         fusion = task.backbone.fusion
         if method.scored:
-            logits = torch.tensor(scores) / self.temperature
-            fusion.set_logits(task.backbone.task, logits)
+            fusion.set_scores(task.backbone.task, torch.tensor(scores),
+                              self.temperature)
         if method.held_out:
             linear = method.fusion['type'] == 'LinearMoE'
             lr = args.linear_lr if linear else args.lr

@@ -61,6 +61,13 @@ def test_it_comes_before_the_first_step(tmp_path: Path) -> None:
     assert (run.model.backbone.fusion.logits['t'] > 1).all()
 
 
+def test_linear_weights_start_by_rank(tmp_path: Path) -> None:
+    run = runner(tmp_path, fusion=dict(type='vim_mm.LinearMoE'), task=None)
+    ScoreGatesHook(**HOOK).before_train(run)
+    weights = run.model.backbone.fusion.logits['default']
+    assert weights.tolist() == [[0.5, 1.]] * 6
+
+
 def test_without_logits_it_says_so(tmp_path: Path) -> None:
     run = runner(tmp_path, fusion=dict(type='vim_mm.FixedFusion'), task=None)
     with pytest.raises(ValueError, match='set `model.backbone.fusion`'):

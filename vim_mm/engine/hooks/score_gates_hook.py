@@ -6,6 +6,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from vim_mm.models.fusion import LearnedFusion
 from vim_mm.registry import HOOKS
 from ..feature_cache import cache_features, unwrap
 from ..model_parts import restart_averages
@@ -20,11 +21,13 @@ class ScoreGatesHook(Hook):
     it was trained at weight one, and gates that learn beside a head which
     already fits the few pictures get no gradient. So before training every
     module is scored alone (one cached pass, a closed-form ridge head,
-    cross-validated on the training pictures), and the logits start at
-    ``score / temperature`` in every slot. Ours, not the paper's.
+    cross-validated on the training pictures), and the gates of every slot
+    start from the scores: a softmax at logits ``score / temperature``,
+    :class:`LinearMoE` by their ranks. Ours, not the paper's.
 
     Args:
-        temperature (float): Scores are divided by it. Defaults to 0.1.
+        temperature (float): A softmax's scores are divided by it. Defaults to
+            0.1.
         folds (int): Folds of the cross-validation. Defaults to 5.
         num_extra_tokens (int): Class and register tokens in the trunk's
             output, for classification. Defaults to 1.
@@ -48,26 +51,26 @@ class ScoreGatesHook(Hook):
         self.max_batches = max_batches
 
     def before_train(self, runner: Runner) -> None:
-        """Score the task's modules and set its logits.
+        """Score the task's modules and start its gates.
 
         Raises:
-            ValueError: If the backbone's fusion learns no logits.
+            ValueError: If the backbone's fusion learns no weights.
         """
         if runner.iter > 0:  # resumed
             return
         backbone = unwrap(runner.model).backbone
-        if not hasattr(backbone.fusion, 'set_logits'):
-            raise ValueError('ScoreGatesHook starts the logits of a fusion '
+        if not isinstance(backbone.fusion, LearnedFusion):
+            raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
         scores = self.scores(runner)
         runner.message_hub.update_info('module_scores', scores)
         runner.logger.info('ScoreGatesHook: ' + ', '.join(
             f'{name} {score:.3f}' for name, score in scores.items()))
-        logits = torch.tensor(list(scores.values())) / self.temperature
         # each process has scored its own share of the pictures
-        logits = logits.to(backbone.trunk_fingerprint.device)
-        all_reduce(logits, op='mean')
-        backbone.fusion.set_logits(backbone.task, logits)
+        values = torch.tensor(
+            list(scores.values()), device=backbone.trunk_fingerprint.device)
+        all_reduce(values, op='mean')
+        backbone.fusion.set_scores(backbone.task, values, self.temperature)
         restart_averages(runner, unwrap(runner.model))
 
     def scores(self, runner: Runner) -> Dict[str, float]:

@@ -130,3 +130,15 @@ class LearnedFusion(BaseFusion):
             logits (Tensor): Shape (N, ), the same for all slots, or (S, N).
         """
         self.logits[task].copy_(logits.expand_as(self.logits[task]))
+
+    def set_scores(self, task: str, scores: Tensor,
+                   temperature: float) -> None:
+        """Start a task's gates from what each module achieved alone.
+
+        Args:
+            task (str): Name of the task.
+            scores (Tensor): Shape (N, ), larger is better, chance to 1.
+            temperature (float): Softmax fusions start at logits of
+                ``scores / temperature``.
+        """
+        self.set_logits(task, scores / temperature)

@@ -1,10 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict
+from typing import Any, Dict, Sequence
 
 import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from .base_fusion import Occupied
 from .learned_fusion import LearnedFusion
 
 
@@ -15,23 +16,42 @@ class LinearMoE(LearnedFusion):
     A softmax divides K modules' outputs by K in all, although each was
     trained at weight one. Here two good modules can both have weight one, and
     a module can be switched off, or subtracted. Weights start at 1 / N, where
-    a fresh :class:`EnsMoE` starts. Arguments are those of
-    :class:`LearnedFusion`.
+    a fresh :class:`EnsMoE` starts, or from scores.
+
+    Args:
+        modules (Mapping[str, Mapping[str, int]]): See :class:`BaseFusion`.
+        ranks (Sequence[float]): The weights that scores start from: that of
+            the best module, of the second best and so on; 0 for those that
+            come after. Few-shot scores tell the good modules from the others
+            better than how much better they are. Defaults to ``(1., 0.5)``.
+        **kwargs: As for :class:`LearnedFusion`.
+
+    Raises:
+        ValueError: If ``ranks`` is empty.
     """
+
+    def __init__(self,
+                 modules: Occupied,
+                 ranks: Sequence[float] = (1., 0.5),
+                 **kwargs: Any) -> None:
+        if not ranks:
+            raise ValueError('`ranks` is empty; give LinearMoE the weight '
+                             'that the best module starts at.')
+        self.ranks = list(ranks)
+        super().__init__(modules, **kwargs)
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Uniform weights, 1 / N."""
         slots, num = len(self.task_slots[task]), len(self.task_modules[task])
         return dict(logits=torch.full((slots, num), 1 / num))
 
-    def set_logits(self, task: str, logits: Tensor) -> None:
-        """Start where :class:`EnsMoE` with these logits starts.
-
-        Args:
-            task (str): Name of the task.
-            logits (Tensor): Shape (N, ), the same for all slots, or (S, N).
-        """
-        super().set_logits(task, logits.softmax(dim=-1))
+    def set_scores(self, task: str, scores: Tensor,
+                   temperature: float) -> None:
+        """See :meth:`LearnedFusion.set_scores`; by rank alone."""
+        best = scores.argsort(descending=True, stable=True)[:len(self.ranks)]
+        weights = torch.zeros_like(scores)
+        weights[best] = weights.new_tensor(self.ranks[:len(best)])
+        self.set_logits(task, weights)
 
     def gates(self, task: str) -> Tensor:
         """See :meth:`BaseFusion.gates`; the learned numbers themselves."""
