@@ -14,7 +14,7 @@ CONSTRAINTS := requirements/constraints.txt
 .PHONY: help demo test doctor lint clean setup
 
 help:
-	@echo 'make demo    the whole story in 20 to 25 minutes on two CPU cores'
+	@echo 'make demo    the whole story, in about 20 minutes on two CPU cores'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make doctor  what is installed, what works, how to mend the rest'
 	@echo 'make lint    flake8 and isort'

@@ -23,7 +23,7 @@ model = dict(
     backbone=dict(
         zoo='work_dirs/demo/zoo',
         modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
-        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-cls'])))
+        fusion=dict(type='vim_mm.LinearMoE', tasks=['digits-cls'])))
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
@@ -33,5 +33,3 @@ custom_hooks = [
 
 # minutes matter here: the first of the test pictures
 test_dataloader = dict(dataset=dict(indices=200))
-train_cfg = dict(max_epochs=2)
-param_scheduler = dict(T_max=2)

@@ -23,16 +23,14 @@ model = dict(
     backbone=dict(
         zoo='work_dirs/demo/zoo',
         modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
-        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-det'])))
+        fusion=dict(type='vim_mm.LinearMoE', tasks=['digits-det'])))
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
     dict(
         type='vim_mm.WarmHeadHook',
-        epochs=15,
+        epochs=12,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]
 
-train_cfg = dict(max_epochs=2)
-param_scheduler = dict(T_max=2)

@@ -23,7 +23,7 @@ model = dict(
     backbone=dict(
         zoo='work_dirs/demo/zoo',
         modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
-        fusion=dict(type='vim_mm.EnsMoE', tasks=['digits-seg'])))
+        fusion=dict(type='vim_mm.LinearMoE', tasks=['digits-seg'])))
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),

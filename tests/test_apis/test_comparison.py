@@ -20,7 +20,7 @@ def fused() -> Config:
             model=dict(
                 head=dict(type='H'),
                 backbone=dict(
-                    modules=['a', 'b'], fusion=dict(type='EnsMoE'))),
+                    modules=['a', 'b'], fusion=dict(type='LinearMoE'))),
             train_cfg=dict(max_epochs=3),
             test_dataloader=dict(dataset='test'),
             test_evaluator=dict(type='E'),
@@ -41,7 +41,7 @@ def test_variants() -> None:
     assert list(found) == [
         ('frozen trunk', ), ('single: a', ), ('single: b', ),
         ('uniform gates', 'Ens-MoE, trained from uniform'),
-        ('score-started gates', 'Ens-MoE, trained from scores')
+        ('score-started gates', 'trained from scores')
     ]
     for methods, variant in found.items():
         backbone = variant.model.backbone
@@ -51,7 +51,10 @@ def test_variants() -> None:
             'single: a': ['a'],
             'single: b': ['b']
         }.get(methods[0], ['a', 'b'])
-        assert (backbone.fusion is not None) == trained
+        assert (backbone.fusion or {}).get('type') == {
+            'uniform gates': 'vim_mm.EnsMoE',
+            'score-started gates': 'LinearMoE'
+        }.get(methods[0])
         assert ('ScoreGatesHook' in hooks(variant)) == ('score' in methods[0])
         warm = variant.custom_hooks[-1]
         # every head sees the few pictures in as many epochs

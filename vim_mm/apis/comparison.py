@@ -93,13 +93,13 @@ def variants(cfg: Config) -> List[Variant]:
     more often than another.
 
     Args:
-        cfg (Config): Has an ``EnsMoE`` fusion in its ``ViMBackbone``, and
+        cfg (Config): Has a fusion that learns in its ``ViMBackbone``, and
             ``ScoreGatesHook`` and ``WarmHeadHook`` among its hooks.
 
     Returns:
-        list[Variant]: Frozen trunk; each single module; gates that start
-        uniform, as the paper's, before and after training; gates that start
-        from scores, likewise.
+        list[Variant]: Frozen trunk; each single module; the paper's Ens-MoE,
+        whose gates start uniform, before and after training; the config's own
+        fusion, which starts from scores, likewise.
     """
     cfg = deepcopy(cfg)
     # all are judged on the test pictures, and none is chosen by them
@@ -112,9 +112,10 @@ def variants(cfg: Config) -> List[Variant]:
         result.append(Variant((f'single: {name}', ), _unfused(cfg, [name])))
     uniform = deepcopy(cfg)
     uniform.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
+    uniform.model.backbone.fusion.type = 'vim_mm.EnsMoE'
     return result + [
         Variant(('uniform gates', 'Ens-MoE, trained from uniform'), uniform),
-        Variant(('score-started gates', 'Ens-MoE, trained from scores'), cfg),
+        Variant(('score-started gates', 'trained from scores'), cfg),
     ]
 
 

@@ -65,7 +65,7 @@ def test_linear_weights_start_by_rank(tmp_path: Path) -> None:
     run = runner(tmp_path, fusion=dict(type='vim_mm.LinearMoE'), task=None)
     ScoreGatesHook(**HOOK).before_train(run)
     weights = run.model.backbone.fusion.logits['default']
-    assert weights.tolist() == [[0.5, 1.]] * 6
+    assert weights.tolist() == [[0.25, 1.]] * 6
 
 
 def test_without_logits_it_says_so(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_scores_start_weights_by_rank(ranks: tuple, expected: list) -> None:
 def test_of_equal_scores_the_first_is_the_best() -> None:
     fusion = LinearMoE(occupy(NAMES, 4))
     fusion.set_scores('default', torch.full((3, ), 0.3), temperature=0.1)
-    assert fusion.gates('default').tolist() == [[1., 0.5, 0.]]
+    assert fusion.gates('default').tolist() == [[1., 0.25, 0.]]
 
 
 def test_no_ranks_are_refused() -> None:

@@ -23,7 +23,7 @@ class LinearMoE(LearnedFusion):
         ranks (Sequence[float]): The weights that scores start from: that of
             the best module, of the second best and so on; 0 for those that
             come after. Few-shot scores tell the good modules from the others
-            better than how much better they are. Defaults to ``(1., 0.5)``.
+            better than how much better they are. Defaults to ``(1., 0.25)``.
         **kwargs: As for :class:`LearnedFusion`.
 
     Raises:
@@ -32,7 +32,7 @@ class LinearMoE(LearnedFusion):
 
     def __init__(self,
                  modules: Occupied,
-                 ranks: Sequence[float] = (1., 0.5),
+                 ranks: Sequence[float] = (1., 0.25),
                  **kwargs: Any) -> None:
         if not ranks:
             raise ValueError('`ranks` is empty; give LinearMoE the weight '
