@@ -134,7 +134,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--lr', type=float, default=0.3, help='of logits; few steps, large')
     parser.add_argument(
-        '--linear-lr', type=float, default=0.1,
+        '--linear-lr', type=float, default=0.05,
         help='of LinearMoE, whose weights no softmax bounds')
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--out', help='JSON file for all figures')

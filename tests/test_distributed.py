@@ -29,9 +29,9 @@ def free_port() -> int:
 
 def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
           hooks: list) -> None:
-    import vim_mm  # noqa: F401, prepares the stack
     from mmengine.config import Config
 
+    import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, losses, snapshot
     from vim_mm.engine.feature_cache import unwrap
     from vim_mm.utils.dist import prepare_cpu_dist
@@ -120,6 +120,7 @@ def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
 
 def disagree(rank: int, port: int, folder: str) -> None:
     import torch.distributed as dist
+
     from vim_mm.engine.hooks.module_to_zoo_hook import check_agreement
     dist.init_process_group(
         'gloo',

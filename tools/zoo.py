@@ -201,6 +201,7 @@ def save_trained(args: argparse.Namespace) -> None:
 def rank(args: argparse.Namespace) -> None:
     # SciPy and models take seconds to import: not for listing a zoo
     from vim_mm.apis.evidence import agreement
+
     # what libraries print while they build is no part of the answer
     with contextlib.redirect_stdout(sys.stderr):
         ranking, metric, truth = ranked(args)

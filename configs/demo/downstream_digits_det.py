@@ -33,4 +33,3 @@ custom_hooks = [
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]
-

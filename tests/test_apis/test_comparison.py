@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 
 from _tiny import Pictures, build_runner, fusion_neck, model_cfg, vit
 from vim_mm.apis import comparison
-from vim_mm.apis.comparison import (Variant, peak_memory_mb,
-                                    reset_peak_memory, run_variant, variants)
+from vim_mm.apis.comparison import (Variant, peak_memory_mb, reset_peak_memory,
+                                    run_variant, variants)
 
 
 def fused() -> Config:

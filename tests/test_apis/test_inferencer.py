@@ -451,7 +451,7 @@ def test_mistakes_are_named_before_anything_runs(
     good = paths(folder)[0]
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'empty' / '.hidden.png').write_bytes(b'')
-    for inputs, task, said in (
+    cases = [
         (good, 'birds', "no task 'birds'.*'cls', 'det', 'seg'"),
         (good, None, 'which `task`'),
         ([good, good], ['cls'], '1 tasks for 2 inputs'),
@@ -459,7 +459,9 @@ def test_mistakes_are_named_before_anything_runs(
         ([], 'cls', 'no picture'),
         (np.zeros((4, 4), np.uint8), 'cls', r'ndarray \(4, 4\)'),
         (np.zeros((4, 4, 3)), 'cls', 'uint8'),
-        ([good, 7], 'cls', 'int')):
+        ([good, 7], 'cls', 'int'),
+    ]
+    for inputs, task, said in cases:
         with pytest.raises(ValueError, match=said):
             served(inputs, task=task, out_dir=str(tmp_path / 'out'))
     lost = str(tmp_path / 'lost.png')

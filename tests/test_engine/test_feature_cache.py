@@ -7,8 +7,8 @@ from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.model import BaseModel
 from torch.utils.data import DataLoader
 
-from _tiny import KINDS, Pictures, add_modules, build_model, fill, \
-    fusion_neck, vit
+from _tiny import (KINDS, Pictures, add_modules, build_model, fill,
+                   fusion_neck, vit)
 from vim_mm.engine.feature_cache import (cache_features, cached_loss,
                                          preprocess, replay)
 

@@ -9,8 +9,9 @@
 
 import argparse
 
-import vim_mm  # noqa: F401
 from mmengine.config import Config
+
+import vim_mm  # noqa: F401
 from vim_mm.models.backbones import build_trunk
 from vim_mm.utils.cli import run_cli
 from vim_mm.zoo import ZooError

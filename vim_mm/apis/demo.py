@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import vim_mm
-from vim_mm.datasets.prepare import (Recipe, default_out, digits_recipe,
-                                     solar_cells_recipe, tree_crowns_recipe)
+from vim_mm.datasets.prepare import Recipe, default_out, digits_recipe
 from vim_mm.datasets.prepare import prepare as prepare_dataset
+from vim_mm.datasets.prepare import solar_cells_recipe, tree_crowns_recipe
 from vim_mm.utils.files import write_atomic
 from vim_mm.utils.trunk_weights import convert_trunk
 from vim_mm.zoo import Zoo

