@@ -256,9 +256,11 @@ def test_a_ninth_in_slots_of_its_own_joins_in_one_config(
         learn([grown], lambda: grown(pictures()))
         assert (grown.fusion.logits[NEW] != 0).any(dim=1).all()
         assert unchanged(grown, before)
-        # and the grown project's own gates, in yet another order
-        again = project(tmp_path, 'full', NINE[4:] + NINE[:4],
-                        {NEW: NINE[4:] + NINE[:4]})
+        # and the grown project's own gates, slots in another order too
+        order = ['ninth', *EIGHT]
+        again = project(tmp_path, 'full', order, {NEW: order})
+        slots = [list(b.fusion.task_slots[NEW]) for b in (again, grown)]
+        assert slots[0] != slots[1] and set(slots[0]) == set(slots[1])
         again.load_state_dict(grown.state_dict(), strict=False)
         grown.select_task(NEW)
         assert again.gates() == {

@@ -20,7 +20,8 @@ def fused() -> Config:
             model=dict(
                 head=dict(type='H'),
                 backbone=dict(
-                    modules=['a', 'b'], fusion=dict(type='LinearMoE'))),
+                    modules=['a', 'b'],
+                    fusion=dict(type='LinearMoE', ranks=(1., )))),
             train_cfg=dict(max_epochs=3),
             test_dataloader=dict(dataset='test'),
             test_evaluator=dict(type='E'),
@@ -51,9 +52,9 @@ def test_variants() -> None:
             'single: a': ['a'],
             'single: b': ['b']
         }.get(methods[0], ['a', 'b'])
-        assert (backbone.fusion or {}).get('type') == {
-            'uniform gates': 'vim_mm.EnsMoE',
-            'score-started gates': 'LinearMoE'
+        assert (backbone.fusion and dict(backbone.fusion)) == {
+            'uniform gates': dict(type='vim_mm.EnsMoE'),
+            'score-started gates': dict(type='LinearMoE', ranks=(1., ))
         }.get(methods[0])
         assert ('ScoreGatesHook' in hooks(variant)) == ('score' in methods[0])
         warm = variant.custom_hooks[-1]

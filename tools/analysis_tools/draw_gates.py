@@ -90,7 +90,7 @@ def draw(steps: Dict[int, Gates], out: Path) -> None:
         raise ValueError(f"A picture cannot be written to '{out}'; give a "
                          f'file with one of the suffixes {sorted(formats)}.')
     last = steps[max(steps)]
-    modules = list(next(iter(last.values())))
+    modules = list(dict.fromkeys(m for row in last.values() for m in row))
     height = max(4., 1.6 + 0.24 * len(last))
     figure, (left, right) = plt.subplots(
         1,
@@ -111,7 +111,8 @@ def draw_lines(axes: Axes, steps: Dict[int, Gates],
     x = sorted(steps)
     marker = 'o' if len(x) == 1 else None
     for index, module in enumerate(modules):
-        rows = [[row[module] for row in steps[step].values()] for step in x]
+        rows = [[row[module] for row in steps[step].values() if module in row]
+                for step in x]
         color = plt.get_cmap('tab10')(index % 10)
         axes.plot(
             x, rows, color=color, alpha=0.2, linewidth=0.7, marker=marker)
@@ -128,8 +129,10 @@ def draw_lines(axes: Axes, steps: Dict[int, Gates],
 
 def draw_map(axes: Axes, gates: Gates, modules: List[str]) -> None:
     """The gates at the end, a row a slot and a column a module."""
-    values = [[row[module] for module in modules] for row in gates.values()]
-    low, high = limits(values)
+    nothing = float('nan')  # where a module does not sit, a blank
+    values = [[row.get(module, nothing) for module in modules]
+              for row in gates.values()]
+    low, high = limits([list(row.values()) for row in gates.values()])
     image = axes.imshow(
         values,
         aspect='auto',

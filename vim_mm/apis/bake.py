@@ -151,8 +151,6 @@ def _split(backbone: ViMBackbone,
     dropped: Weights = {}
     for slot, row in gates.items():
         for module, weight in row.items():
-            if slot not in bank.slots_of(module):
-                continue
             if module in heavy[slot]:
                 kept.setdefault(slot, {})[module] = weight
             elif weight:

@@ -112,7 +112,10 @@ def variants(cfg: Config) -> List[Variant]:
         result.append(Variant((f'single: {name}', ), _unfused(cfg, [name])))
     uniform = deepcopy(cfg)
     uniform.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
-    uniform.model.backbone.fusion.type = 'vim_mm.EnsMoE'
+    fusion = dict(type='vim_mm.EnsMoE')
+    if 'tasks' in cfg.model.backbone.fusion:
+        fusion['tasks'] = cfg.model.backbone.fusion.tasks
+    uniform.model.backbone.fusion = fusion
     return result + [
         Variant(('uniform gates', 'Ens-MoE, trained from uniform'), uniform),
         Variant(('score-started gates', 'trained from scores'), cfg),

@@ -142,7 +142,7 @@ def _table(rows: Sequence[Row], ranked: bool) -> str:
 
 
 def _heat_map(gates: Gates) -> str:
-    modules = list(next(iter(gates.values())))
+    modules = list(dict.fromkeys(m for row in gates.values() for m in row))
     lines = [
         '<p>Gates of the last method, per layer and branch (rows) and '
         'module (columns).</p><div class="wide"><table class=gates><tr><th>'
@@ -150,6 +150,9 @@ def _heat_map(gates: Gates) -> str:
     for slot, row in gates.items():
         lines.append(f'<tr><th>{html.escape(slot)}')
         for module in modules:
+            if module not in row:  # it does not sit in this slot
+                lines.append('<td>')
+                continue
             weight = row[module]
             shade = min(max(weight, 0.), 1.)
             ink = '#fff' if shade > .55 else '#1c2430'

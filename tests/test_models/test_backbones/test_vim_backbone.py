@@ -241,7 +241,7 @@ def test_every_module_learned_beside_frozen_ones() -> None:
      r"Task 't' asks .*\['m'\]"),
     (dict(modules=['m']), 'no `zoo` is given'),
     (dict(new_module='a.b'), "'a.b' cannot name a module"),
-    (dict(fusion=dict(type='EnsMoE')), 'the modules none'),
+    (dict(fusion=dict(type='EnsMoE')), 'has no modules'),
 ])
 def test_mistakes_in_the_config(kwargs: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -357,7 +357,7 @@ def test_one_more_module_leaves_an_older_task_bit_identical(
     assert not equal(new(pictures()), before)
     # the same model, with a module and a task added
     old.load_modules(kwargs['zoo'], ['c'])
-    old.fusion.add_task('new', old.bank.names)
+    old.add_task('new')
     assert equal(old(pictures()), before)
     old.select_task('new')
     assert not equal(old(pictures()), before)
@@ -575,7 +575,7 @@ def test_torch_compile_follows_what_changes() -> None:
     fill(backbone.bank, 0.1, seed=3)
     backbone.fusion.set_logits('default', torch.tensor([2., 0.]))
     close(compiled(pictures()), backbone(pictures()))
-    backbone.fusion.add_task('b', ['b'])
+    backbone.add_task('b', ['b'])
     backbone.select_task('b')
     close(compiled(pictures()), backbone(pictures()))
     with backbone.only():

@@ -121,9 +121,9 @@ def test_a_task_keeps_to_the_modules_it_knows() -> None:
 def test_mistakes_are_sentences(kind: type) -> None:
     with pytest.raises(ValueError, match=r"Task 't' asks .*\['z'\]"):
         kind(occupy(NAMES, 4, 4), tasks=dict(t=['a', 'z']))
-    with pytest.raises(ValueError, match='the modules none'):
+    with pytest.raises(ValueError, match='has no modules'):
         kind(occupy(NAMES, 4, 4), tasks=dict(t=[]))
-    with pytest.raises(ValueError, match='the modules none'):
+    with pytest.raises(ValueError, match='has no modules'):
         kind(occupy([], 4, 4))
     fusion = kind(occupy(NAMES, 4, 4))
     with pytest.raises(ValueError, match="no task 'z'.*'default'"):
@@ -133,6 +133,8 @@ def test_mistakes_are_sentences(kind: type) -> None:
     for name in ('a.b', '', 'keys', 'training'):
         with pytest.raises(ValueError, match='cannot name a task'):
             fusion.add_task(name, occupy(NAMES, 4))
+    with pytest.raises(ValueError, match='has no modules'):
+        fusion.add_task('empty', {})
     assert fusion.tasks == ['default']
 
 
@@ -218,6 +220,36 @@ def test_every_learned_fusion_loads_in_another_order(cfg: dict) -> None:
     torch.testing.assert_close(gates[1], gates[0][:, order])
     rows = first.row(gates[0], 's1', x), second.row(gates[1], 's1', x)
     torch.testing.assert_close(rows[1], rows[0][..., order])
+
+
+@pytest.mark.parametrize('cfg', LEARNED)
+def test_every_learned_fusion_finds_its_slots(cfg: dict) -> None:
+    """Modules and slots both stand elsewhere; three in a cycle."""
+    widths = dict(s0=6, s1=5, s2=3)
+    a, b, c = dict(s0=6, s1=5), dict(s1=5, s2=3), dict(s0=6)
+    first = build_fusion(cfg, dict(a=a, b=b, c=c))
+    randomise(first)
+    second = build_fusion(cfg, dict(b=b, c=c, a=a))
+    assert list(first.task_slots['default']) == ['s0', 's1', 's2']
+    assert list(second.task_slots['default']) == ['s1', 's2', 's0']
+    second.load_state_dict(first.state_dict())
+    gates = first.gates('default'), second.gates('default')
+    for slot, width in widths.items():
+        x = torch.randn(2, 3, width)
+        rows = first.row(gates[0], slot, x), second.row(gates[1], slot, x)
+        torch.testing.assert_close(rows[1], rows[0][..., [1, 2, 0]])
+    named = second.named_gates('default')
+    assert {slot: sorted(row) for slot, row in named.items()} == dict(
+        s1=['a', 'b'], s2=['b'], s0=['a', 'c'])
+
+
+@pytest.mark.parametrize('what', ['modules', 'slots'])
+def test_a_checkpoint_that_does_not_name_them_is_refused(what: str) -> None:
+    fusion = EnsMoE(occupy(NAMES, 4, 4))
+    state = fusion.state_dict()
+    del state[f'{what}_of_default']
+    with pytest.raises(ValueError, match=f'does not say which {what}'):
+        fusion.load_state_dict(state, strict=False)
 
 
 @pytest.mark.parametrize('cfg', LEARNED)

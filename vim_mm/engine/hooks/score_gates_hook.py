@@ -63,13 +63,14 @@ class ScoreGatesHook(Hook):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
         scores = self.scores(runner)
-        runner.message_hub.update_info('module_scores', scores)
-        runner.logger.info('ScoreGatesHook: ' + ', '.join(
-            f'{name} {score:.3f}' for name, score in scores.items()))
         # each process has scored its own share of the pictures
         values = torch.tensor(
             list(scores.values()), device=backbone.trunk_fingerprint.device)
         all_reduce(values, op='mean')
+        scores = dict(zip(scores, values.tolist()))
+        runner.message_hub.update_info('module_scores', scores)
+        runner.logger.info('ScoreGatesHook: ' + ', '.join(
+            f'{name} {score:.3f}' for name, score in scores.items()))
         backbone.fusion.set_scores(backbone.task, values, self.temperature)
         restart_averages(runner, unwrap(runner.model))
 

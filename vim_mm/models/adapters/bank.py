@@ -89,7 +89,7 @@ class AdapterBank(nn.Module):
         return deepcopy(self._cfgs[name])
 
     def slots_of(self, name: str) -> List[str]:
-        """The slots that a module occupies, in trunk order."""
+        """The slots that a module occupies, as its card lists them."""
         return list(self._dims[name])
 
     def dims_of(self, name: str) -> Dict[str, Dims]:

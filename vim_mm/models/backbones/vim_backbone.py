@@ -71,7 +71,7 @@ class ViMBackbone(SlottedTrunk):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
         self.bank = AdapterBank()
-        self.fusion = self._task = self._only = None
+        self.fusion = self._only = None
         self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
         adapter = dict(adapter)
         pattern = adapter.pop('slots', None)
@@ -167,9 +167,8 @@ class ViMBackbone(SlottedTrunk):
         if len({self.bank.is_beside(name) for name in names}) > 1:
             raise ValueError(
                 f'Of the modules {list(names)} some sit in the trunk and some '
-                'beside it, so they have no slot in common to be fused in; '
-                'leave out `fusion` and weigh their streams with '
-                'ViMFusionNeck.')
+                'beside it, which run in passes of their own; leave out '
+                '`fusion` and weigh their streams with ViMFusionNeck.')
 
     # --------------------------------------------------------------- tasks
 
@@ -180,8 +179,8 @@ class ViMBackbone(SlottedTrunk):
             fusion (dict): Its config; it takes the place of any before.
 
         Raises:
-            ValueError: If there is no such fusion, or modules of one task
-                have no slot in common.
+            ValueError: If there is no such fusion, or of the modules of one
+                task some sit in the trunk and some beside it.
         """
         made = build_fusion(fusion, self._occupied(self.bank.names))
         for names in made.task_modules.values():
@@ -192,7 +191,7 @@ class ViMBackbone(SlottedTrunk):
     @property
     def task(self) -> Optional[str]:
         """The task whose fusion the forward pass applies."""
-        return self._task
+        return None if self.fusion is None else self.fusion.selected
 
     def select_task(self, task: Optional[str]) -> None:
         """Run, and train, the gates of this task from now on.
@@ -205,8 +204,7 @@ class ViMBackbone(SlottedTrunk):
                 raise ValueError(f"Task '{task}' was asked for, but this "
                                  'backbone has no `fusion` to hold tasks.')
             return
-        self._task = self.fusion.tasks[0] if task is None else task
-        self.fusion.select(self._task)
+        self.fusion.select(self.fusion.tasks[0] if task is None else task)
 
     def add_task(self,
                  task: str,
@@ -232,7 +230,7 @@ class ViMBackbone(SlottedTrunk):
                              f'{self.bank.names}.')
         self._check_place(names)
         self.fusion.add_task(task, self._occupied(names))
-        self.fusion.select(self._task)
+        self.fusion.select(self.task)
 
     @contextmanager
     def only(self, *modules: str) -> Iterator[None]:
@@ -258,7 +256,7 @@ class ViMBackbone(SlottedTrunk):
         """The current task's gates: slot name to module name to weight."""
         if self.fusion is None:
             return {s: {n: 1. for n in self.bank.names} for s in self.slots}
-        return self.fusion.named_gates(self._task)
+        return self.fusion.named_gates(self.task)
 
     # ------------------------------------------------------------- forward
 
@@ -278,8 +276,8 @@ class ViMBackbone(SlottedTrunk):
         if self._only is not None:
             return self._run(x, self._only, None)
         if self.fusion is not None:
-            return self._run(x, self.fusion.task_modules[self._task],
-                             self.fusion.gates(self._task))
+            return self._run(x, self.fusion.task_modules[self.task],
+                             self.fusion.gates(self.task))
         if len(self.bank.names) > 1:
             return self._streams(x)
         return self._run(x, self.bank.names, None)

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from abc import ABCMeta, abstractmethod
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Union
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -49,14 +49,15 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         self.selected: Optional[str] = None
         self.task_modules: Dict[str, List[str]] = {}
         self.task_slots: Dict[str, Dict[str, int]] = {}
+        self._occupied: Dict[str, Dict[str, Set[str]]] = {}
         if not isinstance(tasks, Mapping):
             tasks = {task: list(modules) for task in tasks}
         for task, names in tasks.items():
             unknown = sorted(set(names) - set(modules))
-            if unknown or not names:
+            if unknown:
                 raise ValueError(
-                    f"Task '{task}' asks for the modules {unknown or 'none'},"
-                    f' but the bank holds {list(modules)}; name those in '
+                    f"Task '{task}' asks for the modules {unknown}, but the "
+                    f'bank holds {list(modules)}; name those in '
                     '`fusion.tasks`.')
             self._register(task, {name: modules[name] for name in names})
             self.selected = self.selected or task
@@ -74,7 +75,8 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             modules (Mapping[str, Mapping[str, int]]): As for the class.
 
         Raises:
-            ValueError: If the name is taken or not allowed.
+            ValueError: If the name is taken or not allowed, or there are no
+                modules.
         """
         self._register(task, modules)
 
@@ -86,10 +88,15 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         if not task or '.' in task or hasattr(nn.ParameterDict(), task):
             raise ValueError(f"'{task}' cannot name a task; use a name "
                              'without dots that is no torch method name.')
-        self.task_modules[task] = list(modules)
-        self.task_slots[task] = {}
+        if not modules:
+            raise ValueError(f"Task '{task}' has no modules; name "
+                             'those that it is to weigh.')
+        slots: Dict[str, int] = {}
         for widths in modules.values():
-            self.task_slots[task].update(widths)
+            slots.update(widths)
+        self.task_modules[task] = list(modules)
+        self.task_slots[task] = slots
+        self._occupied[task] = {n: set(w) for n, w in modules.items()}
 
     def select(self, task: str) -> None:
         """Run ``task`` and make its weights the only ones that may learn.
@@ -114,11 +121,18 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         """
 
     def named_gates(self, task: str) -> Dict[str, Dict[str, float]]:
-        """The same as numbers: slot to module to weight."""
-        names = self.task_modules[task]
+        """The same as numbers: slot to module to weight.
+
+        Modules that do not sit in a slot have a weight there too, but nothing
+        that it weighs; these are left out.
+        """
+        names, occupied = self.task_modules[task], self._occupied[task]
         rows = self.gates(task).detach().tolist()
         return {
-            slot: dict(zip(names, row))
+            slot: {
+                name: weight
+                for name, weight in zip(names, row) if slot in occupied[name]
+            }
             for slot, row in zip(self.task_slots[task], rows)
         }
 

@@ -68,12 +68,17 @@ class LearnedFusion(BaseFusion):
     def _align(self, state_dict: dict, prefix: str, *_) -> None:
         """Put a checkpoint's numbers into this model's order."""
         for task in self.tasks:
+            stored = {
+                name: state_dict[f'{prefix}{name}.{task}']
+                for name in self.module_dims
+                if f'{prefix}{name}.{task}' in state_dict
+            }
+            if not stored:
+                continue
             modules = self._stored(state_dict, prefix, 'modules', task)
             slots = self._stored(state_dict, prefix, 'slots', task)
-            for name, dim in self.module_dims.items():
-                value = state_dict.get(f'{prefix}{name}.{task}')
-                if value is None:
-                    continue
+            for name, value in stored.items():
+                dim = self.module_dims[name]
                 own = getattr(self, name)[task]
                 if value.shape != own.shape:  # mmengine would only warn
                     raise ValueError(
@@ -97,12 +102,15 @@ class LearnedFusion(BaseFusion):
         """Where a task's modules or slots stand in a checkpoint.
 
         Raises:
-            ValueError: If the checkpoint names others.
+            ValueError: If the checkpoint names others, or none.
         """
         own = list(getattr(self, f'task_{what}')[task])
         key = f'{prefix}{what}_of_{task}'
         if key not in state_dict:
-            return list(range(len(own)))
+            raise ValueError(
+                f"The checkpoint's task '{task}' does not say which {what} "
+                f"its weights belong to ('{key}' is missing); save it with "
+                'the whole state of its fusion.')
         names = bytes(state_dict[key].tolist()).decode().split('/')
         if sorted(names) != sorted(own):
             differ = sorted(set(names) ^ set(own))
@@ -137,7 +145,8 @@ class LearnedFusion(BaseFusion):
 
         Args:
             task (str): Name of the task.
-            scores (Tensor): Shape (N, ), larger is better, chance to 1.
+            scores (Tensor): Shape (N, ), larger is better; one more with a
+                zero module.
             temperature (float): Softmax fusions start at logits of
                 ``scores / temperature``.
         """

@@ -32,6 +32,7 @@ class LinearMoE(LearnedFusion):
 
     def __init__(self,
                  modules: Occupied,
+                 *,
                  ranks: Sequence[float] = (1., 0.25),
                  **kwargs: Any) -> None:
         if not ranks:

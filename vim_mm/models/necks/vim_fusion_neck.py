@@ -92,7 +92,7 @@ class ViMFusionNeck(BaseModule):
         self.sources = [list(s) for s in sources]
         self.stream_names = list(modules)
         self._levels = {f'level{i}': c for i, c in enumerate(in_channels)}
-        self.fusion = self.task = None
+        self.fusion = None
         if modules:
             self.fusion = build_fusion(fusion,
                                        dict.fromkeys(modules, self._levels))
@@ -100,8 +100,7 @@ class ViMFusionNeck(BaseModule):
                 raise ValueError(
                     f'{type(self.fusion).__name__} merges parameters, but a '
                     'neck sees only feature maps; use EnsMoE here.')
-            self.task = task or self.fusion.tasks[0]
-            self.fusion.select(self.task)
+            self.fusion.select(task or self.fusion.tasks[0])
         self.pre_norms = nn.ModuleList(
             nn.Identity() if pre_norm_cfg is None else build_norm_layer(
                 pre_norm_cfg, c)[1] for c in in_channels)
@@ -133,6 +132,11 @@ class ViMFusionNeck(BaseModule):
             raise ValueError(f'`sources` {sources} name a level beyond the '
                              f'{len(in_channels)} of `in_channels`.')
 
+    @property
+    def task(self) -> Optional[str]:
+        """The task whose weights the streams get."""
+        return None if self.fusion is None else self.fusion.selected
+
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The weights of the streams: level to module to weight."""
         return self.fusion.named_gates(self.task)
@@ -147,7 +151,6 @@ class ViMFusionNeck(BaseModule):
             raise ValueError(f"Task '{task}' was asked for, but this neck "
                              'weighs no streams; name them in `modules`.')
         self.fusion.select(task)
-        self.task = task
 
     def add_task(self, task: str, modules: Sequence[str]) -> None:
         """Let one more task weigh streams; earlier tasks stay as they are.

@@ -208,8 +208,8 @@ def _meta(task: ReleasedTask) -> dict:
 def _fill(model: nn.Module, task: ReleasedTask) -> None:
     """Put gates, neck and head into the model, every tensor of them."""
     backbone = model.backbone
-    backbone.fusion.set_logits(task.name,
-                               stack_logits(task, list(backbone.slots)))
+    slots = list(backbone.fusion.task_slots[task.name])
+    backbone.fusion.set_logits(task.name, stack_logits(task, slots))
     own = {key: value.shape for key, value in head_state(model).items()}
     for key in sorted(own.keys() ^ task.head.keys()):
         what = 'lacks' if key in own else 'has, beyond what is known,'
