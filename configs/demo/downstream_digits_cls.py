@@ -6,11 +6,12 @@
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
 Measured on two CPU cores, one seed, 200 pictures: accuracy on 200 pictures
-0.225 frozen trunk, 0.640 best single: digit-masks, 0.355 uniform gates, 0.405
-trained from uniform, 0.615 score-started gates, 0.665 trained from scores
-(commit b42094a).
-Gates per layer and branch over frozen modules are the paper's (Ens-MoE); their
-start from each module's score, the warmed head and all sizes are ours.
+0.225 frozen trunk, 0.640 best single: digit-masks, 0.405 uniform gates, 0.405
+trained from there, 0.675 score-started gates, 0.655 trained from there (commit
+e577e66).
+Weights per layer and branch over frozen modules are the paper's; that they
+need not sum to one (LinearMoE), their start from the modules' scores, the
+warmed head and all sizes are ours.
 """
 _base_ = [
     '../_base_/models/demo_cls.py',
