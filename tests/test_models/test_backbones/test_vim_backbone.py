@@ -326,15 +326,22 @@ def test_modules_that_do_not_fit_are_refused(zoo: Path) -> None:
         build_backbone(vit(), **kwargs)
     with pytest.raises(ZooError, match="has no module 'z'"):
         build_backbone(trunk_of(zoo), modules=['z'], zoo=kwargs['zoo'])
-    # it would run without half of its adapters
+    with pytest.raises(ValueError, match="already holds a module 'a'"):
+        build_backbone(trunk_of(zoo), new_module='a', **kwargs)
+
+
+def test_a_module_brings_slots_that_a_fusion_did_not_have(zoo: Path) -> None:
     backbone = build_backbone(
         trunk_of(zoo), slots=r'.*\.attn', new_module='n',
         fusion=dict(type='EnsMoE'))
-    with pytest.raises(ValueError, match=r"'a' occupies 3 .*layers\.0\.ffn"):
-        backbone.load_modules(kwargs['zoo'], ['a'])
-    assert backbone.bank.names == ['n'] and len(backbone.slots) == 3
-    with pytest.raises(ValueError, match="already holds a module 'a'"):
-        build_backbone(trunk_of(zoo), new_module='a', **kwargs)
+    fill(backbone.bank, 0.1)
+    before = backbone(pictures())
+    backbone.load_modules(str(zoo / 'zoo'), ['a'])
+    assert len(backbone.slots) == 6
+    # it does not run without half of its adapters
+    assert set(backbone.bank.slots_of('a')) == set(backbone.slots)
+    assert len(backbone.fusion.gates('default')) == 3
+    assert equal(backbone(pictures()), before)
 
 
 def test_one_more_module_leaves_an_older_task_bit_identical(
