@@ -5,6 +5,7 @@ from typing import Iterator
 
 import pytest
 from mmengine.registry import DefaultScope
+from mmengine.runner import set_random_seed
 
 import vim_mm  # noqa: F401
 
@@ -21,3 +22,15 @@ def default_scope() -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def module_seed() -> None:
+    """What fixtures of a file draw depends on no other file."""
+    set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seed(module_seed: None) -> None:
+    """What a test draws depends on no other test."""
+    set_random_seed(1)
