@@ -38,9 +38,10 @@ from mmengine.utils import get_git_hash
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.apis.ranking import TRUNK
 from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
-from vim_mm.engine.transfer_score import cross_validated_score
+from vim_mm.engine.module_rows import TRUNK
+from vim_mm.engine.transfer_score import held_out_score
+from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.files import write_atomic
 
@@ -79,6 +80,9 @@ METHODS = [
            True),
     Method('RoutedMoE hold-out after scores', dict(type='RoutedMoE'), True,
            True),
+    Method('ParameterMerge from scores', dict(type='ParameterMerge')),
+    Method('ParameterMerge hold-out after scores',
+           dict(type='ParameterMerge'), True, True),
 ]
 FIXED = {
     'uniform weights': dict(type='FixedFusion'),
@@ -162,7 +166,7 @@ class Bench:
         self.task, self.args = task, args
         known = ScoreGatesHook()
         self.temperature = task.settings.get('temperature', known.temperature)
-        self.folds = task.settings.get('folds', known.folds)
+        self.deals = task.settings.get('deals', known.deals)
         self.results: Dict[str, Result] = {}
 
     def run(self) -> None:
@@ -217,30 +221,27 @@ class Bench:
             train[key] = tuple(part[keep] for part in rows)
             results[key].add(accuracy(train[key], test))
         singles = [f'single: {name}' for name in self.task.names]
+        halves = unlike_halves(*train[TRUNK], self.deals)
         scores, seconds = {}, {}
         for key in singles + [TRUNK]:
             start = time.perf_counter()
-            scores[key] = cross_validated_score(*train[key], folds=self.folds)
+            scores[key] = held_out_score(*train[key][:2], halves)
             seconds[key] = (time.perf_counter() - start +
                             len(drawn) * self.pass_seconds[key])
         best = max(singles, key=lambda key: results[key].accuracy[-1])
         results[ORACLE].add(results[best].accuracy[-1])
         results[ORACLE].chosen.append(best)
         best = max(singles, key=scores.get)
-        results[CHOSEN].add(results[best].accuracy[-1],
-                            sum(seconds[key] for key in singles),
-                            len(singles) * len(drawn))
+        # the trunk's features deal the halves
+        scoring = sum(seconds.values()), len(seconds) * len(drawn)
+        results[CHOSEN].add(results[best].accuracy[-1], *scoring)
         results[CHOSEN].chosen.append(best)
         for method in METHODS:
             if results[method.name].skipped:
                 continue
-            needed = singles * method.scored
-            if method.fusion.get('zero_module'):
-                needed = singles + [TRUNK]
-            spent = (sum(seconds[key] for key in needed),
-                     len(needed) * len(drawn))
-            self._fuse(index, drawn, method, [scores[key] for key in needed],
-                       spent)
+            of = singles + [TRUNK] * method.fusion.get('zero_module', False)
+            self._fuse(index, drawn, method, [scores[key] for key in of],
+                       scoring if method.scored else (0., 0))
 
     def _fuse(self, index: int, drawn: List[int], method: Method,
               scores: List[float], spent: Tuple[float, int]) -> None:

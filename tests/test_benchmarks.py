@@ -14,7 +14,8 @@ from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    fusion_neck, model_cfg, save_trunk)
 from vim_mm.engine.feature_cache import cache_features
 from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.engine.transfer_score import cross_validated_score, rows_of
+from vim_mm.engine.transfer_score import held_out_score, rows_of
+from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.zoo import save_module
 
 NAMES = ['a', 'b', 'c']
@@ -46,7 +47,7 @@ def config(folder: Path, kind: str) -> Path:
             default_scope=SCOPES[kind],
             model=model_cfg(kind, backbone, fusion_neck(kind)),
             custom_hooks=[
-                dict(type='vim_mm.ScoreGatesHook', temperature=.5, folds=3)
+                dict(type='vim_mm.ScoreGatesHook', temperature=.5, deals=3)
             ],
             train_dataloader=dict(
                 dataset=dict(type='Pictures', kind=kind, num=12)),
@@ -81,9 +82,9 @@ def test_every_method_is_measured(tmp_path: Path, kind: str,
     assert chosen['accuracy'] == [
         methods[name]['accuracy'][i] for i, name in enumerate(chosen['chosen'])
     ]
-    assert chosen['passes'] == [3 * 6] * 2
-    assert methods['Ens-MoE from scores']['passes'] == [3 * 6] * 2
-    assert methods['Ens-MoE from scores, zero module']['passes'] == [4 * 6] * 2
+    # three modules and the bare trunk
+    assert chosen['passes'] == [4 * 6] * 2
+    assert methods['Ens-MoE from scores']['passes'] == [4 * 6] * 2
     # two steps of six pictures, each once without and once with a graph
     uniform = methods['Ens-MoE hold-out from uniform']
     assert uniform['passes'] == [2 * 6 * 2] * 2
@@ -104,11 +105,12 @@ def test_gates_start_where_the_hook_would_start_them(tmp_path: Path,
     loader = task.as_runner(drawn, 0).train_dataloader
     ordered = torch.utils.data.DataLoader(
         loader.dataset, batch_size=6, collate_fn=loader.collate_fn)
-    scores = []
-    for name in NAMES:
-        with task.backbone.only(name):
-            rows = rows_of(cache_features(task.model, ordered), 1)
-        scores.append(cross_validated_score(*rows, folds=3))
+    rows = []
+    for modules in ([], *([name] for name in NAMES)):
+        with task.backbone.only(*modules):
+            rows.append(rows_of(cache_features(task.model, ordered), 1))
+    halves = unlike_halves(*rows[0], 3)
+    scores = [held_out_score(*each[:2], halves) for each in rows[1:]]
     gates = bench.results['Ens-MoE from scores'].gates[0]
     expected = (torch.tensor(scores) / .5).softmax(0)
     assert list(gates.values()) == pytest.approx(expected.tolist())

@@ -11,10 +11,11 @@ from mmengine.runner import Runner
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    build_runner, fill, fusion_neck, model_cfg, save_trunk)
-from vim_mm.apis.ranking import (TRUNK, build_model, feature_rows,
-                                 fitting_model, rank_modules)
-from vim_mm.engine import transfer_score
+from vim_mm.apis.ranking import build_model, fitting_model, rank_modules
 from vim_mm.engine.feature_cache import cache_features
+from vim_mm.engine.module_rows import TRUNK
+from vim_mm.engine.transfer_score import held_out_score, rows_of
+from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.zoo import ZooError, save_module
 
 SCORES = ['ours', 'logme', 'nleep', 'hscore']
@@ -92,39 +93,28 @@ def test_our_score_is_the_one_that_starts_gates(tmp_path: Path,
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
     init_default_scope(cfg.default_scope)
     model = build_model(cfg, str(zoo), ['mild'])
-    cached = cache_features(model,
-                            Runner.build_dataloader(cfg.train_dataloader))
-    expected = transfer_score.cross_validated_score(
-        *transfer_score.rows_of(cached, 0))
+    rows = {}
+    for name, modules in ((TRUNK, []), ('mild', ['mild'])):
+        with model.backbone.only(*modules):
+            rows[name] = rows_of(
+                cache_features(
+                    model, Runner.build_dataloader(cfg.train_dataloader)), 0)
+    expected = held_out_score(*rows['mild'][:2],
+                              unlike_halves(*rows[TRUNK], 8))
     found = rank_modules(cfg, str(zoo)).scores['mild']['ours']
     assert found == expected
 
 
-def test_pictures_are_limited_and_batches_thinned(tmp_path: Path,
-                                                  monkeypatch) -> None:
+def test_pictures_are_limited_to_whole_batches(tmp_path: Path) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
-    cfg = config('seg', trunk)
-    cfg.train_dataloader.sampler.type = 'DefaultSampler'
-    model, _ = fitting_model(cfg, str(make_zoo(tmp_path, trunk)))
-    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    seen = []
+    zoo, seen = make_zoo(tmp_path, trunk), []
 
     def progress(batches, total):
         seen.append(total)
         return batches
 
-    rows = feature_rows(model, loader, 0, 4, progress)
-    assert seen == [2] and list(rows) == [TRUNK, 'drowns', 'mild']
-    assert rows['mild'][2].unique().tolist() == list(range(6))
-    monkeypatch.setattr('vim_mm.apis.ranking.MAX_ROWS', 10)
-    few = feature_rows(model, loader, 0, 4)
-    assert len(few['mild'][0]) == 10
-    # the very same patches for every module
-    for part in (1, 2):
-        assert torch.equal(few['mild'][part], few['drowns'][part])
-    whole = torch.cat([rows['mild'][0], rows['mild'][2][:, None]], 1).tolist()
-    kept = torch.cat([few['mild'][0], few['mild'][2][:, None]], 1).tolist()
-    assert all(row in whole for row in kept)
+    ranking = rank_modules(config('seg', trunk), str(zoo), 4, progress)
+    assert seen == [2] and ranking.num_pictures == 6
 
 
 def test_what_does_not_fit_is_listed_with_the_reason(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor
 
 from vim_mm.engine.feature_cache import CachedBatch
 from vim_mm.engine.transfer_score import (IGNORED, balanced_accuracy,
-                                          cross_validated_score, patch_labels,
-                                          ridge, rows_of, thinned)
+                                          held_out_score, patch_labels, ridge,
+                                          ridge_scores, rows_of, thinned)
 
 
 @pytest.mark.parametrize('shape', [(30, 5), (5, 30)])
@@ -38,33 +39,61 @@ def data(noise: float, num: int = 60) -> tuple:
     labels = torch.arange(num) % 7 % 3
     x = torch.eye(3)[labels] * 100 + 5
     x = x + noise * 100 * torch.randn(num, 3, generator=generator)
-    return x, labels, torch.arange(num)
+    return x, labels
+
+
+def halves(num: int, deals: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.stack([
+        torch.randperm(num, generator=generator) < num // 2
+        for _ in range(deals)
+    ])
 
 
 def test_separable_features_score_one_and_noise_scores_chance() -> None:
-    assert cross_validated_score(*data(0.01)) == 1.
-    x, labels, picture = data(0.01)
+    assert held_out_score(*data(0.01), halves(60)) == 1.
+    x, labels = data(0.01)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    assert abs(cross_validated_score(noise, labels, picture) - 1 / 3) < 0.2
-    assert cross_validated_score(*data(.01)) > cross_validated_score(
-        *data(1.)) > 0.4
+    assert abs(held_out_score(noise, labels, halves(60)) - 1 / 3) < 0.2
+    assert held_out_score(*data(.01), halves(60)) > held_out_score(
+        *data(1.), halves(60)) > 0.4
 
 
-def test_rows_of_a_picture_stay_in_one_fold() -> None:
-    """Each picture has a signature: leaked, it would give its label away."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 2, (20, ), generator=generator)
-    rows = torch.eye(20).repeat_interleave(8, 0)
-    args = rows, labels.repeat_interleave(8), torch.arange(
-        20).repeat_interleave(8)
-    assert cross_validated_score(*args) < 0.75
-    leaked = args[0], args[1], torch.arange(160)
-    assert cross_validated_score(*leaked, folds=8) == 1.
+def test_the_score_against_a_slow_loop() -> None:
+    """Recall by recall, counted by hand; class 9 is in one half only."""
+    x, labels = data(0.8)
+    labels[0] = 9
+    dealt = halves(60)
+    values = []
+    for half in dealt.tolist():
+        right, total = {}, {}
+        for side in (True, False):
+            fit = [i for i in range(60) if half[i] != side]
+            held = [i for i in range(60) if half[i] == side]
+            classes = labels.unique()
+            onehot = (labels[:, None] == classes).double()
+            scores = ridge_scores(x[fit].double(), onehot[fit],
+                                  x[held].double(), 1.)
+            for row, i in zip(scores, held):
+                label = int(labels[i])
+                total[label] = total.get(label, 0) + 1
+                right[label] = right.get(label, 0) + int(
+                    classes[row.argmax()] == label)
+        values.append(sum(right[c] / total[c] for c in range(3)) / 3)
+    expected = sum(values) / len(values)
+    assert held_out_score(x, labels, dealt) == pytest.approx(expected)
 
 
-def test_one_picture_is_not_enough() -> None:
-    with pytest.raises(ValueError, match='at least 2 pictures, there is 1'):
-        cross_validated_score(*data(0.1)[:2], torch.zeros(60).long())
+def test_a_deal_without_a_shared_class_does_not_count() -> None:
+    x, labels = data(0.5)
+    apart = (labels == 0)[None]
+    keep = labels != 2
+    x, labels, apart = x[keep], labels[keep], apart[:, keep]
+    dealt = halves(int(keep.sum()))
+    assert held_out_score(x, labels, torch.cat([apart, dealt])) == \
+        held_out_score(x, labels, dealt)
+    with pytest.raises(ValueError, match='no class is in both .*2 classes, 43'):
+        held_out_score(x, labels, apart)
 
 
 def test_patches_of_a_label_map() -> None:

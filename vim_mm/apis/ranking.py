@@ -4,8 +4,7 @@
 import time
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
-from typing import Callable, Dict, Iterable, List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from mmengine.config import Config
@@ -14,26 +13,17 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vim_mm.engine.feature_cache import (CachedBatch, finite, preprocess,
-                                         to_device)
-from vim_mm.engine.transfer_score import (cross_validated_score, rows_of,
-                                          thinned)
+from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
+from vim_mm.engine.transfer_score import held_out_score, thinned
 from vim_mm.engine.transferability import h_score, library, log_me, n_leep
+from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
 from .serving import type_name
 
-#: The row without any module; evidence calls it so as well.
-TRUNK = 'frozen trunk'
-#: Rows of features that our score sees at most, as when it starts gates.
-MAX_ROWS = 20000
 #: Rows that the published scores see at most: a mixture is slow on more.
 MAX_PUBLISHED_ROWS = 5000
-
-Rows = Tuple[Tensor, Tensor, Tensor]
-Progress = Callable[[Iterable, int], Iterable]
 
 
 @dataclass
@@ -89,24 +79,27 @@ def rank_modules(cfg: Config,
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     set_random_seed(0)
     model, skipped = fitting_model(cfg, zoo)
-    loader = finite(Runner.build_dataloader(cfg.train_dataloader, seed=0))
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     hook = _score_hook(cfg)
     extra = hook.get('num_extra_tokens',
                      getattr(model.backbone.trunk, 'num_extra_tokens', 1))
-    rows = feature_rows(model, loader, extra, max_pictures, progress)
+    rows = module_rows(model, loader, model.backbone.bank.names, extra,
+                       -(-max_pictures // loader.batch_sampler.batch_size),
+                       progress)
     _, labels, pictures = rows[TRUNK]
     num_classes = len(labels.unique())
     if num_classes < 2:
         raise ValueError(f'All {len(labels)} rows of the training pictures '
                          'have one class, so no feature can be better than '
                          'another; rank on data with two classes or more.')
+    halves = unlike_halves(*rows[TRUNK], hook.get('deals', 8))
     scores = {}
-    for name, (x, y, picture) in rows.items():
+    for name, (x, y, _) in rows.items():
         if not torch.isfinite(x).all() or (x == x[0]).all():
             skipped[name] = 'Its features are the same for every picture, ' \
                 'or not finite.'
             continue
-        scores[name] = all_scores(x, y, picture, hook.get('folds', 5))
+        scores[name] = all_scores(x, y, halves)
     if not scores:
         raise ValueError('No features could be scored, not even those of the '
                          'frozen trunk: they are the same for every picture, '
@@ -118,12 +111,12 @@ def rank_modules(cfg: Config,
                    round(time.perf_counter() - start, 1))
 
 
-def all_scores(x: Tensor, labels: Tensor, picture: Tensor,
-               folds: int) -> Dict[str, float]:
+def all_scores(x: Tensor, labels: Tensor,
+               halves: Tensor) -> Dict[str, float]:
     """Our score and the published ones; see ``docs/ranking.md``."""
     few = thinned(len(x), MAX_PUBLISHED_ROWS)
     return dict(
-        ours=cross_validated_score(x, labels, picture, folds),
+        ours=held_out_score(x, labels, halves),
         logme=log_me(x[few], labels[few]),
         nleep=n_leep(x[few], labels[few]),
         hscore=h_score(x[few], labels[few]))
@@ -217,55 +210,3 @@ def build_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
                     None)).__name__ == 'RandomBatchAugment':
         model.data_preprocessor.batch_augments = None
     return model
-
-
-@torch.no_grad()
-def feature_rows(model: BaseModel,
-                 dataloader: DataLoader,
-                 num_extra_tokens: int,
-                 max_pictures: int,
-                 progress: Progress = lambda each, _: each) -> Dict[str, Rows]:
-    """Features, labels and pictures with each module alone, and with none.
-
-    Batches are thinned as they come, so that memory does not grow with the
-    pictures: to :data:`MAX_ROWS` rows altogether.
-
-    Args:
-        model (BaseModel): With the modules in its backbone's bank.
-        dataloader (DataLoader): A finite one.
-        num_extra_tokens (int): Class and register tokens, for pooling.
-        max_pictures (int): Stop after so many, in whole batches.
-        progress: Wraps the batches, given their number.
-
-    Returns:
-        dict[str, tuple]: Module or :data:`TRUNK` to what ``rows_of`` gives.
-
-    Raises:
-        ValueError: If the loader has no batch.
-    """
-    names = [TRUNK] + model.backbone.bank.names
-    parts: Dict[str, List[Rows]] = {name: [] for name in names}
-    batch_size = dataloader.batch_sampler.batch_size
-    num_batches = min(len(dataloader), -(-max_pictures // batch_size))
-    if not num_batches:
-        raise ValueError('The training pictures do not fill one batch of '
-                         f'{batch_size}, and train_dataloader drops the last; '
-                         'set train_dataloader.drop_last=False.')
-    num_pictures = 0
-    for data in progress(islice(dataloader, num_batches), num_batches):
-        batch = preprocess(model, data)
-        samples = to_device(batch['data_samples'], torch.device('cpu'))
-        for name in names:
-            with model.backbone.only(*([] if name == TRUNK else [name])):
-                features = model.backbone(batch['inputs'])
-            cached = CachedBatch(
-                to_device(features, torch.device('cpu')), samples,
-                batch['inputs'].shape)
-            x, y, picture = rows_of([cached], num_extra_tokens,
-                                    -(-MAX_ROWS // num_batches))
-            parts[name].append((x, y, picture + num_pictures))
-        num_pictures += len(samples)
-    return {
-        name: tuple(torch.cat(column) for column in zip(*part))
-        for name, part in parts.items()
-    }

@@ -45,46 +45,45 @@ def balanced_accuracy(prediction: Tensor, target: Tensor) -> float:
     return float(torch.stack(recalls).mean())
 
 
-def cross_validated_score(x: Tensor,
-                          labels: Tensor,
-                          picture: Tensor,
-                          folds: int = 5,
-                          l2: float = 1.) -> float:
-    """k-fold balanced accuracy of a ridge head, folds made of pictures.
+def held_out_score(x: Tensor,
+                   labels: Tensor,
+                   halves: Tensor,
+                   l2: float = 1.) -> float:
+    """Balanced accuracy of a ridge head on the half it was not solved on.
 
     Args:
         x (Tensor): Features (n, d).
         labels (Tensor): Class of every row, (n, ), integers.
-        picture (Tensor): Picture of every row, (n, ), integers: rows of one
-            picture stay in one fold.
-        folds (int): Number of folds. Defaults to 5.
+        halves (Tensor): Booleans (deals, n), see :func:`unlike_halves`.
         l2 (float): Ridge penalty in units of the features' mean squared
             norm after standardising. Defaults to 1.
 
     Returns:
-        float: Mean recall over classes, of held-out predictions.
+        float: Recall averaged over the classes that both halves show, then
+        over deals; those in which no class is shared do not count.
 
     Raises:
-        ValueError: If there are fewer pictures than two.
+        ValueError: If no class is shared in any deal.
     """
-    pictures = picture.unique()
-    if len(pictures) < 2:
-        raise ValueError('A cross-validated score needs at least 2 pictures, '
-                         f'there is {len(pictures)}.')
     x = x.double()
     classes, y = labels.unique(return_inverse=True)
     onehot = F.one_hot(y, len(classes)).double()
-    # dealt at random: neighbours in a data set often share a class
-    deal = torch.randperm(
-        len(pictures), generator=torch.Generator().manual_seed(0))
-    place = torch.searchsorted(pictures, picture)
-    fold_of = deal.to(place.device)[place] % min(folds, len(pictures))
-    prediction = torch.empty_like(y)
-    for fold in fold_of.unique():
-        held = fold_of == fold
-        scores = ridge_scores(x[~held], onehot[~held], x[held], l2)
-        prediction[held] = scores.argmax(1)
-    return balanced_accuracy(prediction, y)
+    scores = []
+    for half in halves:
+        shared = (onehot[half].sum(0) > 0) & (onehot[~half].sum(0) > 0)
+        if not shared.any():
+            continue
+        prediction = torch.empty_like(y)
+        for held in (half, ~half):
+            prediction[held] = ridge_scores(x[~held], onehot[~held], x[held],
+                                            l2).argmax(1)
+        counted = shared[y]
+        scores.append(balanced_accuracy(prediction[counted], y[counted]))
+    if not scores:
+        raise ValueError('Modules cannot be scored: no class is in both '
+                         f'halves of the pictures ({len(classes)} classes, '
+                         f'{len(y)} rows); use at least two of each class.')
+    return sum(scores) / len(scores)
 
 
 def ridge_scores(x: Tensor, onehot: Tensor, x_held: Tensor,

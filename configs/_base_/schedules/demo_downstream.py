@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # Few-shot fusion in seconds: gates start from each module's score, the head is
 # warmed on cached features, then gates and head learn together.
-max_epochs = 2
+max_epochs = 1
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=100)
 val_cfg = dict(type='ValLoop')

@@ -9,7 +9,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from _tiny import (add_modules, build_backbone, build_runner, fill,
-                   fusion_neck, model_cfg, save_trunk)
+                   fusion_neck, model_cfg, same, save_trunk, snapshot)
 from vim_mm.engine.hooks import ScoreGatesHook, score_gates_hook
 from vim_mm.zoo import save_module
 
@@ -84,12 +84,19 @@ def test_a_large_set_is_scored_on_its_first_batches(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner(tmp_path)
     rows = []
-    monkeypatch.setattr(
-        score_gates_hook, 'cross_validated_score',
-        lambda x, *_, **__: rows.append(len(x)) or 0.)
+    monkeypatch.setattr(score_gates_hook, 'held_out_score',
+                        lambda x, *_: rows.append(len(x)) or 0.)
     ScoreGatesHook(max_batches=1).scores(run)
     ScoreGatesHook().scores(run)
-    assert rows == [4, 4, 8, 8]  # two modules each
+    assert rows == [4] * 3 + [8] * 3  # two modules and the bare trunk each
+
+
+def test_scoring_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.model.train()
+    before = snapshot(run.model)
+    ScoreGatesHook(**HOOK).scores(run)
+    assert run.model.training and same(before, snapshot(run.model))
 
 
 def test_a_zero_module_starts_where_the_bare_trunk_scores(

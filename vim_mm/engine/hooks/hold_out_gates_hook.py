@@ -15,6 +15,7 @@ from ..feature_cache import CachedBatch, finite, preprocess, to_device, unwrap
 from ..hold_out import held_out_loss
 from ..model_parts import fused_features, fusing_part, restart_averages
 from ..transfer_score import rows_of
+from ..unlike_halves import unlike_halves
 from .warm_head_hook import average_gradients
 
 
@@ -23,9 +24,9 @@ class HoldOutGatesHook(Hook):
     """Learn the gates on pictures that the head has not seen. Ours.
 
     A head that already fits the few pictures leaves the gates no gradient.
-    So before training the pictures of a step are dealt into halves, a ridge
-    head is solved on one half in closed form, and its error on the other is
-    back-propagated into the gates, through the head too. Works for
+    So before training the pictures of a step are dealt into halves that look
+    unlike, a ridge head is solved on one half in closed form, and its error
+    on the other is back-propagated into the gates, through the head too. Works for
     classification, detection and segmentation, for every fusion that learns,
     in the trunk or in the neck. After ScoreGatesHook it goes on from the
     gates that one has set; WarmHeadHook comes after both.
@@ -39,9 +40,9 @@ class HoldOutGatesHook(Hook):
             process: the more pictures, the less the gradient depends on which
             they are, and each half should show every class several times.
             Defaults to 16, which with few pictures is all of them.
-        deals (int): How often a step's pictures are dealt into halves. More
-            cost next to nothing, since features are computed once. Defaults
-            to 8.
+        deals (int): Ways in which a step's pictures are dealt into halves,
+            see :func:`unlike_halves`. More cost next to nothing, since
+            features are computed once. Defaults to 8.
         optimizer (dict): Config of the optimizer of the gates. Defaults to
             Adam with learning rate 0.3, for logits; :class:`LinearMoE`
             wants about 0.05.
@@ -85,13 +86,12 @@ class HoldOutGatesHook(Hook):
                              'fusion such as EnsMoE; set '
                              '`model.backbone.fusion` to one that learns.')
         optimizer = OPTIMIZERS.build(dict(self.optimizer, params=params))
-        deal = torch.Generator().manual_seed(runner.seed or 0)
         training = model.training
         model.eval()
         groups = self._groups(finite(runner.train_dataloader))
         for step, group in enumerate(islice(groups, self.steps), 1):
             optimizer.zero_grad()
-            loss = self.backward(model, group, deal)
+            loss = self.backward(model, group)
             average_gradients(params)
             optimizer.step()
             if step % max(1, self.steps // 5) == 0:
@@ -108,24 +108,21 @@ class HoldOutGatesHook(Hook):
             while len(group := list(islice(batches, size))) == size:
                 yield group
 
-    def backward(self, model: BaseModel, group: List[dict],
-                 deal: torch.Generator) -> float:
+    def backward(self, model: BaseModel, group: List[dict]) -> float:
         """Add the gradient of one step to what the features depend on.
 
         Args:
             model (BaseModel): In eval mode, not wrapped.
             group (list[dict]): Batches of a dataloader.
-            deal (torch.Generator): Deals pictures into halves.
 
         Returns:
             float: The held-out loss of this process.
         """
         batches = [preprocess(model, data) for data in group]
         cached = [self._cache(model, batch) for batch in batches]
-        rows = rows_of(cached, self.num_extra_tokens)
-        loss = sum(
-            held_out_loss(*rows, deal, self.l2)
-            for _ in range(self.deals)) / self.deals
+        x, y, picture = rows_of(cached, self.num_extra_tokens)
+        halves = unlike_halves(x, y, picture, self.deals)
+        loss = held_out_loss(x, y, halves, self.l2)
         loss.backward()
         for batch, leaves in zip(batches, cached):
             features = fused_features(model, batch['inputs'])

@@ -8,9 +8,11 @@ from mmengine.runner import Runner
 
 from vim_mm.models.fusion import LearnedFusion
 from vim_mm.registry import HOOKS
-from ..feature_cache import cache_features, unwrap
+from ..feature_cache import unwrap
 from ..model_parts import restart_averages
-from ..transfer_score import cross_validated_score, rows_of
+from ..module_rows import TRUNK, module_rows
+from ..transfer_score import held_out_score
+from ..unlike_halves import unlike_halves
 
 
 @HOOKS.register_module()
@@ -20,19 +22,21 @@ class ScoreGatesHook(Hook):
     A softmax over K modules that starts uniform divides each by K although
     it was trained at weight one, and gates that learn beside a head which
     already fits the few pictures get no gradient. So before training every
-    module is scored alone (one cached pass, a closed-form ridge head,
-    cross-validated on the training pictures), and the gates of every slot
-    start from the scores: a softmax at logits ``score / temperature``,
-    :class:`LinearMoE` by their ranks. Ours, not the paper's.
+    module is scored alone: one pass over the training pictures, a closed-form
+    ridge head on one half of them, its accuracy on the other, where the
+    halves look as unlike as they can. The gates of every slot start from the
+    scores: a softmax at logits ``score / temperature``, :class:`LinearMoE`
+    by their ranks. Ours, not the paper's.
 
     Args:
         temperature (float): A softmax's scores are divided by it. Defaults to
             0.1.
-        folds (int): Folds of the cross-validation. Defaults to 5.
+        deals (int): Ways in which the pictures are dealt into halves, see
+            :func:`unlike_halves`. Defaults to 8.
         num_extra_tokens (int): Class and register tokens in the trunk's
             output, for classification. Defaults to 1.
-        max_batches (int, optional): Batches a module and process, for data
-            sets whose features do not fit into memory. Defaults to None.
+        max_batches (int, optional): Batches a process, for large data sets.
+            Defaults to None, which is all.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
@@ -42,11 +46,11 @@ class ScoreGatesHook(Hook):
 
     def __init__(self,
                  temperature: float = 0.1,
-                 folds: int = 5,
+                 deals: int = 8,
                  num_extra_tokens: int = 1,
                  max_batches: Optional[int] = None) -> None:
         self.temperature = temperature
-        self.folds = folds
+        self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_batches = max_batches
 
@@ -75,21 +79,24 @@ class ScoreGatesHook(Hook):
         restart_averages(runner, unwrap(runner.model))
 
     def scores(self, runner: Runner) -> Dict[str, float]:
-        """Cross-validated score of every module of the task, alone.
+        """Held-out score of every module of the task, alone.
 
         A fusion's zero module has the score of the bare trunk.
         """
         model = unwrap(runner.model)
-        backbone, scores = model.backbone, {}
-        alone = {n: [n] for n in backbone.fusion.task_modules[backbone.task]}
-        if getattr(backbone.fusion, 'zero_module', False):
-            alone['zero module'] = []  # the bare trunk
-        for name, modules in alone.items():
-            with backbone.only(*modules):
-                cached = cache_features(
-                    model,
-                    runner.train_dataloader,
-                    max_batches=self.max_batches)
-            scores[name] = cross_validated_score(
-                *rows_of(cached, self.num_extra_tokens), folds=self.folds)
+        fusion, task = model.backbone.fusion, model.backbone.task
+        training = model.training
+        model.eval()
+        rows = module_rows(model, runner.train_dataloader,
+                           fusion.task_modules[task], self.num_extra_tokens,
+                           self.max_batches)
+        model.train(training)
+        halves = unlike_halves(*rows[TRUNK], self.deals)
+        scores = {
+            name: held_out_score(x, labels, halves)
+            for name, (x, labels, _) in rows.items()
+        }
+        trunk = scores.pop(TRUNK)
+        if getattr(fusion, 'zero_module', False):
+            scores['zero module'] = trunk
         return scores

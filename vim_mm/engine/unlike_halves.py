@@ -1,0 +1,67 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Deal few pictures into halves that look as different as they can."""
+
+import torch
+from torch import Tensor
+
+
+def unlike_halves(x: Tensor, labels: Tensor, picture: Tensor,
+                  num: int) -> Tensor:
+    """Deal pictures into unlike halves, in several ways. Ours.
+
+    The few pictures of a task share photographs, cameras, seasons. Dealt at
+    random, what is held out looks like what was learned from, and features
+    that only fit these surroundings do well: the trunk's own do. So pictures
+    are sorted by how they look, apart from their classes: along a principal
+    axis of their mean features, from which class means are taken first. One
+    half lies below the median, the other above; each axis is one deal.
+    Pictures of one class only are halved class by class.
+
+    Args:
+        x (Tensor): Features (n, d), of the bare trunk or any others.
+        labels (Tensor): Class of every row, (n, ), integers.
+        picture (Tensor): Picture of every row, (n, ), integers.
+        num (int): Ways to deal; fewer where pictures have fewer axes.
+
+    Returns:
+        Tensor: Booleans (deals, n): whether a row lies in the second half.
+
+    Raises:
+        ValueError: If there are fewer pictures than two.
+    """
+    pictures, place = picture.unique(return_inverse=True)
+    if len(pictures) < 2:
+        raise ValueError('Pictures are to be dealt into halves, but there is '
+                         f'{len(pictures)}; use more of them.')
+    x = x.detach().double()
+    x = x - x.mean(0)
+    x = x / x.square().mean(0).clamp(min=1e-12).sqrt()
+    classes, y = labels.unique(return_inverse=True)
+    looks = group_mean(x - group_mean(x, y)[y], place)
+    axes = torch.linalg.svd(
+        looks - looks.mean(0), full_matrices=False).U[:, :num].T
+    strata = _only_class(y, place, len(classes))
+    return torch.stack([_above_median(a, strata) for a in axes])[:, place]
+
+
+def group_mean(x: Tensor, group: Tensor) -> Tensor:
+    """Mean row of every group: (n, d) and (n, ) to (groups, d)."""
+    total = x.new_zeros(int(group.max()) + 1, x.shape[1])
+    return total.index_add(0, group, x) / group.bincount()[:, None]
+
+
+def _only_class(y: Tensor, place: Tensor, num_classes: int) -> Tensor:
+    """The class of each picture, ``num_classes`` where it has several."""
+    shows = torch.zeros(
+        int(place.max()) + 1, num_classes, dtype=torch.bool, device=y.device)
+    shows[place, y] = True
+    return shows.int().argmax(1).where(shows.sum(1) == 1, num_classes)
+
+
+def _above_median(axis: Tensor, strata: Tensor) -> Tensor:
+    half = torch.zeros_like(strata, dtype=torch.bool)
+    for stratum in strata.unique():
+        members = (strata == stratum).nonzero()[:, 0]
+        order = members[axis[members].argsort()]
+        half[order[len(order) // 2:]] = True
+    return half
