@@ -33,6 +33,6 @@ custom_hooks = [
 ]
 
 # minutes matter here: the first of the 2400 pictures
-train_dataloader = dict(batch_size=8, dataset=dict(indices=1200))
+train_dataloader = dict(batch_size=8, dataset=dict(indices=1000))
 train_cfg = dict(max_epochs=1)
 param_scheduler = dict(total_steps=1)

@@ -156,7 +156,11 @@ def run_variant(variant: Variant,
         tuple[VariantResult, Runner]: Metrics, costs and gates, and the runner
         with the trained model.
     """
-    cfg = deepcopy(variant.cfg)
+    # a runner writes its config several times; formatting takes a second
+    cfg = Config(
+        variant.cfg.to_dict(),
+        filename=variant.cfg.filename,
+        format_python_code=False)
     slug = ''.join(c if c.isalnum() else '-' for c in variant.methods[-1])
     cfg.work_dir = osp.join(work_dir, slug)
     cfg.experiment_name = f'{Path(work_dir).name}_{slug}_{time.time_ns()}'
