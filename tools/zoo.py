@@ -103,7 +103,7 @@ def list_modules(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    table = Table('module', 'kind', 'task', 'dataset', 'params', 'metrics',
+    table = Table('module', 'kind', 'task', 'dataset', 'params', 'metric',
                   'trunk', 'licence')
     table.columns[0].overflow = 'fold'
     for row in rows:
@@ -111,15 +111,15 @@ def list_modules(args: argparse.Namespace) -> None:
             table.add_row(row['name'], f'[red]{escape(row["error"])}')
             continue
         table.add_row(row['name'], row['kind'], row['task'], row['dataset'],
-                      f'{row["num_params"]:,}', metrics_text(row),
+                      f'{row["num_params"]:,}', metrics_text(row, 1),
                       f'{row["trunk"]["type"]} '
                       f'{row["trunk"]["fingerprint"][:8]}', row['licence'])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-def metrics_text(card: Dict[str, Any]) -> str:
+def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
     return ', '.join(f'{m["name"]} {m["value"]:g} (n={m["n"]})'
-                     for m in card['metrics'])
+                     for m in card['metrics'][:limit])
 
 
 def show_module(args: argparse.Namespace) -> None:

@@ -248,6 +248,14 @@ def test_mistakes_in_the_config(kwargs: dict, sentence: str) -> None:
         build_backbone(**kwargs)
 
 
+def test_a_child_config_can_unset_the_adapter(zoo: Path) -> None:
+    unset = build_backbone(trunk_of(zoo), adapter=None, new_module='n')
+    plain = build_backbone(trunk_of(zoo), new_module='n')
+    assert snapshot(unset).keys() == snapshot(plain).keys()
+    bare = build_backbone(trunk_of(zoo), adapter=None, new_module=None)
+    assert bare.bank.names == []
+
+
 @pytest.mark.parametrize('size', [(56, 57), (60, 56)])
 def test_sizes_that_are_not_divisible(size: tuple) -> None:
     backbone = build_backbone(new_module='n')

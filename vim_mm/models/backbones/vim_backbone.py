@@ -24,10 +24,10 @@ class ViMBackbone(SlottedTrunk):
     Args:
         trunk (dict): Config of the backbone to freeze. Weights named by its
             ``init_cfg`` are loaded at once and must fit.
-        adapter (dict): Config of the adapters of ``new_module``. ``slots``
-            in it is a pattern over the names of the submodules it occupies,
-            or of outputs; by default those of ``slots``, or what its kind
-            takes of the trunk's class. Defaults to
+        adapter (dict, optional): Config of the adapters of ``new_module``.
+            ``slots`` in it is a pattern over the names of the submodules it
+            occupies, or of outputs; by default those of ``slots``, or what
+            its kind takes of the trunk's class. Defaults to None, which is
             ``dict(type='ConvPass', hidden_dims=8)``.
         new_module (str, optional): Name of a fresh, trainable module.
         modules (Sequence[str]): Names of modules to load from ``zoo``.
@@ -58,7 +58,7 @@ class ViMBackbone(SlottedTrunk):
 
     def __init__(self,
                  trunk: dict,
-                 adapter: dict = dict(type='ConvPass', hidden_dims=8),
+                 adapter: Optional[dict] = None,
                  new_module: Optional[str] = None,
                  modules: Sequence[str] = (),
                  tune_modules: bool = False,
@@ -73,7 +73,7 @@ class ViMBackbone(SlottedTrunk):
         self.bank = AdapterBank()
         self.fusion = self._only = None
         self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
-        adapter = dict(adapter)
+        adapter = dict(adapter or dict(type='ConvPass', hidden_dims=8))
         pattern = adapter.pop('slots', None)
         self._plan_slots(zoo, modules, new_module and adapter, pattern)
         self.load_modules(zoo, modules, tune_modules)
