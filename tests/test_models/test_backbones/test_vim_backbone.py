@@ -251,7 +251,7 @@ def test_mistakes_in_the_config(kwargs: dict, sentence: str) -> None:
 def test_a_child_config_can_unset_the_adapter(zoo: Path) -> None:
     unset = build_backbone(trunk_of(zoo), adapter=None, new_module='n')
     plain = build_backbone(trunk_of(zoo), new_module='n')
-    assert snapshot(unset).keys() == snapshot(plain).keys()
+    assert unset.bank.adapter_cfg('n') == plain.bank.adapter_cfg('n')
     bare = build_backbone(trunk_of(zoo), adapter=None, new_module=None)
     assert bare.bank.names == []
 
