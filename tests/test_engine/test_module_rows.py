@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import MODELS
 from torch.utils.data import DataLoader
 
 from _tiny import (KINDS, Pictures, add_modules, fusion_neck, model_cfg,
                    save_trunk)
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import MODELS
 from vim_mm.engine import module_rows as source
 from vim_mm.engine.feature_cache import cache_features
 from vim_mm.engine.module_rows import TRUNK, module_rows

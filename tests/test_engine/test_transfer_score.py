@@ -92,7 +92,7 @@ def test_a_deal_without_a_shared_class_does_not_count() -> None:
     dealt = halves(int(keep.sum()))
     assert held_out_score(x, labels, torch.cat([apart, dealt])) == \
         held_out_score(x, labels, dealt)
-    with pytest.raises(ValueError, match='no class is in both .*2 classes, 43'):
+    with pytest.raises(ValueError, match='in both halves .*2 classes, 43'):
         held_out_score(x, labels, apart)
 
 
