@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.apis.ranking import build_model
 from vim_mm.engine.feature_cache import CachedBatch, preprocess, to_device
+from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
                                           rows_of)
 from vim_mm.utils.data import check_data
@@ -85,6 +86,15 @@ def draw(pool: Sequence[dict], num: int, seed: int) -> List[int]:
     return sorted(index for _, index in turns[:num])
 
 
+def scorable(samples: Sequence[dict]) -> bool:
+    """Whether halves of the pictures can share two classes."""
+    labels = [s['data_samples'] for s in samples]
+    if 'gt_label' not in labels[0]:
+        return len(samples) > 1
+    counts = Counter(int(each.gt_label) for each in labels)
+    return sum(count > 1 for count in counts.values()) > 1
+
+
 class FewShot:
     """A config's model with all its modules, and the pictures of its task.
 
@@ -119,9 +129,8 @@ class FewShot:
         self.settings = next(
             (hook for hook in cfg.get('custom_hooks') or []
              if str(hook['type']).endswith('ScoreGatesHook')), {})
-        self.extra = self.settings.get(
-            'num_extra_tokens',
-            getattr(self.backbone.trunk, 'num_extra_tokens', 1))
+        self.extra = extra_tokens(self.model,
+                                  self.settings.get('num_extra_tokens'))
         self.passes = self.backward = 0
         self.backbone.register_forward_pre_hook(self._count)
 

@@ -45,7 +45,7 @@ from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.files import write_atomic
 
-from few_shot import FewShot, Rows, accuracy, draw  # isort:skip
+from few_shot import FewShot, Rows, accuracy, draw, scorable  # isort:skip
 
 #: What fits two CPU cores and a few minutes at 98 px.
 DEFAULT_CONFIG = 'configs/demo/downstream_digits_cls.py'
@@ -175,6 +175,12 @@ class Bench:
         draws = [
             draw(self.task.pool, args.num_train, i) for i in range(args.draws)
         ]
+        for drawn in draws:
+            if not scorable([self.task.pool[i] for i in drawn]):
+                raise ValueError(
+                    f'--num-train {args.num_train} draws fewer than two '
+                    'classes twice, and halves of such pictures share '
+                    'nothing to be scored by; draw more.')
         # only what some draw needs
         self.union = sorted(set().union(*draws))
         results = self.results
@@ -183,6 +189,9 @@ class Bench:
         results.update({m.name: Result() for m in METHODS})
         if len(self.task.names) < 3:
             results[METHODS[1].name].skipped = 'the same with two modules'
+        for method in METHODS:  # what cannot be merged, no weights can merge
+            if method.fusion['type'] == 'ParameterMerge':
+                results[method.name].skipped = results['uniform merge'].skipped
         for index, drawn in enumerate(draws):
             start = time.perf_counter()
             self._draw(index, drawn, fixed)
@@ -221,18 +230,21 @@ class Bench:
             train[key] = tuple(part[keep] for part in rows)
             results[key].add(accuracy(train[key], test))
         singles = [f'single: {name}' for name in self.task.names]
-        halves = unlike_halves(*train[TRUNK], self.deals)
+        alone = singles + [TRUNK]
+        _, labels, pictures = train[TRUNK]
+        halves = unlike_halves([train[key][0] for key in alone], labels,
+                               pictures, self.deals)
         scores, seconds = {}, {}
-        for key in singles + [TRUNK]:
+        for key in alone:
             start = time.perf_counter()
-            scores[key] = held_out_score(*train[key][:2], halves)
+            scores[key] = held_out_score(train[key][0], labels, halves)
             seconds[key] = (time.perf_counter() - start +
                             len(drawn) * self.pass_seconds[key])
         best = max(singles, key=lambda key: results[key].accuracy[-1])
         results[ORACLE].add(results[best].accuracy[-1])
         results[ORACLE].chosen.append(best)
         best = max(singles, key=scores.get)
-        # the trunk's features deal the halves
+        # the trunk's features deal the halves as well
         scoring = sum(seconds.values()), len(seconds) * len(drawn)
         results[CHOSEN].add(results[best].accuracy[-1], *scoring)
         results[CHOSEN].chosen.append(best)

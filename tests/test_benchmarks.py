@@ -109,7 +109,7 @@ def test_gates_start_where_the_hook_would_start_them(tmp_path: Path,
     for modules in ([], *([name] for name in NAMES)):
         with task.backbone.only(*modules):
             rows.append(rows_of(cache_features(task.model, ordered), 1))
-    halves = unlike_halves(*rows[0], 3)
+    halves = unlike_halves([each[0] for each in rows], *rows[0][1:], 3)
     scores = [held_out_score(*each[:2], halves) for each in rows[1:]]
     gates = bench.results['Ens-MoE from scores'].gates[0]
     expected = (torch.tensor(scores) / .5).softmax(0)
@@ -139,6 +139,27 @@ def test_training_pictures_are_not_tested_on(tmp_path: Path,
     DATASETS.module_dict['Pictures'] = Named
     with pytest.raises(ValueError, match='5 test pictures are training'):
         benchmark.main([str(config(tmp_path, 'seg')), *FEW.split()])
+
+
+def test_a_draw_of_one_picture_a_class_is_refused(tmp_path: Path,
+                                                  benchmark: Any) -> None:
+    with pytest.raises(ValueError, match='fewer than two classes twice'):
+        benchmark.main([str(config(tmp_path, 'cls')), '--num-train', '3'])
+
+
+def test_what_cannot_be_merged_is_skipped(tmp_path: Path,
+                                          benchmark: Any) -> None:
+    path, out = config(tmp_path, 'cls'), tmp_path / 'out.json'
+    cfg = Config.fromfile(path)
+    backbone = build_backbone(cfg.model.backbone.trunk)
+    add_modules(backbone, 'wide', hidden_dims=6)
+    save_module(backbone, 'wide', str(tmp_path / 'zoo'))
+    cfg.model.backbone.modules.append('wide')
+    cfg.dump(path)
+    benchmark.main([str(path), *FEW.split(), '--out', str(out)])
+    methods = json.loads(out.read_text())['tasks'][0]['methods']
+    skipped = {name for name, result in methods.items() if result['skipped']}
+    assert {name for name in methods if 'erge' in name} == skipped
 
 
 def test_a_draw_of_all_pictures_is_refused(tmp_path: Path,

@@ -4,6 +4,6 @@
 # process hold all of VTAB-1k, and at most about 5 GB of a dense task's maps.
 head_hooks = [dict(type='vim_mm.WarmHeadHook', epochs=20, max_batches=50)]
 custom_hooks = [
-    dict(type='vim_mm.ScoreGatesHook', max_batches=50), *head_hooks,
+    dict(type='vim_mm.ScoreGatesHook'), *head_hooks,
     dict(type='vim_mm.GateLogHook')
 ]

@@ -28,7 +28,7 @@ model = dict(
 
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
-    dict(type='vim_mm.WarmHeadHook', epochs=15),
+    dict(type='vim_mm.WarmHeadHook', epochs=17),
     dict(type='vim_mm.GateLogHook')
 ]
 

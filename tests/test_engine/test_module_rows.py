@@ -43,11 +43,14 @@ def test_they_are_those_of_each_module_alone(tmp_path: Path,
 def test_batches_are_limited_and_thinned(tmp_path: Path,
                                          monkeypatch) -> None:
     model, loader = model_and_loader(tmp_path, 'seg')
-    rows = module_rows(model, loader, ['a', 'b'], 0, max_batches=2)
+    rows = module_rows(model, loader, ['a', 'b'], 0, max_pictures=4)
     assert rows['a'][2].unique().tolist() == list(range(6))
     monkeypatch.setattr(source, 'MAX_ROWS', 10)
-    few = module_rows(model, loader, ['a', 'b'], 0, max_batches=2)
+    few = module_rows(model, loader, ['a', 'b'], 0, max_pictures=4)
     assert len(few['a'][0]) == 10
+    # other patches of each batch
+    first, second = (few['a'][1][few['a'][2] // 3 == i] for i in (0, 1))
+    assert len(first) == len(second) == 5
     # the very same patches for every module
     for part in (1, 2):
         assert torch.equal(few['a'][part], few['b'][part])

@@ -84,15 +84,18 @@ def test_the_score_against_a_slow_loop() -> None:
     assert held_out_score(x, labels, dealt) == pytest.approx(expected)
 
 
-def test_a_deal_without_a_shared_class_does_not_count() -> None:
+@pytest.mark.parametrize('lonely', [0, 1])
+def test_a_deal_that_shares_one_class_does_not_count(lonely: int) -> None:
+    """One class alone is never mistaken, whatever the features."""
     x, labels = data(0.5)
-    apart = (labels == 0)[None]
+    apart = (labels == 0)[None].clone()
+    apart[0, (labels == 1).nonzero()[:lonely, 0]] = True
     keep = labels != 2
     x, labels, apart = x[keep], labels[keep], apart[:, keep]
     dealt = halves(int(keep.sum()))
     assert held_out_score(x, labels, torch.cat([apart, dealt])) == \
         held_out_score(x, labels, dealt)
-    with pytest.raises(ValueError, match='in both halves .*2 classes, 43'):
+    with pytest.raises(ValueError, match='2 classes, 43 .*fewer than two'):
         held_out_score(x, labels, apart)
 
 
@@ -168,6 +171,7 @@ def test_thinning_draws_from_everywhere() -> None:
     assert thinned(5, 5).tolist() == [0, 1, 2, 3, 4]
     kept = thinned(4000, 1000)
     assert len(kept.unique()) == 1000 and torch.equal(kept, kept.sort()[0])
+    assert not torch.equal(kept, thinned(4000, 1000, seed=1))
     # even steps would keep one column of a grid of 4 patches
     assert torch.bincount(kept % 4).min() > 200
 

@@ -33,7 +33,7 @@ def same_halves(half: Tensor, expected: Tensor) -> bool:
 def test_the_first_halves_are_the_surroundings_not_the_classes(
         each: int, generator: torch.Generator) -> None:
     x, label, picture, scene = rows(generator, each)
-    halves = unlike_halves(x, label, picture, 4)
+    halves = unlike_halves([x], label, picture, 4)
     assert halves.shape == (4, len(x)) and halves.dtype == torch.bool
     assert same_halves(halves[0], scene)
     # a picture lies in one half, and each half shows both classes
@@ -56,7 +56,7 @@ def test_against_a_slow_loop(generator: torch.Generator) -> None:
                 for row, label, p in zip(z, labels, picture) if p == index]
         looks.append(sum(rest) / len(rest))
     axes = PCA(3).fit_transform(torch.stack(looks).numpy())
-    halves = unlike_halves(x, labels + 5, picture * 2, 3)
+    halves = unlike_halves([x], labels + 5, picture * 2, 3)
     for axis, half in zip(axes.T, halves):
         order = axis.argsort()
         # the picture in the middle goes with the larger half
@@ -67,25 +67,49 @@ def test_against_a_slow_loop(generator: torch.Generator) -> None:
 
 
 def test_classes_are_halved_one_by_one(generator: torch.Generator) -> None:
-    labels = torch.tensor([0] * 4 + [1] * 6 + [2])
-    x = torch.randn(11, 5, generator=generator)
-    for half in unlike_halves(x, labels, torch.arange(11), 3):
-        assert [int(half[labels == c].sum()) for c in range(3)] == [2, 3, 1]
+    labels = torch.tensor([0] * 4 + [1] * 5 + [2] + [3] * 3)
+    x = torch.randn(13, 5, generator=generator)
+    for half in unlike_halves([x], labels, torch.arange(13), 3):
+        # what is left over goes to either half in turn
+        assert [int(half[labels == c].sum()) for c in range(4)] == [2, 3, 0, 2]
 
 
-def test_there_are_no_more_deals_than_axes(generator: torch.Generator) -> None:
-    x, label, picture, _ = rows(generator)
-    assert len(unlike_halves(x, label, picture, 99)) <= 12
-    assert len(unlike_halves(x[:, :2], label, picture, 99)) == 2
+def test_axes_are_those_that_pictures_have(generator: torch.Generator) -> None:
+    """Ten pictures of five classes differ from their class in five ways."""
+    x = torch.randn(10, 40, generator=generator)
+    labels, picture = torch.arange(10) % 5, torch.arange(10)
+    assert len(unlike_halves([x], labels, picture, 99)) == 5
+    assert len(unlike_halves([x[:, :2]], labels, picture, 99)) == 2
+    assert len(unlike_halves([x[:, :1] * 0], labels, picture, 99)) == 1
+
+
+def test_several_features_deal_together(generator: torch.Generator) -> None:
+    x, label, picture, scene = rows(generator)
+    noise = torch.randn(x.shape, generator=generator) * 1e-3
+    other = torch.randn(x.shape, generator=generator)
+    halves = unlike_halves([x, x + noise, x - noise], label, picture, 1)
+    assert same_halves(halves[0], scene)
+    # order and units do not matter
+    both = unlike_halves([x, other], label, picture, 4)
+    assert torch.equal(
+        both, unlike_halves([other * 100 + 7, x], label, picture, 4))
+    assert not torch.equal(both, unlike_halves([x], label, picture, 4))
 
 
 def test_the_same_features_are_dealt_alike(generator: torch.Generator) -> None:
     x, label, picture, _ = rows(generator)
     assert torch.equal(
-        unlike_halves(x, label, picture, 4),
-        unlike_halves(x.requires_grad_(), label, picture, 4))
+        unlike_halves([x], label, picture, 4),
+        unlike_halves([x.requires_grad_()], label, picture, 4))
+
+
+def test_features_that_are_not_finite_are_a_sentence() -> None:
+    x = torch.randn(6, 3)
+    x[2, 1] = float('nan')
+    with pytest.raises(ValueError, match='not finite. Check the weights'):
+        unlike_halves([x], torch.arange(6) % 2, torch.arange(6), 4)
 
 
 def test_one_picture_has_no_halves() -> None:
     with pytest.raises(ValueError, match='into halves, but there is 1; use'):
-        unlike_halves(torch.randn(3, 2), torch.arange(3), torch.zeros(3), 4)
+        unlike_halves([torch.randn(3, 2)], torch.arange(3), torch.zeros(3), 4)

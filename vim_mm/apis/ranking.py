@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
+from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
 from vim_mm.engine.transfer_score import held_out_score, thinned
 from vim_mm.engine.transferability import h_score, library, log_me, n_leep
@@ -81,29 +82,30 @@ def rank_modules(cfg: Config,
     model, skipped = fitting_model(cfg, zoo)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     hook = _score_hook(cfg)
-    extra = hook.get('num_extra_tokens',
-                     getattr(model.backbone.trunk, 'num_extra_tokens', 1))
-    rows = module_rows(model, loader, model.backbone.bank.names, extra,
-                       -(-max_pictures // loader.batch_sampler.batch_size),
-                       progress)
+    rows = module_rows(model, loader, model.backbone.bank.names,
+                       extra_tokens(model, hook.get('num_extra_tokens')),
+                       max_pictures, progress)
     _, labels, pictures = rows[TRUNK]
     num_classes = len(labels.unique())
     if num_classes < 2:
         raise ValueError(f'All {len(labels)} rows of the training pictures '
                          'have one class, so no feature can be better than '
                          'another; rank on data with two classes or more.')
-    halves = unlike_halves(*rows[TRUNK], hook.get('deals', 8))
-    scores = {}
-    for name, (x, y, _) in rows.items():
+    for name, (x, *_) in list(rows.items()):
         if not torch.isfinite(x).all() or (x == x[0]).all():
             skipped[name] = 'Its features are the same for every picture, ' \
                 'or not finite.'
-            continue
-        scores[name] = all_scores(x, y, halves)
-    if not scores:
+            del rows[name]
+    if not rows:
         raise ValueError('No features could be scored, not even those of the '
                          'frozen trunk: they are the same for every picture, '
                          'or not finite. Check the weights of the trunk.')
+    halves = unlike_halves([x for x, *_ in rows.values()], labels, pictures,
+                           hook.get('deals', 8))
+    scores = {
+        name: all_scores(x, labels, halves)
+        for name, (x, *_) in rows.items()
+    }
     order = sorted(scores, key=lambda name: -scores[name]['ours'])
     return Ranking({name: scores[name]
                     for name in order}, skipped, len(pictures.unique()),

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What hooks that prepare a model before training have in common."""
 
-from typing import Union
+from typing import Optional, Union
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
@@ -23,6 +23,13 @@ def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
     features = model.backbone(inputs)
     part = fusing_part(model)
     return features if part is model.backbone else tuple(part.fuse(features))
+
+
+def extra_tokens(model: BaseModel, given: Optional[int] = None) -> int:
+    """Class and register tokens in the trunk's output, if not given."""
+    if given is not None:
+        return given
+    return getattr(model.backbone.trunk, 'num_extra_tokens', 1)
 
 
 def restart_averages(runner: Runner, model: BaseModel) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .feature_cache import CachedBatch, finite, preprocess, to_device
-from .transfer_score import rows_of
+from .transfer_score import rows_of, thinned
 
 #: The entry without any module; evidence calls it so as well.
 TRUNK = 'frozen trunk'
@@ -26,7 +26,7 @@ def module_rows(model: BaseModel,
                 dataloader: DataLoader,
                 modules: List[str],
                 num_extra_tokens: int,
-                max_batches: Optional[int] = None,
+                max_pictures: Optional[int] = None,
                 progress: Progress = lambda each, _: each) -> Dict[str, Rows]:
     """Features, labels and pictures with each module alone, and with none.
 
@@ -39,7 +39,8 @@ def module_rows(model: BaseModel,
         dataloader (DataLoader): Of the training set.
         modules (list[str]): Their names.
         num_extra_tokens (int): Class and register tokens, for pooling.
-        max_batches (int, optional): Stop after so many. Defaults to None.
+        max_pictures (int, optional): Stop after so many, in whole batches.
+            Defaults to None.
         progress: Wraps the batches, given their number.
 
     Returns:
@@ -50,17 +51,17 @@ def module_rows(model: BaseModel,
         ValueError: If the loader has no batch.
     """
     dataloader = finite(dataloader)
-    total = len(dataloader)
+    total, batch_size = len(dataloader), dataloader.batch_sampler.batch_size
     if not total:
         raise ValueError('The training pictures do not fill one batch of '
-                         f'{dataloader.batch_sampler.batch_size}, and '
-                         'train_dataloader drops the last; set '
-                         'train_dataloader.drop_last=False.')
-    total = min(total, max_batches or total)
+                         f'{batch_size}, and train_dataloader drops the last; '
+                         'set train_dataloader.drop_last=False.')
+    if max_pictures is not None:
+        total = min(total, -(-max_pictures // batch_size))
     alone = {TRUNK: [], **{name: [name] for name in modules}}
     parts: Dict[str, List[Rows]] = {name: [] for name in alone}
     num_pictures = 0
-    for data in progress(islice(dataloader, total), total):
+    for index, data in enumerate(progress(islice(dataloader, total), total)):
         batch = preprocess(model, data)
         samples = to_device(batch['data_samples'], torch.device('cpu'))
         for name, active in alone.items():
@@ -70,10 +71,15 @@ def module_rows(model: BaseModel,
                 to_device(features, torch.device('cpu')), samples,
                 batch['inputs'].shape)
             x, y, picture = rows_of([cached], num_extra_tokens,
-                                    -(-MAX_ROWS // total))
+                                    -(-MAX_ROWS // total), seed=index)
             parts[name].append((x, y, picture + num_pictures))
         num_pictures += len(samples)
-    return {
+    rows = {
         name: tuple(torch.cat(column) for column in zip(*part))
         for name, part in parts.items()
+    }
+    kept = thinned(len(rows[TRUNK][1]), MAX_ROWS)
+    return {
+        name: tuple(column[kept] for column in columns)
+        for name, columns in rows.items()
     }

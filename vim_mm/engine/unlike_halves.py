@@ -1,11 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Deal few pictures into halves that look as different as they can."""
 
+from typing import Sequence
+
 import torch
 from torch import Tensor
 
+#: Axes with a smaller share of the first one's variance are rounding noise.
+NOISE = 1e-9
 
-def unlike_halves(x: Tensor, labels: Tensor, picture: Tensor,
+
+def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,
                   num: int) -> Tensor:
     """Deal pictures into unlike halves, in several ways. Ours.
 
@@ -17,31 +22,50 @@ def unlike_halves(x: Tensor, labels: Tensor, picture: Tensor,
     half lies below the median, the other above; each axis is one deal.
     Pictures of one class only are halved class by class.
 
+    Features that are to be compared deal together: those that deal alone are
+    tested hardest, for halves lie farthest apart in their own space.
+
     Args:
-        x (Tensor): Features (n, d), of the bare trunk or any others.
+        features (Sequence[Tensor]): Features (n, d) of the same rows, one of
+            several kinds, each weighing the same.
         labels (Tensor): Class of every row, (n, ), integers.
-        picture (Tensor): Picture of every row, (n, ), integers.
+        picture (Tensor): Picture of every row, (n, ), integers. Time and
+            memory grow with the square of the pictures.
         num (int): Ways to deal; fewer where pictures have fewer axes.
 
     Returns:
         Tensor: Booleans (deals, n): whether a row lies in the second half.
 
     Raises:
-        ValueError: If there are fewer pictures than two.
+        ValueError: If there are fewer pictures than two, or features are not
+            finite.
     """
     pictures, place = picture.unique(return_inverse=True)
     if len(pictures) < 2:
         raise ValueError('Pictures are to be dealt into halves, but there is '
                          f'{len(pictures)}; use more of them.')
-    x = x.detach().double()
-    x = x - x.mean(0)
-    x = x / x.square().mean(0).clamp(min=1e-12).sqrt()
     classes, y = labels.unique(return_inverse=True)
-    looks = group_mean(x - group_mean(x, y)[y], place)
-    axes = torch.linalg.svd(
-        looks - looks.mean(0), full_matrices=False).U[:, :num].T
+    likeness = sum(_likeness(x.detach(), y, place) for x in features)
+    if not torch.isfinite(likeness).all():
+        raise ValueError('Pictures cannot be dealt into halves by features '
+                         'that are not finite. Check the weights of the trunk '
+                         'and of the modules.')
+    variance, axes = torch.linalg.eigh(likeness)
+    kept = max(1, int((variance > NOISE * variance[-1]).sum()))
+    axes = axes.flip(1)[:, :min(num, kept)].T
     strata = _only_class(y, place, len(classes))
     return torch.stack([_above_median(a, strata) for a in axes])[:, place]
+
+
+def _likeness(x: Tensor, y: Tensor, place: Tensor) -> Tensor:
+    """Inner products of the pictures' centred looks, of mean square one."""
+    x = x.double()
+    x = x - x.mean(0)
+    x = x / x.square().mean(0).clamp(min=1e-12).sqrt()
+    looks = group_mean(x - group_mean(x, y)[y], place)
+    looks = looks - looks.mean(0)
+    likeness = looks @ looks.T
+    return likeness / likeness.trace().clamp(min=1e-12)
 
 
 def group_mean(x: Tensor, group: Tensor) -> Tensor:
@@ -59,9 +83,13 @@ def _only_class(y: Tensor, place: Tensor, num_classes: int) -> Tensor:
 
 
 def _above_median(axis: Tensor, strata: Tensor) -> Tensor:
+    axis = axis * axis[axis.abs().argmax()].sign()
     half = torch.zeros_like(strata, dtype=torch.bool)
+    odd = 0
     for stratum in strata.unique():
         members = (strata == stratum).nonzero()[:, 0]
         order = members[axis[members].argsort()]
-        half[order[len(order) // 2:]] = True
+        # pictures left over go to either half in turn
+        half[order[(len(order) + odd) // 2:]] = True
+        odd = (odd + len(order)) % 2
     return half

@@ -86,9 +86,36 @@ def test_a_large_set_is_scored_on_its_first_batches(
     rows = []
     monkeypatch.setattr(score_gates_hook, 'held_out_score',
                         lambda x, *_: rows.append(len(x)) or 0.)
-    ScoreGatesHook(max_batches=1).scores(run)
+    ScoreGatesHook(max_pictures=3).scores(run)
     ScoreGatesHook().scores(run)
     assert rows == [4] * 3 + [8] * 3  # two modules and the bare trunk each
+
+
+def test_a_process_that_cannot_score_leaves_it_to_the_others(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner(tmp_path)
+    expected = ScoreGatesHook(**HOOK).scores(run)
+
+    def without(other: list) -> dict:
+        """What this process averages when it cannot score, beside another."""
+        hook = ScoreGatesHook(**HOOK)
+        hook.scores = lambda run: (_ for _ in ()).throw(ValueError('alone'))
+        monkeypatch.setattr(
+            score_gates_hook, 'all_reduce',
+            lambda total: total.add_(torch.tensor(other)))
+        return hook._averaged(run)
+
+    assert without([*expected.values(), 1.]) == pytest.approx(expected)
+    with pytest.raises(ValueError, match='alone'):
+        without([0., 0., 0.])
+
+
+def test_tokens_are_the_trunk_s_own(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    trunk = run.model.backbone.trunk
+    found = ScoreGatesHook().scores(run)
+    assert found == ScoreGatesHook(
+        num_extra_tokens=trunk.num_extra_tokens).scores(run)
 
 
 def test_scoring_leaves_the_model_as_it_was(tmp_path: Path) -> None:

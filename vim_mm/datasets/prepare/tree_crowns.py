@@ -29,7 +29,7 @@ NOTES = (
 
 
 def tree_crowns_recipe(tile: int = 300,
-                       train_grid: int = 13,
+                       train_grid: int = 15,
                        min_visible: float = 0.4) -> Recipe:
     """Return how the tree crowns are made.
 

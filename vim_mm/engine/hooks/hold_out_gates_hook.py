@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from itertools import islice
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 import torch
 from mmengine.hooks import Hook
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from vim_mm.registry import HOOKS
 from ..feature_cache import CachedBatch, finite, preprocess, to_device, unwrap
 from ..hold_out import held_out_loss
-from ..model_parts import fused_features, fusing_part, restart_averages
+from ..model_parts import (extra_tokens, fused_features, fusing_part,
+                           restart_averages)
 from ..transfer_score import rows_of
 from ..unlike_halves import unlike_halves
 from .warm_head_hook import average_gradients
@@ -25,7 +26,7 @@ class HoldOutGatesHook(Hook):
 
     A head that already fits the few pictures leaves the gates no gradient.
     So before training the pictures of a step are dealt into halves that look
-    unlike, a ridge head is solved on one half in closed form, and its error
+    unlike to the model as it is, a ridge head is solved on one half in closed form, and its error
     on the other is back-propagated into the gates, through the head too.
     Works for classification, detection and segmentation, for every fusion
     that learns, in the trunk or in the neck. After ScoreGatesHook it goes on
@@ -47,8 +48,8 @@ class HoldOutGatesHook(Hook):
             Adam with learning rate 0.3, for logits; :class:`LinearMoE`
             wants about 0.05.
         l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 0.1.
-        num_extra_tokens (int): Class and register tokens in the trunk's
-            output, for classification. Defaults to 1.
+        num_extra_tokens (int, optional): Class and register tokens in the
+            trunk's output, for classification. Defaults to the trunk's own.
     """
 
     # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
@@ -60,7 +61,7 @@ class HoldOutGatesHook(Hook):
                  deals: int = 8,
                  optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
-                 num_extra_tokens: int = 1) -> None:
+                 num_extra_tokens: Optional[int] = None) -> None:
         self.steps = steps
         self.batches = batches
         self.deals = deals
@@ -120,8 +121,9 @@ class HoldOutGatesHook(Hook):
         """
         batches = [preprocess(model, data) for data in group]
         cached = [self._cache(model, batch) for batch in batches]
-        x, y, picture = rows_of(cached, self.num_extra_tokens)
-        halves = unlike_halves(x, y, picture, self.deals)
+        x, y, picture = rows_of(
+            cached, extra_tokens(model, self.num_extra_tokens))
+        halves = unlike_halves([x], y, picture, self.deals)
         loss = held_out_loss(x, y, halves, self.l2)
         loss.backward()
         for batch, leaves in zip(batches, cached):

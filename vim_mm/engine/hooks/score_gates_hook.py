@@ -1,18 +1,22 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import LearnedFusion
 from vim_mm.registry import HOOKS
 from ..feature_cache import unwrap
-from ..model_parts import restart_averages
+from ..model_parts import extra_tokens, restart_averages
 from ..module_rows import TRUNK, module_rows
 from ..transfer_score import held_out_score
 from ..unlike_halves import unlike_halves
+
+#: The score of weighing no module at all, where a fusion can.
+ZERO = 'zero module'
 
 
 @HOOKS.register_module()
@@ -33,10 +37,10 @@ class ScoreGatesHook(Hook):
             0.1.
         deals (int): Ways in which the pictures are dealt into halves, see
             :func:`unlike_halves`. Defaults to 8.
-        num_extra_tokens (int): Class and register tokens in the trunk's
-            output, for classification. Defaults to 1.
-        max_batches (int, optional): Batches a process, for large data sets.
-            Defaults to None, which is all.
+        num_extra_tokens (int, optional): Class and register tokens in the
+            trunk's output, for classification. Defaults to the trunk's own.
+        max_pictures (int): Pictures a process, in whole batches. Defaults to
+            2000, like ``zoo.py rank``.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
@@ -47,18 +51,19 @@ class ScoreGatesHook(Hook):
     def __init__(self,
                  temperature: float = 0.1,
                  deals: int = 8,
-                 num_extra_tokens: int = 1,
-                 max_batches: Optional[int] = None) -> None:
+                 num_extra_tokens: Optional[int] = None,
+                 max_pictures: int = 2000) -> None:
         self.temperature = temperature
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
-        self.max_batches = max_batches
+        self.max_pictures = max_pictures
 
     def before_train(self, runner: Runner) -> None:
         """Score the task's modules and start its gates.
 
         Raises:
-            ValueError: If the backbone's fusion learns no weights.
+            ValueError: If the backbone's fusion learns no weights, or no
+                process has pictures that can be scored.
         """
         if runner.iter > 0:  # resumed
             return
@@ -66,37 +71,62 @@ class ScoreGatesHook(Hook):
         if not isinstance(backbone.fusion, LearnedFusion):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
-        scores = self.scores(runner)
-        # each process has scored its own share of the pictures
-        values = torch.tensor(
-            list(scores.values()), device=backbone.trunk_fingerprint.device)
-        all_reduce(values, op='mean')
-        scores = dict(zip(scores, values.tolist()))
+        scores = self._averaged(runner)
         runner.message_hub.update_info('module_scores', scores)
         runner.logger.info('ScoreGatesHook: ' + ', '.join(
             f'{name} {score:.3f}' for name, score in scores.items()))
+        values = torch.tensor(
+            list(scores.values()), device=backbone.trunk_fingerprint.device)
         backbone.fusion.set_scores(backbone.task, values, self.temperature)
         restart_averages(runner, unwrap(runner.model))
 
+    def _averaged(self, runner: Runner) -> Dict[str, float]:
+        """Scores over the processes whose pictures could be scored.
+
+        Each has its own share, in which no class may occur twice; it must not
+        leave the others waiting.
+        """
+        backbone = unwrap(runner.model).backbone
+        names = self._names(backbone)
+        try:
+            scores, reason = self.scores(runner), None
+            values = [*scores.values(), 1.]
+        except ValueError as error:
+            values, reason = [0.] * (len(names) + 1), error
+        total = torch.tensor(values, device=backbone.trunk_fingerprint.device)
+        all_reduce(total)
+        *total, count = total.tolist()
+        if not count:
+            raise reason
+        return {name: value / count for name, value in zip(names, total)}
+
+    @staticmethod
+    def _names(backbone: ViMBackbone) -> List[str]:
+        zero = getattr(backbone.fusion, 'zero_module', False)
+        return backbone.fusion.task_modules[backbone.task] + [ZERO] * zero
+
     def scores(self, runner: Runner) -> Dict[str, float]:
-        """Held-out score of every module of the task, alone.
+        """Held-out score of every module of the task, alone, in this process.
 
         A fusion's zero module has the score of the bare trunk.
+
+        Raises:
+            ValueError: If the pictures cannot be scored.
         """
         model = unwrap(runner.model)
-        fusion, task = model.backbone.fusion, model.backbone.task
-        training = model.training
+        backbone, training = model.backbone, model.training
         model.eval()
         rows = module_rows(model, runner.train_dataloader,
-                           fusion.task_modules[task], self.num_extra_tokens,
-                           self.max_batches)
+                           backbone.fusion.task_modules[backbone.task],
+                           extra_tokens(model, self.num_extra_tokens),
+                           self.max_pictures)
         model.train(training)
-        halves = unlike_halves(*rows[TRUNK], self.deals)
+        _, labels, pictures = rows[TRUNK]
+        halves = unlike_halves([x for x, *_ in rows.values()], labels,
+                               pictures, self.deals)
         scores = {
             name: held_out_score(x, labels, halves)
-            for name, (x, labels, _) in rows.items()
+            for name, (x, *_) in rows.items()
         }
-        trunk = scores.pop(TRUNK)
-        if getattr(fusion, 'zero_module', False):
-            scores['zero module'] = trunk
-        return scores
+        scores[ZERO] = scores.pop(TRUNK)
+        return {name: scores[name] for name in self._names(backbone)}
