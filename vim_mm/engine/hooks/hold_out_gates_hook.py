@@ -26,11 +26,12 @@ class HoldOutGatesHook(Hook):
 
     A head that already fits the few pictures leaves the gates no gradient.
     So before training the pictures of a step are dealt into halves that look
-    unlike to the model as it is, a ridge head is solved on one half in closed form, and its error
-    on the other is back-propagated into the gates, through the head too.
-    Works for classification, detection and segmentation, for every fusion
-    that learns, in the trunk or in the neck. After ScoreGatesHook it goes on
-    from the gates that one has set; WarmHeadHook comes after both.
+    unlike to the model as it is (:func:`unlike_halves`), a ridge head is
+    solved on one half in closed form, and its error on the other is
+    back-propagated into the gates, through the head too. Works for
+    classification, detection and segmentation, for every fusion that learns,
+    in the trunk or in the neck. After ScoreGatesHook it goes on from the
+    gates that one has set; WarmHeadHook comes after both.
 
     A step's gradient is exact, but needs the memory of one batch only: the
     head's gradient is taken at cached features, then every batch runs again.
