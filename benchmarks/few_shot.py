@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.apis.ranking import build_model
-from vim_mm.engine.feature_cache import CachedBatch, preprocess, to_device
+from vim_mm.engine.feature_cache import (CachedBatch, preprocess, to_device,
+                                         unmixed)
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
                                           rows_of)
@@ -144,7 +145,8 @@ class FewShot:
         parts, size = [], self.batch_size
         for start in range(0, len(samples), size):
             data = pseudo_collate(deepcopy(samples[start:start + size]))
-            batch = preprocess(self.model, data)
+            with unmixed(self.model):
+                batch = preprocess(self.model, data)
             features = self.backbone(batch['inputs'])
             x, y, picture = rows_of([
                 CachedBatch(*to_device(

@@ -1,16 +1,19 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Cached features replay the loss that the whole model would have."""
 
+from itertools import islice
+
 import pytest
 import torch
 from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.model import BaseModel
+from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from torch.utils.data import DataLoader
 
 from _tiny import (KINDS, Pictures, add_modules, build_model, fill,
                    fusion_neck, vit)
 from vim_mm.engine.feature_cache import (cache_features, cached_loss,
-                                         preprocess, replay)
+                                         preprocess, replay, unmixed)
 
 
 def loader(kind: str, **kwargs) -> DataLoader:
@@ -80,3 +83,19 @@ def test_replay_gives_the_backbone_back() -> None:
             assert torch.equal(model.backbone(x)[0], torch.zeros(1))
             raise KeyError
     assert model.backbone(x)[0].shape == (1, 32, 4, 4)
+
+
+def test_pictures_are_unmixed_only_within_the_context() -> None:
+    model = build('cls')
+    data, = islice(loader('cls'), 1)
+    with unmixed(model):  # nothing to do
+        plain = preprocess(model, data)['inputs']
+    mixes = RandomBatchAugment([dict(type='Mixup', alpha=1.)])
+    model.data_preprocessor.batch_augments = mixes
+    model.data_preprocessor.num_classes = 2
+    model.data_preprocessor.to_onehot = True
+    with pytest.raises(KeyError), unmixed(model):
+        assert torch.equal(preprocess(model, data)['inputs'], plain)
+        raise KeyError
+    assert model.data_preprocessor.batch_augments is mixes
+    assert not torch.equal(preprocess(model, data)['inputs'], plain)

@@ -206,9 +206,4 @@ def build_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model_cfg.backbone.update(
         zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
-    model = MODELS.build(model_cfg).to(get_device()).eval()
-    # pictures mixed with others have no class of their own
-    if type(getattr(model.data_preprocessor, 'batch_augments',
-                    None)).__name__ == 'RandomBatchAugment':
-        model.data_preprocessor.batch_augments = None
-    return model
+    return MODELS.build(model_cfg).to(get_device()).eval()

@@ -43,6 +43,24 @@ def preprocess(model: BaseModel, data: dict) -> dict:
     return model.data_preprocessor(data, training=True)
 
 
+@contextmanager
+def unmixed(model: BaseModel) -> Iterator[None]:
+    """Within this context pictures are not mixed (Mixup, CutMix).
+
+    A mixed picture has no class of its own, though it keeps one's label.
+    """
+    preprocessor = model.data_preprocessor
+    mixes = getattr(preprocessor, 'batch_augments', None)
+    if type(mixes).__name__ != 'RandomBatchAugment':
+        yield
+        return
+    preprocessor.batch_augments = None
+    try:
+        yield
+    finally:
+        preprocessor.batch_augments = mixes
+
+
 def finite(dataloader: DataLoader) -> DataLoader:
     """The same batches, once: an infinite sampler is replaced by a finite.
 

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .feature_cache import CachedBatch, finite, preprocess, to_device
+from .feature_cache import CachedBatch, finite, preprocess, to_device, unmixed
 from .transfer_score import rows_of, thinned
 
 #: The entry without any module; evidence calls it so as well.
@@ -39,8 +39,8 @@ def module_rows(model: BaseModel,
         dataloader (DataLoader): Of the training set.
         modules (list[str]): Their names.
         num_extra_tokens (int): Class and register tokens, for pooling.
-        max_pictures (int, optional): Stop after so many, in whole batches.
-            Defaults to None.
+        max_pictures (int, optional): Stop after so many, in whole batches,
+            at least one. Defaults to None.
         progress: Wraps the batches, given their number.
 
     Returns:
@@ -57,12 +57,13 @@ def module_rows(model: BaseModel,
                          f'{batch_size}, and train_dataloader drops the last; '
                          'set train_dataloader.drop_last=False.')
     if max_pictures is not None:
-        total = min(total, -(-max_pictures // batch_size))
+        total = min(total, max(1, -(-max_pictures // batch_size)))
     alone = {TRUNK: [], **{name: [name] for name in modules}}
     parts: Dict[str, List[Rows]] = {name: [] for name in alone}
     num_pictures = 0
     for index, data in enumerate(progress(islice(dataloader, total), total)):
-        batch = preprocess(model, data)
+        with unmixed(model):
+            batch = preprocess(model, data)
         samples = to_device(batch['data_samples'], torch.device('cpu'))
         for name, active in alone.items():
             with model.backbone.only(*active):

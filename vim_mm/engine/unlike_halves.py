@@ -29,8 +29,9 @@ def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,
         features (Sequence[Tensor]): Features (n, d) of the same rows, one of
             several kinds, each weighing the same.
         labels (Tensor): Class of every row, (n, ), integers.
-        picture (Tensor): Picture of every row, (n, ), integers. Time and
-            memory grow with the square of the pictures.
+        picture (Tensor): Picture of every row, (n, ), integers. Memory
+            grows with their number squared, time with its cube: seconds for
+            2000.
         num (int): Ways to deal; fewer where pictures have fewer axes.
 
     Returns:

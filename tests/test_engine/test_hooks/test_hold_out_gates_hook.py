@@ -12,7 +12,7 @@ from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, model_cfg, same, save_trunk, snapshot)
 from vim_mm.engine.feature_cache import CachedBatch, preprocess
 from vim_mm.engine.hold_out import held_out_loss
-from vim_mm.engine.hooks import HoldOutGatesHook
+from vim_mm.engine.hooks import HoldOutGatesHook, hold_out_gates_hook
 from vim_mm.engine.transfer_score import rows_of
 from vim_mm.engine.unlike_halves import unlike_halves
 from vim_mm.zoo import save_module
@@ -150,6 +150,29 @@ def test_an_averaged_model_starts_from_these_gates(tmp_path: Path) -> None:
                  if isinstance(h, EMAHook))
     assert torch.equal(averaged.backbone.fusion.logits['default'],
                        run.model.backbone.fusion.logits['default'])
+
+
+def test_a_process_without_halves_leaves_the_step_to_the_others(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = runner(tmp_path).model.eval()
+    params = [model.backbone.fusion.logits['default']]
+    hook = HoldOutGatesHook(**HOOK)
+    hook.backward = lambda *_: (_ for _ in ()).throw(ValueError('no halves'))
+    with pytest.raises(ValueError, match='no halves'):  # nobody has any
+        hook._average(model, [], params)
+    # one of two processes: the other's gradient counts in full
+    reduced = []
+
+    def mean(tensor: torch.Tensor, op: str) -> None:
+        reduced.append(tensor.clone())
+        tensor.add_(0.5)
+
+    monkeypatch.setattr(hold_out_gates_hook, 'all_reduce', mean)
+    monkeypatch.setattr(hold_out_gates_hook, 'average_gradients',
+                        lambda params: setattr(params[0], 'grad', params[0] * 0
+                                               + 2.))
+    assert hook._average(model, [], params) == 0.
+    assert reduced[0] == 0 and (params[0].grad == 4.).all()
 
 
 def test_without_learning_gates_it_says_so(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@ from itertools import islice
 from typing import Iterator, List, Optional
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vim_mm.registry import HOOKS
-from ..feature_cache import CachedBatch, finite, preprocess, to_device, unwrap
+from ..feature_cache import (CachedBatch, finite, preprocess, to_device,
+                             unmixed, unwrap)
 from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            restart_averages)
@@ -93,8 +95,7 @@ class HoldOutGatesHook(Hook):
         groups = self._groups(finite(runner.train_dataloader))
         for step, group in enumerate(islice(groups, self.steps), 1):
             optimizer.zero_grad()
-            loss = self.backward(model, group)
-            average_gradients(params)
+            loss = self._average(model, group, params)
             optimizer.step()
             if step % max(1, self.steps // 5) == 0:
                 runner.logger.info(f'HoldOutGatesHook: step {step}/'
@@ -102,6 +103,25 @@ class HoldOutGatesHook(Hook):
         optimizer.zero_grad(set_to_none=True)
         model.train(training)
         restart_averages(runner, model)
+
+    def _average(self, model: BaseModel, group: List[dict],
+                 params: List[nn.Parameter]) -> float:
+        """Gradients over the processes whose pictures have two halves.
+
+        One whose pictures have none must not leave the others waiting.
+        """
+        able, loss, reason = torch.ones(1, device=params[0].device), 0., None
+        try:
+            loss = self.backward(model, group)
+        except ValueError as error:
+            able, reason = able * 0, error
+        all_reduce(able, op='mean')
+        if not able:
+            raise reason
+        average_gradients(params)
+        for param in params:
+            param.grad /= able
+        return loss
 
     def _groups(self, dataloader: DataLoader) -> Iterator[List[dict]]:
         size = min(self.batches, len(dataloader))
@@ -120,7 +140,8 @@ class HoldOutGatesHook(Hook):
         Returns:
             float: The held-out loss of this process.
         """
-        batches = [preprocess(model, data) for data in group]
+        with unmixed(model):
+            batches = [preprocess(model, data) for data in group]
         cached = [self._cache(model, batch) for batch in batches]
         x, y, picture = rows_of(
             cached, extra_tokens(model, self.num_extra_tokens))
