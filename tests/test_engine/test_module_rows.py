@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import MODELS
 from torch.utils.data import DataLoader
 
-from _tiny import (KINDS, Pictures, add_modules, fusion_neck, model_cfg,
+from _tiny import (KINDS, Pictures, add_modules, build_model, fusion_neck,
                    save_trunk)
 from vim_mm.engine import module_rows as source
 from vim_mm.engine.feature_cache import cache_features
@@ -18,9 +17,8 @@ from vim_mm.engine.transfer_score import rows_of
 
 
 def model_and_loader(folder: Path, kind: str, **loader) -> tuple:
-    cfg = model_cfg(kind, dict(trunk=save_trunk(folder / 'trunk.pth')),
-                    fusion_neck(kind))
-    model = MODELS.build(cfg).eval()
+    backbone = dict(trunk=save_trunk(folder / 'trunk.pth'))
+    model = build_model(kind, backbone, fusion_neck(kind)).eval()
     add_modules(model.backbone, 'a', 'b', std=.05)
     return model, DataLoader(
         Pictures(kind, 8),
