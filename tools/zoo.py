@@ -20,7 +20,7 @@ from rich.table import Table
 
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.zoo import Zoo, ZooError, head_state, save_module
 
 
@@ -114,7 +114,7 @@ def list_modules(args: argparse.Namespace) -> None:
                       f'{row["num_params"]:,}', metrics_text(row, 1),
                       f'{row["trunk"]["type"]} '
                       f'{row["trunk"]["fingerprint"][:8]}', row['licence'])
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    table_console().print(table)
 
 
 def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
@@ -138,7 +138,7 @@ def show_module(args: argparse.Namespace) -> None:
     for key, value in fields.items():
         if value not in (None, '', {}):
             table.add_row(key, escape(str(value)))
-    Console().print(table)
+    table_console().print(table)
 
 
 def verify_modules(args: argparse.Namespace) -> None:
@@ -149,7 +149,7 @@ def verify_modules(args: argparse.Namespace) -> None:
         problems = zoo.verify(name)
         num_bad += bool(problems)
         table.add_row(name, '\n'.join(map(escape, problems)) or '[green]ok')
-    Console().print(table)
+    table_console().print(table)
     if num_bad:
         raise ZooError(f'{num_bad} of {len(names)} modules are not valid.')
 
@@ -249,7 +249,7 @@ def _no_nan(value: Any) -> Any:
 
 def show_ranking(ranking: Any, metric: str, truth: Dict[str, float],
                  found: Dict[str, Any]) -> None:
-    console = Console()
+    console = table_console()
     kinds = list(next(iter(ranking.scores.values())))
     table = Table('module', *kinds, *([metric] if truth else []))
     table.columns[0].overflow = 'fold'

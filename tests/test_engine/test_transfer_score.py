@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vim_mm.engine.feature_cache import CachedBatch
 from vim_mm.engine.transfer_score import (IGNORED, balanced_accuracy,
-                                          held_out_score, patch_labels, ridge,
-                                          ridge_scores, rows_of, thinned)
+                                          held_out_score, held_out_scores,
+                                          patch_labels, ridge, ridge_scores,
+                                          rows_of, thinned)
+from vim_mm.engine.unlike_halves import unlike_halves
 
 
 @pytest.mark.parametrize('shape', [(30, 5), (5, 30)])
@@ -82,6 +84,18 @@ def test_the_score_against_a_slow_loop() -> None:
         values.append(sum(right[c] / total[c] for c in range(3)) / 3)
     expected = sum(values) / len(values)
     assert held_out_score(x, labels, dealt) == pytest.approx(expected)
+
+
+def test_features_are_compared_on_the_same_halves() -> None:
+    (x, labels), picture = data(.5), torch.arange(60)
+    rows = {n: (x * f, labels, picture) for n, f in (('a', 1.), ('b', -3.))}
+    rows['c'] = data(1.)[0], labels, picture
+    together = unlike_halves([x for x, *_ in rows.values()], labels, picture,
+                             4)
+    scores = held_out_scores(rows, 4)
+    assert scores['a'] == pytest.approx(scores['b'])
+    assert scores['a'] > scores['c']
+    assert scores['c'] == held_out_score(rows['c'][0], labels, together)
 
 
 @pytest.mark.parametrize('lonely', [0, 1])

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
-from vim_mm.engine.transfer_score import held_out_score, thinned
+from vim_mm.engine.transfer_score import held_out_scores, thinned
 from vim_mm.engine.transferability import h_score, library, log_me, n_leep
-from vim_mm.engine.unlike_halves import unlike_halves
+from vim_mm.engine.unlike_halves import DEALS
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
 from .serving import type_name
@@ -100,10 +100,9 @@ def rank_modules(cfg: Config,
         raise ValueError('No features could be scored, not even those of the '
                          'frozen trunk: they are the same for every picture, '
                          'or not finite. Check the weights of the trunk.')
-    halves = unlike_halves([x for x, *_ in rows.values()], labels, pictures,
-                           hook.get('deals', 8))
+    ours = held_out_scores(rows, hook.get('deals', DEALS))
     scores = {
-        name: all_scores(x, labels, halves)
+        name: dict(ours=ours[name], **published_scores(x, labels))
         for name, (x, *_) in rows.items()
     }
     order = sorted(scores, key=lambda name: -scores[name]['ours'])
@@ -113,12 +112,10 @@ def rank_modules(cfg: Config,
                    round(time.perf_counter() - start, 1))
 
 
-def all_scores(x: Tensor, labels: Tensor,
-               halves: Tensor) -> Dict[str, float]:
-    """Our score and the published ones; see ``docs/ranking.md``."""
+def published_scores(x: Tensor, labels: Tensor) -> Dict[str, float]:
+    """The scores of others; see ``docs/ranking.md``."""
     few = thinned(len(x), MAX_PUBLISHED_ROWS)
     return dict(
-        ours=held_out_score(x, labels, halves),
         logme=log_me(x[few], labels[few]),
         nleep=n_leep(x[few], labels[few]),
         hscore=h_score(x[few], labels[few]))

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """How well frozen features solve a few-shot task, in closed form."""
 
-from typing import List, Tuple
+from typing import Dict, List, Mapping, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vim_mm.models.necks.token_pooling import pool_tokens
 from .feature_cache import CachedBatch
+from .unlike_halves import DEALS, unlike_halves
 
 #: Label of a patch that belongs to no class; 255 may be one.
 IGNORED = -1
@@ -43,6 +44,30 @@ def balanced_accuracy(prediction: Tensor, target: Tensor) -> float:
     recalls = [(prediction[target == c] == c).double().mean()
                for c in target.unique()]
     return float(torch.stack(recalls).mean())
+
+
+def held_out_scores(rows: Mapping[str, Tuple[Tensor, Tensor, Tensor]],
+                    deals: int = DEALS) -> Dict[str, float]:
+    """Scores of features that are compared, all on the same unlike halves.
+
+    Args:
+        rows (Mapping[str, tuple]): Name to what :func:`rows_of` gives, of the
+            same rows.
+        deals (int): See :func:`unlike_halves`. Defaults to 8.
+
+    Returns:
+        dict[str, float]: Name to :func:`held_out_score`.
+
+    Raises:
+        ValueError: If the pictures cannot be dealt, or not be scored.
+    """
+    _, labels, pictures = next(iter(rows.values()))
+    halves = unlike_halves([x for x, *_ in rows.values()], labels, pictures,
+                           deals)
+    return {
+        name: held_out_score(x, labels, halves)
+        for name, (x, *_) in rows.items()
+    }
 
 
 def held_out_score(x: Tensor,

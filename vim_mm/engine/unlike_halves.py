@@ -8,6 +8,8 @@ from torch import Tensor
 
 #: Axes with a smaller share of the first one's variance are rounding noise.
 NOISE = 1e-9
+#: Ways to deal where nobody asks for another number.
+DEALS = 8
 
 
 def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,

@@ -6,6 +6,8 @@ import sys
 import traceback
 from typing import Callable, Optional
 
+from rich.console import Console
+
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -33,6 +35,11 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
             f'Error: {error} ({TRACEBACK_ENV}=1 shows the traceback.)',
             file=sys.stderr)
         sys.exit(1)
+
+
+def table_console() -> Console:
+    """For tables on stdout, which stay legible in a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def is_user_error(error: Exception) -> bool:

@@ -84,8 +84,12 @@ def test_a_large_set_is_scored_on_its_first_batches(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner(tmp_path)
     rows = []
-    monkeypatch.setattr(score_gates_hook, 'held_out_score',
-                        lambda x, *_: rows.append(len(x)) or 0.)
+
+    def scores(found: dict, deals: int) -> dict:
+        rows.extend(len(x) for x, *_ in found.values())
+        return dict.fromkeys(found, 0.)
+
+    monkeypatch.setattr(score_gates_hook, 'held_out_scores', scores)
     ScoreGatesHook(max_pictures=3).scores(run)
     ScoreGatesHook().scores(run)
     assert rows == [4] * 3 + [8] * 3  # two modules and the bare trunk each

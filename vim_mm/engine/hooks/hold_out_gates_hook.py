@@ -18,7 +18,7 @@ from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            restart_averages)
 from ..transfer_score import rows_of
-from ..unlike_halves import unlike_halves
+from ..unlike_halves import DEALS, unlike_halves
 from .warm_head_hook import average_gradients
 
 
@@ -61,7 +61,7 @@ class HoldOutGatesHook(Hook):
     def __init__(self,
                  steps: int = 15,
                  batches: int = 16,
-                 deals: int = 8,
+                 deals: int = DEALS,
                  optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
                  num_extra_tokens: Optional[int] = None) -> None:

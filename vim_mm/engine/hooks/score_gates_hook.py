@@ -12,8 +12,8 @@ from vim_mm.registry import HOOKS
 from ..feature_cache import unwrap
 from ..model_parts import extra_tokens, restart_averages
 from ..module_rows import TRUNK, module_rows
-from ..transfer_score import held_out_score
-from ..unlike_halves import unlike_halves
+from ..transfer_score import held_out_scores
+from ..unlike_halves import DEALS
 
 #: The score of weighing no module at all, where a fusion can.
 ZERO = 'zero module'
@@ -50,7 +50,7 @@ class ScoreGatesHook(Hook):
 
     def __init__(self,
                  temperature: float = 0.1,
-                 deals: int = 8,
+                 deals: int = DEALS,
                  num_extra_tokens: Optional[int] = None,
                  max_pictures: int = 2000) -> None:
         self.temperature = temperature
@@ -121,12 +121,6 @@ class ScoreGatesHook(Hook):
                            extra_tokens(model, self.num_extra_tokens),
                            self.max_pictures)
         model.train(training)
-        _, labels, pictures = rows[TRUNK]
-        halves = unlike_halves([x for x, *_ in rows.values()], labels,
-                               pictures, self.deals)
-        scores = {
-            name: held_out_score(x, labels, halves)
-            for name, (x, *_) in rows.items()
-        }
+        scores = held_out_scores(rows, self.deals)
         scores[ZERO] = scores.pop(TRUNK)
         return {name: scores[name] for name in self._names(backbone)}
