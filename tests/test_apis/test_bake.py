@@ -15,6 +15,7 @@ from _tiny import (KINDS, SIZE, Pictures, build_backbone, build_model,
                    save_trunk, snapshot)
 from vim_mm.apis.bake import TOLERANCE, bake
 from vim_mm.apis.serving import load_model
+from vim_mm.models.adapters import ConvPass
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCRIPT = Path(__file__).parents[2] / 'tools/bake.py'
@@ -187,6 +188,26 @@ def test_what_is_not_finite_is_not_saved(threshold: float,
             adapter = model.backbone.bank.adapter(name, slot)
             torch.nn.init.constant_(adapter.up.bias, 3e38)
     with pytest.raises(ValueError, match='not finite'):
+        bake(model, 'one', str(tmp_path / 'zoo'), threshold=threshold,
+             size=SIZE)
+    assert 'one' not in Zoo(tmp_path / 'zoo')
+
+
+@pytest.mark.parametrize('threshold', [0, .3])
+def test_what_is_folded_wrongly_is_not_saved(
+        threshold: float, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were dropped do not excuse it."""
+    model = fused(tmp_path, dict(type='EnsMoE'))
+    fold = ConvPass.fold.__func__
+
+    def wrong(cls, *args):
+        folded = fold(cls, *args)
+        folded.up.weight.data *= 1.1
+        return folded
+
+    monkeypatch.setattr(ConvPass, 'fold', classmethod(wrong))
+    with pytest.raises(ValueError, match='without the dropped weights'):
         bake(model, 'one', str(tmp_path / 'zoo'), threshold=threshold,
              size=SIZE)
     assert 'one' not in Zoo(tmp_path / 'zoo')

@@ -28,6 +28,7 @@ def fused() -> Config:
             param_scheduler=dict(type='S'),
             custom_hooks=[
                 dict(type='vim_mm.ScoreGatesHook'),
+                dict(type='vim_mm.HoldOutGatesHook'),
                 dict(type='vim_mm.WarmHeadHook', epochs=7)
             ]))
 
@@ -56,7 +57,8 @@ def test_variants() -> None:
             'uniform gates': dict(type='vim_mm.EnsMoE'),
             'score-started gates': dict(type='LinearMoE', ranks=(1., ))
         }.get(methods[0])
-        assert ('ScoreGatesHook' in hooks(variant)) == ('score' in methods[0])
+        starts = {'ScoreGatesHook', 'HoldOutGatesHook'} & hooks(variant)
+        assert len(starts) == 2 * ('score' in methods[0])
         warm = variant.custom_hooks[-1]
         # every head sees the few pictures in as many epochs
         assert warm.epochs + variant.train_cfg.max_epochs == 10

@@ -276,9 +276,16 @@ def check_rates(runner: Runner) -> None:
     } if runner.cfg.optim_wrapper.get('paramwise_cfg') else {}
     backbone = runner.model.backbone
     if isinstance(backbone, ViMBackbone) and rates:
-        gates = [p for p in backbone.parameters() if p.requires_grad]
-        outside = runner.cfg.optim_wrapper.optimizer.lr
-        assert all(rates[id(p)] >= outside for p in gates)
+        wrapper = runner.cfg.optim_wrapper
+        keys = wrapper.paramwise_cfg.get('custom_keys', {})
+        for key, param in backbone.named_parameters():
+            if not param.requires_grad:
+                continue
+            named = [k for k in keys if k in f'backbone.{key}']
+            factor = keys[max(named, key=len)].lr_mult if named else 1.
+            assert factor > 1 or not key.startswith('fusion'), key
+            assert rates[id(param)] == pytest.approx(
+                wrapper.optimizer.lr * factor), key
 
 
 def check_loss(model: BaseModel) -> None:

@@ -128,13 +128,23 @@ def test_patches_in_boxes_have_the_class_of_the_smallest() -> None:
     boxes = torch.tensor([[10., 0, 20, 10], [0, 0, 40, 40]])
     sample = DataSample(
         gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([254, 0])))
+    sample.set_metainfo(dict(img_shape=(40, 60)))
     labels = patch_labels(sample, (4, 6), (40, 60)).view(4, 6)
     expected = torch.zeros(4, 6).long()
     expected[:, :4] = 1
     expected[0, 1] = 255
     assert torch.equal(labels, expected)
+    # padding and crowds are no background; a box counts inside a crowd
+    sample.set_metainfo(dict(img_shape=(40, 50)))
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.tensor([[30., 20, 50, 40]]), labels=torch.tensor([0]))
+    labels = patch_labels(sample, (5, 6), (50, 60)).view(5, 6)
+    expected = torch.cat([expected, torch.zeros(1, 6).long()])
+    expected[4] = expected[:, 5] = expected[2:4, 4] = IGNORED
+    assert torch.equal(labels, expected)
     empty = DataSample(gt_instances=InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()))
+    empty.set_metainfo(dict(img_shape=(8, 8)))
     assert patch_labels(empty, (2, 2), (8, 8)).tolist() == [0] * 4
 
 

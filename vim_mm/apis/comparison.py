@@ -111,7 +111,7 @@ def variants(cfg: Config) -> List[Variant]:
     for name in cfg.model.backbone.modules:
         result.append(Variant((f'single: {name}', ), _unfused(cfg, [name])))
     uniform = deepcopy(cfg)
-    uniform.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
+    uniform.custom_hooks = _without_gates(cfg)
     fusion = dict(type='vim_mm.EnsMoE')
     if 'tasks' in cfg.model.backbone.fusion:
         fusion['tasks'] = cfg.model.backbone.fusion.tasks
@@ -122,9 +122,11 @@ def variants(cfg: Config) -> List[Variant]:
     ]
 
 
-def _other_hooks(cfg: Config, kind: str) -> List[dict]:
+def _without_gates(cfg: Config) -> List[dict]:
+    """The hooks, but those that start gates."""
     return [
-        h for h in cfg.custom_hooks if h['type'].split('.')[-1] != kind
+        h for h in cfg.custom_hooks if h['type'].split('.')[-1] not in
+        ('ScoreGatesHook', 'HoldOutGatesHook')
     ]
 
 
@@ -137,7 +139,7 @@ def _unfused(cfg: Config, modules: List[str]) -> Config:
     cfg = deepcopy(cfg)
     cfg.model.backbone.modules = modules
     cfg.model.backbone.fusion = None
-    cfg.custom_hooks = _other_hooks(cfg, 'ScoreGatesHook')
+    cfg.custom_hooks = _without_gates(cfg)
     _warm_up(cfg).epochs += cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = 0
     cfg.param_scheduler = None

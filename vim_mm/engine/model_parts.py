@@ -1,12 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What hooks that prepare a model before training have in common."""
 
-from typing import Optional, Union
+from contextlib import contextmanager
+from typing import Iterator, List, Optional, Union
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.necks import ViMFusionNeck
@@ -23,6 +24,34 @@ def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
     features = model.backbone(inputs)
     part = fusing_part(model)
     return features if part is model.backbone else tuple(part.fuse(features))
+
+
+def weighs_levels(model: BaseModel) -> bool:
+    """Whether each gate reaches one level of the features alone.
+
+    So it is where streams are weighed in a neck, and beside the trunk.
+    """
+    part, bank = fusing_part(model), model.backbone.bank
+    return part is not model.backbone or any(
+        map(bank.is_beside, part.fusion.task_modules[part.task]))
+
+
+@contextmanager
+def learning_only(model: BaseModel,
+                  params: List[nn.Parameter]) -> Iterator[None]:
+    """Within this context nothing of the model learns but ``params``."""
+    kept = {id(param) for param in params}
+    others = [
+        param for param in model.parameters()
+        if param.requires_grad and id(param) not in kept
+    ]
+    for param in others:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in others:
+            param.requires_grad_(True)
 
 
 def extra_tokens(model: BaseModel, given: Optional[int] = None) -> int:

@@ -5,6 +5,7 @@ from typing import Dict, List, Mapping, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from vim_mm.models.necks.token_pooling import pool_tokens
@@ -143,7 +144,8 @@ def ridge_scores(x: Tensor, onehot: Tensor, x_held: Tensor,
 def rows_of(cached: List[CachedBatch],
             num_extra_tokens: int,
             max_rows: int = 20000,
-            seed: int = 0) -> Tuple[Tensor, Tensor, Tensor]:
+            seed: int = 0,
+            all_levels: bool = False) -> Tuple[Tensor, Tensor, Tensor]:
     """Feature rows, their classes and their pictures, for any kind of task.
 
     Classification gives one pooled row a picture. Detection and segmentation
@@ -156,6 +158,8 @@ def rows_of(cached: List[CachedBatch],
         max_rows (int): More rows than this are thinned at random, always
             the same ones of data of one size. Defaults to 20000.
         seed (int): Thins in another way. Defaults to 0.
+        all_levels (bool): Patches have the features of all maps, averaged or
+            repeated on the grid of the last one. Defaults to False.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: (n, d), (n, ) and (n, ).
@@ -175,7 +179,9 @@ def rows_of(cached: List[CachedBatch],
             y = torch.stack(y)
         elif 'gt_sem_seg' in sample or 'gt_instances' in sample:
             grid = batch.features[-1].shape[-2:]
-            x = batch.features[-1].flatten(2).transpose(1, 2)
+            maps = batch.features if all_levels else batch.features[-1:]
+            x = torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], 1)
+            x = x.flatten(2).transpose(1, 2)
             y = torch.stack([
                 patch_labels(s, grid, batch.input_shape[-2:])
                 for s in batch.data_samples
@@ -232,16 +238,26 @@ def patch_labels(sample: object, grid: Tuple[int, int],
                           padded[0] - seg.shape[0]), value=255)
         classes = seg[rows.long()][:, cols.long()].flatten().long()
         return classes.masked_fill(classes == 255, IGNORED)
-    boxes = sample.gt_instances.bboxes
-    boxes = getattr(boxes, 'tensor', boxes)
-    classes = sample.gt_instances.labels + 1
-    inside = ((cols[None, None] > boxes[:, 0, None, None])
-              & (cols[None, None] < boxes[:, 2, None, None])
-              & (rows[None, :, None] > boxes[:, 1, None, None])
-              & (rows[None, :, None] < boxes[:, 3, None, None]))
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     target = torch.zeros(grid, dtype=torch.long)
+    # padding and what annotators left open (crowds) are no background
+    height, width = sample.img_shape[:2]
+    target[(rows > height)[:, None] | (cols > width)] = IGNORED
+    if 'ignored_instances' in sample:
+        boxes, inside = _inside(sample.ignored_instances, rows, cols)
+        target[inside.any(0)] = IGNORED
+    boxes, inside = _inside(sample.gt_instances, rows, cols)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     # large boxes first, so that the smallest box over a patch names it
     for index in area.argsort(descending=True):
-        target[inside[index]] = classes[index]
+        target[inside[index]] = sample.gt_instances.labels[index] + 1
     return target.flatten()
+
+
+def _inside(instances: InstanceData, rows: Tensor,
+            cols: Tensor) -> Tuple[Tensor, Tensor]:
+    """Boxes (n, 4), and which points lie inside each, (n, H, W)."""
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    left, top, right, bottom = boxes[:, :, None, None].unbind(1)
+    inside = ((cols > left) & (cols < right) & (rows[:, None] > top)
+              & (rows[:, None] < bottom))
+    return boxes, inside

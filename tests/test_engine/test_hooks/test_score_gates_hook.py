@@ -2,6 +2,7 @@
 """Gates start where the few-shot scores of the modules say."""
 
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from vim_mm.zoo import save_module
 HOOK = dict(temperature=0.5, num_extra_tokens=0)
 
 
-def runner(folder: Path, kind: str = 'cls', **backbone) -> Runner:
+def runner(folder: Path, kind: str = 'cls', neck: Optional[dict] = None,
+           **backbone) -> Runner:
+    folder.mkdir(exist_ok=True)
     trunk = save_trunk(folder / 'trunk.pth')
     midstream = build_backbone(trunk)
     add_modules(midstream, 'keeps', 'drowns')
@@ -34,7 +37,7 @@ def runner(folder: Path, kind: str = 'cls', **backbone) -> Runner:
             modules=['drowns', 'keeps'],
             fusion=dict(type='vim_mm.EnsMoE', tasks=('x', 't')),
             task='t'), **backbone)
-    model = model_cfg(kind, backbone, fusion_neck(kind))
+    model = model_cfg(kind, backbone, neck or fusion_neck(kind))
     hook = dict(type='vim_mm.ScoreGatesHook', **HOOK)
     return build_runner(kind, model, folder, iters=1, custom_hooks=[hook])
 
@@ -50,6 +53,20 @@ def test_the_better_module_starts_heavier(tmp_path: Path, kind: str) -> None:
     expected = torch.tensor([list(scores.values())] * 6) / 0.5
     torch.testing.assert_close(fusion.logits['t'].data, expected)
     assert (fusion.logits['x'] == 0).all()
+
+
+def test_streams_weighed_in_a_neck(tmp_path: Path) -> None:
+    names = ['drowns', 'keeps']
+    run = runner(tmp_path, 'seg', neck=fusion_neck('seg', names), fusion=None,
+                 task=None)
+    run.train()
+    scores = run.message_hub.get_info('module_scores')
+    assert list(scores) == names
+    other = runner(tmp_path / 'trunk', 'seg', modules=names)
+    ScoreGatesHook(**HOOK).before_train(other)
+    assert scores == other.message_hub.get_info('module_scores')
+    logits = run.model.neck.fusion.logits['default']
+    assert logits.shape == (3, 2) and (logits[:, 1] > logits[:, 0]).all()
 
 
 def test_it_comes_before_the_first_step(tmp_path: Path) -> None:

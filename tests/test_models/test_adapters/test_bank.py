@@ -224,8 +224,10 @@ def test_merge_of_unequal_modules_is_refused() -> None:
     bank.add('wider', dict(CFG, hidden_dims=4), SLOTS)
     bank.add('louder', dict(CFG, scale=2.), SLOTS)
     x, gates = torch.randn(1, 6, 8).double(), torch.tensor([.5, .5]).double()
+    bank.add('elsewhere', CFG, {'layers.0.ffn': 8})
     for other, words in (('wider', 'no common parameters'),
-                         ('louder', 'output scales')):
+                         ('louder', 'output scales'),
+                         ('elsewhere', "'layers.0.attn' .*no common")):
         with pytest.raises(ValueError, match=words):
             bank('layers.0.attn', x, (2, 3), ['a', other], gates, merge=True)
 

@@ -59,6 +59,13 @@ def zoo(tmp_path_factory) -> Path:
                 trunk, new_module=f'{kind}{index}', adapter=adapter)
             fill(backbone.bank, 0.2, index)
             save_module(backbone, f'{kind}{index}', str(folder / 'zoo'))
+    for index, (name, slots) in enumerate(
+            dict(low=r'outputs\.[01]', high=r'outputs\.[12]').items()):
+        backbone = build_backbone(
+            trunk, new_module=name, adapter=dict(ADAPTERS['neck'],
+                                                 slots=slots))
+        fill(backbone.bank, 0.2, 2 + index)
+        save_module(backbone, name, str(folder / 'zoo'))
     return folder
 
 
@@ -120,6 +127,31 @@ def test_default_slots_of_each_kind() -> None:
     assert list(slots['lora']) == linears
     assert [s.widths for s in slots['lora'].values()] == [[32, 96], 32] * 3
     assert list(slots['neck']) == [f'outputs.{i}' for i in range(3)]
+
+
+def test_lora_on_a_table_that_pictures_share() -> None:
+    trunk = dict(
+        type='mmpretrain.SwinTransformerV2',
+        arch=dict(
+            embed_dims=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 1, 1],
+            extra_norm_every_n_blocks=0),
+        img_size=64,
+        window_size=4,
+        pad_small_map=True,
+        out_indices=(0, 1, 2, 3))
+    backbone = MODELS.build(
+        dict(type='vim_mm.ViMBackbone', trunk=trunk, probe_size=64,
+             new_module='n', adapter=dict(
+                 ADAPTERS['lora'], slots=r'.*\.cpb_mlp\.[02]')))
+    fill(backbone.bank, 0.3)
+    x = pictures('swin', batch=3)
+    alone = [backbone(picture[None]) for picture in x]
+    close(backbone(x), [torch.cat(level) for level in zip(*alone)])
+    with backbone.only():
+        assert not torch.allclose(
+            backbone(x)[-1], torch.cat([a[-1] for a in alone]), atol=1e-4)
 
 
 @pytest.mark.parametrize(('adapter', 'names'), [
@@ -225,16 +257,16 @@ def test_gates_learn_in_trunk_and_beside(modules: tuple, zoo: Path) -> None:
         slot for name in modules for slot in backbone.bank.slots_of(name)}
 
 
-def test_a_fused_ladder_is_the_sum_of_the_ladders(zoo: Path) -> None:
-    names = ['neck0', 'neck1']
+@pytest.mark.parametrize('names', [
+    ['neck0', 'neck1'], ['low', 'high'], ['neck0', 'high', 'low', 'neck1']])
+def test_a_fused_ladder_is_the_sum_of_the_ladders(names: List[str],
+                                                  zoo: Path) -> None:
+    """Also of ladders over other levels, whose states are their own."""
     backbone = from_zoo(zoo, *names, fusion=dict(type='EnsMoE'))
-    backbone.fusion.set_logits('default', torch.randn(3, 2))
+    backbone.fusion.set_logits('default', torch.randn(3, len(names)))
     with backbone.only():
         plain = backbone(pictures())
-    streams = []
-    for name in names:
-        with backbone.only(name):
-            streams.append(backbone(pictures()))
+    streams = [from_zoo(zoo, name)(pictures()) for name in names]
     gates = backbone.fusion.gates('default')
     close(
         backbone(pictures()), [

@@ -29,6 +29,41 @@ def test_the_weighted_sum_per_level() -> None:
         torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.parametrize('shape', [(2, 4), (2, 7, 4), (2, 4, 3, 5)])
+@pytest.mark.parametrize('kind', ['EnsMoE', 'LinearMoE', 'RoutedMoE'])
+def test_vectors_tokens_and_maps(kind: str, shape: tuple) -> None:
+    neck = ViMFusionNeck([4], scales=[1], modules=['a', 'b'],
+                         fusion=dict(type=kind))
+    fill(neck)
+    streams = torch.randn(2, 1, *shape)
+    output, = neck(tuple(map(tuple, streams)))
+    # a router reads the mean of all tokens
+    dims = {2: (), 3: (1, ), 4: (2, 3)}[len(shape)]
+    read = streams[:, 0].mean(0)
+    read = read.mean(dims) if dims else read
+    gates = neck.fusion.row(
+        neck.fusion.gates('default'), 'level0', read[:, None])
+    for index, found in enumerate(output):
+        row = gates[index] if gates.dim() == 2 else gates
+        torch.testing.assert_close(
+            found, row[0] * streams[0, 0, index] + row[1] *
+            streams[1, 0, index])
+
+
+def test_an_inner_neck_that_standardises_is_fitted() -> None:
+    neck = ViMFusionNeck([4, 6], scales=[1, 1], modules=['a', 'b'],
+                         inner_neck=dict(
+                             type='vim_mm.TokenPooling', in_channels=20))
+    batches = [(stream(0), stream(1)), (stream(2), stream(3))]
+    neck.fit(batches)
+    pooled = torch.cat([neck(batch)[0] for batch in batches])
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(20), atol=1e-4,
+                               rtol=0)
+    torch.testing.assert_close(
+        pooled.std(0, correction=0), torch.ones(20), atol=1e-2, rtol=0)
+    ViMFusionNeck([4, 6], scales=[1, 1]).fit(stream(0))  # has none
+
+
 def test_one_stream_with_and_without_a_name() -> None:
     maps = stream(0)
     plain = ViMFusionNeck([4, 6], scales=[1, 1])

@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from vim_mm.registry import HOOKS
@@ -16,7 +17,7 @@ from ..feature_cache import (CachedBatch, finite, preprocess, to_device,
                              unmixed, unwrap)
 from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
-                           restart_averages)
+                           learning_only, restart_averages, weighs_levels)
 from ..transfer_score import rows_of
 from ..unlike_halves import DEALS, unlike_halves
 from .warm_head_hook import average_gradients
@@ -32,7 +33,10 @@ class HoldOutGatesHook(Hook):
     solved on one half in closed form, and its error on the other is
     back-propagated into the gates, through the head too. Works for
     classification, detection and segmentation, for every fusion that learns,
-    in the trunk or in the neck. After ScoreGatesHook it goes on from the
+    in the trunk or in the neck; nothing else of the model moves. The head
+    reads the last map, and where each gate reaches one level alone (streams
+    weighed in a neck, modules beside the trunk) all maps, resized to the last
+    one. After ScoreGatesHook it goes on from the
     gates that one has set; WarmHeadHook comes after both.
 
     A step's gradient is exact, but needs the memory of one batch only: the
@@ -92,6 +96,15 @@ class HoldOutGatesHook(Hook):
         optimizer = OPTIMIZERS.build(dict(self.optimizer, params=params))
         training = model.training
         model.eval()
+        # the first training step would apply what is left in other gradients
+        with learning_only(model, params):
+            self._train(runner, model, params, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        model.train(training)
+        restart_averages(runner, model)
+
+    def _train(self, runner: Runner, model: BaseModel,
+               params: List[nn.Parameter], optimizer: Optimizer) -> None:
         groups = self._groups(finite(runner.train_dataloader))
         for step, group in enumerate(islice(groups, self.steps), 1):
             optimizer.zero_grad()
@@ -100,9 +113,6 @@ class HoldOutGatesHook(Hook):
             if step % max(1, self.steps // 5) == 0:
                 runner.logger.info(f'HoldOutGatesHook: step {step}/'
                                    f'{self.steps}, held-out loss {loss:.4f}')
-        optimizer.zero_grad(set_to_none=True)
-        model.train(training)
-        restart_averages(runner, model)
 
     def _average(self, model: BaseModel, group: List[dict],
                  params: List[nn.Parameter]) -> float:
@@ -144,7 +154,9 @@ class HoldOutGatesHook(Hook):
             batches = [preprocess(model, data) for data in group]
         cached = [self._cache(model, batch) for batch in batches]
         x, y, picture = rows_of(
-            cached, extra_tokens(model, self.num_extra_tokens))
+            cached,
+            extra_tokens(model, self.num_extra_tokens),
+            all_levels=weighs_levels(model))
         halves = unlike_halves([x], y, picture, self.deals)
         loss = held_out_loss(x, y, halves, self.l2)
         loss.backward()
@@ -152,7 +164,7 @@ class HoldOutGatesHook(Hook):
             features = fused_features(model, batch['inputs'])
             pairs = [(level, leaf.grad.to(level))
                      for level, leaf in zip(features, leaves.features)
-                     if leaf.grad is not None]
+                     if leaf.grad is not None and level.requires_grad]
             torch.autograd.backward(*zip(*pairs))
         return float(loss.detach())
 

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -8,9 +8,10 @@ from mmengine.runner import Runner
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import LearnedFusion
+from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.registry import HOOKS
 from ..feature_cache import unwrap
-from ..model_parts import extra_tokens, restart_averages
+from ..model_parts import extra_tokens, fusing_part, restart_averages
 from ..module_rows import TRUNK, module_rows
 from ..transfer_score import held_out_scores
 from ..unlike_halves import DEALS
@@ -30,7 +31,8 @@ class ScoreGatesHook(Hook):
     ridge head on one half of them, its accuracy on the other, where the
     halves look as unlike as they can. The gates of every slot start from the
     scores: a softmax at logits ``score / temperature``, :class:`LinearMoE`
-    by their ranks. Ours, not the paper's.
+    by their ranks. For a fusion in the trunk or in the neck. Ours, not the
+    paper's.
 
     Args:
         temperature (float): A softmax's scores are divided by it. Defaults to
@@ -67,18 +69,19 @@ class ScoreGatesHook(Hook):
         """
         if runner.iter > 0:  # resumed
             return
-        backbone = unwrap(runner.model).backbone
-        if not isinstance(backbone.fusion, LearnedFusion):
+        model = unwrap(runner.model)
+        part = fusing_part(model)
+        if not isinstance(part.fusion, LearnedFusion):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
         scores = self._averaged(runner)
         runner.message_hub.update_info('module_scores', scores)
         runner.logger.info('ScoreGatesHook: ' + ', '.join(
             f'{name} {score:.3f}' for name, score in scores.items()))
-        values = torch.tensor(
-            list(scores.values()), device=backbone.trunk_fingerprint.device)
-        backbone.fusion.set_scores(backbone.task, values, self.temperature)
-        restart_averages(runner, unwrap(runner.model))
+        device = model.backbone.trunk_fingerprint.device
+        values = torch.tensor(list(scores.values()), device=device)
+        part.fusion.set_scores(part.task, values, self.temperature)
+        restart_averages(runner, model)
 
     def _averaged(self, runner: Runner) -> Dict[str, float]:
         """Scores over the processes whose pictures could be scored.
@@ -86,14 +89,15 @@ class ScoreGatesHook(Hook):
         Each has its own share, in which no class may occur twice; it must not
         leave the others waiting.
         """
-        backbone = unwrap(runner.model).backbone
-        names = self._names(backbone)
+        model = unwrap(runner.model)
+        names = self._names(fusing_part(model))
         try:
             scores, reason = self.scores(runner), None
             values = [*scores.values(), 1.]
         except ValueError as error:
             values, reason = [0.] * (len(names) + 1), error
-        total = torch.tensor(values, device=backbone.trunk_fingerprint.device)
+        device = model.backbone.trunk_fingerprint.device
+        total = torch.tensor(values, device=device)
         all_reduce(total)
         *total, count = total.tolist()
         if not count:
@@ -101,9 +105,9 @@ class ScoreGatesHook(Hook):
         return {name: value / count for name, value in zip(names, total)}
 
     @staticmethod
-    def _names(backbone: ViMBackbone) -> List[str]:
-        zero = getattr(backbone.fusion, 'zero_module', False)
-        return backbone.fusion.task_modules[backbone.task] + [ZERO] * zero
+    def _names(part: Union[ViMBackbone, ViMFusionNeck]) -> List[str]:
+        zero = getattr(part.fusion, 'zero_module', False)
+        return part.fusion.task_modules[part.task] + [ZERO] * zero
 
     def scores(self, runner: Runner) -> Dict[str, float]:
         """Held-out score of every module of the task, alone, in this process.
@@ -114,13 +118,13 @@ class ScoreGatesHook(Hook):
             ValueError: If the pictures cannot be scored.
         """
         model = unwrap(runner.model)
-        backbone, training = model.backbone, model.training
+        part, training = fusing_part(model), model.training
         model.eval()
         rows = module_rows(model, runner.train_dataloader,
-                           backbone.fusion.task_modules[backbone.task],
+                           part.fusion.task_modules[part.task],
                            extra_tokens(model, self.num_extra_tokens),
                            self.max_pictures)
         model.train(training)
         scores = held_out_scores(rows, self.deals)
         scores[ZERO] = scores.pop(TRUNK)
-        return {name: scores[name] for name in self._names(backbone)}
+        return {name: scores[name] for name in self._names(part)}

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vim_mm.registry import HOOKS
-from ..feature_cache import CachedBatch, cache_features, cached_loss, unwrap
+from ..feature_cache import (CachedBatch, cache_features, cached_loss,
+                             to_device, unwrap)
 from ..model_parts import restart_averages
 
 
@@ -66,7 +67,9 @@ class WarmHeadHook(Hook):
         cached = cache_features(model, runner.train_dataloader, self.views,
                                 self.max_batches)
         if hasattr(getattr(model, 'neck', None), 'fit'):
-            model.neck.fit([batch.features for batch in cached])
+            device = next(model.parameters()).device
+            model.neck.fit(
+                to_device(batch.features, device) for batch in cached)
         self._train_head(runner, model, cached)
         restart_averages(runner, model)
         if self.evaluate and runner.val_loop is not None:

@@ -70,7 +70,8 @@ class AdapterBank(nn.Module):
     Parameters are kept per module, ``members.<module>.<slot>.<param>``, so
     that a module can be added, exported or frozen without touching another.
     Modules may occupy different slots and be of different kinds; those that
-    share a slot and a :attr:`BaseAdapter.wide_key` are evaluated together.
+    share a slot and a :attr:`BaseAdapter.wide_key` are evaluated together, of
+    those beside the trunk only ladders over the same levels.
     """
 
     def __init__(self) -> None:
@@ -232,14 +233,12 @@ class AdapterBank(nn.Module):
             Tensor or None: The delta, or None when no module is in the slot.
 
         Raises:
-            ValueError: If modules of different kinds are to be merged.
+            ValueError: If modules of different kinds, or that occupy
+                different slots, are to be merged.
         """
         groups = self._groups(slot, names)
-        if merge and len(groups) > 1:
-            raise ValueError(
-                f"The modules {list(names)} differ in kind or width in slot "
-                f"'{slot}' and have no common parameters to merge; fuse "
-                'their outputs (EnsMoE) instead.')
+        if merge:
+            self._check_merge(slot, names, groups)
         total = None
         for key, members in groups.items():
             weights = gates
@@ -262,8 +261,20 @@ class AdapterBank(nn.Module):
         for index, name in enumerate(names):
             if slot in self._dims[name]:
                 adapter = self.adapter(name, slot)
-                groups.setdefault(adapter.wide_key, {})[index] = adapter
+                key = adapter.wide_key
+                if adapter.beside:  # each ladder hands on a state of its own
+                    key = (key, *self._dims[name])
+                groups.setdefault(key, {})[index] = adapter
         return groups
+
+    @staticmethod
+    def _check_merge(slot: str, names: Sequence[str],
+                     groups: Dict[Hashable, Group]) -> None:
+        if [len(members) for members in groups.values()] != [len(names)]:
+            raise ValueError(
+                f'The modules {list(names)} differ in kind, width or the '
+                f"slots they occupy, so in slot '{slot}' they have no common "
+                'parameters to merge; fuse their outputs (EnsMoE) instead.')
 
     @staticmethod
     def _combine(adapters: List[BaseAdapter], gates: Optional[Tensor],

@@ -312,7 +312,8 @@ class ViMBackbone(SlottedTrunk):
         if not adapters:
             return None
         if slot.spec.is_linear:  # windows too: the pictures come first
-            x = x.reshape(self._shape[0], -1, x.shape[-1])
+            shared = x.shape[0] % self._shape[0]  # a table of no picture
+            x = x.reshape(1 if shared else self._shape[0], -1, x.shape[-1])
         if grid is None and any(a.needs_grid for a in adapters):
             grid = slot.spec.grid(self._shape[-2:], x.shape[1])
         row = None

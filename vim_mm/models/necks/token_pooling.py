@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Optional, Sequence, Tuple
+from typing import Iterable, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -75,7 +75,7 @@ class TokenPooling(BaseModule):
         return ((pooled - self.mean) / self.std, )
 
     @torch.no_grad()
-    def fit(self, features: Sequence[Sequence[Tensor]]) -> None:
+    def fit(self, features: Iterable[Sequence[Tensor]]) -> None:
         """Measure mean and deviation on batches of cached features.
 
         All processes of a distributed run measure together.

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -36,6 +36,15 @@ def resize_layer(channels: int, scale: float, norm_cfg: dict) -> nn.Module:
     if scale == 0.5:
         return nn.MaxPool2d(2)
     raise ValueError(f'scale={scale} is not one of 4, 2, 1 and 0.5.')
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """A level's vectors, tokens or map as tokens (B, L, C)."""
+    if features.dim() == 2:
+        return features[:, None]
+    if features.dim() == 3:
+        return features
+    return features.flatten(2).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -173,14 +182,15 @@ class ViMFusionNeck(BaseModule):
         ]
 
     def fuse(self, streams: Union[Stream, Sequence[Stream]]) -> List[Tensor]:
-        """Weigh the streams into one list of maps, one per trunk level.
+        """Weigh the streams into one list of features, one per trunk level.
 
         Args:
-            streams: K tuples of maps (B, C_l, H_l, W_l), or one.
+            streams: K tuples of maps (B, C_l, H_l, W_l), tokens (B, L, C_l)
+                or vectors (B, C_l), or one such tuple.
 
         Returns:
             list[Tensor]: ``sum_k g[l, k] * streams[k][l]`` for each level l;
-            a router reads the mean of the streams' maps of that level.
+            a router reads the mean of the streams of that level.
 
         Raises:
             ValueError: If the number of streams or levels is not as
@@ -208,8 +218,7 @@ class ViMFusionNeck(BaseModule):
         gates = self.fusion.gates(self.task)
         fused = []
         for level, maps in zip(self._levels, map(torch.stack, zip(*streams))):
-            tokens = maps.mean(dim=0).flatten(2).transpose(1, 2)
-            row = self.fusion.row(gates, level, tokens)
+            row = self.fusion.row(gates, level, _tokens(maps.mean(dim=0)))
             picture = 'b' if row.dim() == 2 else ''
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
@@ -218,11 +227,24 @@ class ViMFusionNeck(BaseModule):
 
     def forward(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
         """Return the pyramid, or what the inner neck makes of it."""
+        levels = self._pyramid(streams)
+        return levels if self.inner_neck is None else self.inner_neck(levels)
+
+    @torch.no_grad()
+    def fit(self, features: Iterable[Union[Stream, Sequence[Stream]]]) -> None:
+        """Let an inner neck that standardises measure its levels.
+
+        Args:
+            features: One entry per batch, each as for :meth:`forward`.
+        """
+        if hasattr(self.inner_neck, 'fit'):
+            self.inner_neck.fit(self._pyramid(batch) for batch in features)
+
+    def _pyramid(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
         maps = [norm(x) for norm, x in zip(self.pre_norms, self.fuse(streams))]
         levels = []
         for source, project, resize in zip(self.sources, self.projections,
                                            self.resizes):
             x = torch.cat([maps[i] for i in source], dim=1)
             levels.append(resize(project(x)))
-        levels = tuple(levels)
-        return levels if self.inner_neck is None else self.inner_neck(levels)
+        return tuple(levels)
