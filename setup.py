@@ -11,8 +11,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # what mmengine and mim look for in the folder `.mim` of an installed package
-MIM_PARTS = ('configs', 'tools', 'model-index.yml')
-MIM_SUFFIXES = ('.py', '.yml', '.md', '.sh')
+MIM_PARTS = ('configs', 'tools', 'requirements', 'model-index.yml')
+MIM_SUFFIXES = ('.py', '.yml', '.md', '.sh', '.txt')
 
 
 class BuildPy(build_py):

@@ -13,8 +13,9 @@ from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from vim_mm.apis.bake import TOLERANCE, bake
-from vim_mm.apis.serving import load_model, read_config
+from vim_mm.apis.serving import load_model
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.config import read_config
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

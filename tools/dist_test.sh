@@ -13,6 +13,10 @@ CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
 shift 3
+if [[ ! $GPUS =~ ^[1-9][0-9]*$ ]]; then
+    echo "GPUS must be a number of processes, 1 or more, not '$GPUS'." >&2
+    exit 2
+fi
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
 # share the cores among the processes, unless the user has decided

@@ -12,6 +12,10 @@ fi
 CONFIG=$1
 GPUS=$2
 shift 2
+if [[ ! $GPUS =~ ^[1-9][0-9]*$ ]]; then
+    echo "GPUS must be a number of processes, 1 or more, not '$GPUS'." >&2
+    exit 2
+fi
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
 # share the cores among the processes, unless the user has decided

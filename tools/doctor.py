@@ -7,17 +7,21 @@ Exits with 1 if something that vim_mm needs is broken.
 import argparse
 import sys
 
+#: What the examination itself needs, by the name that cannot be imported.
+MENDS = dict(
+    vim_mm='pip install -e . (on a clone)',
+    mmengine='pip install onedl-mmengine',
+    cv2='pip install opencv-python-headless')
 try:
-    from rich.console import Console
     from rich.table import Table
 
-    from vim_mm.utils.cli import run_cli
+    from vim_mm.utils.cli import run_cli, table_console
     from vim_mm.utils.doctor import by_topic, examine, worst
 except ImportError as error:
-    # the examination itself needs mmengine, and mmengine needs OpenCV
-    sys.exit(f'broken import of vim_mm: {error}\nRun `make setup`, or install '
-             'the file in requirements/ that has the missing package (libGL: '
-             'pip install --force-reinstall --no-deps opencv-python-headless)')
+    # mmengine needs OpenCV, which may need libGL
+    missing = (error.name or 'cv2').split('.')[0]
+    sys.exit(f'broken import of {missing}: {error}\nbroken {missing} -> '
+             f'{MENDS.get(missing, f"pip install {missing}")}')
 
 COLORS = dict(ok='green', note='yellow', broken='red')
 
@@ -26,7 +30,7 @@ def main() -> int:
     argparse.ArgumentParser(
         description='Examine the installation and say how to mend it'
     ).parse_args()
-    console = Console()
+    console = table_console()
     checks = examine()
     for topic, group in by_topic(checks).items():
         table = Table('', '', '', title=topic, title_justify='left',

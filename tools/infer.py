@@ -20,8 +20,8 @@ from mmengine.config import Config, DictAction
 
 from vim_mm.apis.inferencer import ViMInferencer
 from vim_mm.apis.results import words
-from vim_mm.apis.serving import read_config
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.config import read_config
 
 
 def parse_args() -> argparse.Namespace:

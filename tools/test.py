@@ -11,10 +11,12 @@ import os.path as osp
 
 from mmengine.config import Config, DictAction
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.config import read_config
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
@@ -66,16 +68,14 @@ def build_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: The config or the checkpoint does not exist.
         ValueError: An option does not fit the config.
     """
-    for kind, path in (('config', args.config), ('checkpoint',
-                                                 args.checkpoint)):
-        if '://' not in path and not osp.isfile(path):
-            raise FileNotFoundError(
-                f'There is no {kind} file {path}: check the path.')
+    cfg = read_config(args.config)
+    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+        raise FileNotFoundError(f'There is no checkpoint file '
+                                f'{args.checkpoint}: check the path.')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError(
             f'--out {args.out} must end in .pkl: predictions are dumped as a '
             'pickle.')
-    cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -131,6 +131,27 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
+class FitHook(Hook):
+    """Refuse a checkpoint of something else: it would be judged unlearned.
+
+    A zoo's module and head files lie beside checkpoints and look like them.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Look for anything of the backbone.
+
+        Raises:
+            ValueError: There is nothing.
+        """
+        stored = checkpoint.get('state_dict', checkpoint)
+        if not any('backbone.' in key for key in stored):
+            raise ValueError(
+                f'{runner.cfg.load_from} holds nothing of a backbone, so it '
+                'is no checkpoint of a whole model; give one that a run of '
+                'this config wrote (modules of a zoo are named in '
+                '`model.backbone.modules`).')
+
+
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
@@ -138,6 +159,7 @@ def main() -> None:
     prepare_cpu_dist(cfg, args.launcher)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
         cfg)
+    runner.register_hook(FitHook())
     if args.out:
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))

@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.config import read_config
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
@@ -58,13 +59,11 @@ def build_config(args: argparse.Namespace) -> Config:
     """The config with everything the command line says merged in.
 
     Raises:
-        FileNotFoundError: The config does not exist.
+        FileNotFoundError: The config, or a checkpoint to resume from, does
+            not exist.
         ValueError: An option does not fit the config.
     """
-    if not osp.isfile(args.config):
-        raise FileNotFoundError(
-            f'There is no config file {args.config}: check the path.')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -100,9 +99,17 @@ def use_amp(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: str) -> None:
-    """Continue from a checkpoint file, or from the latest if ``'auto'``."""
+    """Continue from a checkpoint file, or from the latest if ``'auto'``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
     cfg.resume = True
     if resume != 'auto':
+        if '://' not in resume and not osp.isfile(resume):
+            raise FileNotFoundError(
+                f'There is no checkpoint file {resume} to resume from: check '
+                'the path.')
         cfg.load_from = resume
         return
     cfg.load_from = None

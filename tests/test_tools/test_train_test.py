@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'tools').glob('*.sh'))
@@ -144,12 +145,17 @@ def test_resume_without_a_checkpoint_says_so(
     set_resume(cfg, 'auto')
     assert not cfg.resume and cfg.load_from is None
     assert 'no checkpoint in' in capsys.readouterr().out
-    set_resume(cfg, 'some.pth')
-    assert cfg.resume and cfg.load_from == 'some.pth'
+    with pytest.raises(FileNotFoundError, match='some.pth to resume from'):
+        set_resume(cfg, 'some.pth')
+    some = str(tmp_path / 'some.pth')
+    Path(some).write_bytes(b'x')
+    set_resume(cfg, some)
+    assert cfg.resume and cfg.load_from == some
 
 
 @pytest.mark.parametrize(('args', 'sentence'), [
     (['train.py', 'none.py'], 'There is no config file none.py'),
+    (['train.py', str(ROOT / 'README.md')], 'README.md is no config file'),
     (['test.py', 'toy.py', 'none.pth'], 'There is no checkpoint file'),
     (['train.py', 'toy.py', '--auto-scale-lr'], 'needs auto_scale_lr'),
     (['train.py', 'toy.py', '--amp'], '--amp needs a GPU'),
@@ -181,6 +187,24 @@ def test_a_damaged_checkpoint_ends_in_one_sentence(toy: Path) -> None:
     last = result.stderr.splitlines()[-1]
     assert last.startswith('Error: toy.py is truncated or not a torch')
     assert 'Traceback' not in result.stderr
+
+
+def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
+    save_file({'fc.weight': torch.zeros(2)}, toy / 'module.safetensors')
+    result = tool('test.py', 'toy.py', 'module.safetensors', cwd=toy)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith('Error: module.safetensors holds nothing of a')
+
+
+@pytest.mark.parametrize('gpus', ['x', '0', '-1', '1.5'])
+@pytest.mark.parametrize('args', [['dist_train.sh', 'c.py'],
+                                  ['dist_test.sh', 'c.py', 'c.pth']])
+def test_a_number_of_processes_is_one(args: List[str], gpus: str) -> None:
+    result = run([ROOT / 'tools' / args[0], *args[1:], gpus], ROOT)
+    assert result.returncode == 2
+    assert result.stderr == (f"GPUS must be a number of processes, 1 or more, "
+                             f"not '{gpus}'.\n")
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)

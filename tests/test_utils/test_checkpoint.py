@@ -13,6 +13,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import BaseModel
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, Runner
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -126,6 +128,32 @@ def test_payload_of_training_loads(tmp_path: Path) -> None:
     assert loaded['numbers'] == numbers
 
 
+@pytest.mark.parametrize('kind', [
+    dict(type='OneCycleLR', eta_max=1., total_steps=9),
+    dict(type='OneCycleLR', eta_max=1., total_steps=9,
+         anneal_strategy='linear'),
+    dict(type='CosineAnnealingLR', T_max=9),
+    dict(type='PolyLR'), dict(type='MultiStepLR', milestones=[1, 2])],
+    ids=str)
+def test_schedules_go_on_where_they_were(tmp_path: Path, kind: dict) -> None:
+
+    def schedule() -> Any:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], .1)
+        return PARAM_SCHEDULERS.build(dict(kind, optimizer=optimizer))
+
+    first, second = schedule(), schedule()
+    for _ in range(3):
+        first.optimizer.step()
+        first.step()
+    torch.save([first.state_dict()], tmp_path / 'x.pth')
+    second.load_state_dict(load(tmp_path / 'x.pth')[0])
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    for each in (first, second):
+        each.optimizer.step()
+        each.step()
+    assert first.get_last_value() == second.get_last_value()
+
+
 def test_arrays_of_either_numpy_load(tmp_path: Path) -> None:
     torch.save(dict(a=np.arange(3)), tmp_path / 'x.pth')
     ours = load(tmp_path / 'x.pth')['a']
@@ -180,7 +208,9 @@ def test_the_door_getattr_stays_shut(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return getattr, self.args
 
-    for args in ((HistoryBuffer, '__init__'), (dict, 'fromkeys')):
+    for args in ((HistoryBuffer, '__init__'), (dict, 'fromkeys'),
+                 (OneCycleParamScheduler, 'build_iter_from_epoch'),
+                 (OneCycleParamScheduler, '__init__')):
         torch.save(Door(*args), tmp_path / 'x.pth')
         with pytest.raises(checkpoint.UntrustedPickleError, match='getattr'):
             load(tmp_path / 'x.pth')

@@ -8,7 +8,6 @@ would compute alone; what costs memory, the trunk's and the modules' weights,
 is there once.
 """
 
-import os.path as osp
 import re
 from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
@@ -28,6 +27,7 @@ from torch import nn
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.necks import ViMFusionNeck
+from vim_mm.utils.config import read_config
 from .inputs import Picture
 from .sharing import check_trunk, share
 
@@ -158,20 +158,6 @@ class ServedTask:
 
 
 # ------------------------------------------------------------------ building
-
-
-def read_config(config: Union[str, Config]) -> Config:
-    """A config of one's own: read from a file, or copied.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    if isinstance(config, Config):
-        return config.copy()
-    if not osp.isfile(config):
-        raise FileNotFoundError(
-            f'There is no config file {config}: check the path.')
-    return Config.fromfile(config)
 
 
 def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:

@@ -21,12 +21,18 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
+#: Classes whose methods a checkpoint may name, and which.
+_METHODS = {
+    HistoryBuffer: ('current', 'max', 'mean', 'min'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 MapLocation = Optional[Union[str, torch.device, Callable, dict]]
 
 
@@ -208,8 +214,8 @@ def _allowed() -> ContextManager:
         return contextlib.nullcontext()
     core = np._core if hasattr(np, '_core') else np.core
     allowed = [
-        HistoryBuffer, np.ndarray, np.dtype, slice,
-        (_history_method, 'builtins.getattr'),
+        *_METHODS, np.ndarray, np.dtype, slice,
+        (_method, 'builtins.getattr'),
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'}
     ]
     # numpy 2 moved these; files of either version name them their own way
@@ -219,13 +225,14 @@ def _allowed() -> ContextManager:
     return torch.serialization.safe_globals(allowed)
 
 
-def _history_method(owner: type, name: str) -> Callable:
+def _method(owner: type, name: str) -> Callable:
     """Stands in for ``getattr``, which opens every door when allowed.
 
-    A HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, name)``;
-    nothing else in a checkpoint needs it.
+    A HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, name)``,
+    a one-cycle schedule its curve alike; nothing else in a checkpoint needs
+    it.
     """
-    if owner is not HistoryBuffer or name.startswith('_'):
+    if name not in _METHODS.get(owner, ()):
         raise UnpicklingError(
             f'GLOBAL getattr is refused for {owner!r} and {name!r}')
     return getattr(owner, name)

@@ -28,9 +28,9 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
             if root and not osp.isdir(root):
                 raise FileNotFoundError(
                     f"The data root '{root}' does not exist; set "
-                    f'`{key}.data_root` to where the data is (--cfg-options), '
-                    'or make it first (tools/dataset_converters for the '
-                    "demo's).")
+                    f'`{key}.data_root` to where the data is '
+                    "(--cfg-options); tools/dataset_converters make the "
+                    "demo's.")
             ann = dataset.get('ann_file')
             if isinstance(ann, str) and ann and '://' not in ann:
                 if not osp.exists(osp.join(root, ann)):

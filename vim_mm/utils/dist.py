@@ -67,7 +67,7 @@ def _translate_env(launcher: str) -> None:
             'slurm, mpirun for mpi) or leave --launcher out.')
     os.environ.update(
         {name: os.environ[source] for name, source in zip(names, sources)})
-    os.environ.setdefault('MASTER_PORT', '29500')
+    os.environ.setdefault('MASTER_PORT', os.environ.get('PORT', '29500'))
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = subprocess.check_output(
             ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],

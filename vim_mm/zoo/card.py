@@ -58,7 +58,7 @@ def check_name(name: Any) -> str:
     """
     if not is_name(name):
         raise ZooError(
-            f'{name!r} cannot name a module: use letters, digits, ".", "_" '
+            f'{name!r} cannot name a module: use letters, digits, "_" '
             'and "-", start with a letter or digit, 100 characters at most.')
     return name
 

@@ -96,6 +96,9 @@ def test_what_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
     run.train()
     with pytest.raises(ZooError, match="holds a module 'n' already"):
         runner(tmp_path).train()
+    # before anything that takes long
+    order = [type(hook).__name__ for hook in run.hooks]
+    assert order.index('ModuleToZooHook') < order.index('IterTimerHook')
     again = runner(tmp_path, hook=dict(overwrite=True))
     again.train()
     with pytest.raises(ZooError, match="its task is 'detection'"):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from _tiny import (DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures, build_backbone,
-                   build_model, fill, fusion_neck, same, save_trunk, snapshot,
-                   vit)
+from _tiny import (ARCH, DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures,
+                   build_backbone, build_model, fill, fusion_neck, same,
+                   save_trunk, snapshot, vit)
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import BaseFusion
 from vim_mm.registry import MODELS
@@ -182,6 +182,11 @@ def test_a_module_may_name_its_slots(adapter: dict, names: List[str],
      "LoRA sits in linear layers, and 'layers.0.attn' is none"),
     (dict(adapter=dict(slots=r'.*\.qkv', type='ConvPass')),
      'ConvPass cannot sit beside a layer that maps 32 channels to 96'),
+    (dict(adapter=dict(type='LoRA', slots=r'layers.(\d+.attn')),
+     'is no regular expression: missing'),
+    (dict(trunk=dict(type='mmpretrain.BEiTViT', arch=ARCH, img_size=64),
+          adapter=dict(type='LoRA', slots=r'layers\.\d\.attn\.qkv')),
+     'refuses a picture of 56 px.*set `model.backbone.probe_size`'),
     (dict(adapter=dict(type='PluginNeck', slots='layers.*')),
      'matches none of the outputs'),
     (dict(adapter=dict(type='PluginNeck', levels=[0, 1])),
@@ -194,6 +199,13 @@ def test_a_module_may_name_its_slots(adapter: dict, names: List[str],
 def test_mistakes_are_sentences(kwargs: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_backbone(new_module='n', **kwargs)
+
+
+@pytest.mark.parametrize('kind', ['conv', 'bottleneck', 'lora'])
+def test_a_size_that_patches_do_not_fill_is_refused(kind: str) -> None:
+    backbone = build_backbone(new_module='n', adapter=ADAPTERS[kind])
+    with pytest.raises(ValueError, match='56x60 px is not divisible .* 14'):
+        backbone(torch.zeros(1, 3, 56, 60))
 
 
 def test_tokens_in_windows_have_no_grid() -> None:

@@ -34,7 +34,7 @@ class ModuleToZooHook(Hook):
             False.
     """
 
-    priority = 'VERY_LOW'
+    priority = 'VERY_HIGH'
 
     def __init__(self,
                  zoo: str,

@@ -52,7 +52,8 @@ def probe_slots(trunk: nn.Module,
 
     Raises:
         ValueError: If a submodule returns neither tokens nor a map, or lies
-            inside an activation checkpoint.
+            inside an activation checkpoint, or the trunk takes no picture of
+            that size.
     """
     modules = dict(trunk.named_modules())
     names = [name for name in modules if name in set(names)]
@@ -83,7 +84,7 @@ def probe_slots(trunk: nn.Module,
         1, 3, probe_size, probe_size, device=weight.device, dtype=weight.dtype)
     try:
         with torch.enable_grad():
-            levels = trunk(picture)
+            levels = _run(trunk, picture)
             total = sum(level.sum() for level in _tensors(levels))
             if total.requires_grad:  # not if no output reads a slot
                 total.backward()
@@ -102,6 +103,16 @@ def probe_slots(trunk: nn.Module,
     if outputs:
         specs.update(_outputs(levels, probe_size))
     return specs
+
+
+def _run(trunk: nn.Module, picture: Tensor) -> object:
+    try:
+        return trunk(picture)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f'{type(trunk).__name__} refuses a picture of {len(picture[0, 0])}'
+            f' px, which was to find its slots ({error}); set '
+            '`model.backbone.probe_size` to a size it takes.') from error
 
 
 def _tensors(outputs: object) -> Iterator[Tensor]:

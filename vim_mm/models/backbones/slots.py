@@ -173,7 +173,8 @@ def match_slots(trunk: nn.Module,
             :data:`DEFAULT_LINEAR_SLOTS`. Defaults to False.
 
     Raises:
-        ValueError: If no pattern is known for the trunk, or none matches.
+        ValueError: If no pattern is known for the trunk, or none matches, or
+            it is no regular expression.
     """
     defaults = DEFAULT_LINEAR_SLOTS if linear else DEFAULT_SLOTS
     if pattern is None:
@@ -184,7 +185,12 @@ def match_slots(trunk: nn.Module,
             f'No default slots are known for {type(trunk).__name__}; give '
             'ViMBackbone a `slots` pattern over its submodule names, known '
             f'are {sorted(defaults)}.')
-    matched = [n for n, _ in trunk.named_modules() if re.fullmatch(pattern, n)]
+    try:
+        fits = re.compile(pattern).fullmatch
+    except re.error as error:
+        raise ValueError(f'The slot pattern {pattern!r} is no regular '
+                         f'expression: {error}.') from error
+    matched = [n for n, _ in trunk.named_modules() if fits(n)]
     # an outer submodule of a nested match would add its delta twice
     names = [
         n for n in matched if not any(m.startswith(n + '.') for m in matched)

@@ -151,8 +151,7 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
 
     def _check_size(self, x: Tensor) -> None:
         strides = [
-            s.stride for s in self.slots.values()
-            if s.stride and not s.is_linear
+            s.stride for s in self.slots.values() if s.stride
         ]
         patch = min(strides, default=1)
         height, width = x.shape[-2:]

@@ -86,8 +86,12 @@ def load_trunk_weights(trunk: nn.Module,
     try:
         missing, unexpected = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"The weights '{checkpoint}' are of another trunk "
-                         f'than this {name}: {error}') from error
+        _, first, *others = str(error).splitlines()
+        raise ValueError(
+            f"The weights '{checkpoint}' are of another trunk than this "
+            f'{name}: {first.strip()} {len(others)} more tensors differ. '
+            'Name the trunk that they belong to in `model.backbone.trunk`, '
+            "or this one's weights in its `init_cfg.checkpoint`.") from error
     _check_recipe(trunk, checkpoint)
     if missing:
         raise ValueError(
