@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from _tiny import (ARCH, DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures,
-                   build_backbone, build_model, fill, fusion_neck, same,
-                   save_trunk, snapshot, vit)
+from _tiny import (DIMS, KINDS, LEVELS, SIZE, TRUNKS, Pictures, build_backbone,
+                   build_model, fill, fusion_neck, same, save_trunk, snapshot,
+                   vit)
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import BaseFusion
 from vim_mm.registry import MODELS
@@ -184,8 +184,8 @@ def test_a_module_may_name_its_slots(adapter: dict, names: List[str],
      'ConvPass cannot sit beside a layer that maps 32 channels to 96'),
     (dict(adapter=dict(type='LoRA', slots=r'layers.(\d+.attn')),
      'is no regular expression: missing'),
-    (dict(trunk=dict(type='mmpretrain.BEiTViT', arch=ARCH, img_size=64),
-          adapter=dict(type='LoRA', slots=r'layers\.\d\.attn\.qkv')),
+    (dict(trunk=dict(type='mmpretrain.TIMMBackbone',
+                     model_name='vit_tiny_patch16_384')),
      'refuses a picture of 56 px.*set `model.backbone.probe_size`'),
     (dict(adapter=dict(type='PluginNeck', slots='layers.*')),
      'matches none of the outputs'),
