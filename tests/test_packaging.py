@@ -20,7 +20,8 @@ PARTS = ('vim_mm', 'configs', 'tools', 'requirements', 'setup.py',
 BASE = 'vim/midstream_coco.py'
 # what a wheel or sdist must hold besides the modules
 CARRIED = ('model-index.yml', 'configs/vim/metafile.yml', f'configs/{BASE}',
-           'tools/train.py', 'tools/dist_train.sh')
+           'tools/train.py', 'tools/dist_train.sh',
+           'requirements/constraints.txt')
 
 INHERIT = """
 import sys

@@ -27,7 +27,7 @@ model = dict(
         fusion=dict(type='vim_mm.LinearMoE', tasks=['digits-cls'])))
 
 custom_hooks = [
-    dict(type='vim_mm.ScoreGatesHook'),
+    dict(type='vim_mm.ScoreGatesHook', max_pictures=100),
     dict(type='vim_mm.WarmHeadHook', epochs=40),
     dict(type='vim_mm.GateLogHook')
 ]

@@ -29,7 +29,7 @@ custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
     dict(
         type='vim_mm.WarmHeadHook',
-        epochs=12,
+        epochs=9,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]

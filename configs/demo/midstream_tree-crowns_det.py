@@ -22,7 +22,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=8, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', epochs=6, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
@@ -33,5 +33,5 @@ custom_hooks = [
 ]
 
 train_dataloader = dict(batch_size=4)
-train_cfg = dict(max_epochs=3)
-param_scheduler = dict(total_steps=3)
+train_cfg = dict(max_epochs=4)
+param_scheduler = dict(total_steps=4)

@@ -5,13 +5,15 @@ import mmap
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from _tiny import Pictures, build_runner, fusion_neck, model_cfg, vit
+from _tiny import (Pictures, build_runner, fusion_neck, model_cfg, same,
+                   snapshot, vit)
 from vim_mm.apis import comparison
-from vim_mm.apis.comparison import (Variant, peak_memory_mb, reset_peak_memory,
-                                    run_variant, variants)
+from vim_mm.apis.comparison import (SameHeadHook, Variant, peak_memory_mb,
+                                    reset_peak_memory, run_variant, variants)
 
 
 def fused() -> Config:
@@ -94,7 +96,7 @@ def test_a_variant_is_judged_after_warm_up_and_after_training(
 
     monkeypatch.setattr(comparison.Runner, 'from_cfg', build)
     result, runner = run_variant(
-        Variant(('warm', 'trained'), Config()), str(tmp_path / 'step'))
+        Variant(('warm', 'trained'), Config()), str(tmp_path / 'step'), {})
     warm, trained = result.stages['warm'], result.stages['trained']
     assert 0 < warm.seconds < trained.seconds
     assert 0 < warm.peak_mb <= trained.peak_mb
@@ -103,6 +105,27 @@ def test_a_variant_is_judged_after_warm_up_and_after_training(
     # judged as it stands at the end
     assert runner.val_loop.run() == trained.metrics
     assert result.gates['layers.0.attn'] == dict(m=1.)
+
+
+def test_heads_start_alike_whatever_the_modules(tmp_path: Path) -> None:
+    start, heads, banks = {}, [], []
+    for module in ('m', 'other-and-wider'):
+        adapter = dict(type='ConvPass', hidden_dims=len(module))
+        backbone = dict(trunk=vit(), new_module=module, adapter=adapter)
+        run = build_runner(
+            'seg', model_cfg('seg', backbone, fusion_neck('seg')),
+            tmp_path / module, iters=1)
+        drawn = snapshot(run.model.decode_head)
+        SameHeadHook(start).before_train(run)
+        banks.append(snapshot(run.model.backbone))
+        heads.append(snapshot(run.model.decode_head))
+    assert same(*heads) and not same(drawn, heads[1])
+    assert banks[0].keys() != banks[1].keys()
+    # what the first one learns later does not move the start
+    with torch.no_grad():
+        run.model.decode_head.conv_seg.weight.add_(1)
+    SameHeadHook(start).before_train(run)
+    assert same(snapshot(run.model.decode_head), heads[0])
 
 
 def resident_mb(field: str) -> float:

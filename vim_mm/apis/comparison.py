@@ -12,7 +12,9 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import Tensor
 
 from vim_mm.engine.feature_cache import unwrap
 
@@ -84,10 +86,44 @@ class StageHook(Hook):
                   round(peak_memory_mb(), 1)))
 
 
+class SameHeadHook(Hook):
+    """Let neck and head start alike in all variants.
+
+    What is drawn before the head differs with the modules, and heads learned
+    from few pictures depend on where they start more than methods differ.
+
+    Args:
+        start (dict[str, Tensor]): Where the first variant's neck and head
+            started; filled by it, and given to all others.
+    """
+
+    # before WarmHeadHook
+    priority = 'VERY_HIGH'
+
+    def __init__(self, start: Dict[str, Tensor]) -> None:
+        self.start = start
+
+    def before_train(self, runner: Runner) -> None:
+        """Note or set the values."""
+        model = unwrap(runner.model)
+        if not self.start:
+            self.start.update(deepcopy(_outside_backbone(model)))
+        model.load_state_dict(self.start, strict=False)
+
+
+def _outside_backbone(model: BaseModel) -> Dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.startswith('backbone.')
+    }
+
+
 def variants(cfg: Config) -> List[Variant]:
     """The baselines of a fused downstream config, and itself, cheapest first.
 
-    All warm the same head on cached features with the same settings. Fused
+    All warm the same head from the same values on cached features with the
+    same settings. Fused
     ones then learn gates and head together; for as many epochs more the other
     heads learn on cached features, so that none has seen the few pictures
     more often than another.
@@ -146,13 +182,15 @@ def _unfused(cfg: Config, modules: List[str]) -> Config:
     return cfg
 
 
-def run_variant(variant: Variant,
-                work_dir: str) -> Tuple[VariantResult, Runner]:
+def run_variant(variant: Variant, work_dir: str,
+                head: Dict[str, Tensor]) -> Tuple[VariantResult, Runner]:
     """Train one variant; it is judged by its validations.
 
     Args:
         variant (Variant): The config to run; its ``WarmHeadHook`` evaluates.
         work_dir (str): Folder for its logs and checkpoints.
+        head (dict[str, Tensor]): Where heads start, see
+            :class:`SameHeadHook`; empty for the first variant.
 
     Returns:
         tuple[VariantResult, Runner]: Metrics, costs and gates, and the runner
@@ -170,6 +208,7 @@ def run_variant(variant: Variant,
     judge = StageHook(time.perf_counter())
     runner = Runner.from_cfg(cfg)
     runner.register_hook(judge)
+    runner.register_hook(SameHeadHook(head))
     runner.train()
     result = VariantResult(
         stages=dict(zip(variant.methods, judge.stages, strict=True)),

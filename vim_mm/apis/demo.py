@@ -12,6 +12,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import Tensor
 
 import vim_mm
 from vim_mm.datasets.prepare import Recipe, default_out, digits_recipe
@@ -71,7 +72,7 @@ _ACCURACY = ('accuracy/top1', 'accuracy')
 _MIOU = ('mIoU', 'mIoU')
 _FEW = ('Few pictures, with digits in other hands and on other photographs '
         'than midstream; tested on yet other ones. All methods warm the same '
-        'head alike on cached features; those called trained went on from the '
+        'head from the same values on cached features; those called trained went on from the '
         'row above them to learn gates and head together, and no head has '
         'seen the pictures in more epochs than theirs. ')
 
@@ -231,8 +232,9 @@ def run(name: str, work_dir: Path) -> None:
         runs = variants(cfg)
     rows: List[Row] = []
     gates, pictures, seconds = None, [], 0.
+    head: Dict[str, Tensor] = {}
     for variant in runs:
-        result, runner = run_variant(variant, str(work_dir / name))
+        result, runner = run_variant(variant, str(work_dir / name), head)
         found = _rows(name, kind, result)
         for row in found:
             runner.logger.info(
