@@ -72,9 +72,9 @@ _ACCURACY = ('accuracy/top1', 'accuracy')
 _MIOU = ('mIoU', 'mIoU')
 _FEW = ('Few pictures, with digits in other hands and on other photographs '
         'than midstream; tested on yet other ones. All methods warm the same '
-        'head from the same values on cached features; those called trained went on from the '
-        'row above them to learn gates and head together, and no head has '
-        'seen the pictures in more epochs than theirs. ')
+        'head from the same values on cached features; those called trained '
+        'went on from the row above them to learn gates and head together, '
+        'and no head has seen the pictures in more epochs than theirs. ')
 
 STEPS: Dict[str, DemoStep] = {
     'midstream_tree-crowns_det': DemoStep(
