@@ -5,9 +5,10 @@
 
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
-Measured on two CPU cores, one seed, 64 pictures: AP50 on 64 pictures 0.709
-frozen trunk, 0.810 best single: trees, 0.761 uniform gates, 0.782 trained from
-there, 0.795 score-started gates, 0.779 trained from there (commit 4755ed4).
+Measured on two CPU cores, one seed, 64 pictures: AP50 on 64 pictures 0.683
+frozen trunk, 0.717 best single: digit-classes, 0.764 uniform gates, 0.777
+trained from there, 0.752 score-started gates, 0.769 trained from there (commit
+8957cd5).
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.
