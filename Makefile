@@ -20,11 +20,8 @@ help:
 	@echo 'make lint    flake8 and isort'
 	@echo 'make clean   remove .venv and build outputs'
 
-# glibc would give back and fetch anew the memory of every large tensor, which
-# costs about a tenth of the time
 demo: setup
-	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 \
-	  $(PY) tools/demo.py
+	$(PY) tools/demo.py
 
 # two processes of one thread each: most tests are too small for two threads
 test: setup

@@ -33,5 +33,5 @@ custom_hooks = [
 ]
 
 train_dataloader = dict(batch_size=4)
-train_cfg = dict(max_epochs=4)
-param_scheduler = dict(total_steps=4)
+train_cfg = dict(max_epochs=3)
+param_scheduler = dict(total_steps=3)
