@@ -6,9 +6,9 @@
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
 Measured on two CPU cores, one seed, 200 pictures: accuracy on 200 pictures
-0.225 frozen trunk, 0.640 best single: digit-masks, 0.475 uniform gates, 0.460
+0.225 frozen trunk, 0.640 best single: digit-masks, 0.465 uniform gates, 0.480
 trained from there, 0.665 score-started gates, 0.665 trained from there (commit
-8957cd5).
+13fbab7).
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.
