@@ -144,7 +144,8 @@ class FitHook(Hook):
             ValueError: There is nothing.
         """
         stored = checkpoint.get('state_dict', checkpoint)
-        if not any('backbone.' in key for key in stored):
+        wanted = any('backbone.' in key for key in runner.model.state_dict())
+        if wanted and not any('backbone.' in key for key in stored):
             raise ValueError(
                 f'{runner.cfg.load_from} holds nothing of a backbone, so it '
                 'is no checkpoint of a whole model; give one that a run of '
