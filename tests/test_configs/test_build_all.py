@@ -219,8 +219,8 @@ def expected_in_backbone(cfg: ConfigDict) -> int:
         embedding = (3 * 16**2 + 197 + 1) * WIDTH
         return 12 * block + embedding + 2 * WIDTH * (1 + cfg.final_norm)
     fusion = cfg.get('fusion') or {}
-    learned = fusion.get('type') == 'vim_mm.EnsMoE' and fusion.get(
-        'learn', True)
+    weighs = fusion.get('type') in ('vim_mm.EnsMoE', 'vim_mm.LinearMoE')
+    learned = weighs and fusion.get('learn', True)
     num_gates = NUM_SLOTS * len(cfg.get('modules', []))
     return learned * num_gates + MODULE * bool(cfg.get('new_module'))
 
@@ -379,7 +379,8 @@ def test_no_fused_task_uses_a_module_of_its_own_pictures() -> None:
 
 
 def test_every_fused_task_has_its_baselines() -> None:
-    kinds = ('linear-probe', 'full', 'convpass', 'best-single', 'uniform')
+    kinds = ('linear-probe', 'full', 'convpass', 'best-single', 'uniform',
+             'linear-moe')
     tasks = [
         Path(name).stem.replace('downstream_', '') for name in CONFIGS
         if name.startswith('downstream_')
@@ -414,7 +415,7 @@ def test_vtab_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CONFIGS:
         if name.startswith('baselines/vtab_'):
             folders.add(Config.fromfile(ROOT / name).work_dir)
-    assert len(folders) == 19 + 5  # no run overwrites another's checkpoints
+    assert len(folders) == 19 + 6  # no run overwrites another's checkpoints
     monkeypatch.setenv('VTAB_TASK', 'cifar10')
     with pytest.raises(AssertionError, match='no task of VTAB-1k'):
         Config.fromfile(ROOT / 'downstream_vtab.py')
