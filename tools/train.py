@@ -74,6 +74,7 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs', name)
     if args.amp:
         use_amp(cfg)
+    keep_float32_on_cpu(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(
@@ -92,10 +93,20 @@ def use_amp(cfg: Config) -> None:
         raise ValueError(
             f'--amp turns an OptimWrapper into an AmpOptimWrapper, but this '
             f'config uses {kind}: leave --amp out.')
-    if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU, and there is none: leave it out.')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def keep_float32_on_cpu(cfg: Config) -> None:
+    """The same commands run without a GPU, where nothing scales losses."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if get_device() != 'cpu' or wrapper.get('type') != 'AmpOptimWrapper':
+        return
+    print_log('Mixed precision needs a GPU, and there is none: this run '
+              'computes in float32.')
+    wrapper.type = 'OptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
 
 
 def set_resume(cfg: Config, resume: str) -> None:

@@ -144,6 +144,9 @@ def show_module(args: argparse.Namespace) -> None:
 def verify_modules(args: argparse.Namespace) -> None:
     zoo, num_bad = Zoo(args.zoo), 0
     names = zoo.names() if args.name is None else [args.name]
+    if not names:
+        raise ZooError(f'{args.zoo} holds no module to verify: check the '
+                       'path.')
     table = Table('module', 'result')
     for name in names:
         problems = zoo.verify(name)

@@ -102,8 +102,11 @@ def free_port() -> int:
 
 
 def test_two_processes_train_then_test_then_resume(toy: Path) -> None:
-    trained = run([ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2], toy)
+    # the command of a machine with GPUs
+    trained = run([ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2, '--amp'],
+                  toy)
     assert trained.returncode == 0, trained.stderr
+    assert 'this run computes in float32' in trained.stdout + trained.stderr
     checkpoint = toy / 'work' / 'iter_2.pth'
     # 8 pictures, 2 a process: an epoch of a two-process run has 2 steps
     assert 'Iter(train) [2/2]' in trained.stdout + trained.stderr
@@ -158,7 +161,6 @@ def test_resume_without_a_checkpoint_says_so(
     (['train.py', str(ROOT / 'README.md')], 'README.md is no config file'),
     (['test.py', 'toy.py', 'none.pth'], 'There is no checkpoint file'),
     (['train.py', 'toy.py', '--auto-scale-lr'], 'needs auto_scale_lr'),
-    (['train.py', 'toy.py', '--amp'], '--amp needs a GPU'),
     (['test.py', 'toy.py', 'toy.py', '--tta'], 'needs tta_model'),
     (['test.py', 'toy.py', 'toy.py', '--out', 'x.json'], 'must end in .pkl'),
     (['train.py', 'toy.py', '--launcher', 'mpi'], 'OMPI_COMM_WORLD_RANK'),
@@ -195,6 +197,13 @@ def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith('Error: module.safetensors holds nothing of a')
+
+
+def test_a_mistake_under_the_launcher_shows_no_traceback(toy: Path) -> None:
+    result = run([ROOT / 'tools/dist_train.sh', 'none.py', 2], toy)
+    assert result.returncode == 1
+    assert 'Error: There is no config file none.py' in result.stderr
+    assert 'Traceback' not in result.stderr
 
 
 @pytest.mark.parametrize('gpus', ['x', '0', '-1', '1.5'])

@@ -107,6 +107,11 @@ def test_verify(cli, zoo, capsys):
     assert err.startswith('Error: 1 of 2 modules are not valid. (VIM_MM_')
 
 
+def test_verify_of_no_module(cli, tmp_path, capsys):
+    assert cli.main(['verify', str(tmp_path)]) == 1
+    assert 'holds no module to verify' in capsys.readouterr().err
+
+
 def test_add(cli, zoo, tmp_path, capsys):
     other = Zoo(tmp_path / 'other')
     add = ['add', str(other.root), str(zoo.root / 'cars'), '--name', 'vans']

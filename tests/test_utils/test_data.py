@@ -46,3 +46,36 @@ def test_wrapped_data_sets_are_found(tmp_path: Path) -> None:
 
 def test_remote_data_is_not_looked_for() -> None:
     check_data(config('s3://bucket/x', ann_file='a'), ('train_dataloader', ))
+
+
+@pytest.mark.parametrize('prefix, option', [
+    ('train', 'data_prefix'),
+    (dict(img='train/'), 'data_prefix.img'),
+    (dict(img_path='train', seg_map_path='ann'), 'data_prefix.img_path'),
+])
+def test_missing_pictures_name_their_option(prefix: object, option: str,
+                                            tmp_path: Path) -> None:
+    cfg = config(str(tmp_path), data_prefix=prefix)
+    (tmp_path / 'train2').mkdir()  # another folder, no file of that prefix
+    with pytest.raises(
+            FileNotFoundError,
+            match=f'train.*`train_dataloader.dataset.{option}`'):
+        check_data(cfg, ('train_dataloader', ))
+    (tmp_path / 'train').mkdir()
+    check_data(cfg, ('train_dataloader', ))
+
+
+def test_a_prefix_may_begin_the_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / 'COCO_train_1.jpg').touch()
+    check_data(
+        config(str(tmp_path), data_prefix=dict(img='COCO_train_')),
+        ('train_dataloader', ))
+
+
+def test_data_that_is_downloaded_may_be_missing(tmp_path: Path) -> None:
+    kind = dict(type='mmpretrain.CIFAR10', split='train')
+    check_data(config(str(tmp_path / 'new'), **kind), ('train_dataloader', ))
+    with pytest.raises(FileNotFoundError, match='new'):
+        check_data(
+            config(str(tmp_path / 'new'), download=False, **kind),
+            ('train_dataloader', ))

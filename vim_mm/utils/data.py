@@ -1,8 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import glob
+import inspect
 import os.path as osp
-from typing import Iterator, Tuple
+from typing import Iterator, Optional, Tuple
 
 from mmengine.config import Config
+
+from vim_mm.registry import DATASETS
 
 
 def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
@@ -14,29 +18,71 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
             ``('train_dataloader', 'val_dataloader')``.
 
     Raises:
-        FileNotFoundError: If the data root or the annotation file of a data
-            set is not there; names the option that says where to look.
+        FileNotFoundError: If the data root, the annotation file or the
+            pictures of a data set are not there; names the option that says
+            where to look.
     """
+    scope = cfg.get('default_scope')
     for part in parts:
         loader = cfg.get(part)
         if not loader:
             continue
         for key, dataset in _datasets(f'{part}.dataset', loader['dataset']):
-            root = dataset.get('data_root') or ''
-            if '://' in root:
-                continue
-            if root and not osp.isdir(root):
-                raise FileNotFoundError(
-                    f"The data root '{root}' does not exist; set "
-                    f'`{key}.data_root` to where the data is '
-                    "(--cfg-options); tools/dataset_converters make the "
-                    "demo's.")
-            ann = dataset.get('ann_file')
-            if isinstance(ann, str) and ann and '://' not in ann:
-                if not osp.exists(osp.join(root, ann)):
-                    raise FileNotFoundError(
-                        f"The annotation file '{osp.join(root, ann)}' does "
-                        f'not exist; set `{key}.ann_file` (--cfg-options).')
+            if not _downloads(dataset, dataset.get('_scope_', scope)):
+                _check(key, dataset)
+
+
+def _check(key: str, dataset: dict) -> None:
+    root = dataset.get('data_root') or ''
+    if root and '://' not in root and not osp.isdir(root):
+        raise FileNotFoundError(
+            f"The data root '{root}' does not exist; set `{key}.data_root` to "
+            "where the data is (--cfg-options); tools/dataset_converters make "
+            "the demo's.")
+    ann = dataset.get('ann_file')
+    if isinstance(ann, str) and _is_missing(root, ann):
+        raise FileNotFoundError(
+            f"The annotation file '{osp.join(root, ann)}' does not exist; set "
+            f'`{key}.ann_file` (--cfg-options).')
+    prefix = dataset.get('data_prefix') or {}
+    option = f'{key}.data_prefix'
+    if isinstance(prefix, str):
+        prefixes = {option: prefix}
+    else:
+        prefixes = {
+            f'{option}.{name}': value
+            for name, value in prefix.items() if name.startswith('img')
+        }
+    for option, prefix in prefixes.items():
+        # a prefix of files' names is no folder
+        if isinstance(prefix, str) and _is_missing(
+                root, prefix) and not _starts_files(osp.join(root, prefix)):
+            raise FileNotFoundError(
+                f"There are no pictures at '{osp.join(root, prefix)}'; set "
+                f'`{option}` (--cfg-options).')
+
+
+def _is_missing(root: str, path: str) -> bool:
+    path = osp.join(root, path)
+    return bool(path) and '://' not in path and not osp.exists(path)
+
+
+def _starts_files(prefix: str) -> bool:
+    return any(map(osp.isfile, glob.iglob(glob.escape(prefix) + '*')))
+
+
+def _downloads(dataset: dict, scope: Optional[str]) -> bool:
+    """Whether a data set fetches what is missing (CIFAR, MNIST)."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(kind)
+    known = {
+        name
+        for cls in getattr(kind, '__mro__', ())
+        for name in inspect.signature(cls.__init__).parameters
+    }
+    return 'download' in known and dataset.get('download', True)
 
 
 def _datasets(key: str, dataset: dict) -> Iterator[Tuple[str, dict]]:

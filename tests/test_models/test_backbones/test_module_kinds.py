@@ -3,7 +3,7 @@
 
 import copy
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import pytest
 import torch
@@ -557,6 +557,23 @@ def test_default_slots_of_timm(name: str) -> None:
     fill(backbone.bank)
     assert not any(
         torch.allclose(a, b) for a, b in zip(backbone(x)[1:], plain[1:]))
+
+
+@pytest.mark.parametrize(('kind', 'slots', 'name'), [
+    ('neck', None, 'outputs.0'),
+    ('conv', r'timm_model\.layers_\d\.blocks\.\d', 'layers_0.blocks.0'),
+])
+def test_maps_with_channels_last_are_refused(kind: str, slots: Optional[str],
+                                             name: str) -> None:
+    trunk = dict(
+        type='mmpretrain.TIMMBackbone',
+        model_name='swin_tiny_patch4_window7_224', features_only=True,
+        pretrained=False, depths=(1, 1), embed_dim=24, num_heads=(2, 2),
+        img_size=64, window_size=4, out_indices=(0, 1))
+    cfg = dict(type='vim_mm.ViMBackbone', trunk=trunk, probe_size=64,
+               new_module='n', slots=slots, adapter=ADAPTERS[kind])
+    with pytest.raises(ValueError, match=f'{name}.*channels last'):
+        MODELS.build(cfg)
 
 
 @pytest.mark.parametrize('kind', list(ADAPTERS))

@@ -140,7 +140,7 @@ def _observed(name: str, module: nn.Module, probe_size: int, inputs: Size,
     if isinstance(module, nn.Linear):
         return _linear(name, module, probe_size, output)
     if output is not None and len(output) == 4:
-        return SlotSpec(name, dims=output[1], is_map=True)
+        return _map(name, output)
     if output is None or len(output) != 3 or inputs != output:
         raise ValueError(
             f"Submodule '{name}' cannot be a slot: it maps {inputs} to "
@@ -169,6 +169,15 @@ def _linear(name: str, module: nn.Linear, probe_size: int,
     return spec
 
 
+def _map(name: str, shape: Size) -> SlotSpec:
+    if shape[1] == shape[2] != shape[3]:  # the probe is a square
+        raise ValueError(
+            f"'{name}' is a map with its channels last, {tuple(shape)}, and "
+            'modules read (B, C, H, W); take a backbone that gives these, '
+            "such as mmpretrain's SwinTransformer for timm's.")
+    return SlotSpec(name, dims=shape[1], is_map=True)
+
+
 def _tokens(name: str, shape: Size, probe_size: int) -> SlotSpec:
     side = math.isqrt(shape[1])
     stride, rest = divmod(probe_size, side)
@@ -192,7 +201,7 @@ def _outputs(levels: object, probe_size: int) -> Dict[str, SlotSpec]:
     for index, level in enumerate(levels):
         name, shape = f'outputs.{index}', getattr(level, 'shape', ())
         if len(shape) == 4:
-            specs.append(SlotSpec(name, dims=shape[1], is_map=True))
+            specs.append(_map(name, shape))
         elif len(shape) == 3:
             specs.append(_tokens(name, shape, probe_size))
         elif len(shape) == 2:  # one token for the whole picture

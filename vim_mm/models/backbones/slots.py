@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple, Union
 
 from torch import Tensor, nn
 
+from ..layouts import as_tokens, tokens_like
+
 if TYPE_CHECKING:
     from .slotted_trunk import SlottedTrunk
 
@@ -117,15 +119,13 @@ class Slot:
         x = output if self.spec.is_map else slot_input(args, kwargs)
         grid = tuple(x.shape[-2:]) if self.spec.is_map else None
         if self.spec.is_map:
-            x = x.flatten(2).transpose(1, 2)
+            x = as_tokens(x)
         delta = self.backbone.delta(self, x, grid)
         if delta is None:
             return output
-        if self.spec.is_map:
-            delta = delta.transpose(1, 2).unflatten(2, grid)
-        elif self.spec.is_linear:  # of any layout, channels last
-            delta = delta.reshape(output.shape)
-        return output + delta
+        if self.spec.is_linear:  # of any layout, channels last
+            return output + delta.reshape(output.shape)
+        return output + tokens_like(delta, output)
 
 
 class OutputSlot(Slot):
@@ -140,18 +140,10 @@ class OutputSlot(Slot):
             states (dict): What the rungs of the levels before hand on;
                 filled in.
         """
-        if level.dim() == 4:
-            x, grid = level.flatten(2).transpose(1, 2), level.shape[-2:]
-        elif level.dim() == 2:
-            x, grid = level[:, None], (1, 1)
-        else:
-            x, grid = level, None
-        delta = self.backbone.delta(self, x, grid, states)
-        if delta is None:
-            return level
-        if level.dim() == 4:
-            delta = delta.transpose(1, 2).unflatten(2, grid)
-        return level + (delta[:, 0] if level.dim() == 2 else delta)
+        # where it is None, the picture tells rows and columns of the tokens
+        grid = {4: level.shape[-2:], 2: (1, 1)}.get(level.dim())
+        delta = self.backbone.delta(self, as_tokens(level), grid, states)
+        return level if delta is None else level + tokens_like(delta, level)
 
 
 def slot_input(args: tuple, kwargs: dict) -> Tensor:

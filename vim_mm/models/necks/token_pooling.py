@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from ..layouts import as_tokens
 
 
 def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:
@@ -27,9 +28,8 @@ def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:
         if level.dim() == 2:
             parts.append(level)
             continue
-        if level.dim() == 4:
-            patches = level.flatten(2).transpose(1, 2)
-        else:
+        patches = as_tokens(level)
+        if level.dim() == 3:
             parts.append(level[:, :num_extra_tokens].flatten(1))
             patches = level[:, num_extra_tokens:]
         parts += [patches.mean(dim=1), patches.amax(dim=1)]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from ..fusion import build_fusion
+from ..layouts import as_tokens
 
 Stream = Sequence[Tensor]
 
@@ -36,15 +37,6 @@ def resize_layer(channels: int, scale: float, norm_cfg: dict) -> nn.Module:
     if scale == 0.5:
         return nn.MaxPool2d(2)
     raise ValueError(f'scale={scale} is not one of 4, 2, 1 and 0.5.')
-
-
-def _tokens(features: Tensor) -> Tensor:
-    """A level's vectors, tokens or map as tokens (B, L, C)."""
-    if features.dim() == 2:
-        return features[:, None]
-    if features.dim() == 3:
-        return features
-    return features.flatten(2).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -218,7 +210,7 @@ class ViMFusionNeck(BaseModule):
         gates = self.fusion.gates(self.task)
         fused = []
         for level, maps in zip(self._levels, map(torch.stack, zip(*streams))):
-            row = self.fusion.row(gates, level, _tokens(maps.mean(dim=0)))
+            row = self.fusion.row(gates, level, as_tokens(maps.mean(dim=0)))
             picture = 'b' if row.dim() == 2 else ''
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,

@@ -1,0 +1,34 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""The three layouts of a trunk's features, and tokens in between."""
+
+from torch import Tensor
+
+
+def as_tokens(features: Tensor) -> Tensor:
+    """A map, tokens or a vector a picture, as tokens.
+
+    Args:
+        features (Tensor): A map (B, C, H, W), tokens (B, L, C) or a vector
+            (B, C), which counts as one token.
+
+    Returns:
+        Tensor: Shape (B, L, C); of a map row by row.
+    """
+    if features.dim() == 4:
+        return features.flatten(2).transpose(1, 2)
+    return features[:, None] if features.dim() == 2 else features
+
+
+def tokens_like(tokens: Tensor, features: Tensor) -> Tensor:
+    """Tokens in the layout of features: the way back of :func:`as_tokens`.
+
+    Args:
+        tokens (Tensor): Shape (B, L, C).
+        features (Tensor): Features of as many tokens, in any layout.
+
+    Returns:
+        Tensor: In the layout, and of the height and width, of ``features``.
+    """
+    if features.dim() == 4:
+        return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
+    return tokens[:, 0] if features.dim() == 2 else tokens
