@@ -27,7 +27,7 @@ def only(checks: list, name: str) -> doctor.Check:
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> dict:
     """A pretended set of installed distributions."""
-    installed = {fork: '1.0' for fork, _ in doctor.STACK.values()}
+    installed = {fork: '1.0' for fork, *_ in doctor.STACK.values()}
     installed.update(dict.fromkeys(doctor.DATA_PACKAGES, '1.0'))
     installed.update(
         dict.fromkeys(
@@ -121,6 +121,9 @@ def test_a_failing_import_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     (ImportError('libGL.so.1: cannot open'), doctor.OPENCV_MEND),
     (ModuleNotFoundError('No module named timm', name='timm'),
      'pip install timm'),
+    (ModuleNotFoundError("No module named 'pkg_resources'",
+                         name='pkg_resources'),
+     'pip install "setuptools<81"'),
     (FileNotFoundError('.mim/model-index.yml'), doctor.PACKAGE_MEND),
 ])
 def test_the_mend_is_of_what_is_missing(error: Exception, mend: str) -> None:

@@ -1,10 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What importing vim_mm does, and what it must not do."""
 
+import importlib.util
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import pytest
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
@@ -29,4 +32,11 @@ def test_bases_of_mmseg_resolve(tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
     path.write_text("_base_ = 'mmseg::_base_/default_runtime.py'\n")
     assert Config.fromfile(path).default_scope == 'mmseg'
-    assert MODULE2PACKAGE['vim_mm'] == 'vim_mm'
+
+
+def test_the_scope_names_a_module_and_no_distribution() -> None:
+    name = MODULE2PACKAGE['vim_mm']
+    package = Path(importlib.util.find_spec(name).origin).parent
+    assert package == ROOT / 'vim_mm'
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version(name)

@@ -39,10 +39,11 @@ OPS_MEND = ('pip install --force-reinstall --no-deps --no-build-isolation '
 # its build passes -std=c++17, and headers of later torches ask for C++20
 OPS_MAX_TORCH = (2, 12)
 
-# import name: the maintained fork's distribution, the original's
+# import name: the maintained fork's distribution, the original's (with lite,
+# mmcv without compiled ops)
 STACK = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite'),
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
     'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
@@ -255,6 +256,8 @@ def mend_of(error: Exception) -> str:
             return STACK_MEND
     if 'cv2' in said or 'libGL' in said:
         return OPENCV_MEND
+    if 'pkg_resources' in said:  # of the original mmengine
+        return 'pip install "setuptools<81"'
     missing = (getattr(error, 'name', None) or 'vim_mm').split('.')[0]
     return PACKAGE_MEND if missing == 'vim_mm' else f'pip install {missing}'
 

@@ -16,6 +16,8 @@ def prepare_stack() -> None:
     # names a distribution that the maintained fork does not use; the import
     # name works for both.
     config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
-    config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm'
+    # Ours is the name of a module and of no distribution: the original
+    # mmengine takes an editable install's distribution for site-packages.
+    config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm.version'
     install_ops_finder()
     register_loaders()
