@@ -5,9 +5,9 @@
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import inspect
 import os
 import os.path as osp
+import re
 
 from mmengine.config import Config, DictAction
 from mmengine.evaluator import DumpResults
@@ -15,6 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
+from vim_mm.apis.serving import must_be_stored
+from vim_mm.engine.feature_cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import read_config
 from vim_mm.utils.data import check_data
@@ -96,8 +100,10 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Add or switch on the drawing hook of the library the model is from."""
     hooks = cfg.setdefault('default_hooks', {})
     if not hooks.get('visualization'):
+        # the type's own prefix, or that of the library it was inherited from
         scope = cfg.model.type.partition('.')[0]
-        scope = scope if scope in DRAWING else cfg.get('default_scope')
+        if scope not in DRAWING:
+            scope = cfg.model.get('_scope_', cfg.get('default_scope'))
         if scope not in DRAWING:
             raise ValueError(
                 f'--show and --show-dir do not know how to draw for the model '
@@ -108,7 +114,9 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.type = visualizer
     hook = hooks.visualization
     # the three libraries name the same settings differently
-    known = inspect.signature(HOOKS.get(hook.type)).parameters
+    scope = hook.get('_scope_', cfg.get('default_scope'))
+    with HOOKS.switch_scope_and_registry(scope) as registry:
+        known = arguments_of(registry.get(hook.type))
     settings = dict(draw=True, enable=True, show=args.show)
     settings.update(wait_time=args.wait_time)
     if args.show_dir:
@@ -134,23 +142,44 @@ def use_tta(cfg: Config) -> None:
 class FitHook(Hook):
     """Refuse a checkpoint of something else: it would be judged unlearned.
 
-    A zoo's module and head files lie beside checkpoints and look like them.
+    A zoo's module and head files lie beside checkpoints and look like them,
+    and another task's checkpoint fits but for what this one has learned.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for anything of the backbone.
+        """Look for anything of the backbone, and all beside our trunks.
 
         Raises:
-            ValueError: There is nothing.
+            ValueError: It is not there.
         """
-        stored = checkpoint.get('state_dict', checkpoint)
-        wanted = any('backbone.' in key for key in runner.model.state_dict())
-        if wanted and not any('backbone.' in key for key in stored):
+        model = unwrap(runner.model)
+        own = model.state_dict()
+        stored = {
+            re.sub(r'^module\.', '', key): value
+            for key, value in checkpoint.get('state_dict', checkpoint).items()
+        }
+        if any('backbone.' in key
+               for key in own) and not any('backbone.' in key
+                                           for key in stored):
             raise ValueError(
                 f'{runner.cfg.load_from} holds nothing of a backbone, so it '
                 'is no checkpoint of a whole model; give one that a run of '
                 'this config wrote (modules of a zoo are named in '
                 '`model.backbone.modules`).')
+        backbone = getattr(model, 'backbone', None)
+        if not isinstance(backbone, ViMBackbone):
+            return
+        # gates are put in the order of the model's modules as they load
+        unlike = [
+            key for key in must_be_stored(backbone, own) if key not in stored
+            or 'fusion.' not in key and stored[key].shape != own[key].shape
+        ]
+        if unlike:
+            raise ValueError(
+                f'{runner.cfg.load_from} lacks {len(unlike)} tensors of the '
+                f'model, or holds them in another shape, such as '
+                f'{unlike[:3]}; give a checkpoint that a run of this config '
+                'wrote.')
 
 
 def main() -> None:

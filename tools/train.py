@@ -89,7 +89,7 @@ def build_config(args: argparse.Namespace) -> Config:
 def use_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if kind.split('.')[-1] not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(
             f'--amp turns an OptimWrapper into an AmpOptimWrapper, but this '
             f'config uses {kind}: leave --amp out.')
@@ -100,7 +100,8 @@ def use_amp(cfg: Config) -> None:
 def keep_float32_on_cpu(cfg: Config) -> None:
     """The same commands run without a GPU, where nothing scales losses."""
     wrapper = cfg.get('optim_wrapper') or {}
-    if get_device() != 'cpu' or wrapper.get('type') != 'AmpOptimWrapper':
+    kind = str(wrapper.get('type')).split('.')[-1]
+    if get_device() != 'cpu' or kind != 'AmpOptimWrapper':
         return
     print_log('Mixed precision needs a GPU, and there is none: this run '
               'computes in float32.')

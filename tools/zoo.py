@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +21,7 @@ from rich.table import Table
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
 from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.config import read_config
 from vim_mm.zoo import Zoo, ZooError, head_state, save_module
 
 
@@ -175,7 +176,7 @@ def remove_module(args: argparse.Namespace) -> None:
 
 
 def save_trained(args: argparse.Namespace) -> None:
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
@@ -225,7 +226,7 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     """The ranking, and metric and usefulness that the evidence knows."""
     from vim_mm.apis.evidence import usefulness
     from vim_mm.apis.ranking import rank_modules
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     zoo = args.zoo or cfg.get('model', {}).get('backbone', {}).get('zoo')

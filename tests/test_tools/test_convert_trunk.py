@@ -130,12 +130,11 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     dst = tmp_path / 'a.safetensors'
     dst.write_bytes(b'old')
 
-    def full_disk(state, path, metadata):
-        Path(path).write_bytes(b'half')
+    def full_disk(path, data):
+        path.write_text('half')
         raise OSError('No space left on device')
 
-    monkeypatch.setattr('vim_mm.utils.trunk_weights.convert.save_file',
-                        full_disk)
+    monkeypatch.setattr(Path, 'write_bytes', full_disk)
     with pytest.raises(OSError, match='No space'):
         convert_trunk('dinov2', tmp_path / 'a.pth', dst)
     assert dst.read_bytes() == b'old'

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import List
 
 import cv2
@@ -16,6 +17,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from safetensors.torch import save_file
+
+from _tiny import build_model, vit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'tools').glob('*.sh'))
@@ -133,6 +136,7 @@ def test_two_processes_train_then_test_then_resume(toy: Path) -> None:
         '--resume',
         '--cfg-options',
         'train_cfg.max_iters=3',
+        'optim_wrapper.type=mmengine.AmpOptimWrapper',
         cwd=toy)
     assert resumed.returncode == 0, resumed.stderr
     assert 'resumed epoch: 0, iter: 2' in resumed.stdout + resumed.stderr
@@ -197,6 +201,41 @@ def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith('Error: module.safetensors holds nothing of a')
+
+
+def test_a_checkpoint_of_another_task_is_not_judged() -> None:
+    hook = runpy.run_path(str(ROOT / 'tools/test.py'))['FitHook']()
+    model = build_model('cls', dict(trunk=vit(), new_module='n'))
+    own = dict(state_dict=model.state_dict())
+    runner = SimpleNamespace(
+        model=model, cfg=SimpleNamespace(load_from='x.pth'))
+    hook.after_load_checkpoint(runner, own)
+    other = build_model('cls', dict(trunk=vit(), new_module='m'))
+    with pytest.raises(ValueError, match='x.pth lacks .* tensors.*members.n'):
+        hook.after_load_checkpoint(runner, other.state_dict())
+    wide = {key: value[..., None] if key.startswith('head') else value
+            for key, value in own['state_dict'].items()}
+    with pytest.raises(ValueError, match='another shape.*head'):
+        hook.after_load_checkpoint(runner, wide)
+
+
+@pytest.mark.parametrize(('model', 'scope', 'hooks'), [
+    # as inherited from mmdet, with no prefix
+    (dict(type='MaskRCNN', _scope_='mmdet'), 'vim_mm', {}),
+    # as mmdet's and mmpretrain's own runtimes name their hooks
+    (dict(type='FCOS'), 'mmdet', dict(type='DetVisualizationHook')),
+    (dict(type='X'), 'mmpretrain', dict(type='VisualizationHook')),
+])
+def test_drawing_finds_its_library(model: dict, scope: str,
+                                   hooks: dict) -> None:
+    draw = runpy.run_path(str(ROOT / 'tools/test.py'))['draw_predictions']
+    cfg = Config(dict(model=model, default_scope=scope,
+                      default_hooks=dict(visualization=hooks),
+                      visualizer=dict(type='Visualizer')))
+    draw(cfg, SimpleNamespace(show=False, wait_time=1, show_dir='shown'))
+    hook = cfg.default_hooks.visualization
+    assert hook.get('draw') or hook.get('enable')
+    assert cfg.visualizer.save_dir.endswith('shown')
 
 
 def test_a_mistake_under_the_launcher_shows_no_traceback(toy: Path) -> None:

@@ -51,7 +51,8 @@ def test_remote_data_is_not_looked_for() -> None:
 @pytest.mark.parametrize('prefix, option', [
     ('train', 'data_prefix'),
     (dict(img='train/'), 'data_prefix.img'),
-    (dict(img_path='train', seg_map_path='ann'), 'data_prefix.img_path'),
+    (dict(img_path='train', seg_map_path=''), 'data_prefix.img_path'),
+    (dict(img_path='', seg_map_path='train'), 'data_prefix.seg_map_path'),
 ])
 def test_missing_pictures_name_their_option(prefix: object, option: str,
                                             tmp_path: Path) -> None:
@@ -79,3 +80,19 @@ def test_data_that_is_downloaded_may_be_missing(tmp_path: Path) -> None:
         check_data(
             config(str(tmp_path / 'new'), download=False, **kind),
             ('train_dataloader', ))
+
+
+def test_pictures_to_test_on_may_lack_annotations(tmp_path: Path) -> None:
+    cfg = config(
+        str(tmp_path), data_prefix=dict(seg_map_path='ann'), test_mode=True)
+    check_data(cfg, ('train_dataloader', ))
+
+
+def test_what_metrics_are_measured_by_is_looked_for(tmp_path: Path) -> None:
+    cfg = Config(
+        dict(
+            test_dataloader=dict(dataset=dict(data_root=str(tmp_path))),
+            test_evaluator=[dict(), dict(ann_file='data/gone.json')]))
+    with pytest.raises(
+            FileNotFoundError, match='gone.json.*`test_evaluator.1.ann_file`'):
+        check_data(cfg, ('test_dataloader', ))

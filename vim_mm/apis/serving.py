@@ -10,7 +10,7 @@ is there once.
 
 import re
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
 import numpy as np
@@ -197,10 +197,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     except RuntimeError as error:
         raise ValueError(f"The checkpoint '{checkpoint}' is of another model "
                          f'than its config: {error}') from error
-    from_zoo = tuple(f'backbone.bank.members.{module}.'
-                     for module in backbone.bank.names
-                     if module != backbone.new_module)
-    missing = [key for key in missing if not key.startswith(from_zoo)]
+    missing = must_be_stored(backbone, missing)
     if missing:
         raise ValueError(
             f"The checkpoint '{checkpoint}' lacks {len(missing)} tensors of "
@@ -208,6 +205,20 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     model = revert_sync_batchnorm(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta
+
+
+def must_be_stored(backbone: ViMBackbone, keys: Iterable[str]) -> List[str]:
+    """Of a model's tensors those that its checkpoints hold in any case.
+
+    The trunk and modules of the zoo may lie elsewhere.
+    """
+    elsewhere = tuple(f'backbone.bank.members.{module}.'
+                      for module in backbone.bank.names
+                      if module != backbone.new_module)
+    return [
+        key for key in keys
+        if not key.startswith(('backbone.trunk.', *elsewhere))
+    ]
 
 
 def test_dataset(cfg: Config) -> ConfigDict:

@@ -14,9 +14,16 @@ from vim_mm.models.necks import ViMFusionNeck
 
 
 def fusing_part(model: BaseModel) -> Union[ViMBackbone, ViMFusionNeck]:
-    """The part with the fusion: the neck if it weighs streams."""
+    """The part with the fusion: the neck if it weighs streams.
+
+    Raises:
+        ValueError: If these are streams of other modules than the backbone's.
+    """
     neck = getattr(model, 'neck', None)
-    return model.backbone if getattr(neck, 'fusion', None) is None else neck
+    if getattr(neck, 'fusion', None) is None:
+        return model.backbone
+    neck.check_streams(model.backbone.bank.names)
+    return neck
 
 
 def fused_features(model: BaseModel, inputs: Tensor) -> tuple:

@@ -1,5 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""The three layouts of a trunk's features, and tokens in between."""
+"""The three layouts of a trunk's features, and streams of them."""
+
+from typing import Iterable, List, Optional, Sequence
 
 from torch import Tensor
 
@@ -32,3 +34,21 @@ def tokens_like(tokens: Tensor, features: Tensor) -> Tensor:
     if features.dim() == 4:
         return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
     return tokens[:, 0] if features.dim() == 2 else tokens
+
+
+class Streams(tuple):
+    """One tuple of features per module, and whose they are.
+
+    Attributes:
+        names (list[str], optional): The modules, in order; None once a copy
+            has lost them.
+    """
+
+    names: Optional[List[str]] = None
+
+    @classmethod
+    def of(cls, names: Sequence[str], features: Iterable[tuple]) -> 'Streams':
+        """The streams of the named modules."""
+        streams = cls(features)
+        streams.names = list(names)
+        return streams

@@ -2,6 +2,7 @@
 """How the tools end: one sentence for a user's mistake, no traceback."""
 
 import os
+import signal
 import sys
 import traceback
 from typing import Callable, Optional
@@ -28,6 +29,9 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read along has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if os.environ.get(TRACEBACK_ENV) == '1' or not is_user_error(error):
             raise

@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
+from json import JSONDecodeError
 from typing import Union
 
 from mmengine.config import Config
+from yaml import YAMLError
 
 
 def read_config(config: Union[str, Config]) -> Config:
@@ -20,4 +22,19 @@ def read_config(config: Union[str, Config]) -> Config:
     if not config.endswith(('.py', '.yml', '.yaml', '.json')):
         raise ValueError(f'{config} is no config file: these end in .py, '
                          '.yml, .yaml or .json.')
-    return Config.fromfile(config)
+    try:
+        cfg = Config.fromfile(config)
+    except (SyntaxError, YAMLError, JSONDecodeError) as error:
+        raise ValueError(
+            f'The config {config}, or a `_base_` of it, is not valid: '
+            f'{error}.') from error
+    except FileNotFoundError as error:
+        mend = 'check its `_base_`'
+        if '.mim' in str(error.filename):
+            mend += ' (a scope, vim_mm::, needs an install: pip install -e .)'
+        raise FileNotFoundError(f'The config {config} needs {error.filename}, '
+                                f'which is not there; {mend}.') from error
+    if 'model' not in cfg:
+        raise ValueError(f'The config {config} has no `model`; give one of a '
+                         'whole run.')
+    return cfg

@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import glob
-import inspect
 import os.path as osp
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config
 
 from vim_mm.registry import DATASETS
+from .arguments import arguments_of
 
 
 def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
@@ -18,9 +18,9 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
             ``('train_dataloader', 'val_dataloader')``.
 
     Raises:
-        FileNotFoundError: If the data root, the annotation file or the
-            pictures of a data set are not there; names the option that says
-            where to look.
+        FileNotFoundError: If the data root, an annotation file or a folder
+            of a data set or its evaluator is not there; names the option
+            that says where to look.
     """
     scope = cfg.get('default_scope')
     for part in parts:
@@ -30,6 +30,8 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
         for key, dataset in _datasets(f'{part}.dataset', loader['dataset']):
             if not _downloads(dataset, dataset.get('_scope_', scope)):
                 _check(key, dataset)
+        evaluator = part.replace('dataloader', 'evaluator')
+        _check_evaluator(evaluator, cfg.get(evaluator))
 
 
 def _check(key: str, dataset: dict) -> None:
@@ -51,15 +53,29 @@ def _check(key: str, dataset: dict) -> None:
     else:
         prefixes = {
             f'{option}.{name}': value
-            for name, value in prefix.items() if name.startswith('img')
+            for name, value in prefix.items()
+            # test pictures may come without annotations
+            if name.startswith('img') or not dataset.get('test_mode')
         }
     for option, prefix in prefixes.items():
         # a prefix of files' names is no folder
         if isinstance(prefix, str) and _is_missing(
                 root, prefix) and not _starts_files(osp.join(root, prefix)):
             raise FileNotFoundError(
-                f"There are no pictures at '{osp.join(root, prefix)}'; set "
+                f"There is nothing at '{osp.join(root, prefix)}'; set "
                 f'`{option}` (--cfg-options).')
+
+
+def _check_evaluator(key: str, evaluator: Union[dict, list, None]) -> None:
+    if isinstance(evaluator, (list, tuple)):
+        for index, item in enumerate(evaluator):
+            _check_evaluator(f'{key}.{index}', item)
+    elif evaluator is not None:
+        ann = evaluator.get('ann_file')
+        if isinstance(ann, str) and _is_missing('', ann):
+            raise FileNotFoundError(
+                f"The annotation file '{ann}' does not exist, which metrics "
+                f'are measured by; set `{key}.ann_file` (--cfg-options).')
 
 
 def _is_missing(root: str, path: str) -> bool:
@@ -77,11 +93,7 @@ def _downloads(dataset: dict, scope: Optional[str]) -> bool:
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(kind)
-    known = {
-        name
-        for cls in getattr(kind, '__mro__', ())
-        for name in inspect.signature(cls.__init__).parameters
-    }
+    known = arguments_of(kind) if isinstance(kind, type) else ()
     return 'download' in known and dataset.get('download', True)
 
 

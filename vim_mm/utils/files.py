@@ -14,5 +14,8 @@ def write_atomic(path: Path, content: Union[str, bytes]) -> None:
     fresh = path.with_name(f'.{path.name}.{os.getpid()}')
     if isinstance(content, str):
         content = content.encode('utf-8')
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -25,6 +25,19 @@ from .card import ZooError
 LOCK_SECONDS = 60
 
 
+def check_writable(root: Path) -> None:
+    """Refuse a folder, there or not yet, that cannot be written in.
+
+    Raises:
+        ZooError: If it or the first folder above it that exists cannot.
+    """
+    there = next(p for p in (root.absolute(), *root.absolute().parents)
+                 if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ZooError(f"The zoo '{root}' cannot be written: {there} is no "
+                       'folder that this user may write in; name another.')
+
+
 def sha256(data: bytes) -> str:
     """Return the sha256 of some bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -24,7 +24,8 @@ def read_card(folder: Path) -> ModuleCard:
         return ModuleCard.from_json(path.read_bytes())
     except FileNotFoundError:
         raise ZooError(f'{str(path)!r} is missing; without its card a module '
-                       'cannot be used.') from None
+                       'cannot be used: get it again from its source.'
+                       ) from None
     except ZooError as error:
         raise ZooError(f'{str(path)!r}: {error}') from None
 
@@ -61,8 +62,8 @@ def _read(path: Path, sha256: str) -> Tuple[bytes, Dict[str, Tensor]]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ZooError(f'{str(path)!r} is missing, but the card names '
-                       'it.') from None
+        raise ZooError(f'{str(path)!r} is missing, but the card names it; '
+                       'get the module again from its source.') from None
     if files.sha256(data) != sha256:
         raise ZooError(f'{str(path)!r} is damaged or was exchanged: its '
                        'sha256 is not the one on the card; get the module '

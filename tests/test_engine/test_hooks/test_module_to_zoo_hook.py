@@ -103,6 +103,9 @@ def test_what_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
     again.train()
     with pytest.raises(ZooError, match="its task is 'detection'"):
         runner(tmp_path, hook=dict(task='detection', overwrite=True)).train()
+    (tmp_path / 'file').touch()
+    with pytest.raises(ZooError, match="zoo '.*file/zoo' cannot be written"):
+        runner(tmp_path, hook=dict(zoo=str(tmp_path / 'file/zoo'))).train()
     nothing = runner(tmp_path, new_module=None)
     with pytest.raises(ValueError, match='new_module'):
         ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(nothing)

@@ -139,7 +139,7 @@ def test_mistakes_are_sentences(kind: type) -> None:
 
 
 def test_top_k_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match='leaves no module'):
+    with pytest.raises(ValueError, match='`top_k` is'):
         EnsMoE(occupy(NAMES, 4, 4), top_k=0)
 
 

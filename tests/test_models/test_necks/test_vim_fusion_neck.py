@@ -1,12 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Streams weighed into a pyramid, alone and inside three kinds of model."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
 from _tiny import (KINDS, Pictures, add_modules, build_model, fill,
                    fusion_neck, same, snapshot, vit)
+from vim_mm.engine.model_parts import fusing_part
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.registry import MODELS
 
@@ -188,3 +191,17 @@ def test_declared_streams_must_be_those_of_the_backbone() -> None:
                         fusion_neck('seg', modules=['a', 'b']))
     with pytest.raises(ValueError, match='expects 2 streams'):
         model.extract_feat(torch.randn(1, 3, 56, 56))
+
+
+def test_streams_of_other_modules_or_in_another_order_are_refused() -> None:
+    """A weight would reach another module than its name says."""
+    model = build_model('seg', dict(trunk=vit()),
+                        fusion_neck('seg', modules=['a', 'b']))
+    add_modules(model.backbone, 'b', 'a')
+    for use in (lambda: model.extract_feat(torch.randn(1, 3, 56, 56)),
+                lambda: fusing_part(model)):
+        with pytest.raises(ValueError,
+                           match=r"\['a', 'b'\].*those of \['b', 'a'\]"):
+            use()
+    streams = model.backbone(torch.randn(1, 3, 56, 56))
+    assert copy.deepcopy(streams).names == ['b', 'a']

@@ -3,6 +3,7 @@ import hashlib
 import math
 import os.path as osp
 import time
+from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
+from vim_mm.zoo.files import check_writable
 from ..feature_cache import unwrap
 
 
@@ -51,8 +53,8 @@ class ModuleToZooHook(Hook):
 
         Raises:
             ValueError: If the backbone learns no module.
-            ZooError: If the zoo holds a module of that name, or the card
-                would not be valid.
+            ZooError: If the zoo cannot be written or holds a module of that
+                name, or the card would not be valid.
         """
         backbone = unwrap(runner.model).backbone
         name = backbone.new_module
@@ -60,6 +62,7 @@ class ModuleToZooHook(Hook):
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '
                              'module this run learns.')
+        check_writable(Path(self.zoo))
         if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (tools/zoo.py remove), rename '

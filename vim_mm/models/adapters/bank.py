@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_arguments, check_is_config
 from .base_adapter import BaseAdapter, Grid, weigh
 
 #: width of a slot, or the widths of its input and output
@@ -31,8 +32,9 @@ def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
     adapters are let through.
 
     Raises:
-        ValueError: If the config's type is no adapter.
+        ValueError: If it is no config, or its type is no adapter.
     """
+    check_is_config(cfg, 'adapter')
     kind = str(cfg.get('type'))
     MODELS.import_from_location()
     cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
@@ -53,10 +55,12 @@ def build_adapter(cfg: dict, dims: Dims) -> BaseAdapter:
             slot's input and output where these differ.
 
     Raises:
-        ValueError: If its type is no adapter, or does not take such a slot.
+        ValueError: If its type is no adapter, or does not take such a slot
+            or such settings.
     """
     cls, args = adapter_class(cfg), dict(cfg)
     del args['type']
+    check_arguments(cls, args, inner=('dims', ))
     if not isinstance(dims, int) and not cls.linear:
         raise ValueError(
             f'{cls.__name__} cannot sit beside a layer that maps {dims[0]} '

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
 from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
 from .conv_pass import quick_gelu
 
@@ -48,6 +49,7 @@ class BottleneckAdapter(BaseAdapter):
         if act not in ACTIVATIONS:
             raise ValueError(f'act={act!r} is unknown to BottleneckAdapter; '
                              f'use one of {sorted(ACTIVATIONS)}.')
+        check_width(hidden_dims, 'hidden_dims')
         self.hidden_dims = hidden_dims
         self.act = act
         self.scale = scale

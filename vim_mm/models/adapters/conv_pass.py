@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
 from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
 
 
@@ -86,6 +87,7 @@ class ConvPass(BaseAdapter):
             raise ValueError(
                 f"conv_init={conv_init!r} is unknown to ConvPass; use "
                 "'identity' or 'xavier'.")
+        check_width(hidden_dims, 'hidden_dims')
         self.hidden_dims = hidden_dims
         self.scale = scale
         self.down = nn.Linear(dims, hidden_dims)

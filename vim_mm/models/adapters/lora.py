@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
 from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
 
 
@@ -40,6 +41,7 @@ class LoRA(BaseAdapter):
                  drop_rate: float = 0.,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_width(rank, 'rank')
         in_dims, out_dims = (dims, dims) if isinstance(dims, int) else dims
         self.rank = rank
         self.alpha = rank if alpha is None else alpha

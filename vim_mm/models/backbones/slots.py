@@ -179,7 +179,7 @@ def match_slots(trunk: nn.Module,
             f'are {sorted(defaults)}.')
     try:
         fits = re.compile(pattern).fullmatch
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f'The slot pattern {pattern!r} is no regular '
                          f'expression: {error}.') from error
     matched = [n for n, _ in trunk.named_modules() if fits(n)]

@@ -158,8 +158,9 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
         if height % patch or width % patch:
             raise ValueError(
                 f'A picture of {height}x{width} px is not divisible by the '
-                f"trunk's patch size {patch}; resize in the pipeline, or set "
-                f'`pad_size_divisor={patch}` in the data preprocessor.')
+                f"trunk's patch size {patch}; resize in the pipeline, or let "
+                f'the data preprocessor pad (`pad_size_divisor={patch}`, in '
+                f'mmseg `size_divisor={patch}`).')
 
     # ------------------------------------------------------------- running
 

@@ -5,9 +5,11 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_is_config, check_is_list
 from vim_mm.zoo import Zoo
 from ..adapters import AdapterBank, adapter_class
 from ..fusion import build_fusion
+from ..layouts import Streams
 from .slots import Slot, match_slots
 from .slotted_trunk import SlottedTrunk
 
@@ -69,11 +71,14 @@ class ViMBackbone(SlottedTrunk):
                  probe_size: int = 224,
                  save_trunk: bool = False,
                  init_cfg: Optional[dict] = None) -> None:
+        check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
         self.bank = AdapterBank()
         self.fusion = self._only = None
         self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
-        adapter = dict(adapter or dict(type='ConvPass', hidden_dims=8))
+        adapter = adapter or dict(type='ConvPass', hidden_dims=8)
+        check_is_config(adapter, 'model.backbone.adapter')
+        adapter = dict(adapter)
         pattern = adapter.pop('slots', None)
         self._plan_slots(zoo, modules, new_module and adapter, pattern)
         self.load_modules(zoo, modules, tune_modules)
@@ -288,8 +293,9 @@ class ViMBackbone(SlottedTrunk):
         levels = None
         if any(map(self.bank.is_beside, self.bank.names)):
             levels = self._read_levels(x)
-        return tuple(
-            self._run(x, [name], None, levels) for name in self.bank.names)
+        names = self.bank.names
+        return Streams.of(
+            names, (self._run(x, [name], None, levels) for name in names))
 
     def _run(self,
              x: Tensor,

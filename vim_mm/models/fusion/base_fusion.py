@@ -6,6 +6,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import (check_arguments, check_is_config,
+                                    check_is_list)
 
 Tasks = Union[Sequence[str], Mapping[str, Sequence[str]]]
 #: by module, the slots it occupies and the width of what each of them reads
@@ -50,9 +52,12 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         self.task_modules: Dict[str, List[str]] = {}
         self.task_slots: Dict[str, Dict[str, int]] = {}
         self._occupied: Dict[str, Dict[str, Set[str]]] = {}
-        if not isinstance(tasks, Mapping):
-            tasks = {task: list(modules) for task in tasks}
-        for task, names in tasks.items():
+        check_is_list(tasks, 'fusion.tasks')
+        if not tasks:
+            raise ValueError('`fusion.tasks` is empty; name a task.')
+        for task in tasks:
+            names = tasks[task] if isinstance(tasks, Mapping) else modules
+            check_is_list(names, f'fusion.tasks.{task}')
             unknown = sorted(set(names) - set(modules))
             if unknown:
                 raise ValueError(
@@ -162,12 +167,16 @@ def build_fusion(cfg: dict, modules: Occupied) -> BaseFusion:
             :class:`BaseFusion`.
 
     Raises:
-        ValueError: If there is no such fusion.
+        ValueError: If there is no such fusion, or it takes no such settings.
     """
+    check_is_config(cfg, 'fusion')
     kind = str(cfg.get('type')).replace('vim_mm.', '', 1)
     if '.' not in kind and kind not in MODELS.module_dict:
         known = sorted(
             name for name, value in MODELS.module_dict.items()
             if isinstance(value, type) and issubclass(value, BaseFusion))
         raise ValueError(f"'{kind}' is no kind of fusion; known are {known}.")
+    if kind in MODELS.module_dict:
+        check_arguments(MODELS.module_dict[kind],
+                        set(cfg) - {'type', '_scope_'}, ('modules', ))
     return MODELS.build({'_scope_': 'vim_mm', **cfg, 'modules': modules})

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
 from .base_fusion import Occupied, Tasks
 from .learned_fusion import LearnedFusion
 
@@ -27,7 +28,7 @@ class EnsMoE(LearnedFusion):
         learn (bool): Whether logits are trained. Defaults to True.
 
     Raises:
-        ValueError: If ``top_k`` is smaller than one.
+        ValueError: If ``top_k`` is no number of modules.
     """
 
     def __init__(self,
@@ -37,9 +38,8 @@ class EnsMoE(LearnedFusion):
                  zero_module: bool = False,
                  learn: bool = True,
                  init_cfg: Optional[dict] = None) -> None:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f'top_k={top_k} leaves no module; use at least '
-                             '1, or None for all.')
+        if top_k is not None:
+            check_width(top_k, 'top_k')
         self.top_k = top_k
         self.zero_module = zero_module
         super().__init__(modules, tasks, learn, init_cfg)

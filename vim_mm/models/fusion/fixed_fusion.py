@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import math
 from typing import Mapping, Optional
 
 import torch
@@ -17,6 +18,9 @@ class FixedFusion(BaseFusion):
         weights (Mapping[str, float], optional): Weight of each module; need
             not sum to one, absent modules weigh zero. Uniform, 1 / N, when
             None. Defaults to None.
+
+    Raises:
+        ValueError: If they are no finite numbers by names of modules.
     """
 
     def __init__(self,
@@ -25,10 +29,16 @@ class FixedFusion(BaseFusion):
                  weights: Optional[Mapping[str, float]] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(modules, tasks, init_cfg)
+        if weights is not None and not isinstance(weights, Mapping):
+            raise ValueError(f'`weights` is {weights}; name the modules, such '
+                             f'as dict({next(iter(modules))}=1.).')
         unknown = sorted(set(weights or ()) - set(modules))
         if unknown:
             raise ValueError(f'Weights are given for {unknown}, but the bank '
                              f'holds {list(modules)}.')
+        if not all(map(math.isfinite, (weights or {}).values())):
+            raise ValueError(f'`weights` is {dict(weights)}; give finite '
+                             'numbers.')
         self.weights = None if weights is None else dict(weights)
         # follows the model to its device; nothing to save
         self.register_buffer('_one', torch.ones(()), persistent=False)

@@ -27,7 +27,7 @@ class LinearMoE(LearnedFusion):
         **kwargs: As for :class:`LearnedFusion`.
 
     Raises:
-        ValueError: If ``ranks`` is empty.
+        ValueError: If ``ranks`` is empty or no list.
     """
 
     def __init__(self,
@@ -35,9 +35,10 @@ class LinearMoE(LearnedFusion):
                  *,
                  ranks: Sequence[float] = (1., 0.25),
                  **kwargs: Any) -> None:
-        if not ranks:
-            raise ValueError('`ranks` is empty; give LinearMoE the weight '
-                             'that the best module starts at.')
+        if not isinstance(ranks, Sequence) or not ranks:
+            raise ValueError(f'`ranks` is {ranks}; give LinearMoE a list that '
+                             'begins with the weight the best module starts '
+                             'at.')
         self.ranks = list(ranks)
         super().__init__(modules, **kwargs)
 

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_is_list
 from ..fusion import build_fusion
 from ..layouts import as_tokens
 
@@ -87,6 +88,7 @@ class ViMFusionNeck(BaseModule):
                  inner_neck: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_is_list(modules, 'neck.modules')
         if sources is None:
             sources = [[i] for i in range(len(in_channels))]
         self._check(in_channels, scales, sources, out_channels)
@@ -185,8 +187,7 @@ class ViMFusionNeck(BaseModule):
             a router reads the mean of the streams of that level.
 
         Raises:
-            ValueError: If the number of streams or levels is not as
-                declared.
+            ValueError: If the streams or levels are not as declared.
         """
         if isinstance(streams[0], Tensor):
             streams = [streams]
@@ -197,6 +198,7 @@ class ViMFusionNeck(BaseModule):
                 f'({self.stream_names or "a single one"}), but the backbone '
                 f'returned {len(streams)}; list its modules in the `modules` '
                 'of the neck, in the same order.')
+        self.check_streams(getattr(streams, 'names', None))
         if len(streams[0]) != len(self.pre_norms):
             raise ValueError(
                 f'The backbone returned {len(streams[0])} levels, but '
@@ -216,6 +218,21 @@ class ViMFusionNeck(BaseModule):
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
                              maps))
         return fused
+
+    def check_streams(self, names: Optional[Sequence[str]]) -> None:
+        """Refuse streams of other modules, or in another order.
+
+        Args:
+            names (Sequence[str], optional): Whose streams arrive, if known.
+
+        Raises:
+            ValueError: If they are not those that are weighed.
+        """
+        if self.stream_names and names and list(names) != self.stream_names:
+            raise ValueError(
+                f'ViMFusionNeck weighs the streams of {self.stream_names}, '
+                f'but the backbone returns those of {list(names)}; list the '
+                'same `modules` in both, in the same order.')
 
     def forward(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
         """Return the pyramid, or what the inner neck makes of it."""

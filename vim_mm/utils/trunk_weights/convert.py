@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.files import write_atomic
 from vim_mm.version import __version__
 from .clip import CLIP
 from .dinov2 import DINOV2
@@ -130,14 +131,9 @@ def _check(state: StateDict, backbone: dict) -> None:
 
 
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
-    """Write to a temporary neighbour, then move it into place at once."""
     dst.parent.mkdir(parents=True, exist_ok=True)
-    fresh = dst.with_name(f'{dst.name}.{os.getpid()}.tmp')
-    try:
-        save_file({k: _plain(v) for k, v in state.items()}, fresh, metadata)
-        os.replace(fresh, dst)
-    finally:
-        fresh.unlink(missing_ok=True)
+    # save_file of safetensors lets nobody else read what it writes
+    write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
 
 
 def _plain(tensor: Tensor) -> Tensor:

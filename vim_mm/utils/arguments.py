@@ -1,0 +1,74 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a config may say, refused in a sentence where it says otherwise."""
+
+import inspect
+from typing import Any, Iterable, List, Mapping, Sequence
+
+
+def arguments_of(kind: type) -> List[str]:
+    """Names of the arguments a class takes, those it hands on included."""
+    names: List[str] = []
+    for cls in kind.__mro__:
+        params = inspect.signature(cls.__init__).parameters.values()
+        names += [
+            p.name for p in params
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            and p.name not in ('self', *names)
+        ]
+        if all(p.kind != p.VAR_KEYWORD for p in params):
+            break
+    return names
+
+
+def check_arguments(kind: type,
+                    given: Iterable[str],
+                    inner: Sequence[str] = ()) -> None:
+    """Refuse settings that a class does not take.
+
+    Args:
+        kind (type): The class.
+        given (Iterable[str]): Names of the settings.
+        inner (Sequence[str]): Arguments that no config gives.
+
+    Raises:
+        ValueError: If there are others; names those that there are.
+    """
+    known = [name for name in arguments_of(kind) if name not in inner]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f'{kind.__name__} takes no {", ".join(unknown)}; it '
+                         f'takes {", ".join(known)} (`_delete_=True` keeps '
+                         'settings of a `_base_` out).')
+
+
+def check_is_config(cfg: Any, what: str) -> None:
+    """Refuse the bare name of a type where its config is asked for.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f'`{what}` is {cfg!r}; give a config, such as '
+                         f"dict(type={str(cfg)!r}).")
+
+
+def check_is_list(names: Any, what: str) -> None:
+    """Refuse one name where names are asked for: it has letters, too.
+
+    Raises:
+        ValueError: If it is a string.
+    """
+    if isinstance(names, str):
+        raise ValueError(f'`{what}` is the name {names!r}; give a list of '
+                         f'names, [{names!r}].')
+
+
+def check_width(value: Any, what: str) -> None:
+    """Refuse what is no number of channels, ranks or modules.
+
+    Raises:
+        ValueError: If it is no whole number of 1 or more.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'`{what}` is {value!r}; give a whole number, 1 or '
+                         'more.')
