@@ -6,6 +6,7 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import mmcv.transforms  # noqa: F401
 import numpy as np
 import pytest
 import released
