@@ -9,7 +9,8 @@
 
 The layout knows ``cls*`` tasks; the published file holds ``seg-voc`` alone.
 The converter writes one config a task: this one with the names, the number of
-modules and all sizes that it found in the file. Not measured.
+modules and all sizes that it found in the file. Testing takes a GPU of 4 GB
+(an estimate) or a CPU. Not measured.
 
 From the release: trunk, modules, gates, the linear head on CLIP's projected
 class token, the squashed 224 x 224 pictures with ImageNet's mean and
