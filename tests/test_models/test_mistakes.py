@@ -46,6 +46,12 @@ def test_of_fusions(cfg: object, sentence: str) -> None:
 @pytest.mark.parametrize(('settings', 'sentence'), [
     (dict(modules='trees', zoo='zoo'), '`model.backbone.modules` is the name'),
     (dict(adapter='ConvPass'), '`model.backbone.adapter` is'),
+    (dict(trunk=dict(type='mmpretrain.ViTransformer')),
+     'ViTransformer cannot be built .*not in the .*`model.backbone.trunk`'),
+    (dict(trunk=dict(type='mmpretrain.VisionTransformer', arch='x')),
+     'VisionTransformer cannot be built .*x.*`model.backbone.trunk`'),
+    (dict(trunk=dict(type='mmpretrain.VisionTransformer', size=8)),
+     'VisionTransformer cannot be built .*size'),
     (dict(slots=['attn', 'ffn']), r"\['attn', 'ffn'\] is no regular"),
 ])
 def test_of_backbones(settings: dict, sentence: str) -> None:

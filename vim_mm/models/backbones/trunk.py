@@ -26,13 +26,19 @@ def build_trunk(cfg: dict) -> nn.Module:
 
     Raises:
         FileNotFoundError: If the weights are missing.
-        ValueError: If they do not fit the trunk.
+        ValueError: If they do not fit the trunk, or there is no such trunk.
     """
     cfg = dict(cfg)
     source = pretrained(cfg)
     if source:
         cfg.pop('init_cfg')
-    trunk = MODELS.build(cfg)
+    try:
+        trunk = MODELS.build(cfg)
+    except (AssertionError, KeyError, TypeError) as error:
+        said = str(error.args[0] if error.args else error)
+        raise ValueError(f'The trunk {cfg.get("type")} cannot be built '
+                         f'({said.strip()}); correct '
+                         '`model.backbone.trunk`.') from error
     if source:
         load_trunk_weights(trunk, source['checkpoint'], source.get('prefix'))
     elif hasattr(trunk, 'init_weights') and not is_meta(trunk):
