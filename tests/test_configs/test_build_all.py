@@ -493,7 +493,7 @@ def test_another_project_inherits(tmp_path: Path,
     installed = config_module.get_installed_path
     monkeypatch.setattr(
         config_module, 'get_installed_path', lambda name: str(package)
-        if name == 'vim_mm' else installed(name))
+        if name.startswith('vim_mm') else installed(name))
     child = tmp_path / 'child.py'
     child.write_text("_base_ = 'vim_mm::vim/downstream_voc2012-seg.py'\n"
                      'model = dict(decode_head=dict(num_classes=3))\n')

@@ -13,13 +13,19 @@ from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.necks import ViMFusionNeck
 
 
+def first_neck(model: BaseModel) -> Optional[nn.Module]:
+    """The neck that reads the backbone: the first where several are listed."""
+    neck = getattr(model, 'neck', None)
+    return neck[0] if isinstance(neck, nn.Sequential) else neck
+
+
 def fusing_part(model: BaseModel) -> Union[ViMBackbone, ViMFusionNeck]:
     """The part with the fusion: the neck if it weighs streams.
 
     Raises:
         ValueError: If these are streams of other modules than the backbone's.
     """
-    neck = getattr(model, 'neck', None)
+    neck = first_neck(model)
     if getattr(neck, 'fusion', None) is None:
         return model.backbone
     neck.check_streams(model.backbone.bank.names)

@@ -43,7 +43,7 @@ def test_of_equal_scores_the_first_is_the_best() -> None:
 
 
 def test_no_ranks_are_refused() -> None:
-    with pytest.raises(ValueError, match='`ranks` is empty'):
+    with pytest.raises(ValueError, match=r'`ranks` is \(\)'):
         LinearMoE(occupy(NAMES, 4), ranks=())
 
 

@@ -205,3 +205,15 @@ def test_streams_of_other_modules_or_in_another_order_are_refused() -> None:
             use()
     streams = model.backbone(torch.randn(1, 3, 56, 56))
     assert copy.deepcopy(streams).names == ['b', 'a']
+
+
+def test_a_neck_may_be_the_first_of_several() -> None:
+    """As classifiers of mmpretrain list them."""
+    pooling = dict(type='mmpretrain.GlobalAveragePooling')
+    neck = fusion_neck('cls', modules=['a', 'b'])
+    neck.pop('inner_neck')
+    model = build_model('cls', dict(trunk=vit()), [neck, pooling])
+    add_modules(model.backbone, 'a', 'b')
+    assert fusing_part(model) is model.neck[0]
+    features, = model.extract_feat(torch.randn(2, 3, 56, 56))
+    assert features.dim() == 2

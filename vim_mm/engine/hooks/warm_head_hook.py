@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from vim_mm.registry import HOOKS
 from ..feature_cache import (CachedBatch, cache_features, cached_loss,
                              to_device, unwrap)
-from ..model_parts import restart_averages
+from ..model_parts import first_neck, restart_averages
 
 
 @HOOKS.register_module()
@@ -66,9 +66,10 @@ class WarmHeadHook(Hook):
                            f'{len(runner.train_dataloader.dataset)} pictures')
         cached = cache_features(model, runner.train_dataloader, self.views,
                                 self.max_batches)
-        if hasattr(getattr(model, 'neck', None), 'fit'):
+        neck = first_neck(model)
+        if hasattr(neck, 'fit'):
             device = next(model.parameters()).device
-            model.neck.fit(
+            neck.fit(
                 to_device(batch.features, device) for batch in cached)
         self._train_head(runner, model, cached)
         restart_averages(runner, model)
