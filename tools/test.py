@@ -12,10 +12,11 @@ import re
 from mmengine.config import Config, DictAction
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
-from vim_mm.apis.serving import must_be_stored
+from vim_mm.apis.serving import class_of
 from vim_mm.engine.feature_cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.utils.arguments import arguments_of
@@ -101,7 +102,8 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     hooks = cfg.setdefault('default_hooks', {})
     if not hooks.get('visualization'):
         # the type's own prefix, or that of the library it was inherited from
-        scope = cfg.model.type.partition('.')[0]
+        kind = cfg.model.type
+        scope = getattr(kind, '__module__', kind).partition('.')[0]
         if scope not in DRAWING:
             scope = cfg.model.get('_scope_', cfg.get('default_scope'))
         if scope not in DRAWING:
@@ -114,9 +116,11 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.type = visualizer
     hook = hooks.visualization
     # the three libraries name the same settings differently
-    scope = hook.get('_scope_', cfg.get('default_scope'))
-    with HOOKS.switch_scope_and_registry(scope) as registry:
-        known = arguments_of(registry.get(hook.type))
+    known = arguments_of(
+        class_of({
+            '_scope_': cfg.get('default_scope'),
+            **hook
+        }, HOOKS))
     settings = dict(draw=True, enable=True, show=args.show)
     settings.update(wait_time=args.wait_time)
     if args.show_dir:
@@ -147,12 +151,14 @@ class FitHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for anything of the backbone, and all beside our trunks.
+        """Look for anything of the backbone, and all that learns beside ours.
 
         Raises:
             ValueError: It is not there.
         """
         model = unwrap(runner.model)
+        if isinstance(model, BaseTTAModel):
+            model = model.module
         own = model.state_dict()
         stored = {
             re.sub(r'^module\.', '', key): value
@@ -166,13 +172,15 @@ class FitHook(Hook):
                 'is no checkpoint of a whole model; give one that a run of '
                 'this config wrote (modules of a zoo are named in '
                 '`model.backbone.modules`).')
-        backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, ViMBackbone):
+        if not isinstance(getattr(model, 'backbone', None), ViMBackbone):
             return
-        # gates are put in the order of the model's modules as they load
+        # of several tasks the chosen one learns; gates find their place in a
+        # larger or smaller zoo as they load
         unlike = [
-            key for key in must_be_stored(backbone, own) if key not in stored
-            or 'fusion.' not in key and stored[key].shape != own[key].shape
+            key for key, param in model.named_parameters()
+            if param.requires_grad and
+            (key not in stored or 'fusion.' not in key
+             and stored[key].shape != param.shape)
         ]
         if unlike:
             raise ValueError(

@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
@@ -88,8 +88,11 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def use_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind.split('.')[-1] not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if not cfg.get('optim_wrapper'):
+        raise ValueError('--amp changes the `optim_wrapper`, and this config '
+                         'has none: leave --amp out.')
+    kind = type_name({'type': 'OptimWrapper', **cfg.optim_wrapper})
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(
             f'--amp turns an OptimWrapper into an AmpOptimWrapper, but this '
             f'config uses {kind}: leave --amp out.')
@@ -100,8 +103,8 @@ def use_amp(cfg: Config) -> None:
 def keep_float32_on_cpu(cfg: Config) -> None:
     """The same commands run without a GPU, where nothing scales losses."""
     wrapper = cfg.get('optim_wrapper') or {}
-    kind = str(wrapper.get('type')).split('.')[-1]
-    if get_device() != 'cpu' or kind != 'AmpOptimWrapper':
+    kind = type_name({'type': 'OptimWrapper', **wrapper})
+    if kind != 'AmpOptimWrapper' or get_device() != 'cpu':
         return
     print_log('Mixed precision needs a GPU, and there is none: this run '
               'computes in float32.')

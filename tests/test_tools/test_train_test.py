@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseTTAModel
 from safetensors.torch import save_file
 
-from _tiny import build_model, vit
+from _tiny import add_modules, build_model, vit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'tools').glob('*.sh'))
@@ -217,6 +218,42 @@ def test_a_checkpoint_of_another_task_is_not_judged() -> None:
             for key, value in own['state_dict'].items()}
     with pytest.raises(ValueError, match='another shape.*head'):
         hook.after_load_checkpoint(runner, wide)
+
+
+class Merging(BaseTTAModel):
+    """Predicts several views of a picture."""
+
+    def merge_preds(self, data_samples_list: list) -> list:
+        raise NotImplementedError
+
+
+def test_checkpoints_that_hold_what_a_task_learned_are_judged() -> None:
+    """Those of a smaller zoo, of other libraries, and beside a TTA model."""
+    hook = runpy.run_path(str(ROOT / 'tools/test.py'))['FitHook']()
+    before = build_model('cls', dict(trunk=vit()))
+    add_modules(before.backbone, 'a', 'b')
+    before.backbone.set_fusion(dict(type='EnsMoE', tasks=['old']))
+    state = before.state_dict()
+    grown = build_model('cls', dict(trunk=vit()))
+    add_modules(grown.backbone, 'a', 'b', 'c')
+    grown.requires_grad_(False)
+    grown.backbone.set_fusion(
+        dict(type='EnsMoE', tasks=dict(old=['a', 'b'], new=['a', 'c'])))
+    runner = SimpleNamespace(
+        model=grown, cfg=SimpleNamespace(load_from='x.pth'))
+    grown.backbone.select_task('old')
+    hook.after_load_checkpoint(runner, dict(state_dict=state))
+    grown.backbone.select_task('new')
+    for model in (grown, Merging(grown)):
+        runner.model = model
+        with pytest.raises(ValueError, match='lacks .*logits.new'):
+            hook.after_load_checkpoint(runner, dict(state_dict=state))
+
+    runner.model = build_model('cls', dict(trunk=vit()))
+    stock = {key: value for key, value in runner.model.state_dict().items()
+             if 'fingerprint' not in key}
+    stock['backbone.layers.0.ln1.weight'] = torch.ones(4)
+    hook.after_load_checkpoint(runner, stock)
 
 
 @pytest.mark.parametrize(('model', 'scope', 'hooks'), [

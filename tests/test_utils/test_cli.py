@@ -1,6 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """How tools end: exit codes, sentences and tracebacks."""
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Callable
@@ -72,3 +74,19 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupt_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert end_of(fails_with(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == 'Interrupted.\n'
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = ('from vim_mm.utils.cli import run_cli\n'
+            'run_cli(lambda: print("x" * 10**6))')
+    tool = subprocess.Popen([sys.executable, '-c', code],
+                            stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    tool.stdout.read(1)
+    tool.stdout.close()
+    assert tool.wait() == 128 + signal.SIGPIPE and not tool.stderr.read()
+
+
+def test_another_broken_pipe_is_a_bug() -> None:
+    with pytest.raises(BrokenPipeError):
+        run_cli(fails_with(BrokenPipeError()))

@@ -12,6 +12,7 @@ from vim_mm.utils.config import read_config
     ('a.py', 'model = dict(', 'a.py, or a `_base_` of it, is not valid'),
     ('a.yml', 'a: [', 'a.yml, or a `_base_` of it, is not valid'),
     ('a.json', '{', 'a.json, or a `_base_` of it, is not valid'),
+    ('a.py', '_base_ = "mmdet::nope.py"', 'a.py, .* is not valid'),
     ('a.py', 'a = 1', 'a.py has no `model`'),
 ])
 def test_broken_configs(name: str, text: str, sentence: str,
@@ -21,9 +22,10 @@ def test_broken_configs(name: str, text: str, sentence: str,
         read_config(str(tmp_path / name))
 
 
-def test_a_missing_base_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize('base', ['nope.py', 'nope.yml', 'mmdet::_base_/nope.py'])
+def test_a_missing_base_is_named(base: str, tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
-    path.write_text("_base_ = 'nope.py'")
+    path.write_text(f'_base_ = {base!r}')
     with pytest.raises(
-            FileNotFoundError, match='child.py needs .*nope.py.*`_base_`'):
+            FileNotFoundError, match='child.py needs .*nope.*`_base_`'):
         read_config(str(path))

@@ -52,7 +52,6 @@ def test_remote_data_is_not_looked_for() -> None:
     ('train', 'data_prefix'),
     (dict(img='train/'), 'data_prefix.img'),
     (dict(img_path='train', seg_map_path=''), 'data_prefix.img_path'),
-    (dict(img_path='', seg_map_path='train'), 'data_prefix.seg_map_path'),
 ])
 def test_missing_pictures_name_their_option(prefix: object, option: str,
                                             tmp_path: Path) -> None:
@@ -76,16 +75,34 @@ def test_a_prefix_may_begin_the_names_of_files(tmp_path: Path) -> None:
 def test_data_that_is_downloaded_may_be_missing(tmp_path: Path) -> None:
     kind = dict(type='mmpretrain.CIFAR10', split='train')
     check_data(config(str(tmp_path / 'new'), **kind), ('train_dataloader', ))
+    # a base's scope is noted in the outermost data set
+    wrapped = dict(
+        type='RepeatDataset',
+        _scope_='mmpretrain',
+        dataset=dict(type='CIFAR10', data_root=str(tmp_path / 'new')))
+    cfg = Config(dict(train_dataloader=dict(dataset=wrapped)))
+    cfg.default_scope = 'vim_mm'
+    check_data(cfg, ('train_dataloader', ))
     with pytest.raises(FileNotFoundError, match='new'):
         check_data(
             config(str(tmp_path / 'new'), download=False, **kind),
             ('train_dataloader', ))
 
 
-def test_pictures_to_test_on_may_lack_annotations(tmp_path: Path) -> None:
-    cfg = config(
-        str(tmp_path), data_prefix=dict(seg_map_path='ann'), test_mode=True)
-    check_data(cfg, ('train_dataloader', ))
+def test_label_maps_are_asked_for_where_they_are_read(tmp_path: Path) -> None:
+    settings = dict(data_prefix=dict(seg_map_path='ann'))
+    check_data(config(str(tmp_path), **settings), ('train_dataloader', ))
+    settings['pipeline'] = [dict(type='mmseg.LoadAnnotations')]
+    with pytest.raises(FileNotFoundError, match='data_prefix.seg_map_path'):
+        check_data(config(str(tmp_path), **settings), ('train_dataloader', ))
+
+
+def test_pictures_of_another_storage_are_not_looked_for(
+        tmp_path: Path) -> None:
+    load = dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb'))
+    check_data(
+        config(str(tmp_path), data_prefix='train', pipeline=[load]),
+        ('train_dataloader', ))
 
 
 def test_what_metrics_are_measured_by_is_looked_for(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
 from vim_mm.engine.transfer_score import held_out_scores, thinned
 from vim_mm.engine.transferability import h_score, library, log_me, n_leep
 from vim_mm.engine.unlike_halves import DEALS
+from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
-from .serving import type_name
 
 #: Rows that the published scores see at most: a mixture is slow on more.
 MAX_PUBLISHED_ROWS = 5000

@@ -13,8 +13,9 @@ from mmdet.structures.mask import encode_mask_results
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 
+from vim_mm.utils.config import type_name
 from vim_mm.utils.files import write_atomic
-from .serving import class_of, type_name
+from .serving import class_of
 
 #: Each kind's own visualizer; the picture is seen through the classes.
 VISUALIZER = dict(

@@ -10,7 +10,7 @@ is there once.
 
 import re
 from contextlib import contextmanager
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
 import numpy as np
@@ -27,7 +27,7 @@ from torch import nn
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.necks import ViMFusionNeck
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import read_config, type_name
 from .inputs import Picture
 from .sharing import check_trunk, share
 
@@ -197,7 +197,10 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     except RuntimeError as error:
         raise ValueError(f"The checkpoint '{checkpoint}' is of another model "
                          f'than its config: {error}') from error
-    missing = must_be_stored(backbone, missing)
+    from_zoo = tuple(f'backbone.bank.members.{module}.'
+                     for module in backbone.bank.names
+                     if module != backbone.new_module)
+    missing = [key for key in missing if not key.startswith(from_zoo)]
     if missing:
         raise ValueError(
             f"The checkpoint '{checkpoint}' lacks {len(missing)} tensors of "
@@ -205,20 +208,6 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     model = revert_sync_batchnorm(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta
-
-
-def must_be_stored(backbone: ViMBackbone, keys: Iterable[str]) -> List[str]:
-    """Of a model's tensors those that its checkpoints hold in any case.
-
-    The trunk and modules of the zoo may lie elsewhere.
-    """
-    elsewhere = tuple(f'backbone.bank.members.{module}.'
-                      for module in backbone.bank.names
-                      if module != backbone.new_module)
-    return [
-        key for key in keys
-        if not key.startswith(('backbone.trunk.', *elsewhere))
-    ]
 
 
 def test_dataset(cfg: Config) -> ConfigDict:
@@ -239,11 +228,6 @@ def test_dataset(cfg: Config) -> ConfigDict:
         raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
                          'which says how pictures enter the model.')
     return ConfigDict(dataset, _scope_=scope)
-
-
-def type_name(cfg: dict) -> str:
-    """Name of the class that a config names, or holds as lazy ones do."""
-    return getattr(cfg['type'], '__name__', cfg['type']).split('.')[-1]
 
 
 def class_of(cfg: dict, registry: Registry) -> Optional[type]:

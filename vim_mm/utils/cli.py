@@ -29,7 +29,9 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read along has seen enough
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -39,6 +41,15 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
             f'Error: {error} ({TRACEBACK_ENV}=1 shows the traceback.)',
             file=sys.stderr)
         sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read stdout, such as `head`, has seen enough."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def table_console() -> Console:

@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
-from json import JSONDecodeError
 from typing import Union
 
 from mmengine.config import Config
@@ -24,17 +23,23 @@ def read_config(config: Union[str, Config]) -> Config:
                          '.yml, .yaml or .json.')
     try:
         cfg = Config.fromfile(config)
-    except (SyntaxError, YAMLError, JSONDecodeError) as error:
+    except (SyntaxError, ValueError, YAMLError) as error:
         raise ValueError(
             f'The config {config}, or a `_base_` of it, is not valid: '
             f'{error}.') from error
     except FileNotFoundError as error:
         mend = 'check its `_base_`'
-        if '.mim' in str(error.filename):
+        if '.mim/model-index' in str(error.filename):
             mend += ' (a scope, vim_mm::, needs an install: pip install -e .)'
-        raise FileNotFoundError(f'The config {config} needs {error.filename}, '
-                                f'which is not there; {mend}.') from error
+        raise FileNotFoundError(f'The config {config} needs a file that is '
+                                f'not there ({error.filename or error}); '
+                                f'{mend}.') from error
     if 'model' not in cfg:
         raise ValueError(f'The config {config} has no `model`; give one of a '
                          'whole run.')
     return cfg
+
+
+def type_name(cfg: dict) -> str:
+    """Name of the class that a config names, or holds as lazy ones do."""
+    return getattr(cfg['type'], '__name__', cfg['type']).split('.')[-1]

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from vim_mm.registry import DATASETS
 from .arguments import arguments_of
+from .config import type_name
 
 
 def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
@@ -27,8 +28,9 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
         loader = cfg.get(part)
         if not loader:
             continue
-        for key, dataset in _datasets(f'{part}.dataset', loader['dataset']):
-            if not _downloads(dataset, dataset.get('_scope_', scope)):
+        for key, dataset in _datasets(f'{part}.dataset',
+                                      loader['dataset'], scope):
+            if not _downloads(dataset):
                 _check(key, dataset)
         evaluator = part.replace('dataloader', 'evaluator')
         _check_evaluator(evaluator, cfg.get(evaluator))
@@ -46,6 +48,9 @@ def _check(key: str, dataset: dict) -> None:
         raise FileNotFoundError(
             f"The annotation file '{osp.join(root, ann)}' does not exist; set "
             f'`{key}.ann_file` (--cfg-options).')
+    stages = dataset.get('pipeline') or []
+    if any(map(_is_elsewhere, (dataset, *stages))):
+        return
     prefix = dataset.get('data_prefix') or {}
     option = f'{key}.data_prefix'
     if isinstance(prefix, str):
@@ -54,8 +59,9 @@ def _check(key: str, dataset: dict) -> None:
         prefixes = {
             f'{option}.{name}': value
             for name, value in prefix.items()
-            # test pictures may come without annotations
-            if name.startswith('img') or not dataset.get('test_mode')
+            # pictures to test on may come without label maps
+            if name.startswith('img')
+            or any('Annotation' in type_name(stage) for stage in stages)
         }
     for option, prefix in prefixes.items():
         # a prefix of files' names is no folder
@@ -83,27 +89,39 @@ def _is_missing(root: str, path: str) -> bool:
     return bool(path) and '://' not in path and not osp.exists(path)
 
 
+def _is_elsewhere(reader: dict) -> bool:
+    """Whether a data set or a loading stage reads from another storage."""
+    backend = reader.get('backend_args') or {}
+    return backend.get('backend', 'local') != 'local'
+
+
 def _starts_files(prefix: str) -> bool:
     return any(map(osp.isfile, glob.iglob(glob.escape(prefix) + '*')))
 
 
-def _downloads(dataset: dict, scope: Optional[str]) -> bool:
+def _downloads(dataset: dict) -> bool:
     """Whether a data set fetches what is missing (CIFAR, MNIST)."""
     kind = dataset.get('type')
     if isinstance(kind, str):
+        scope = dataset.get('_scope_')
         with DATASETS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(kind)
     known = arguments_of(kind) if isinstance(kind, type) else ()
     return 'download' in known and dataset.get('download', True)
 
 
-def _datasets(key: str, dataset: dict) -> Iterator[Tuple[str, dict]]:
-    # a wrapper (RepeatDataset, ConcatDataset) holds the real ones
+def _datasets(key: str, dataset: dict,
+              scope: Optional[str]) -> Iterator[Tuple[str, dict]]:
+    """The real data sets with their scope, inside any wrappers.
+
+    mmengine notes the scope of a base in the outermost one alone.
+    """
+    scope = dataset.get('_scope_', scope)
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner is None:
-        yield key, dataset
+        yield key, dict(dataset, _scope_=scope)
     elif isinstance(inner, dict):
-        yield from _datasets(f'{key}.dataset', inner)
+        yield from _datasets(f'{key}.dataset', inner, scope)
     else:
         for index, item in enumerate(inner):
-            yield from _datasets(f'{key}.datasets.{index}', item)
+            yield from _datasets(f'{key}.datasets.{index}', item, scope)

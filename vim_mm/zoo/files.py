@@ -32,7 +32,7 @@ def check_writable(root: Path) -> None:
         ZooError: If it or the first folder above it that exists cannot.
     """
     there = next(p for p in (root.absolute(), *root.absolute().parents)
-                 if p.exists())
+                 if os.path.exists(p))  # not p.exists(), which may raise
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ZooError(f"The zoo '{root}' cannot be written: {there} is no "
                        'folder that this user may write in; name another.')
