@@ -6,9 +6,9 @@
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
 Measured on two CPU cores, one seed, 64 pictures: AP50 on 64 pictures 0.683
-frozen trunk, 0.717 best single: digit-classes, 0.713 uniform gates, 0.751
-trained from there, 0.752 score-started gates, 0.773 trained from there (commit
-13fbab7).
+frozen trunk, 0.721 best single: digit-masks, 0.732 uniform gates, 0.752
+trained from there, 0.773 score-started gates, 0.743 trained from there (commit
+c90a7bb).
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.
