@@ -6,7 +6,6 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
-import mmcv.transforms  # noqa: F401
 import numpy as np
 import pytest
 import released
@@ -256,6 +255,7 @@ def test_preprocessing_is_that_of_the_release(kind, tmp_path):
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     ])
     cfg = Config.fromfile(CONFIGS[kind])
+    init_default_scope(cfg.default_scope)
     pipeline = Compose([
         step for step in cfg.test_pipeline if 'Annotations' not in step['type']
     ])
