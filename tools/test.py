@@ -151,10 +151,10 @@ class FitHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for anything of the backbone, and all that learns beside ours.
+        """Look for a backbone and, beside our trunks, for all that learns.
 
         Raises:
-            ValueError: It is not there.
+            ValueError: Some of it is not there.
         """
         model = unwrap(runner.model)
         if isinstance(model, BaseTTAModel):

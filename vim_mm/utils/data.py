@@ -48,28 +48,32 @@ def _check(key: str, dataset: dict) -> None:
         raise FileNotFoundError(
             f"The annotation file '{osp.join(root, ann)}' does not exist; set "
             f'`{key}.ann_file` (--cfg-options).')
-    stages = dataset.get('pipeline') or []
-    if any(map(_is_elsewhere, (dataset, *stages))):
+    if any(map(_is_elsewhere, (dataset, *dataset.get('pipeline', ())))):
         return
-    prefix = dataset.get('data_prefix') or {}
-    option = f'{key}.data_prefix'
-    if isinstance(prefix, str):
-        prefixes = {option: prefix}
-    else:
-        prefixes = {
-            f'{option}.{name}': value
-            for name, value in prefix.items()
-            # pictures to test on may come without label maps
-            if name.startswith('img')
-            or any('Annotation' in type_name(stage) for stage in stages)
-        }
-    for option, prefix in prefixes.items():
+    for option, prefix in _prefixes(f'{key}.data_prefix', dataset).items():
         # a prefix of files' names is no folder
         if isinstance(prefix, str) and _is_missing(
                 root, prefix) and not _starts_files(osp.join(root, prefix)):
             raise FileNotFoundError(
                 f"There is nothing at '{osp.join(root, prefix)}'; set "
                 f'`{option}` (--cfg-options).')
+
+
+def _prefixes(option: str, dataset: dict) -> dict:
+    """The prefixes that a data set reads from, by the option that sets each.
+
+    Pictures to test on may come without label maps.
+    """
+    prefix = dataset.get('data_prefix') or {}
+    if isinstance(prefix, str):
+        return {option: prefix}
+    labelled = any('Annotation' in type_name(stage)
+                   for stage in dataset.get('pipeline', ()))
+    return {
+        f'{option}.{name}': value
+        for name, value in prefix.items()
+        if labelled or name.startswith('img')
+    }
 
 
 def _check_evaluator(key: str, evaluator: Union[dict, list, None]) -> None:
