@@ -22,7 +22,8 @@ def test_broken_configs(name: str, text: str, sentence: str,
         read_config(str(tmp_path / name))
 
 
-@pytest.mark.parametrize('base', ['nope.py', 'nope.yml', 'mmdet::_base_/nope.py'])
+@pytest.mark.parametrize(
+    'base', ['nope.py', 'nope.yml', 'mmdet::_base_/nope.py'])
 def test_a_missing_base_is_named(base: str, tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
     path.write_text(f'_base_ = {base!r}')

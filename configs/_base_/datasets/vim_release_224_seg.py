@@ -12,7 +12,7 @@ data_preprocessor = dict(
     bgr_to_rgb=True)
 # annotations keep their size: predictions are compared at it
 test_pipeline = [
-    dict(type='mmseg.LoadImageFromFile', imdecode_backend='pillow'),
+    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
     dict(
         type='mmseg.Resize',
         scale=(224, 224),

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[3]
 TOOL = ROOT / 'tools' / 'model_converters' / 'peft_adapter.py'
 DIMS, DEPTH, PATCH, SIZE = 64, 2, 14, 28
 LINEARS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
+TIMM_LINEARS = ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')
 CLOSE = dict(rtol=1e-9, atol=1e-9)  # double precision: rounding alone
 
 HF_VIT = Layout(
@@ -59,6 +60,16 @@ class Twins(NamedTuple):
     layout: str
     theirs: nn.Module
     ours: dict
+    blocks: str = 'layers'
+
+    @property
+    def slots(self) -> Dict[str, str]:
+        """Linears of every block, as in mmpretrain's ViT, to our slots."""
+        own = LINEARS if self.blocks == 'layers' else TIMM_LINEARS
+        return {
+            f'layers.{i}.{x}': f'{self.blocks}.{i}.{y}'
+            for i in range(DEPTH) for x, y in zip(LINEARS, own)
+        }
 
     def run_theirs(self, net: nn.Module, x: Tensor) -> Tensor:
         if self.layout == 'timm':
@@ -123,9 +134,36 @@ def convert(layout: str, state: Dict[str, Tensor], folder: Path) -> dict:
         init_cfg=dict(type='Pretrained', checkpoint=str(path)))
 
 
-@pytest.fixture(scope='module', params=LAYOUTS)
+def timm_trunk(state: Dict[str, Tensor], folder: Path,
+               features_only: bool) -> dict:
+    """The same net as a trunk that is timm's own, names included."""
+    prefix = 'timm_model.model.' if features_only else 'timm_model.'
+    path = folder / 'timm.safetensors'
+    save_file({prefix + key: value for key, value in state.items()}, path)
+    levels = dict(
+        features_only=True, out_indices=(DEPTH - 1, )) if features_only else {}
+    return dict(
+        type='mmpretrain.TIMMBackbone',
+        model_name='vit_tiny_patch16_224',
+        img_size=SIZE,
+        patch_size=PATCH,
+        embed_dim=DIMS,
+        depth=DEPTH,
+        num_heads=1,
+        init_values=0.7,
+        num_classes=0,
+        init_cfg=dict(type='Pretrained', checkpoint=str(path)),
+        **levels)
+
+
+@pytest.fixture(scope='module', params=[*LAYOUTS, 'TIMMBackbone'])
 def twins(request, tmp_path_factory) -> Twins:
-    return make_twins(request.param, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param in LAYOUTS:
+        return make_twins(request.param, folder)
+    twins = make_twins('timm', folder)
+    ours = timm_trunk(twins.theirs.state_dict(), folder, features_only=False)
+    return twins._replace(ours=ours, blocks='timm_model.blocks')
 
 
 @pytest.fixture(scope='module')
@@ -186,7 +224,9 @@ def save_lora(twins: Twins,
     cfg = dict(dict(type='vim_mm.LoRA', rank=3), **adapter)
     generator = torch.Generator().manual_seed(7)
     tensors, dims = {}, {}
-    for slot in (f'layers.{i}.{x}' for i in range(DEPTH) for x in linears):
+    for layer, slot in twins.slots.items():
+        if not layer.endswith(linears):
+            continue
         linear = trunk.get_submodule(slot)
         widths = [linear.in_features, linear.out_features]
         dims[slot] = widths[0] if widths[0] == widths[1] else widths
@@ -296,6 +336,27 @@ def test_round_trip_changes_no_bit(twins, tmp_path):
             card.trunk) == (card_back.slots, card_back.dims, card_back.trunk)
     assert tensors.keys() == back.keys()
     assert all(torch.equal(tensors[key], back[key]) for key in tensors)
+
+
+def test_an_adapter_beside_a_pyramid_of_timm(tmp_path):
+    """With features_only timm's ViT sits one level deeper."""
+    twins = make_twins('timm', tmp_path)
+    path = save_peft(twins, tmp_path / 'adapter', target_modules='all-linear')
+    state = twins.theirs.state_dict()
+    zoo = Zoo(tmp_path / 'zoo')
+    slots = {}
+    for name in ('plain', 'pyramid'):
+        trunk = timm_trunk(state, tmp_path, features_only=name == 'pyramid')
+        card = import_adapter(path, zoo, name, build_trunk(trunk))
+        slots[name] = card.slots
+    assert slots['plain'][0] == 'timm_model.blocks.0.attn.qkv'
+    assert slots['pyramid'][0] == 'timm_model.model.blocks.0.attn.qkv'
+    values = [list(zoo.load(name)[1].values()) for name in slots]
+    assert len(values[0]) == 2 * DEPTH * len(TIMM_LINEARS)
+    assert all(map(torch.equal, *values))
+    again = export_adapter(zoo, 'pyramid', tmp_path / 'again', 'timm')
+    torch.testing.assert_close(
+        run_peft(twins, again), run_peft(twins, path), **CLOSE)
 
 
 def test_same_values_in_peft_s_own_file(clip, tmp_path):

@@ -20,7 +20,7 @@ from ..card import ModuleCard, ZooError
 from ..fingerprint import get_slot, trunk_fingerprint
 from ..zoo import Zoo
 from .peft_folder import LinearChange, read_adapter, write_adapter
-from .peft_layouts import LAYOUTS, find_layout
+from .peft_layouts import LAYOUTS, find_layout, layer_of, slot_of
 
 PathLike = Union[str, os.PathLike]
 
@@ -62,8 +62,9 @@ def export_adapter(zoo: Union[Zoo, PathLike],
     prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     renamed = {}
     for slot in card.slots:
-        targets = LAYOUTS[layout].targets(slot)
-        if targets is None:
+        layer = layer_of(slot)
+        targets = layer and LAYOUTS[layout].targets(layer)
+        if not targets:
             raise ZooError(
                 f"Module '{name}' changes '{slot}', which has no name in the "
                 f'layout of {LAYOUTS[layout].models}.')
@@ -93,9 +94,10 @@ def import_adapter(src: PathLike,
         zoo (Zoo | PathLike): The zoo or its directory.
         name (str): Name of the new module.
         trunk (nn.Module): Our twin of the adapter's base model, an
-            ``mmpretrain.VisionTransformer`` with its weights loaded. An
-            adapter does not say which weights it belongs to: that they are
-            the same is the caller's word.
+            ``mmpretrain.VisionTransformer`` or an ``mmpretrain.TIMMBackbone``
+            of timm's VisionTransformer, with its weights loaded. An adapter
+            does not say which weights it belongs to: that they are the same
+            is the caller's word.
         trunk_card (Mapping, optional): What the card says of the trunk
             besides its type and fingerprint, e.g. ``weights``.
         overwrite (bool): Whether to replace a module of that name.
@@ -112,7 +114,11 @@ def import_adapter(src: PathLike,
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
     changes = read_adapter(Path(src))
     try:
-        fused = _fuse(_by_slot(changes))
+        fused = {
+            slot_of(layer, trunk): parts[0]
+            if len(parts) == 1 else _stack(layer, parts)
+            for layer, parts in _by_layer(changes).items()
+        }
         dims = {slot: _check_slot(trunk, slot, fused[slot]) for slot in fused}
     except ZooError as error:
         raise ZooError(f"'{src}' cannot become a module: {error}") from None
@@ -133,10 +139,10 @@ def import_adapter(src: PathLike,
     return zoo.save(card, tensors, overwrite=overwrite)
 
 
-def _by_slot(
+def _by_layer(
     changes: Mapping[str, LinearChange]
 ) -> Dict[str, List[Optional[LinearChange]]]:
-    """Our slots to their changes: one, or three of which some may lack."""
+    """Layers to their changes: one, or three of which some may lack."""
     layout = find_layout(changes)
     odd = [name for name in changes if layout.locate(name) is None]
     if odd:
@@ -144,34 +150,25 @@ def _by_slot(
             f"its layer '{odd[0]}' is no linear in the blocks of a vision "
             'transformer of '
             f'{", ".join(each.models for each in LAYOUTS.values())}.')
-    slots: Dict[str, List[Optional[LinearChange]]] = {}
+    layers: Dict[str, List[Optional[LinearChange]]] = {}
     prefixes = set()
     for name, change in changes.items():
-        prefix, slot, part = layout.locate(name)
+        prefix, layer, part = layout.locate(name)
         prefixes.add(prefix)
-        number = len(layout.targets(slot))
-        slots.setdefault(slot, [None] * number)[part] = change
+        number = len(layout.targets(layer))
+        layers.setdefault(layer, [None] * number)[part] = change
     if len(prefixes) > 1:
         raise ZooError(f'it changes several models at once, {sorted(prefixes)}'
                        ', and a module belongs to one trunk.')
-    return slots
+    return layers
 
 
-def _fuse(
-    slots: Mapping[str,
-                   List[Optional[LinearChange]]]) -> Dict[str, LinearChange]:
-    return {
-        slot: parts[0] if len(parts) == 1 else _stack(slot, parts)
-        for slot, parts in slots.items()
-    }
-
-
-def _stack(slot: str, parts: List[Optional[LinearChange]]) -> LinearChange:
+def _stack(layer: str, parts: List[Optional[LinearChange]]) -> LinearChange:
     """Changes of equal layers as one of their stack, exactly."""
     present = [part for part in parts if part is not None]
     out = len(present[0].up)
     if len({(part.down.shape[1], len(part.up)) for part in present}) > 1:
-        raise ZooError(f"the layers that make '{slot}' differ in width: keys "
+        raise ZooError(f"the layers that make '{layer}' differ in width: keys "
                        'and values of fewer heads have no twin here.')
     scale = present[0].scale
     if len(present) == len(parts) and all(

@@ -5,25 +5,30 @@ import re
 from dataclasses import dataclass
 from typing import Iterable, List, Mapping, Optional, Tuple
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class PeftLayout:
     """How one library names the linears of a vision transformer.
 
+    A layer goes by its name in ``mmpretrain.VisionTransformer``, such as
+    ``'layers.0.attn.qkv'``, between one library and another.
+
     Attributes:
         models (str): Which models have these names.
         blocks (str): What comes before the number of a block.
         parts (Mapping): Linears in a layer of ``mmpretrain.VisionTransformer``
-            to theirs: one, or three that make ours, stacked.
+            to theirs: one, or three that make it, stacked.
     """
 
     models: str
     blocks: str
     parts: Mapping[str, Tuple[str, ...]]
 
-    def targets(self, slot: str) -> Optional[List[str]]:
-        """Their names for one of our slots, None if they have none."""
-        match = re.fullmatch(r'layers\.(\d+)\.(.+)', slot)
+    def targets(self, layer: str) -> Optional[List[str]]:
+        """Their names for a layer, None if they have none."""
+        match = re.fullmatch(r'layers\.(\d+)\.(.+)', layer)
         if match is None or match[2] not in self.parts:
             return None
         return [
@@ -31,18 +36,19 @@ class PeftLayout:
         ]
 
     def locate(self, name: str) -> Optional[Tuple[str, str, int]]:
-        """Where one of their linears lies in our trunk.
+        """Which layer one of their linears is.
 
         Returns:
             tuple | None: What stands before the name in their model (or
-            ''), our slot, and which of its parts it is.
+            ''), the layer, and which of its parts it is.
         """
-        match = re.fullmatch(rf'(.*\.)?{re.escape(self.blocks)}\.(\d+)\.(.+)',
-                             name)
-        for ours, theirs in self.parts.items() if match else ():
-            if match[3] in theirs:
-                slot = f'layers.{match[2]}.{ours}'
-                return match[1] or '', slot, theirs.index(match[3])
+        for ours, theirs in self.parts.items():
+            for number, part in enumerate(theirs):
+                match = re.fullmatch(
+                    rf'(.*\.)?{re.escape(self.blocks)}\.(\d+)\.'
+                    rf'{re.escape(part)}', name)
+                if match:
+                    return match[1] or '', f'layers.{match[2]}.{ours}', number
         return None
 
 
@@ -93,6 +99,39 @@ LAYOUTS = {
             'ffn.layers.1': ('mlp.fc2', ),
         }),
 }
+
+_PARTS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
+
+#: Trunks of ours, by what stands before the names in them.
+TRUNKS = {
+    '':
+    PeftLayout(
+        models='mmpretrain.VisionTransformer',
+        blocks='layers',
+        parts={part: (part, )
+               for part in _PARTS}),
+    'timm_model.':
+    LAYOUTS['timm'],
+    'timm_model.model.':
+    LAYOUTS['timm'],  # features_only
+}
+
+
+def layer_of(slot: str) -> Optional[str]:
+    """The layer that a slot of a trunk of ours is, None if it is none."""
+    for prefix, layout in TRUNKS.items():
+        found = layout.locate(slot)
+        if found and found[0] == prefix:
+            return found[1]
+    return None
+
+
+def slot_of(layer: str, trunk: nn.Module) -> str:
+    """What a layer is called in a trunk of ours."""
+    names = {name for name, _ in trunk.named_modules()}
+    prefix = next((p for p, each in TRUNKS.items() if p + each.blocks in names),
+                  '')
+    return prefix + TRUNKS[prefix].targets(layer)[0]
 
 
 def find_layout(names: Iterable[str]) -> PeftLayout:

@@ -17,13 +17,13 @@ data_preprocessor = dict(
     bgr_to_rgb=True,
     pad_size_divisor=14)
 train_pipeline = [
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(type='mmdet.PackDetInputs')
 ]
 # the mm* detectors map boxes back by `scale_factor`, which Resize sets
 test_pipeline = [
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.Resize', scale_factor=1.0, keep_ratio=True),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(

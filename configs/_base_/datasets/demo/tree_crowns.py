@@ -14,7 +14,7 @@ data_preprocessor = dict(
     bgr_to_rgb=True,
     pad_size_divisor=14)
 train_pipeline = [
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(type='mmdet.Resize', scale=scale, keep_ratio=True),
     # from above there is no upside down
@@ -25,7 +25,7 @@ train_pipeline = [
     dict(type='mmdet.PackDetInputs')
 ]
 test_pipeline = [
-    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmdet.Resize', scale=scale, keep_ratio=True),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
     dict(
