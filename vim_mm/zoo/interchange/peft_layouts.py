@@ -129,8 +129,7 @@ def layer_of(slot: str) -> Optional[str]:
 def slot_of(layer: str, trunk: nn.Module) -> str:
     """What a layer is called in a trunk of ours."""
     names = {name for name, _ in trunk.named_modules()}
-    prefix = next((p for p, each in TRUNKS.items() if p + each.blocks in names),
-                  '')
+    prefix = next((p for p in TRUNKS if p + TRUNKS[p].blocks in names), '')
     return prefix + TRUNKS[prefix].targets(layer)[0]
 
 
