@@ -31,7 +31,6 @@ from statistics import mean, stdev
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_git_hash
@@ -41,6 +40,7 @@ from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
 from vim_mm.engine.module_rows import TRUNK
 from vim_mm.engine.transfer_score import held_out_scores
 from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.files import write_atomic
 
 from few_shot import FewShot, Rows, accuracy, draw, scorable  # isort:skip
@@ -140,7 +140,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         help='of LinearMoE, whose weights no softmax bounds')
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--out', help='JSON file for all figures')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
@@ -316,8 +316,7 @@ def print_table(title: str, results: Dict[str, Result]) -> None:
 def measure(path: str, args: argparse.Namespace) -> Dict[str, Any]:
     """All figures of one config, printed and for the file."""
     start = time.perf_counter()
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(path, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     task = FewShot(cfg, args.zoo, args.num_test, args.batch_size)
     bench = Bench(task, args)

@@ -9,13 +9,12 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from vim_mm.apis.bake import TOLERANCE, bake
 from vim_mm.apis.serving import load_model
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import add_cfg_options, read_config
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -36,19 +35,13 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         help='in each slot, drop modules of smaller weight (default: 0.01)')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace a module')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value')
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
-    cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model, _ = load_model(cfg, args.checkpoint)
     card = dict(cfg.get('module_card', {}))

@@ -16,12 +16,10 @@ import json
 import sys
 from typing import List, Tuple
 
-from mmengine.config import Config, DictAction
-
 from vim_mm.apis.inferencer import ViMInferencer
 from vim_mm.apis.results import words
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import add_cfg_options, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,12 +54,7 @@ def parse_args() -> argparse.Namespace:
         '--json', action='store_true', help='print one JSON line a picture')
     parser.add_argument(
         '--show', action='store_true', help='show drawings in a window')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of all configs: key=value')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -84,8 +77,7 @@ def build(args: argparse.Namespace) -> ViMInferencer:
     inferencer = ViMInferencer({}, args.device, sys.stderr.isatty())
     for text in args.model:
         name, (config, *rest) = parse_model(text)
-        cfg: Config = read_config(config)
-        cfg.merge_from_dict(args.cfg_options)
+        cfg = read_config(config, args.cfg_options)
         inferencer.add_task(name, cfg, *rest)
     return inferencer
 

@@ -9,7 +9,7 @@ import os
 import os.path as osp
 import re
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
@@ -21,7 +21,7 @@ from vim_mm.engine.feature_cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
@@ -47,11 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='save painted predictions here')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds per window')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings: key=value, key="[a,b]", key="[(a,b),(c,d)]"')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -73,7 +69,7 @@ def build_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: The config or the checkpoint does not exist.
         ValueError: An option does not fit the config.
     """
-    cfg = read_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise FileNotFoundError(f'There is no checkpoint file '
                                 f'{args.checkpoint}: check the path.')
@@ -82,8 +78,6 @@ def build_config(args: argparse.Namespace) -> Config:
             f'--out {args.out} must end in .pkl: predictions are dumped as a '
             'pickle.')
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

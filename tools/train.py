@@ -8,14 +8,14 @@ import argparse
 import os
 import os.path as osp
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import read_config, type_name
+from vim_mm.utils.config import add_cfg_options, read_config, type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 
@@ -38,11 +38,7 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='continue from this checkpoint, or without a value from the '
         'latest one in the work dir')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings: key=value, key="[a,b]", key="[(a,b),(c,d)]"')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -63,10 +59,8 @@ def build_config(args: argparse.Namespace) -> Config:
             not exist.
         ValueError: An option does not fit the config.
     """
-    cfg = read_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +20,7 @@ from rich.table import Table
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
 from vim_mm.utils.cli import run_cli, table_console
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.zoo import Zoo, ZooError, head_state, save_module
 
 
@@ -66,11 +65,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     sub.add_argument('--name', help='its name in the zoo')
     sub.add_argument(
         '--overwrite', action='store_true', help='replace a module')
-    sub.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value')
+    add_cfg_options(sub)
 
     sub = command('rank', rank, 'Score modules for the task of a config, '
                   'before any training; see docs/ranking.md.')
@@ -86,11 +81,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         default=2000,
         help='training pictures to look at, at most (default: 2000)')
     sub.add_argument('--json', action='store_true', help='print JSON')
-    sub.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as key=value')
+    add_cfg_options(sub)
     return parser.parse_args(argv)
 
 
@@ -176,9 +167,7 @@ def remove_module(args: argparse.Namespace) -> None:
 
 
 def save_trained(args: argparse.Namespace) -> None:
-    cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
     from vim_mm.apis.serving import load_model
     new_module = cfg.get('model', {}).get('backbone', {}).get('new_module')
@@ -226,9 +215,7 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     """The ranking, and metric and usefulness that the evidence knows."""
     from vim_mm.apis.evidence import usefulness
     from vim_mm.apis.ranking import rank_modules
-    cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     zoo = args.zoo or cfg.get('model', {}).get('backbone', {}).get('zoo')
     if zoo is None:
         raise ZooError(f'{args.config!r} names no zoo; give one with --zoo.')

@@ -1,11 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A config that cannot be read is named, with what is wrong in it."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
-from vim_mm.utils.config import read_config
+from vim_mm.utils.config import add_cfg_options, read_config
 
 
 @pytest.mark.parametrize(('name', 'text', 'sentence'), [
@@ -30,3 +31,32 @@ def test_a_missing_base_is_named(base: str, tmp_path: Path) -> None:
     with pytest.raises(
             FileNotFoundError, match='child.py needs .*nope.*`_base_`'):
         read_config(str(path))
+
+
+def parse(*settings: str) -> dict:
+    parser = ArgumentParser()
+    add_cfg_options(parser)
+    return parser.parse_args(['--cfg-options', *settings]).cfg_options
+
+
+def test_cfg_options_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / 'a.py'
+    path.write_text('model = dict(width=1, necks=[dict(a=1), dict(a=2)])\n')
+    options = parse('model.width=[3,4]', 'model.necks.1.a=b=c', 'lr=1e-3')
+    cfg = read_config(str(path), options)
+    assert cfg.model.to_dict() == dict(
+        width=[3, 4], necks=[dict(a=1), dict(a='b=c')])
+    assert cfg.lr == 1e-3
+    assert read_config(str(path)).model.width == 1
+
+
+def test_what_is_no_option(tmp_path: Path,
+                           capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse('a=1', 'foo')
+    assert "'foo' is no key=value" in capsys.readouterr().err
+    path = tmp_path / 'a.py'
+    path.write_text('model = dict(necks=[dict(a=1)], name="x")\n')
+    for setting in ('model.necks.7.a=1', 'model.name.a=1'):
+        with pytest.raises(ValueError, match='do not fit the config'):
+            read_config(str(path), parse(setting))

@@ -1,20 +1,54 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import Union
+from argparse import ArgumentParser, ArgumentTypeError
+from typing import Optional, Union
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from yaml import YAMLError
 
 
-def read_config(config: Union[str, Config]) -> Config:
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Give a tool ``--cfg-options``, a dict for :func:`read_config`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=_setting,
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config: key=value, key="[a,b]", '
+        'key="[(a,b),(c,d)]"')
+
+
+def _setting(text: str) -> str:
+    if '=' not in text:
+        raise ArgumentTypeError(f'{text!r} is no key=value')
+    return text
+
+
+def read_config(config: Union[str, Config],
+                options: Optional[dict] = None) -> Config:
     """A config of one's own: read from a file, or copied.
+
+    Args:
+        config (str | Config): The file, or what was read from it.
+        options (dict, optional): Settings to override, as of
+            ``--cfg-options``: ``{'model.backbone.zoo': 'zoo'}``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no config.
+        ValueError: If it is no config, or an option does not fit it.
     """
-    if isinstance(config, Config):
-        return config.copy()
+    cfg = config.copy() if isinstance(config, Config) else _read(config)
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError) as error:
+        said = error.args[0] if error.args else error
+        raise ValueError(f'--cfg-options {options} do not fit the config: '
+                         f'{said}') from error
+    return cfg
+
+
+def _read(config: str) -> Config:
     if not osp.isfile(config):
         raise FileNotFoundError(
             f'There is no config file {config}: check the path.')
