@@ -66,6 +66,7 @@ def test_nms(offset: int, threshold: float) -> None:
     assert torch.equal(dets, torch.cat([boxes, scores[:, None]], 1)[kept])
 
 
+@needs_stand_in  # mmcv's own on CPUs knows no half precision
 def test_nms_takes_half_precision_and_no_boxes() -> None:
     boxes, scores = random_boxes(30)
     full = ops.nms(boxes.half().float(), scores.half().float(), 0.5)[1]
@@ -158,6 +159,7 @@ def test_roi_align_refuses_max_with_a_sentence() -> None:
                       1., 2, 'max', True)
 
 
+@needs_stand_in  # mmcv has none for CPUs
 def test_roi_pool_and_its_gradient() -> None:
     # whole cells: pooling is the maximum of a plain slice
     image = torch.randn(
