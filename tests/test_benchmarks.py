@@ -165,3 +165,27 @@ def test_a_draw_of_all_pictures_is_refused(tmp_path: Path,
                                            benchmark: Any) -> None:
     with pytest.raises(ValueError, match='nothing to draw'):
         benchmark.main([str(config(tmp_path, 'cls')), '--num-train', '12'])
+
+
+def test_seeds_are_averaged_and_their_gains_paired(
+        tmp_path: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture) -> None:
+    import seeds
+    paths = []
+    for index, values in enumerate([(.2, .5), (.4, .8)]):
+        rows = [
+            dict(step='det', method=method, value=value)
+            for method, value in zip(('trunk', 'ours'), values)
+        ]
+        paths.append(tmp_path / f'{index}.json')
+        paths[-1].write_text(
+            json.dumps([dict(step='prepare', method='data', value=3), *rows]))
+    monkeypatch.setattr('sys.argv', ['seeds.py', *map(str, paths)])
+    seeds.main()
+    trunk, ours = (line for line in capsys.readouterr().out.splitlines()
+                   if 'det' in line)
+    assert '0.300 ± 0.141' in trunk and '0.000 ± 0.000' in trunk
+    assert '0.650 ± 0.212' in ours and '0.350 ± 0.071' in ours
+    paths[0].write_text(json.dumps(rows[:1]))
+    with pytest.raises(ValueError, match="1 of 2 reports have a row 'ours'"):
+        seeds.read(paths)

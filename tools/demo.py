@@ -48,6 +48,12 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=Path('work_dirs/demo'),
         help='folder for zoo, logs and report (default: %(default)s)')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='of all steps; the data stay as they are (default: 0). Give '
+        'another seed a --work-dir of its own')
     return parser.parse_args()
 
 
@@ -70,7 +76,8 @@ def prepare_here(work_dir: Path) -> None:
     demo.prepare(work_dir, partial(print, flush=True))
 
 
-def run_step(name: str, work_dir: Path, console: Console) -> None:
+def run_step(name: str, work_dir: Path, seed: int,
+             console: Console) -> None:
     """Run one step in a process of its own, showing its progress.
 
     A fork of this one has imported the libraries already, which takes
@@ -84,7 +91,8 @@ def run_step(name: str, work_dir: Path, console: Console) -> None:
     log = work_dir / name / 'log.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text('')
-    process = PROCESSES.Process(target=logged_step, args=(name, work_dir, log))
+    process = PROCESSES.Process(
+        target=logged_step, args=(name, work_dir, seed, log))
     process.start()
     with log.open() as file:
         while process.is_alive():
@@ -96,14 +104,14 @@ def run_step(name: str, work_dir: Path, console: Console) -> None:
             f'The step {name} failed; its log is {log} and ends with:\n{tail}')
 
 
-def logged_step(name: str, work_dir: Path, log: Path) -> None:
+def logged_step(name: str, work_dir: Path, seed: int, log: Path) -> None:
     """Run a step in this process, all it prints going to ``log``."""
     warnings.simplefilter('ignore')
     with log.open('w', buffering=1) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
         sys.stdout = sys.stderr = file
-        run_cli(partial(demo.run, name, work_dir))
+        run_cli(partial(demo.run, name, work_dir, seed))
 
 
 def show_progress(file: TextIO, console: Console) -> None:
@@ -139,13 +147,14 @@ def main() -> None:
     steps = [demo.load(demo.PREPARE, args.work_dir)]
     names = list(demo.STEPS)
     for index, name in enumerate(names, 1):
-        finished = demo.finished(name, args.work_dir)
+        finished = demo.finished(name, args.work_dir, args.seed)
         console.print(f'{index}/{len(names)} {demo.STEPS[name].title}: '
                       f'{"reused" if finished else "running"}')
         if not finished:
-            run_step(name, args.work_dir, console)
+            run_step(name, args.work_dir, args.seed, console)
         steps.append(demo.load(name, args.work_dir))
-        write_report(args.work_dir, demo.TITLE, demo.INTRO, steps)
+        write_report(args.work_dir, demo.TITLE,
+                     demo.INTRO.format(seed=args.seed), steps)
         console.print(f'   report so far: {args.work_dir}/report.html')
     show_table(steps, console)
     minutes = (time.perf_counter() - start) / 60

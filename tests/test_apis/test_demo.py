@@ -34,7 +34,7 @@ def test_a_finished_step_is_reused(work_dir: Path) -> None:
     assert not demo.finished('midstream_digits_cls', work_dir)
 
 
-@pytest.mark.parametrize('what', ['data', 'version', 'config'])
+@pytest.mark.parametrize('what', ['data', 'version', 'config', 'seed'])
 def test_a_change_runs_it_again(work_dir: Path, what: str,
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     if what == 'data':
@@ -46,7 +46,7 @@ def test_a_change_runs_it_again(work_dir: Path, what: str,
         changed = demo.step_config(STEP, work_dir)
         changed.model.backbone.adapter.hidden_dims = 4
         monkeypatch.setattr(demo, 'step_config', lambda *_: changed)
-    assert not demo.finished(STEP, work_dir)
+    assert not demo.finished(STEP, work_dir, int(what == 'seed'))
 
 
 def test_a_downstream_step_depends_on_the_zoo(work_dir: Path) -> None:

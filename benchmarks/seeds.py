@@ -1,0 +1,80 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Mean and deviation of the demo's figures over several seeds.
+
+    for seed in 0 1 2; do
+        python tools/demo.py --seed $seed --work-dir work_dirs/demo-$seed
+    done
+    python benchmarks/seeds.py work_dirs/demo-*/report.json
+
+A gain is the difference from the first row of its step within one run, so
+that what a seed does to both rows cancels out.
+"""
+
+import vim_mm  # noqa: F401,I001 isort:skip
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Dict, List, Tuple
+
+from rich.table import Table
+
+from vim_mm.apis.demo import PREPARE
+from vim_mm.utils.cli import run_cli, table_console
+
+#: by step, then method: a value for each report
+Values = Dict[str, Dict[str, List[float]]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Compare seeds of the demo')
+    parser.add_argument('reports', nargs='+', type=Path, help='report.json')
+    return parser.parse_args()
+
+
+def read(paths: List[Path]) -> Values:
+    """Values of all rows that have a metric.
+
+    Raises:
+        ValueError: If the reports do not have the same rows.
+    """
+    values: Values = {}
+    for path in paths:
+        for row in json.loads(path.read_text()):
+            if row['step'] != PREPARE:
+                methods = values.setdefault(row['step'], {})
+                methods.setdefault(row['method'], []).append(row['value'])
+    for step, methods in values.items():
+        for method, found in methods.items():
+            if len(found) != len(paths):
+                raise ValueError(
+                    f"{len(found)} of {len(paths)} reports have a row "
+                    f"'{method}' of {step}; give finished ones of one "
+                    'version.')
+    return values
+
+
+def spread(values: List[float]) -> Tuple[str, str]:
+    """Mean and sample deviation, and the values themselves."""
+    deviation = f' ± {stdev(values):.3f}' if len(values) > 1 else ''
+    return f'{mean(values):.3f}{deviation}', ' '.join(
+        f'{value:.3f}' for value in values)
+
+
+def main() -> None:
+    args = parse_args()
+    table = Table(title=f'{len(args.reports)} runs')
+    for column in ('step', 'method', 'mean', 'runs', 'gain', 'gains'):
+        table.add_column(column)
+    for step, methods in read(args.reports).items():
+        first = next(iter(methods.values()))
+        for method, values in methods.items():
+            gains = [b - a for a, b in zip(first, values)]
+            table.add_row(step, method, *spread(values), *spread(gains))
+        table.add_section()
+    table_console().print(table)
+
+
+if __name__ == '__main__':
+    run_cli(main)
