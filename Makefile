@@ -32,8 +32,8 @@ doctor: setup
 
 lint: setup
 	@$(PIP) flake8 isort
-	$(PY) -m flake8 vim_mm tools tests configs setup.py
-	$(PY) -m isort --check-only -q vim_mm tools tests setup.py
+	$(PY) -m flake8 vim_mm tools tests configs benchmarks setup.py
+	$(PY) -m isort --check-only -q vim_mm tools tests benchmarks setup.py
 
 clean:
 	rm -rf $(VENV) build dist vim_mm.egg-info vim_mm/.mim
