@@ -148,8 +148,10 @@ class FitHook(Hook):
         """Look for a backbone and, beside our trunks, for all that learns.
 
         Raises:
-            ValueError: Some of it is not there.
+            ValueError: Some of it is not there, or classes are numbered in
+                another order than the test set's.
         """
+        self._check_classes(runner, checkpoint)
         model = unwrap(runner.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
@@ -182,6 +184,20 @@ class FitHook(Hook):
                 f'model, or holds them in another shape, such as '
                 f'{unlike[:3]}; give a checkpoint that a run of this config '
                 'wrote.')
+
+    @staticmethod
+    def _check_classes(runner: Runner, checkpoint: dict) -> None:
+        # data sets of folders number these as they sort, whatever the head
+        meta = checkpoint.get('meta') or {}
+        stored = list((meta.get('dataset_meta') or {}).get('classes') or [])
+        dataset = runner.test_loop.dataloader.dataset
+        own = list(getattr(dataset, 'metainfo', {}).get('classes') or [])
+        if own != stored and sorted(own) == sorted(stored):
+            raise ValueError(
+                f'{runner.cfg.load_from} numbers its classes '
+                f'{stored[:3]}, …, the test set the same ones {own[:3]}, …; '
+                'name folders so that they sort in the order of the '
+                'checkpoint, or list the pictures in an `ann_file`.')
 
 
 def main() -> None:

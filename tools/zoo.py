@@ -102,10 +102,11 @@ def list_modules(args: argparse.Namespace) -> None:
         if 'error' in row:
             table.add_row(row['name'], f'[red]{escape(row["error"])}')
             continue
-        table.add_row(row['name'], row['kind'], row['task'], row['dataset'],
-                      f'{row["num_params"]:,}', metrics_text(row, 1),
-                      f'{row["trunk"]["type"]} '
-                      f'{row["trunk"]["fingerprint"][:8]}', row['licence'])
+        trunk = row['trunk']
+        cells = (row['name'], row['kind'], row['task'], row['dataset'],
+                 f'{row["num_params"]:,}', metrics_text(row, 1),
+                 f'{trunk["type"]} {trunk["fingerprint"][:8]}', row['licence'])
+        table.add_row(*(escape(str(cell or '')) for cell in cells))
     table_console().print(table)
 
 
@@ -272,6 +273,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:  # nobody reads on: run_cli knows
+        raise
     except OSError as error:  # such as a zoo that may not be written
         raise ZooError(str(error)) from error
 

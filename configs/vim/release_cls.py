@@ -7,6 +7,9 @@
         work_dirs/vim_release/cls-NAME.pth \\
         --cfg-options test_dataloader.dataset.data_root=data/NAME
 
+Folders are numbered as their names sort, classes as the file numbers them:
+where both have the same names in another order, testing is refused.
+
 The layout knows ``cls*`` tasks; the published file holds ``seg-voc`` alone.
 The converter writes one config a task: this one with the names, the number of
 modules and all sizes that it found in the file. Testing takes a GPU of 4 GB

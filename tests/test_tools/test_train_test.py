@@ -325,3 +325,29 @@ def test_slurm_train_passes_the_options_on(tmp_path: Path,
     assert tail == [
         *expected, '--launcher', 'slurm', '--cfg-options', 'a=1'
     ]
+
+
+def test_checkpoints_around_a_trunk_are_refused(toy: Path) -> None:
+    """mmengine's are reentrant: no gradient would reach the modules."""
+    refused = tool('train.py', toy / 'toy.py', '--cfg-options',
+                   'activation_checkpointing=backbone.trunk',
+                   'model.backbone.type=vim_mm.ViMBackbone', cwd=toy)
+    assert refused.returncode == 1
+    assert "`activation_checkpointing` names ['backbone.trunk']" in (
+        refused.stderr)
+    assert 'Traceback' not in refused.stderr
+
+
+def test_classes_in_another_order_are_refused(toy: Path) -> None:
+    trained = tool('train.py', toy / 'toy.py', '--work-dir', toy / 'order',
+                   cwd=toy)
+    assert trained.returncode == 0, trained.stderr
+    path = toy / 'order' / 'iter_2.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('dark', 'light')
+    checkpoint['meta']['dataset_meta']['classes'] = ('light', 'dark')
+    torch.save(checkpoint, path)
+    tested = tool('test.py', toy / 'toy.py', path, cwd=toy)
+    assert tested.returncode == 1
+    assert "numbers its classes ['light', 'dark']" in tested.stderr
+    assert 'Traceback' not in tested.stderr

@@ -206,10 +206,19 @@ def test_save_refuses_what_was_not_trained(cli, trained, tmp_path, capsys):
     # mmengine would warn of another width and leave the values at random
     wide = ['--cfg-options', 'model.backbone.adapter.hidden_dims=3']
     assert cli.main(['save', config, checkpoint, zoo] + wide) == 1
-    assert 'size mismatch' in capsys.readouterr().err
+    assert "Module 'shapes' of the checkpoint" in capsys.readouterr().err
     none = ['--cfg-options', 'model.backbone.new_module=None']
     assert cli.main(['save', config, checkpoint, zoo] + none) == 1
     assert 'trains no module' in capsys.readouterr().err
     assert cli.main(['save', config, str(tmp_path / 'no.pth'), zoo]) == 1
     assert 'no.pth' in capsys.readouterr().err
     assert not os.path.exists(zoo)
+
+
+def test_brackets_of_a_card_are_text(cli, trained, tmp_path, capsys):
+    _, config, checkpoint = trained
+    dataset = ['--cfg-options', 'module_card.dataset="COCO [/train] [red]x"']
+    zoo = str(tmp_path / 'brackets')
+    assert not cli.main(['save', config, checkpoint, zoo] + dataset)
+    assert not cli.main(['list', zoo])
+    assert '[/train]' in capsys.readouterr().out

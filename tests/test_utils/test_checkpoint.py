@@ -93,7 +93,7 @@ def test_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('suffix', ['safetensors', 'pth'])
-@pytest.mark.parametrize('keep', [0, 5, 40, 0.5, -1])
+@pytest.mark.parametrize('keep', [0, 5, 40, 0.25, 0.5, 0.9, -1])
 def test_truncated_files_give_a_sentence(tmp_path: Path, suffix: str,
                                          keep: float) -> None:
     path = tmp_path / f'x.{suffix}'

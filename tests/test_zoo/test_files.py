@@ -153,3 +153,10 @@ def test_pack_is_deterministic_and_unshares(make_tensors):
     views = dict(a=base, b=base.t(), c=base[0])
     again = files.unpack(files.pack(views), 'x')
     assert same(again, views)
+
+
+def test_a_zoo_that_is_a_file_is_refused(tmp_path, make_card, make_tensors):
+    path = tmp_path / 'zoo.py'
+    path.write_text('')
+    with pytest.raises(ZooError, match='no folder that this user may write'):
+        Zoo(path).save(make_card('a'), make_tensors())

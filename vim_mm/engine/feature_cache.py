@@ -81,6 +81,19 @@ def finite(dataloader: DataLoader) -> DataLoader:
         worker_init_fn=dataloader.worker_init_fn)
 
 
+def check_filled(dataloader: DataLoader) -> None:
+    """Refuse pictures of which no batch is left.
+
+    Raises:
+        ValueError: If the loader has no batch.
+    """
+    if not len(dataloader):
+        raise ValueError('The training pictures do not fill one batch of '
+                         f'{dataloader.batch_sampler.batch_size}, and '
+                         'train_dataloader drops the last; set '
+                         'train_dataloader.drop_last=False.')
+
+
 @torch.no_grad()
 def cache_features(model: BaseModel,
                    dataloader: DataLoader,

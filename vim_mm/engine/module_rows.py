@@ -9,7 +9,8 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .feature_cache import CachedBatch, finite, preprocess, to_device, unmixed
+from .feature_cache import (CachedBatch, check_filled, finite, preprocess,
+                            to_device, unmixed)
 from .transfer_score import rows_of, thinned
 
 #: The entry without any module; evidence calls it so as well.
@@ -51,11 +52,8 @@ def module_rows(model: BaseModel,
         ValueError: If the loader has no batch.
     """
     dataloader = finite(dataloader)
+    check_filled(dataloader)
     total, batch_size = len(dataloader), dataloader.batch_sampler.batch_size
-    if not total:
-        raise ValueError('The training pictures do not fill one batch of '
-                         f'{batch_size}, and train_dataloader drops the last; '
-                         'set train_dataloader.drop_last=False.')
     if max_pictures is not None:
         total = min(total, max(1, -(-max_pictures // batch_size)))
     alone = {TRUNK: [], **{name: [name] for name in modules}}

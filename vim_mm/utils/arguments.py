@@ -56,8 +56,11 @@ def check_is_list(names: Any, what: str) -> None:
     """Refuse one name where names are asked for: it has letters, too.
 
     Raises:
-        ValueError: If it is a string.
+        ValueError: If it is a string, or nothing that holds names.
     """
+    if not isinstance(names, Iterable):
+        raise ValueError(f'`{what}` is {names!r}; give a list of names, [] '
+                         'for none.')
     if isinstance(names, str):
         raise ValueError(f'`{what}` is the name {names!r}; give a list of '
                          f'names, [{names!r}].')

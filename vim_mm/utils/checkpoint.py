@@ -9,6 +9,7 @@ variable.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import os.path as osp
@@ -142,7 +143,10 @@ def load_pickle(file: Any,
         with _allowed():
             return torch.load(
                 file, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        # an archive cut short may send its reader before its start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         if isinstance(error, RuntimeError) and _is_device_error(error):
             raise
         refused = _refused_globals(file, error)

@@ -2,11 +2,11 @@
 """The zoo: a directory of modules, each a card and its tensors."""
 
 from .card import ModuleCard, ZooError
-from .export import head_state, save_module
+from .export import head_state, is_head, save_module
 from .fingerprint import trunk_fingerprint
 from .zoo import Zoo
 
 __all__ = [
-    'ModuleCard', 'Zoo', 'ZooError', 'head_state', 'save_module',
+    'ModuleCard', 'Zoo', 'ZooError', 'head_state', 'is_head', 'save_module',
     'trunk_fingerprint'
 ]

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """From a trained model to a module in a zoo."""
 
+import re
 from typing import Any, Dict, Mapping, Optional, Union
 
 from mmengine.model import is_model_wrapper
@@ -63,8 +64,17 @@ def save_module(backbone: nn.Module,
     return zoo.save(card, backbone.bank.export(name), head, overwrite)
 
 
+def is_head(key: str) -> bool:
+    """Whether a tensor of an mm* model belongs to a module's head.
+
+    All outside the backbone does, but for the weights of streams, which
+    belong to a task and not to a module.
+    """
+    return not re.match(r'backbone\.|neck\.(0\.)?fusion\.', key)
+
+
 def head_state(model: nn.Module) -> Dict[str, Tensor]:
-    """Return the state of everything outside ``backbone.`` of an mm* model.
+    """Return the state of neck, head and the like, see :func:`is_head`.
 
     Args:
         model: A detector, segmentor or classifier.
@@ -78,5 +88,5 @@ def head_state(model: nn.Module) -> Dict[str, Tensor]:
     return {
         key: value.detach().cpu().contiguous().clone()
         for key, value in model.state_dict().items()
-        if not key.startswith('backbone.')
+        if is_head(key)
     }

@@ -84,6 +84,7 @@ def locate(root: Path, name: str) -> Optional[Path]:
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Let one process at a time change a zoo; a crash frees the lock."""
+    check_writable(root)
     root.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(str(root / '.lock'), timeout=LOCK_SECONDS):

@@ -29,7 +29,7 @@ class Zoo:
     """
 
     def __init__(self, root: Union[str, Path]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def __repr__(self) -> str:
         return f'Zoo({str(self.root)!r})'

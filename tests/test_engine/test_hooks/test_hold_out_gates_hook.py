@@ -204,3 +204,12 @@ def test_a_resumed_run_keeps_its_gates(tmp_path: Path) -> None:
     run.train_loop._iter = 3
     HoldOutGatesHook(**HOOK).before_train(run)
     assert (run.model.backbone.fusion.logits['default'] == 0).all()
+
+
+def test_pictures_that_fill_no_batch_are_a_sentence(tmp_path: Path) -> None:
+    run = runner(tmp_path, hooks=[dict(type='vim_mm.HoldOutGatesHook')])
+    loader = run.train_dataloader
+    run.train_loop.dataloader = torch.utils.data.DataLoader(
+        loader.dataset, batch_size=len(loader.dataset) + 1, drop_last=True)
+    with pytest.raises(ValueError, match='do not fill one batch'):
+        HoldOutGatesHook(steps=1).before_train(run)

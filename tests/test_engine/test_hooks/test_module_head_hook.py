@@ -102,3 +102,25 @@ def test_a_resumed_run_keeps_its_head(tmp_path: Path) -> None:
     ModuleHeadHook('m', str(tmp_path / 'zoo')).before_train(run)
     after = head_state(run.model)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_list_of_necks_and_streams_midstream(tmp_path: Path) -> None:
+    """Weights of streams are no part of a module's head."""
+    midstream('cls', tmp_path)
+    cfg = model('cls', tmp_path, streams=('m', 'n'), new_module='n',
+                **loaded(tmp_path))
+    run = build_runner('cls', cfg, tmp_path)
+    head = head_state(run.model)
+    assert head and not [key for key in head if '.fusion.' in key]
+    save_module(run.model.backbone, 'n', str(tmp_path / 'zoo'), head=head)
+    ModuleHeadHook('n', str(tmp_path / 'zoo')).before_train(run)
+
+    listed = model('cls', tmp_path, **loaded(tmp_path))
+    listed['neck'] = [listed['neck']]
+    first = build_runner('cls', listed, tmp_path).model
+    save_module(first.backbone, 'm', str(tmp_path / 'zoo'),
+                head=head_state(first), overwrite=True)
+    cfg['neck'] = [cfg['neck']]
+    run = build_runner('cls', cfg, tmp_path)
+    ModuleHeadHook('m', str(tmp_path / 'zoo')).before_train(run)
+    assert 'neck.0.fusion.logits.default' in run.model.state_dict()

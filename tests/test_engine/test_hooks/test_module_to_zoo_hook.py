@@ -6,6 +6,7 @@ from typing import Sequence
 
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, RepeatDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
 from mmengine.registry import METRICS
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from _tiny import (Pictures, build_backbone, build_runner, fusion_neck,
                    model_cfg, same, save_trunk, snapshot)
 from vim_mm.engine.hooks import ModuleToZooHook
+from vim_mm.engine.hooks.module_to_zoo_hook import _num_pictures
 from vim_mm.zoo import Zoo, ZooError, head_state
 
 CARD = dict(dataset='squares', task='cls', licence='CC0-1.0')
@@ -109,3 +111,40 @@ def test_what_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
     nothing = runner(tmp_path, new_module=None)
     with pytest.raises(ValueError, match='new_module'):
         ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(nothing)
+
+
+def test_what_learned_nothing_is_not_saved(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    # mmengine's `activation_checkpointing` ends the graph like this
+    run.model.backbone.forward = torch.no_grad()(run.model.backbone.forward)
+    with pytest.raises(ZooError, match='no gradient has reached it'):
+        run.train()
+    assert not (tmp_path / 'zoo' / 'n').exists()
+
+
+def test_a_module_no_task_weighs_is_refused(tmp_path: Path) -> None:
+    run = runner(tmp_path, new_module=None)
+    backbone = run.model.backbone
+    for name in 'an':
+        backbone.bank.add(name, dict(type='ConvPass', hidden_dims=2),
+                          {s: spec.dims for s, spec in backbone.slots.items()})
+    backbone.set_fusion(dict(type='EnsMoE', tasks=dict(t=['a'])))
+    backbone.new_module = 'n'
+    with pytest.raises(ValueError, match="'t' does not weigh the new module"):
+        ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(run)
+
+
+def test_a_repeated_data_set_is_counted_once() -> None:
+    dataset = BaseDataset(lazy_init=True)
+    dataset.data_list = [dict(), dict()]
+    dataset.serialize_data, dataset._fully_initialized = False, True
+    assert _num_pictures(RepeatDataset(dataset, times=3)) == 2
+
+
+def test_a_zoo_under_the_home_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runner(tmp_path, dict(zoo='~/mine')).train()
+    assert Zoo(tmp_path / 'mine').names() == ['n']
+    assert Zoo('~/mine').names() == ['n'] and not Path('~').exists()

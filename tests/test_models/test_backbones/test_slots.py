@@ -126,6 +126,7 @@ def test_grid_of_a_picture() -> None:
     slot = SlotSpec('s', 8, False, num_extra_tokens=2, stride=14)
     assert slot.grid((28, 56), 2 * 4 + 2) == (2, 4)
     assert slot.grid((30, 56), 3 * 4 + 2) == (3, 4)
+    assert slot.grid((41, 56), 2 * 4 + 2) == (2, 4)  # rounded down
     with pytest.raises(ValueError, match="'s' carries 9 tokens"):
         slot.grid((28, 56), 9)
 
@@ -140,3 +141,22 @@ def test_slots_behind_the_last_output_take_no_new_adapter() -> None:
         p for n, p in backbone.bank.named_parameters() if n.endswith('up.bias')
     ]
     assert all(p.grad.abs().sum() > 0 for p in ups)
+
+
+def test_a_single_window_is_not_the_picture() -> None:
+    """At 56 px the last stage of the tiny Swin is one window of its own."""
+    swin = dict(TRUNKS['swin'])
+    backbone = build_backbone(
+        swin, new_module='n', adapter=dict(type='LoRA', rank=2))
+    assert {spec.stride for spec in backbone.slots.values()} == {0}
+    bare = build(swin)
+    for size in (SIZE, SIZE + 16):
+        shapes = [out.shape for out in bare(torch.zeros(1, 3, size, size))]
+        outs = backbone(torch.zeros(1, 3, size, size))
+        assert [out.shape for out in outs] == shapes
+
+
+def test_a_probe_too_small_for_the_last_stage() -> None:
+    swin = dict(TRUNKS['swin'])
+    with pytest.raises(ValueError, match='are no multiples of the first'):
+        find_slots(build(swin), probe_size=56)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, fill, same,
                    save_trunk, snapshot, vit)
+from vim_mm.models.adapters import ConvPass
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import MODELS
 from vim_mm.zoo import ZooError, save_module
@@ -455,10 +456,16 @@ def test_save_trunk_keeps_it(tmp_path: Path) -> None:
     state = model.state_dict()
     assert {k for k in state if k.startswith('trunk.')} == {
         f'trunk.{k}' for k in model.trunk.state_dict()}
-    # such a file brings its own trunk
-    other = build_backbone(second, new_module='n')
+    # such a file brings its own trunk, where there is none yet
+    other = build_backbone(dict(second, init_cfg=None), new_module='n')
     other.load_state_dict(state)
     assert same(snapshot(other), snapshot(model))
+    # a trunk that a zoo's modules may belong to is never replaced
+    other = build_backbone(second, new_module='n')
+    before = snapshot(other)
+    with pytest.raises(ValueError, match='trained beside another trunk'):
+        other.load_state_dict(state)
+    assert same(snapshot(other), before)
 
 
 @pytest.mark.parametrize('duplicate', [
@@ -650,3 +657,56 @@ def test_parameter_merge_in_the_trunk_learns() -> None:
         alone = backbone(x)[-1]
         with backbone.only('a'):
             torch.testing.assert_close(alone, backbone(x)[-1])
+
+
+def test_a_checkpoint_of_modules_of_another_width_is_refused() -> None:
+    backbone = fused(['a', 'b'], dict(type='EnsMoE'))
+    state = backbone.state_dict()
+    key = next(k for k in state if '.down.' in k and state[k].dim() > 1)
+    state[key] = state[key][:1]
+    with pytest.raises(ValueError, match="Module 'a' of the checkpoint"):
+        backbone.load_state_dict(state, strict=False)
+
+
+def test_only_modules_that_the_task_weighs_are_tuned(tmp_path: Path) -> None:
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    midstream = build_backbone(trunk)
+    add_modules(midstream, 'a', 'b')
+    for name in 'ab':
+        save_module(midstream, name, str(tmp_path / 'zoo'))
+    backbone = build_backbone(
+        trunk, zoo=str(tmp_path / 'zoo'), modules=['a', 'b'],
+        tune_modules=True,
+        fusion=dict(type='EnsMoE', tasks=dict(t=['a'], u=['a', 'b'])))
+
+    def learning() -> set:
+        return {
+            name for name in 'ab' if any(
+                p.requires_grad
+                for p in backbone.bank.members[name].parameters())
+        }
+
+    assert learning() == {'a'}
+    backbone.select_task('u')
+    assert learning() == {'a', 'b'}
+    sum(out.sum() for out in backbone(pictures())).backward()
+    assert all(p.grad is not None for p in backbone.parameters()
+               if p.requires_grad)
+
+
+def test_a_kind_of_adapter_can_be_given_as_a_class() -> None:
+    backbone = build_backbone(
+        new_module='n', adapter=dict(type=ConvPass))
+    assert backbone.bank.adapter_cfg('n')['type'] == 'ConvPass'
+
+
+def test_a_trunk_of_random_values_is_told(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = []
+    monkeypatch.setattr('vim_mm.models.backbones.trunk.print_log',
+                        lambda text, **_: said.append(text))
+    build_backbone()
+    assert 'is given no weights' in said[0]
+    said.clear()
+    build_backbone(save_trunk(tmp_path / 'trunk.pth'))
+    assert not said

@@ -27,14 +27,15 @@ class GateLogHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
         """Record the gates every ``interval`` iterations."""
         if self.every_n_train_iters(runner, self.interval):
-            self._record(runner)
+            self._record(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
-        """Record the gates the run ends with."""
-        self._record(runner)
+        """Record the gates the run ends with, if that is still to do."""
+        if runner.iter % self.interval:
+            self._record(runner, runner.iter)
 
     @staticmethod
-    def _record(runner: Runner) -> None:
+    def _record(runner: Runner, step: int) -> None:
         gates = fusing_part(unwrap(runner.model)).gates()
         runner.visualizer.add_scalars(
             {
@@ -42,4 +43,4 @@ class GateLogHook(Hook):
                 for slot, row in gates.items()
                 for module, weight in row.items()
             },
-            step=runner.iter)
+            step=step)

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from vim_mm.registry import HOOKS
-from ..feature_cache import (CachedBatch, finite, preprocess, to_device,
-                             unmixed, unwrap)
+from ..feature_cache import (CachedBatch, check_filled, finite, preprocess,
+                             to_device, unmixed, unwrap)
 from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, restart_averages, weighs_levels)
@@ -134,6 +134,7 @@ class HoldOutGatesHook(Hook):
         return loss
 
     def _groups(self, dataloader: DataLoader) -> Iterator[List[dict]]:
+        check_filled(dataloader)
         size = min(self.batches, len(dataloader))
         while True:
             batches = iter(dataloader)

@@ -6,7 +6,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from vim_mm.registry import HOOKS
-from vim_mm.zoo import Zoo, ZooError
+from vim_mm.zoo import Zoo, ZooError, is_head
 from ..feature_cache import unwrap
 from ..model_parts import restart_averages
 
@@ -44,13 +44,15 @@ class ModuleHeadHook(Hook):
         if runner.iter > 0:  # resumed
             return
         model = unwrap(runner.model)
-        # the weights of streams belong to this task, not to a module
         own = {
             key: value
-            for key, value in model.state_dict().items()
-            if not key.startswith(('backbone.', 'neck.fusion.'))
+            for key, value in model.state_dict().items() if is_head(key)
         }
-        head = Zoo(self.zoo).load_head(self.module)
+        head = {
+            key: value
+            for key, value in Zoo(self.zoo).load_head(self.module).items()
+            if is_head(key)
+        }
         self._check(own, head)
         for key, value in head.items():
             own[key].copy_(value)

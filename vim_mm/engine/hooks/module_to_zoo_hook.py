@@ -3,15 +3,16 @@ import hashlib
 import math
 import os.path as osp
 import time
-from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
+from mmengine.dataset import RepeatDataset
 from mmengine.dist import all_gather, get_world_size, master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
@@ -52,17 +53,25 @@ class ModuleToZooHook(Hook):
         """Refuse now what could not be written in the end.
 
         Raises:
-            ValueError: If the backbone learns no module.
+            ValueError: If the backbone learns no module, or its task does
+                not weigh it.
             ZooError: If the zoo cannot be written or holds a module of that
                 name, or the card would not be valid.
         """
-        backbone = unwrap(runner.model).backbone
-        name = backbone.new_module
+        backbone = getattr(unwrap(runner.model), 'backbone', None)
+        name = getattr(backbone, 'new_module', None)
         if name is None:
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '
                              'module this run learns.')
-        check_writable(Path(self.zoo))
+        fusion = backbone.fusion
+        if fusion is not None and name not in fusion.task_modules[
+                backbone.task]:
+            raise ValueError(
+                f"The task '{backbone.task}' does not weigh the new module "
+                f"'{name}', so it would learn nothing; add it to "
+                '`fusion.tasks`, or leave ModuleToZooHook out.')
+        check_writable(Zoo(self.zoo).root)
         if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (tools/zoo.py remove), rename '
@@ -77,19 +86,30 @@ class ModuleToZooHook(Hook):
             trunk=dict(type='any', fingerprint='any'),
             **self.card)
         self._start = time.time()
+        self._fresh = runner.iter, backbone.bank.export(name)
 
     def after_train(self, runner: Runner) -> None:
         """Check that all processes agree, then write on the first one.
 
         Raises:
             RuntimeError: If the processes have learned different modules.
+            ZooError: If the module has learned nothing.
         """
         model = unwrap(runner.model)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 model = hook.ema_model.module
         name = model.backbone.new_module
-        check_agreement(name, model.backbone.bank.export(name))
+        learned = model.backbone.bank.export(name)
+        check_agreement(name, learned)
+        first, fresh = self._fresh
+        if runner.iter > first and all(
+                torch.equal(fresh[key], learned[key]) for key in learned):
+            raise ZooError(
+                f"Module '{name}' is what it was {runner.iter - first} "
+                'iterations before, so it was not saved: no gradient has '
+                'reached it. Look for what keeps it from learning, such as '
+                'activation checkpoints or a rate of zero.')
         self._write(runner, model)
 
     @master_only
@@ -100,7 +120,7 @@ class ModuleToZooHook(Hook):
             self.zoo,
             head=head_state(model),
             overwrite=self.overwrite,
-            num_train=len(runner.train_dataloader.dataset),
+            num_train=_num_pictures(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
             trunk=dict(
                 weights=osp.basename(model.backbone.trunk_weights or '')),
@@ -130,6 +150,12 @@ def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:
             f"The processes of this run hold different weights of module "
             f"'{name}', so it was not saved; train it inside the "
             'data-parallel wrapper (`model_wrapper_cfg`).')
+
+
+def _num_pictures(dataset: Dataset) -> int:
+    while isinstance(dataset, RepeatDataset):
+        dataset = dataset.dataset
+    return len(dataset)
 
 
 def _last_metrics(runner: Runner) -> List[dict]:

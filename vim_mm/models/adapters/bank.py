@@ -83,6 +83,19 @@ class AdapterBank(nn.Module):
         self.members = nn.ModuleDict()
         self._cfgs: Dict[str, dict] = {}
         self._dims: Dict[str, Dict[str, Dims]] = {}
+        self._register_load_state_dict_pre_hook(self._check_shapes)
+
+    def _check_shapes(self, state_dict: dict, prefix: str, *_) -> None:
+        # mmengine would only log it, and load what fits of the module
+        for key, own in self.state_dict(prefix=prefix).items():
+            if key in state_dict and state_dict[key].shape != own.shape:
+                name = key[len(prefix):].split('.')[1]
+                raise ValueError(
+                    f"Module '{name}' of the checkpoint is not the one of "
+                    f'this model: {key} has shape '
+                    f'{tuple(state_dict[key].shape)} there and '
+                    f'{tuple(own.shape)} here; give the zoo and the adapter '
+                    'it was trained with.')
 
     @property
     def names(self) -> List[str]:

@@ -39,10 +39,13 @@ def keep_trunk(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
                *_) -> None:
     """Hook before loading: without a trunk in the file, keep ours.
 
+    A trunk that was given no weights takes those of the file.
+
     Raises:
         ValueError: If ours is not the one of the checkpoint.
     """
-    if any(key.startswith(f'{prefix}trunk.') for key in state_dict):
+    kept = any(key.startswith(f'{prefix}trunk.') for key in state_dict)
+    if kept and backbone.trunk_weights is None:
         return
     stored = state_dict.get(f'{prefix}trunk_fingerprint')
     own = backbone.trunk_fingerprint.cpu()
@@ -54,6 +57,8 @@ def keep_trunk(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
             f'{bytes(own[:4].tolist()).hex()}); point '
             '`model.backbone.trunk.init_cfg.checkpoint` at the weights '
             'it was trained with.')
+    if kept:
+        return
     # not through state_dict(): our own hook would leave the trunk out
     for key, value in backbone.trunk.state_dict().items():
         state_dict[f'{prefix}trunk.{key}'] = value

@@ -3,7 +3,8 @@
 
 import math
 from dataclasses import replace
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Set,
+                    Tuple)
 
 import torch
 from torch import Size, Tensor, nn
@@ -73,9 +74,18 @@ def probe_slots(trunk: nn.Module,
 
         return hook
 
+    batches: Set[int] = set()
+
+    def count(_, args, output: Tensor) -> None:
+        if output.dim() == 3:
+            batches.add(len(output))
+
     handles = [
         modules[name].register_forward_hook(record(name), with_kwargs=True)
         for name in names
+    ] + [
+        module.register_forward_hook(count) for module in modules.values()
+        if isinstance(module, nn.Linear)
     ]
     modes = {module: module.training for module in trunk.modules()}
     trunk.eval()
@@ -96,13 +106,26 @@ def probe_slots(trunk: nn.Module,
     # a submodule the trunk never calls (a cut-off stage) is no slot
     specs = {
         name: replace(
-            _observed(name, modules[name], probe_size, *seen[name]),
+            _observed(name, modules[name], probe_size, *seen[name],
+                      windows=len(batches) > 1),
             is_read=deltas[name].grad is not None)
         for name in names if name in seen
     }
     if outputs:
         specs.update(_outputs(levels, probe_size))
+    _check_strides(specs.values(), probe_size)
     return specs
+
+
+def _check_strides(specs: Iterable[SlotSpec], probe_size: int) -> None:
+    # a stage that rounded its size up looks as if it had another stride
+    strides = [spec.stride for spec in specs if spec.stride]
+    if any(stride % min(strides) for stride in strides):
+        raise ValueError(
+            f'On a picture of {probe_size} px the slots seem to have the '
+            f'strides {sorted(set(strides))}, which are no multiples of the '
+            'first; set `model.backbone.probe_size` to a multiple of the '
+            "trunk's largest stride.")
 
 
 def _run(trunk: nn.Module, picture: Tensor) -> object:
@@ -136,9 +159,9 @@ def _refuse_checkpointing(name: str, modules: Dict[str, nn.Module]) -> None:
 
 
 def _observed(name: str, module: nn.Module, probe_size: int, inputs: Size,
-              output: Optional[Size]) -> SlotSpec:
+              output: Optional[Size], windows: bool) -> SlotSpec:
     if isinstance(module, nn.Linear):
-        return _linear(name, module, probe_size, output)
+        return _linear(name, module, probe_size, output, windows)
     if output is not None and len(output) == 4:
         return _map(name, output)
     if output is None or len(output) != 3 or inputs != output:
@@ -151,15 +174,16 @@ def _observed(name: str, module: nn.Module, probe_size: int, inputs: Size,
 
 
 def _linear(name: str, module: nn.Linear, probe_size: int,
-            output: Size) -> SlotSpec:
+            output: Size, windows: bool) -> SlotSpec:
     spec = SlotSpec(
         name,
         dims=module.out_features,
         is_map=False,
         in_dims=module.in_features,
         is_linear=True)
-    # windows of an attention lie in the batch: no grid of the picture
-    if len(output) == 3 and output[0] == 1:
+    # windows of an attention lie in the batch: no grid of the picture; where
+    # there are some, a single one looks as if it were the picture
+    if len(output) == 3 and output[0] == 1 and not windows:
         side = math.isqrt(output[1])
         if probe_size % side == 0:
             return replace(

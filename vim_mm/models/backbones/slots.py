@@ -87,14 +87,16 @@ class SlotSpec:
             ValueError: If the slot carries another number of tokens.
         """
         stride = self.stride or max(picture)
-        rows, cols = (math.ceil(side / stride) for side in picture)
-        if rows * cols + self.num_extra_tokens != length:
-            raise ValueError(
-                f"Slot '{self.name}' carries {length} tokens, but a picture "
-                f'of {picture[0]}x{picture[1]} at stride {self.stride} has '
-                f'{rows}x{cols} patches and {self.num_extra_tokens} extra '
-                'tokens; this trunk cannot be adapted at that size.')
-        return rows, cols
+        # trunks that pad round a size up, others down
+        for whole in (math.ceil, math.floor):
+            rows, cols = (whole(side / stride) for side in picture)
+            if rows * cols + self.num_extra_tokens == length:
+                return rows, cols
+        raise ValueError(
+            f"Slot '{self.name}' carries {length} tokens, but a picture "
+            f'of {picture[0]}x{picture[1]} at stride {self.stride} has '
+            f'{rows}x{cols} patches and {self.num_extra_tokens} extra '
+            'tokens; this trunk cannot be adapted at that size.')
 
 
 class Slot:

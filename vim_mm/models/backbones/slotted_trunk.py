@@ -159,8 +159,9 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
             raise ValueError(
                 f'A picture of {height}x{width} px is not divisible by the '
                 f"trunk's patch size {patch}; resize in the pipeline, or let "
-                f'the data preprocessor pad (`pad_size_divisor={patch}`, in '
-                f'mmseg `size_divisor={patch}`).')
+                f'the data preprocessor pad (`pad_size_divisor={patch}`; in '
+                f'mmseg `size=None, size_divisor={patch}`, and for testing '
+                f'`test_cfg=dict(size_divisor={patch})`).')
 
     # ------------------------------------------------------------- running
 

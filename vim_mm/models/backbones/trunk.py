@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import json
+import logging
 import os.path as osp
 from typing import Dict, Mapping
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_is_config
 
 
 def build_trunk(cfg: dict) -> nn.Module:
@@ -28,21 +30,35 @@ def build_trunk(cfg: dict) -> nn.Module:
         FileNotFoundError: If the weights are missing.
         ValueError: If they do not fit the trunk, or there is no such trunk.
     """
+    check_is_config(cfg, 'model.backbone.trunk')
     cfg = dict(cfg)
     source = pretrained(cfg)
     if source:
         cfg.pop('init_cfg')
+        if 'checkpoint' not in source:
+            raise ValueError('`model.backbone.trunk.init_cfg` names no '
+                             '`checkpoint`; give the path of the weights.')
     try:
         trunk = MODELS.build(cfg)
-    except (AssertionError, KeyError, TypeError) as error:
+    except (AssertionError, KeyError, RuntimeError, TypeError) as error:
         said = str(error.args[0] if error.args else error)
         raise ValueError(f'The trunk {cfg.get("type")} cannot be built '
                          f'({said.strip()}); correct '
                          '`model.backbone.trunk`.') from error
     if source:
         load_trunk_weights(trunk, source['checkpoint'], source.get('prefix'))
-    elif hasattr(trunk, 'init_weights') and not is_meta(trunk):
-        trunk.init_weights()
+    elif not is_meta(trunk):
+        if not cfg.get('pretrained'):
+            print_log(
+                f'The trunk {cfg.get("type")} is given no weights '
+                '(`model.backbone.trunk.init_cfg`), so they are random, and '
+                'checkpoints leave them out: keep them there with '
+                '`model.backbone.save_trunk=True`, or nobody can use what is '
+                'learned beside them.',
+                logger='current',
+                level=logging.WARNING)
+        if hasattr(trunk, 'init_weights'):
+            trunk.init_weights()
     # not chained: train() of some backbones returns None
     trunk.requires_grad_(False)
     trunk.eval()
@@ -81,6 +97,7 @@ def load_trunk_weights(trunk: nn.Module,
             activation, which no shape would betray.
     """
     name = type(trunk).__name__
+    checkpoint = osp.expanduser(checkpoint)
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(
             f"The trunk weights '{checkpoint}' do not exist; make them with "

@@ -76,9 +76,12 @@ class ViMBackbone(SlottedTrunk):
         self.bank = AdapterBank()
         self.fusion = self._only = None
         self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
+        self._tuned: List[str] = []
         adapter = adapter or dict(type='ConvPass', hidden_dims=8)
         check_is_config(adapter, 'model.backbone.adapter')
         adapter = dict(adapter)
+        if isinstance(adapter.get('type'), type):  # a card holds its name
+            adapter['type'] = adapter['type'].__name__
         pattern = adapter.pop('slots', None)
         self._plan_slots(zoo, modules, new_module and adapter, pattern)
         self.load_modules(zoo, modules, tune_modules)
@@ -153,10 +156,17 @@ class ViMBackbone(SlottedTrunk):
             self.bank.add(name, card.adapter,
                           {slot: card.dims[slot] for slot in card.slots},
                           tensors, trainable)
-            for slot in card.slots:
-                if not self.slots[slot].is_read:
-                    self.bank.adapter(name, slot).requires_grad_(False)
+            if trainable:
+                self._tuned.append(name)
+                self._tune(name, True)
         self.bank.to(next(self.trunk.parameters()).device)
+
+    def _tune(self, name: str, learns: bool) -> None:
+        """Let a loaded module learn, where an output depends on it."""
+        for slot in self.bank.slots_of(name):
+            self.bank.adapter(name, slot).requires_grad_(
+                learns and self.slots[slot].is_read)
+        self.bank.train(self.training)
 
     def _occupied(self, names: Sequence[str]) -> Dict[str, Dict[str, int]]:
         """By module, its slots and the width of what each reads."""
@@ -199,7 +209,11 @@ class ViMBackbone(SlottedTrunk):
         return None if self.fusion is None else self.fusion.selected
 
     def select_task(self, task: Optional[str]) -> None:
-        """Run, and train, the gates of this task from now on.
+        """Run, and train, this task from now on.
+
+        Only its gates, and of tuned modules those it weighs, require
+        gradients. So select what is to be trained before the optimizer and
+        a data-parallel wrapper are built, best by ``task`` in the config.
 
         Raises:
             ValueError: If the fusion knows no such task.
@@ -210,6 +224,8 @@ class ViMBackbone(SlottedTrunk):
                                  'backbone has no `fusion` to hold tasks.')
             return
         self.fusion.select(self.fusion.tasks[0] if task is None else task)
+        for name in self._tuned:
+            self._tune(name, name in self.fusion.task_modules[self.task])
 
     def add_task(self,
                  task: str,
