@@ -34,17 +34,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def read(paths: List[Path]) -> Values:
-    """Values of all rows that have a metric.
+    """Values of the steps that all reports have finished.
 
     Raises:
-        ValueError: If the reports do not have the same rows.
+        ValueError: If the reports do not have the same rows there.
     """
+    reports = [json.loads(path.read_text()) for path in paths]
+    common = set.intersection(*({row['step'] for row in rows}
+                                for rows in reports)) - {PREPARE}
     values: Values = {}
-    for path in paths:
-        for row in json.loads(path.read_text()):
-            if row['step'] != PREPARE:
-                methods = values.setdefault(row['step'], {})
-                methods.setdefault(row['method'], []).append(row['value'])
+    for row in (row for rows in reports for row in rows):
+        if row['step'] in common:
+            methods = values.setdefault(row['step'], {})
+            methods.setdefault(row['method'], []).append(row['value'])
     for step, methods in values.items():
         for method, found in methods.items():
             if len(found) != len(paths):

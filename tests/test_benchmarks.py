@@ -179,11 +179,15 @@ def test_seeds_are_averaged_and_their_gains_paired(
         ]
         paths.append(tmp_path / f'{index}.json')
         paths[-1].write_text(
-            json.dumps([dict(step='prepare', method='data', value=3), *rows]))
+            json.dumps([
+                dict(step='prepare', method='data', value=3), *rows,
+                dict(step=f'only {index}', method='trunk', value=0)
+            ]))
     monkeypatch.setattr('sys.argv', ['seeds.py', *map(str, paths)])
     seeds.main()
-    trunk, ours = (line for line in capsys.readouterr().out.splitlines()
-                   if 'det' in line)
+    out = capsys.readouterr().out
+    assert 'only' not in out and 'prepare' not in out
+    trunk, ours = (line for line in out.splitlines() if 'det' in line)
     assert '0.300 ± 0.141' in trunk and '0.000 ± 0.000' in trunk
     assert '0.650 ± 0.212' in ours and '0.350 ± 0.071' in ours
     paths[0].write_text(json.dumps(rows[:1]))
