@@ -15,13 +15,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
 
 
-@pytest.fixture(autouse=True)
-def default_scope() -> Iterator[None]:
+def kept_scope() -> Iterator[None]:
     """A runner sets the default scope of the process: undo it."""
     before = DefaultScope._instance_dict.copy()
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+# what a test sets, and what a fixture of a file sets for its tests
+default_scope = pytest.fixture(autouse=True)(kept_scope)
+scope_of_file = pytest.fixture(autouse=True, scope='module')(kept_scope)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -34,7 +34,7 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, losses, snapshot
     from vim_mm.engine.feature_cache import unwrap
-    from vim_mm.utils.dist import prepare_cpu_dist
+    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -68,6 +68,7 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
             trunk=snapshot(model.backbone.trunk),
             rest=model.state_dict(),
             losses=losses(run)), f'{folder}/rank{rank}.pth')
+    leave_group()
 
 
 def spawn(kind: str, folder: Path, backbone: dict, hooks: list) -> list:
@@ -130,6 +131,7 @@ def disagree(rank: int, port: int, folder: str) -> None:
     check_agreement('same', dict(w=torch.ones(3)))
     with pytest.raises(RuntimeError, match="different weights of module 'x'"):
         check_agreement('x', dict(w=torch.full((3, ), float(rank))))
+    dist.destroy_process_group()
     Path(folder, f'done{rank}').touch()
 
 

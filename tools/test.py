@@ -190,6 +190,8 @@ class FitHook(Hook):
         # data sets of folders number these as they sort, whatever the head
         meta = checkpoint.get('meta') or {}
         stored = list((meta.get('dataset_meta') or {}).get('classes') or [])
+        if not stored:
+            return
         dataset = runner.test_loop.dataloader.dataset
         own = list(getattr(dataset, 'metainfo', {}).get('classes') or [])
         if own != stored and sorted(own) == sorted(stored):

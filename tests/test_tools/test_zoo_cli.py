@@ -153,7 +153,8 @@ def test_a_zoo_that_may_not_be_written_is_one_sentence(cli, zoo, capsys):
     (zoo.root.parent / 'file').write_text('')
     add = ['add', str(zoo.root.parent / 'file' / 'zoo'), str(zoo.root)]
     assert cli.main(add) == 1
-    assert 'Error: [Errno 20] Not a directory' in capsys.readouterr().err
+    assert 'is no folder that this user may write in' in (
+        capsys.readouterr().err)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Several processes on a machine without an accelerator."""
 
+import atexit
 import os
 import subprocess
 from datetime import timedelta
@@ -49,9 +50,17 @@ def prepare_cpu_dist(cfg: Config, launcher: str) -> None:
         _translate_env(launcher)
         timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))
         torch_dist.init_process_group('gloo', timeout=timeout)
+        # else gloo's threads may abort a process that has ended well
+        atexit.register(leave_group)
     # the scripts set OMP_NUM_THREADS; a bare torchrun has set it to 1
     if 'OMP_NUM_THREADS' not in os.environ:
         torch.set_num_threads(1)
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
 
 
 def _translate_env(launcher: str) -> None:
