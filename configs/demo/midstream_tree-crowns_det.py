@@ -3,9 +3,9 @@
 
     python tools/train.py configs/demo/midstream_tree-crowns_det.py
 
-Measured on two CPU cores, one seed, 225 pictures, 223 s, peak 1144 MB: AP50 on
-12 pictures 0.414 with the warmed head alone, 0.451 with the module (commit
-c90a7bb).
+Measured on two CPU cores, one seed, 225 pictures, 143 s, peak 1154 MB: AP50 on
+12 pictures 0.432 with the warmed head alone, 0.472 with the module (commit
+f592be6); three seeds in README.md.
 The scheme (frozen trunk, one ConvPass beside attention and FFN of each block)
 is the paper's; data, sizes, head, warm-up and schedule are ours.
 """
