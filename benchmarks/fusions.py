@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -45,7 +45,7 @@ from vim_mm.utils.files import write_atomic
 
 from few_shot import FewShot, Rows, accuracy, draw, scorable  # isort:skip
 from methods import (CHOSEN, FIXED, METHODS, ORACLE, Method,  # isort:skip
-                     Result)
+                     Result, spread)
 
 #: What fits two CPU cores and a few minutes at 98 px.
 DEFAULT_CONFIG = 'configs/demo/downstream_digits_cls.py'
@@ -213,12 +213,6 @@ class Bench:
 
 
 # -------------------------------------------------------------------- report
-
-
-def spread(values: Sequence[float], sign: str = '') -> str:
-    """Mean and sample deviation, for people."""
-    deviation = f' ± {stdev(values):.3f}' if len(values) > 1 else ''
-    return f'{mean(values):{sign}.3f}{deviation}'
 
 
 def print_table(title: str, results: Dict[str, Result]) -> None:

@@ -15,13 +15,14 @@ import vim_mm  # noqa: F401,I001 isort:skip
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Dict, List, Tuple
 
 from rich.table import Table
 
 from vim_mm.apis.demo import PREPARE
 from vim_mm.utils.cli import run_cli, table_console
+
+from methods import spread  # isort:skip
 
 #: by step, then method: a value for each report
 Values = Dict[str, Dict[str, List[float]]]
@@ -57,11 +58,10 @@ def read(paths: List[Path]) -> Values:
     return values
 
 
-def spread(values: List[float]) -> Tuple[str, str]:
-    """Mean and sample deviation, and the values themselves."""
-    deviation = f' ± {stdev(values):.3f}' if len(values) > 1 else ''
-    return f'{mean(values):.3f}{deviation}', ' '.join(
-        f'{value:.3f}' for value in values)
+def cells(values: List[float], sign: str = '') -> Tuple[str, str]:
+    """Mean and deviation, and the values themselves."""
+    each = ' '.join(f'{value:{sign}.3f}' for value in values)
+    return spread(values, sign), each
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         first = next(iter(methods.values()))
         for method, values in methods.items():
             gains = [b - a for a, b in zip(first, values)]
-            table.add_row(step, method, *spread(values), *spread(gains))
+            table.add_row(step, method, *cells(values), *cells(gains, '+'))
         table.add_section()
     table_console().print(table)
 

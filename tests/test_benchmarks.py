@@ -188,8 +188,8 @@ def test_seeds_are_averaged_and_their_gains_paired(
     out = capsys.readouterr().out
     assert 'only' not in out and 'prepare' not in out
     trunk, ours = (line for line in out.splitlines() if 'det' in line)
-    assert '0.300 ± 0.141' in trunk and '0.000 ± 0.000' in trunk
-    assert '0.650 ± 0.212' in ours and '0.350 ± 0.071' in ours
+    assert '0.300 ± 0.141' in trunk and '+0.000 ± 0.000' in trunk
+    assert '0.650 ± 0.212' in ours and '+0.350 ± 0.071' in ours
     paths[0].write_text(json.dumps(rows[:1]))
     with pytest.raises(ValueError, match="1 of 2 reports have a row 'ours'"):
         seeds.read(paths)
