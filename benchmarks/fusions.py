@@ -172,19 +172,18 @@ class Bench:
         best = max(singles, key=lambda key: results[key].accuracy[-1])
         results[ORACLE].add(results[best].accuracy[-1])
         results[ORACLE].chosen.append(best)
-        best = max(singles, key=lambda key: scores[key].mean())
+        best = max(singles, key=scores.get)
         results[CHOSEN].add(results[best].accuracy[-1], *scoring)
         results[CHOSEN].chosen.append(best)
         for method in METHODS:
             if results[method.name].skipped:
                 continue
             of = singles + [TRUNK] * method.fusion.get('zero_module', False)
-            self._fuse(index, drawn, method,
-                       torch.stack([scores[key] for key in of], 1),
+            self._fuse(index, drawn, method, [scores[key] for key in of],
                        scoring if method.scored else (0., 0))
 
     def _fuse(self, index: int, drawn: List[int], method: Method,
-              scores: torch.Tensor, spent: Tuple[float, int]) -> None:
+              scores: List[float], spent: Tuple[float, int]) -> None:
         """Fuse from a draw and judge; ``spent`` went into the scores."""
         task, args = self.task, self.args
         result = self.results[method.name]
@@ -194,7 +193,8 @@ class Bench:
         task.backbone.set_fusion(method.fusion)
         fusion = task.backbone.fusion
         if method.scored:
-            fusion.set_scores(task.backbone.task, scores, self.temperature)
+            fusion.set_scores(task.backbone.task, torch.tensor(scores),
+                              self.temperature)
         if method.held_out:
             linear = method.fusion['type'] == 'LinearMoE'
             lr = args.linear_lr if linear else args.lr

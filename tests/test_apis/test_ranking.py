@@ -99,7 +99,7 @@ def test_our_score_is_the_one_that_starts_gates(tmp_path: Path,
         train_dataloader=Runner.build_dataloader(cfg.train_dataloader))
     started = ScoreGatesHook(num_extra_tokens=0).scores(run)
     ranked = rank_modules(cfg, str(zoo)).scores
-    assert {name: float(deals.mean()) for name, deals in started.items()} == {
+    assert started == {
         'mild': ranked['mild']['ours'],
         'zero module': ranked[TRUNK]['ours']
     }

@@ -102,7 +102,7 @@ def rank_modules(cfg: Config,
                          'or not finite. Check the weights of the trunk.')
     ours = held_out_scores(rows, hook.get('deals', DEALS))
     scores = {
-        name: dict(ours=float(ours[name].mean()), **published_scores(x, labels))
+        name: dict(ours=ours[name], **published_scores(x, labels))
         for name, (x, *_) in rows.items()
     }
     order = sorted(scores, key=lambda name: -scores[name]['ours'])

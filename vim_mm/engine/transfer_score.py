@@ -48,7 +48,7 @@ def balanced_accuracy(prediction: Tensor, target: Tensor) -> float:
 
 
 def held_out_scores(rows: Mapping[str, Tuple[Tensor, Tensor, Tensor]],
-                    deals: int = DEALS) -> Dict[str, Tensor]:
+                    deals: int = DEALS) -> Dict[str, float]:
     """Scores of features that are compared, all on the same unlike halves.
 
     Args:
@@ -57,8 +57,7 @@ def held_out_scores(rows: Mapping[str, Tuple[Tensor, Tensor, Tensor]],
         deals (int): See :func:`unlike_halves`. Defaults to 8.
 
     Returns:
-        dict[str, Tensor]: Name to :func:`held_out_score`, a score for every
-        deal that counts; the same deals for all.
+        dict[str, float]: Name to :func:`held_out_score`.
 
     Raises:
         ValueError: If the pictures cannot be dealt, or not be scored.
@@ -75,7 +74,7 @@ def held_out_scores(rows: Mapping[str, Tuple[Tensor, Tensor, Tensor]],
 def held_out_score(x: Tensor,
                    labels: Tensor,
                    halves: Tensor,
-                   l2: float = 1.) -> Tensor:
+                   l2: float = 1.) -> float:
     """Balanced accuracy of a ridge head on the half it was not solved on.
 
     Args:
@@ -86,9 +85,9 @@ def held_out_score(x: Tensor,
             norm after standardising. Defaults to 1.
 
     Returns:
-        Tensor: For every deal that counts, the recall averaged over the
-        classes that both halves show, (deals, ). Deals that share fewer than
-        two classes do not count: one class alone is never mistaken.
+        float: Recall averaged over the classes that both halves show, then
+        over deals; those that share fewer than two classes do not count: one
+        class alone is never mistaken.
 
     Raises:
         ValueError: If no deal shares two classes.
@@ -112,7 +111,7 @@ def held_out_score(x: Tensor,
                          f'({len(classes)} classes, {len(y)} rows) share '
                          'fewer than two classes; use at least two pictures '
                          'of each class.')
-    return torch.tensor(scores)
+    return sum(scores) / len(scores)
 
 
 def ridge_scores(x: Tensor, onehot: Tensor, x_held: Tensor,

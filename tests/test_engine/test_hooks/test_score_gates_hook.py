@@ -104,7 +104,7 @@ def test_a_large_set_is_scored_on_its_first_batches(
 
     def scores(found: dict, deals: int) -> dict:
         rows.extend(len(x) for x, *_ in found.values())
-        return dict.fromkeys(found, torch.zeros(1))
+        return dict.fromkeys(found, 0.)
 
     monkeypatch.setattr(score_gates_hook, 'held_out_scores', scores)
     ScoreGatesHook(max_pictures=3).scores(run)
@@ -115,28 +115,28 @@ def test_a_large_set_is_scored_on_its_first_batches(
 def test_a_process_that_cannot_score_leaves_it_to_the_others(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner(tmp_path)
-    expected = ScoreGatesHook(**HOOK)._gathered(run)
-    assert expected.shape == (6, 2)  # a row a deal, a column a module
+    expected = ScoreGatesHook(**HOOK).scores(run)
 
-    def without(other: list) -> torch.Tensor:
-        """What this process gathers when it cannot score, beside another."""
+    def without(other: list) -> dict:
+        """What this process averages when it cannot score, beside another."""
         hook = ScoreGatesHook(**HOOK)
         hook.scores = lambda run: (_ for _ in ()).throw(ValueError('alone'))
         monkeypatch.setattr(
-            score_gates_hook, 'all_gather_object', lambda own: [own, other])
-        return hook._gathered(run)
+            score_gates_hook, 'all_reduce',
+            lambda total: total.add_(torch.tensor(other)))
+        return hook._averaged(run)
 
-    assert torch.equal(without(expected.tolist()), expected)
+    assert without([*expected.values(), 1.]) == pytest.approx(expected)
     with pytest.raises(ValueError, match='alone'):
-        without([])
+        without([0., 0., 0.])
 
 
 def test_tokens_are_the_trunk_s_own(tmp_path: Path) -> None:
     run = runner(tmp_path)
     trunk = run.model.backbone.trunk
-    found = ScoreGatesHook()._gathered(run)
-    told = ScoreGatesHook(num_extra_tokens=trunk.num_extra_tokens)
-    assert torch.equal(found, told._gathered(run))
+    found = ScoreGatesHook().scores(run)
+    assert found == ScoreGatesHook(
+        num_extra_tokens=trunk.num_extra_tokens).scores(run)
 
 
 def test_scoring_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -2,10 +2,9 @@
 from typing import Dict, List, Optional, Union
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import LearnedFusion
@@ -32,8 +31,8 @@ class ScoreGatesHook(Hook):
     ridge head on one half of them, its accuracy on the other, where the
     halves look as unlike as they can. The gates of every slot start from the
     scores: a softmax at logits ``score / temperature``, :class:`LinearMoE`
-    by their ranks, deal by deal. For a fusion in the trunk or in the neck.
-    Ours, not the paper's.
+    by their ranks. For a fusion in the trunk or in the neck. Ours, not the
+    paper's.
 
     Args:
         temperature (float): A softmax's scores are divided by it. Defaults to
@@ -45,8 +44,7 @@ class ScoreGatesHook(Hook):
         max_pictures (int): Pictures a process, in whole batches. Defaults to
             2000, like ``zoo.py rank``.
 
-    Their means over the deals are kept in ``runner.message_hub`` as
-    ``module_scores``.
+    The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
 
     # before WarmHeadHook, whose features depend on the gates
@@ -76,39 +74,45 @@ class ScoreGatesHook(Hook):
         if not isinstance(part.fusion, LearnedFusion):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
-        names, scores = self._names(part), self._gathered(runner)
-        means = dict(zip(names, scores.mean(0).tolist()))
-        runner.message_hub.update_info('module_scores', means)
+        scores = self._averaged(runner)
+        runner.message_hub.update_info('module_scores', scores)
         runner.logger.info('ScoreGatesHook: ' + ', '.join(
-            f'{name} {score:.3f}' for name, score in means.items()))
-        part.fusion.set_scores(part.task, scores, self.temperature)
+            f'{name} {score:.3f}' for name, score in scores.items()))
+        device = model.backbone.trunk_fingerprint.device
+        values = torch.tensor(list(scores.values()), device=device)
+        part.fusion.set_scores(part.task, values, self.temperature)
         restart_averages(runner, model)
 
-    def _gathered(self, runner: Runner) -> Tensor:
-        """Scores of all processes whose pictures could be scored, (D, N).
+    def _averaged(self, runner: Runner) -> Dict[str, float]:
+        """Scores over the processes whose pictures could be scored.
 
         Each has its own share, in which no class may occur twice; it must not
         leave the others waiting.
         """
+        model = unwrap(runner.model)
+        names = self._names(fusing_part(model))
         try:
-            own, reason = torch.stack(list(self.scores(runner).values()),
-                                      1).tolist(), None
+            scores, reason = self.scores(runner), None
+            values = [*scores.values(), 1.]
         except ValueError as error:
-            own, reason = [], error
-        scores = [deal for share in all_gather_object(own) for deal in share]
-        if not scores:
+            values, reason = [0.] * (len(names) + 1), error
+        device = model.backbone.trunk_fingerprint.device
+        total = torch.tensor(values, device=device)
+        all_reduce(total)
+        *total, count = total.tolist()
+        if not count:
             raise reason
-        return torch.tensor(scores)
+        return {name: value / count for name, value in zip(names, total)}
 
     @staticmethod
     def _names(part: Union[ViMBackbone, ViMFusionNeck]) -> List[str]:
         zero = getattr(part.fusion, 'zero_module', False)
         return part.fusion.task_modules[part.task] + [ZERO] * zero
 
-    def scores(self, runner: Runner) -> Dict[str, Tensor]:
-        """Scores of every module of the task, alone, in this process.
+    def scores(self, runner: Runner) -> Dict[str, float]:
+        """Held-out score of every module of the task, alone, in this process.
 
-        One for every deal into halves, see :func:`held_out_scores`. A fusion's zero module has the score of the bare trunk.
+        A fusion's zero module has the score of the bare trunk.
 
         Raises:
             ValueError: If the pictures cannot be scored.

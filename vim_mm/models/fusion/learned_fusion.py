@@ -145,10 +145,9 @@ class LearnedFusion(BaseFusion):
 
         Args:
             task (str): Name of the task.
-            scores (Tensor): Shape (D, N), larger is better: each module is
-                judged D times, always on the same pictures as the others.
-                One column more with a zero module.
+            scores (Tensor): Shape (N, ), larger is better; one more with a
+                zero module.
             temperature (float): Softmax fusions start at logits of
-                ``scores / temperature``, averaged over the judgements.
+                ``scores / temperature``.
         """
-        self.set_logits(task, scores.mean(0) / temperature)
+        self.set_logits(task, scores / temperature)

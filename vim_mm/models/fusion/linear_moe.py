@@ -22,7 +22,8 @@ class LinearMoE(LearnedFusion):
         modules (Mapping[str, Mapping[str, int]]): See :class:`BaseFusion`.
         ranks (Sequence[float]): The weights that scores start from: that of
             the best module, of the second best and so on; 0 for those that
-            come after. Defaults to ``(1., 0.25)``. See :meth:`set_scores`.
+            come after. Few-shot scores tell the good modules from the others
+            better than how much better they are. Defaults to ``(1., 0.25)``.
         **kwargs: As for :class:`LearnedFusion`.
 
     Raises:
@@ -48,23 +49,11 @@ class LinearMoE(LearnedFusion):
 
     def set_scores(self, task: str, scores: Tensor,
                    temperature: float) -> None:
-        """See :meth:`LearnedFusion.set_scores`; by rank alone.
-
-        Few-shot scores tell good modules from others better than how much
-        better they are. But where all score alike, their order is chance, and
-        another judgement ranks them anew. So a module starts from the mean of
-        the weights that its ranks deserve, over the judgements: one that is
-        always the best at ``ranks[0]``, N of which none is better at
-        ``sum(ranks) / N`` each. Modules that tie share the ranks they take.
-        """
-        ahead = (scores[:, None] > scores[:, :, None]).sum(2)
-        upto = (scores[:, None] >= scores[:, :, None]).sum(2)
-        ranks = scores.new_zeros(scores.shape[1] + 1)
-        known = self.ranks[:scores.shape[1]]
-        ranks[1:len(known) + 1] = scores.new_tensor(known)
-        total = ranks.cumsum(0)
-        shared = (total[upto] - total[ahead]) / (upto - ahead)
-        self.set_logits(task, shared.mean(0))
+        """See :meth:`LearnedFusion.set_scores`; by rank alone."""
+        best = scores.argsort(descending=True, stable=True)[:len(self.ranks)]
+        weights = torch.zeros_like(scores)
+        weights[best] = weights.new_tensor(self.ranks[:len(best)])
+        self.set_logits(task, weights)
 
     def gates(self, task: str) -> Tensor:
         """See :meth:`BaseFusion.gates`; the learned numbers themselves."""
