@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: find one to four digits, 64 pictures.
+"""Few-shot task of the demo: find and read one to four digits, 64 pictures.
 
     python tools/train.py configs/demo/downstream_digits_det.py
 
@@ -21,6 +21,7 @@ _base_ = [
 ]
 
 model = dict(
+    bbox_head=dict(num_classes=10),
     backbone=dict(
         zoo='work_dirs/demo/zoo',
         modules=['trees', 'solar', 'digit-masks', 'digit-classes'],
@@ -30,7 +31,7 @@ custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
     dict(
         type='vim_mm.WarmHeadHook',
-        epochs=9,
+        epochs=20,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]

@@ -102,8 +102,8 @@ STEPS: Dict[str, DemoStep] = {
         'Downstream: digit masks, 100 pictures', 'digits (seg)', _MIOU, .01,
         True, _FEW),
     'downstream_digits_det': DemoStep(
-        'Downstream: find digits, 64 pictures', 'digits (det)', _AP50, 1,
-        True, _FEW + 'One to four digits a picture, one class.'),
+        'Downstream: find and read digits, 64 pictures', 'digits (det)',
+        _AP50, 1, True, _FEW + 'One to four digits a picture, ten classes.'),
 }
 
 
