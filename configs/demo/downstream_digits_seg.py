@@ -30,7 +30,7 @@ custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook'),
     dict(
         type='vim_mm.WarmHeadHook',
-        epochs=20,
+        epochs=40,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
     dict(type='vim_mm.GateLogHook')
 ]
