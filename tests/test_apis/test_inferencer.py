@@ -661,7 +661,7 @@ def test_instance_masks_and_several_labels() -> None:
             masks=masks))
     plain = describe(sample, ['square'])
     assert np.array_equal(coco.decode(plain['masks'][0]), masks[0].numpy())
-    assert words(plain) == '1 square'
+    assert words(plain) == 'square x1'
     picture = np.zeros((20, 30, 3), np.uint8)
     drawn = Painter(None, ['square'], [(255, 0, 0)])(picture, sample)
     # 11 times as large; mask and box lie where they were

@@ -113,7 +113,7 @@ def words(prediction: dict, score_thr: float = 0.3) -> str:
         name for name, score in zip(classes, prediction['scores'])
         if score > score_thr
     ]
-    return ', '.join(f'{seen.count(name)} {name}'
+    return ', '.join(f'{name} x{seen.count(name)}'
                      for name in dict.fromkeys(seen)) or 'nothing'
 
 

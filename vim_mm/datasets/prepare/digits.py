@@ -276,7 +276,6 @@ def _write_split(folder: Path, split: Split, seed: int, images: np.ndarray,
         for index, mask in zip(chosen, masks):
             _add_digit(coco, index, int(labels[index]), mask)
     write_json(folder / 'coco.json', coco)
-    write_json(folder / 'boxes.json', _one_class(coco))
     _write_lists(folder, split, coco)
     return dict(pictures=split.pictures, digits=len(coco['annotations']))
 
@@ -304,14 +303,6 @@ def _add_digit(coco: Dict[str, list], index: int, label: int,
             area=int(mask.sum()),
             iscrowd=0,
             digit=index))
-
-
-def _one_class(coco: Dict[str, list]) -> Dict[str, list]:
-    """The same boxes, each of them just a digit."""
-    return dict(
-        images=coco['images'],
-        annotations=[dict(box, category_id=1) for box in coco['annotations']],
-        categories=[dict(id=1, name='digit')])
 
 
 def _write_lists(folder: Path, split: Split, coco: Dict[str, list]) -> None:
