@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Markers of the test suite, and the package prepared before any import."""
 
+import os
 from typing import Iterator
 
 import pytest
@@ -8,6 +9,9 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
 import vim_mm  # noqa: F401
+
+# its config builds for any task, once one is named
+os.environ.setdefault('VTAB_TASK', 'caltech101')
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -25,7 +25,8 @@ from each module's score and a head that is warmed on cached features, crops of
 pictures, AdamW and its rates. The last checkpoint counts, never the one that
 validates best.
 
-Data: ``data/ade/ADEChallengeData2016`` as mmseg reads it.
+Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+it see all. Data: ``data/ade/ADEChallengeData2016`` as mmseg reads it.
 """
 _base_ = [
     '../_base_/models/vim_seg.py',

@@ -24,7 +24,8 @@ crops of 512 x 1024 for which position embeddings are resized, windows of that
 size when tested, 80,000 iterations of 8 pictures, AdamW and its rates. The
 last checkpoint counts, never the one that validates best.
 
-Data: ``data/cityscapes`` as mmseg reads it.
+Batch norm sees the 2 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+it see all. Data: ``data/cityscapes`` as mmseg reads it.
 """
 _base_ = [
     '../_base_/models/vim_seg.py',

@@ -18,13 +18,14 @@ folder says how it is made): 0.3 M pictures, 45 minutes on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch
-(Ens-MoE: a softmax over learned logits) and the head; the pyramid of
-transposed convolutions over raw maps of blocks 3, 5, 7 and 11.
+(Ens-MoE: a softmax over learned logits) and the head.
 
-Ours, since the paper is silent: the task, Faster R-CNN, the pyramid narrowed
-to 256 channels, gates that start from each module's score and a head that is
-warmed on cached features, 24 epochs, AdamW and its rates. The last checkpoint
-counts, never the one that validates best.
+Ours, since the paper is silent: the task, Faster R-CNN, a pyramid of maps of
+blocks 3, 5, 7 and 11 made like that of the released segmentation head, but
+normalised (LN before it and, for BN, inside) and narrowed to 256 channels,
+gates that start from each module's score and a head that is warmed on cached
+features, 24 epochs, AdamW and its rates. The last checkpoint counts, never the
+one that validates best.
 
 Data: ``data/coco`` as mmdet reads it, and ``data/coco/semi_anns``.
 """

@@ -13,14 +13,15 @@ folder says how it is made): 0.2 M pictures, 20 minutes on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch
-(Ens-MoE: a softmax over learned logits) and the head; the pyramid of
-transposed convolutions over raw maps of blocks 3, 5, 7 and 11.
+(Ens-MoE: a softmax over learned logits) and the head.
 
 Ours, since the paper is silent: VOC detection as a downstream task, Faster
-R-CNN, the pyramid narrowed to 256 channels, gates that start from each
-module's score and a head that is warmed on cached features, mmdet's schedule
-for VOC (4 epochs of 3 rounds), AdamW and its rates. Validation would be on
-test 2007, so it runs once, after the last epoch.
+R-CNN, a pyramid of maps of blocks 3, 5, 7 and 11 made like that of the
+released segmentation head, but normalised (LN before it and, for BN, inside)
+and narrowed to 256 channels, gates that start from each module's score and a
+head that is warmed on cached features, mmdet's schedule for VOC (4 epochs of 3
+rounds), AdamW and its rates. Validation would be on test 2007, so it runs
+once, after the last epoch.
 
 Data: ``data/VOCdevkit/{VOC2007,VOC2012}`` as mmdet reads it.
 """

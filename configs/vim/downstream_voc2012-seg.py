@@ -24,7 +24,8 @@ embeddings are resized (the release works at 224 x 224 only;
 ``release_seg-voc.py`` is that), 20,000 iterations of 16 pictures, AdamW and
 its rates. The last checkpoint counts, never the one that validates best.
 
-Data: ``data/VOCdevkit/VOC2012`` as mmseg reads it.
+Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+it see all. Data: ``data/VOCdevkit/VOC2012`` as mmseg reads it.
 """
 _base_ = [
     '../_base_/models/vim_seg.py',

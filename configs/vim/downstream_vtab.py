@@ -23,7 +23,8 @@ modules stay frozen; learned are one gate per module, layer and branch
 class token; squashed pictures of 224 x 224 with ImageNet's statistics.
 
 Ours, or borrowed from Convpass on VTAB-1k where the paper is silent: bicubic
-resizing, no augmentation, the schedule (all borrowed), gates that start from
+resizing, no augmentation, the schedule (all borrowed; drop path and what
+Convpass chooses per task are left out), gates that start from
 each module's score and a head that is warmed on cached features, CLIP's
 projection 768 -> 512 left out (it is linear, and so is the head). No picture
 of the test set chooses anything: there is no validation, and the last
@@ -53,7 +54,7 @@ model = dict(
             'imagenet21k', 'imagenet1k', 'inat2021', 'places365', 'objects365',
             'coco', 'coco-stuff', 'ade20k'
         ],
-        fusion=dict(type='vim_mm.EnsMoE', tasks=['vtab'])),
+        fusion=dict(type='vim_mm.EnsMoE', tasks=[_base_.task])),
     head=dict(num_classes=_base_.num_classes))
 
 work_dir = f'work_dirs/downstream_vtab/{_base_.task}'

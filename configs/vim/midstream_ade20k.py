@@ -12,13 +12,15 @@ made): 1.3 M crops, 1.5 hours on 4 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, raw maps of blocks 3, 5, 7 and 11, and the segmentation
-head: a pyramid of transposed convolutions at full width, FPN, Semantic FPN
-with 128 channels, batch norm, dropout 0.1, cross entropy. The paper gives no
-evidence that ADE20K was a midstream set; a zoo of ours has it. Ours, since the
-paper is silent: h = 8, crops of 512 x 512 for which position embeddings are
-resized (the release works at 224 x 224 only), 80,000 iterations of 16
-pictures, AdamW and its rates.
+blocks, a frozen trunk. The paper gives no evidence that ADE20K was a midstream
+set; a zoo of ours has it.
+
+Ours, since the paper is silent: the head, which is that of the released
+downstream tasks (raw maps of blocks 3, 5, 7 and 11, a pyramid of transposed
+convolutions at full width, FPN, Semantic FPN with 128 channels, batch norm,
+dropout 0.1), cross entropy, h = 8, crops of 512 x 512 for which position
+embeddings are resized (the release works at 224 x 224 only), 80,000 iterations
+of 16 pictures, AdamW and its rates.
 
 Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
 it see all. Data: ``data/ade/ADEChallengeData2016`` as mmseg reads it.

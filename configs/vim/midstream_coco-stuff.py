@@ -12,11 +12,13 @@ made): 1.3 M crops, 1.5 hours on 4 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, raw maps of blocks 3, 5, 7 and 11, and the segmentation
-head: a pyramid of transposed convolutions at full width, FPN, Semantic FPN
-with 128 channels, batch norm, dropout 0.1, cross entropy. The paper's figure
-says "COCO-Stuff, 0.16 M"; that this is the 164k version is read off its size.
-Ours, since the paper is silent: h = 8, crops of 512 x 512 for which position
+blocks, a frozen trunk. The paper's figure says "COCO-Stuff, 0.16 M"; that this
+is the 164k version is read off its size.
+
+Ours, since the paper is silent: the head, which is that of the released
+downstream tasks (raw maps of blocks 3, 5, 7 and 11, a pyramid of transposed
+convolutions at full width, FPN, Semantic FPN with 128 channels, batch norm,
+dropout 0.1), cross entropy, h = 8, crops of 512 x 512 for which position
 embeddings are resized (the release works at 224 x 224 only), 80,000 iterations
 of 16 pictures, AdamW and its rates.
 

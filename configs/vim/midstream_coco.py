@@ -12,11 +12,12 @@ made): 1.4 M pictures, 4 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, maps of blocks 3, 5, 7 and 11, their pyramid of
-transposed convolutions, the statistics that pictures are normalised by. Ours,
-since the paper is silent: COCO detection as the midstream task, Mask R-CNN, h
-= 8, a pyramid narrowed to 256 channels, mmdet's 1x schedule, AdamW and its
-rates.
+blocks, a frozen trunk, the statistics that pictures are normalised by.
+
+Ours, since the paper is silent: COCO detection as the midstream task, Mask
+R-CNN, h = 8, a pyramid of maps of blocks 3, 5, 7 and 11 made like that of the
+released segmentation head, but normalised (LN before it and, for BN, inside)
+and narrowed to 256 channels, mmdet's 1x schedule, AdamW and its rates.
 
 Weights elsewhere: set ``VIM_MM_WEIGHTS``, or override
 ``model.backbone.trunk.init_cfg.checkpoint``. Data elsewhere: override

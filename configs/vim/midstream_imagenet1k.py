@@ -12,11 +12,11 @@ made): 26 M pictures, 2 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, a linear head on the class token, the statistics that
-pictures are normalised by.
+blocks, a frozen trunk, the statistics that pictures are normalised by.
 
 Ours, since the paper is silent: ImageNet-1k as a midstream set (the paper's
-figure has the larger ImageNet), h = 8, the crop and flip, AdamW and its rates,
+figure has the larger ImageNet), h = 8, a linear head on the class token (the
+one of the released downstream tasks), the crop and flip, AdamW and its rates,
 20 epochs, CLIP's projection 768 -> 512 left out (it is linear, and so is the
 head).
 

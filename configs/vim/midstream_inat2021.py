@@ -13,11 +13,12 @@ pictures a second.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, a linear head on the class token, the statistics that
-pictures are normalised by. The paper's figure says "iNaturalist, 2.79 M"; that
-this is the 2021 set, train and val together, is read off its size.
+blocks, a frozen trunk, the statistics that pictures are normalised by. The
+paper's figure says "iNaturalist, 2.79 M"; that this is the 2021 set, train and
+val together, is read off its size.
 
-Ours, since the paper is silent: h = 8, training on train alone so that val can
+Ours, since the paper is silent: h = 8, a linear head on the class token (the
+one of the released downstream tasks), training on train alone so that val can
 judge, the crop and flip, AdamW and its rates, 20 epochs, CLIP's projection 768
 -> 512 left out (it is linear, and so is the head).
 

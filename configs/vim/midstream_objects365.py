@@ -12,11 +12,14 @@ made): 5.2 M pictures, 14 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, maps of blocks 3, 5, 7 and 11, their pyramid of
-transposed convolutions, the statistics that pictures are normalised by. The
+blocks, a frozen trunk, the statistics that pictures are normalised by. The
 paper's figure says "Objects365, 1.8 M"; that this is version 2 is read off its
-size. Ours, since the paper is silent: Faster R-CNN, h = 8, a pyramid narrowed
-to 256 channels, 3 epochs, AdamW and its rates.
+size.
+
+Ours, since the paper is silent: Faster R-CNN, h = 8, a pyramid of maps of
+blocks 3, 5, 7 and 11 made like that of the released segmentation head, but
+normalised (LN before it and, for BN, inside) and narrowed to 256 channels, 3
+epochs, AdamW and its rates.
 
 Data: ``data/Objects365/Obj365_v2`` as mmdet reads it.
 """

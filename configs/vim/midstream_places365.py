@@ -12,11 +12,12 @@ made): 18 M pictures, 1.2 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, a linear head on the class token, the statistics that
-pictures are normalised by. The paper's figure says "Places365, 1.80 M"; that
-this is Places365-Standard is read off its size.
+blocks, a frozen trunk, the statistics that pictures are normalised by. The
+paper's figure says "Places365, 1.80 M"; that this is Places365-Standard is
+read off its size.
 
-Ours, since the paper is silent: h = 8, the crop and flip, AdamW and its rates,
+Ours, since the paper is silent: h = 8, a linear head on the class token (the
+one of the released downstream tasks), the crop and flip, AdamW and its rates,
 10 epochs, CLIP's projection 768 -> 512 left out (it is linear, and so is the
 head).
 

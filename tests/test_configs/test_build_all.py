@@ -409,6 +409,8 @@ def test_vtab_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv('VTAB_TASK', task)
         cfg = Config.fromfile(ROOT / 'downstream_vtab.py')
         assert cfg.model.head.num_classes == num_classes
+        # gates are no other task's
+        assert cfg.model.backbone.fusion.tasks == [task]
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             assert loader.dataset.data_root == f'data/vtab-1k/{task}'
         folders.add(cfg.work_dir)
@@ -418,6 +420,10 @@ def test_vtab_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(folders) == 19 + 6  # no run overwrites another's checkpoints
     monkeypatch.setenv('VTAB_TASK', 'cifar10')
     with pytest.raises(AssertionError, match='no task of VTAB-1k'):
+        Config.fromfile(ROOT / 'downstream_vtab.py')
+    # forgotten, no task stands in for the one that was meant
+    monkeypatch.delenv('VTAB_TASK')
+    with pytest.raises(AssertionError, match='VTAB_TASK=unset is no task'):
         Config.fromfile(ROOT / 'downstream_vtab.py')
 
 

@@ -57,10 +57,11 @@ def _read(config: str) -> Config:
                          '.yml, .yaml or .json.')
     try:
         cfg = Config.fromfile(config)
-    except (SyntaxError, ValueError, YAMLError) as error:
+    except (AssertionError, SyntaxError, ValueError, YAMLError) as error:
+        said = str(error).rstrip('.')
         raise ValueError(
             f'The config {config}, or a `_base_` of it, is not valid: '
-            f'{error}.') from error
+            f'{said}.') from error
     except FileNotFoundError as error:
         mend = 'check its `_base_`'
         if '.mim/model-index' in str(error.filename):

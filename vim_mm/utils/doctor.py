@@ -69,6 +69,7 @@ TRUNKS = {
     'clip_vit-b16': 'clip MODEL_FILE',
     'dinov2_vit-s14': 'dinov2 MODEL_FILE',
     'dinov2_vit-b14': 'dinov2 MODEL_FILE',
+    'vit-b16': 'timm-vit MODEL_FILE',
 }
 
 

@@ -10,7 +10,8 @@
 # are those of the label lists in tensorflow-datasets 4.9.10 (natural and
 # specialised tasks) and of the benchmark's bins (structured tasks); the lists
 # themselves were not at hand.
-task = '{{$VTAB_TASK:caltech101}}'
+# No default: all tasks look alike, and some have as many classes.
+task = '{{$VTAB_TASK:unset}}'
 class_counts = dict(
     # natural
     cifar=100,

@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # Borrowed from Convpass on VTAB-1k, the nearest recipe that is documented:
 # AdamW 1e-3, weight decay 1e-4, 100 epochs, 10 of them warm-up from 1e-6,
-# cosine to 1e-5. Ours: longer steps for the gates, and no validation; the
-# model after the last epoch is the result.
+# cosine to 1e-5. Left out of that recipe: drop path 0.1, and per task an
+# output scale and Xavier instead of identity convolutions. Ours: longer steps
+# for the gates, and no validation; the model after the last epoch is the
+# result.
 max_epochs = 100
 warmup_epochs = 10
 train_cfg = dict(

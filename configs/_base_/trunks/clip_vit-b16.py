@@ -11,7 +11,7 @@ brings:
 
 Set ``VIM_MM_WEIGHTS`` to keep weights in another folder. CLIP of other
 publishers (LAION, DataComp) fits too, but was mostly trained with plain GELU:
-override in ``model.backbone``
+convert it as ``clip-gelu`` and override in ``model.backbone``
 ``trunk=dict(layer_cfgs=dict(act_cfg=dict(type='GELU')))``.
 
 The position embedding (14 x 14) is resized (bicubic) to every picture while

@@ -1,15 +1,19 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """CLIP's visual tower: patch embedding without bias, ``ln_pre``, QuickGELU.
 
+Other publishers trained mostly with plain GELU, which no tensor tells.
+
 ``ln_post`` becomes the final norm. The projection into the joint space of
 pictures and texts has no place in a backbone and is left out, as is the text
 tower. Half precision weights are stored as float32, which is exact.
 """
 
+from functools import partial
+
 from .family import Family, StateDict
 from .vit import Layout, convert_vit, vit_backbone
 
-__all__ = ['CLIP']
+__all__ = ['CLIP', 'CLIP_GELU']
 
 PROJECTION = 'the projection into the joint image-text space'
 TEXT = 'the text tower and the temperature'
@@ -76,16 +80,16 @@ def convert(state: StateDict) -> StateDict:
     return convert_vit(state, LAYOUTS)
 
 
-def backbone(state: StateDict) -> dict:
-    """Config of the visual tower that the converted tensors belong to."""
-    return vit_backbone(
-        state,
-        pre_norm=True,
-        norm_cfg=dict(type='LN', eps=1e-5),
-        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
+def _family(activation: str, licence: str) -> Family:
+    return Family(
+        convert=convert,
+        backbone=partial(
+            vit_backbone,
+            pre_norm=True,
+            norm_cfg=dict(type='LN', eps=1e-5),
+            layer_cfgs=dict(act_cfg=dict(type=activation))),
+        licence=licence)
 
 
-CLIP = Family(
-    convert=convert,
-    backbone=backbone,
-    licence='MIT for the weights of OpenAI; other publishers have their own')
+CLIP = _family('mmpretrain.QuickGELU', 'MIT for the weights of OpenAI')
+CLIP_GELU = _family('GELU', 'that of the publisher of the weights')

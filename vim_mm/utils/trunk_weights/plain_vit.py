@@ -1,0 +1,72 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Plain vision transformers of timm and transformers: no LayerScale.
+
+Both publish the AugReg and DeiT weights, with another epsilon in their norms.
+"""
+
+from functools import partial
+
+from .family import Family, StateDict
+from .vit import Layout, convert_vit, vit_backbone
+
+__all__ = ['TIMM_VIT', 'VIT']
+
+CLASSIFIER = 'the classifier'
+LICENCE = 'that of the weights: Apache-2.0 for those of Google'
+
+TIMM = Layout(
+    publisher='timm',
+    mark='blocks.0.attn.qkv.weight',
+    stem={
+        'cls_token': 'cls_token',
+        'pos_embed': 'pos_embed',
+        'patch_embed.proj': 'patch_embed.projection',
+        'norm': 'ln1',
+    },
+    blocks='blocks',
+    parts={
+        'norm1': 'ln1',
+        'attn.qkv': 'attn.qkv',
+        'attn.proj': 'attn.proj',
+        'norm2': 'ln2',
+        'mlp.fc1': 'ffn.layers.0.0',
+        'mlp.fc2': 'ffn.layers.1',
+    },
+    dropped={r'head\..*': CLASSIFIER})
+
+HUGGING_FACE = Layout(
+    publisher='Hugging Face transformers',
+    mark='encoder.layer.0.attention.attention.query.weight',
+    prefix='vit.',
+    stem={
+        'embeddings.cls_token': 'cls_token',
+        'embeddings.position_embeddings': 'pos_embed',
+        'embeddings.patch_embeddings.projection': 'patch_embed.projection',
+        'layernorm': 'ln1',
+    },
+    blocks='encoder.layer',
+    parts={
+        'layernorm_before': 'ln1',
+        'attention.attention.query': 'attn.q',
+        'attention.attention.key': 'attn.k',
+        'attention.attention.value': 'attn.v',
+        'attention.output.dense': 'attn.proj',
+        'layernorm_after': 'ln2',
+        'intermediate.dense': 'ffn.layers.0.0',
+        'output.dense': 'ffn.layers.1',
+    },
+    dropped={
+        r'(vit\.)?pooler\..*': 'the pooler',
+        r'classifier\..*': CLASSIFIER,
+    })
+
+
+def _family(layout: Layout, eps: float) -> Family:
+    return Family(
+        convert=partial(convert_vit, layouts=(layout, )),
+        backbone=partial(vit_backbone, norm_cfg=dict(type='LN', eps=eps)),
+        licence=LICENCE)
+
+
+TIMM_VIT = _family(TIMM, 1e-6)
+VIT = _family(HUGGING_FACE, 1e-12)
