@@ -26,7 +26,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.models import VisionTransformer
@@ -148,6 +148,8 @@ def small(cfg: Config, zoo_dir: str) -> Config:
         backbone.update(zoo=zoo_dir, probe_size=SIZE)
     if 'size' in cfg.model.data_preprocessor:
         cfg.model.data_preprocessor.size = (SIZE, SIZE)
+    if cfg.model.get('test_cfg', {}).get('mode') == 'slide':  # 3 x 3 windows
+        cfg.model.test_cfg.update(crop_size=(48, 48), stride=(8, 8))
     if 'roi_head' in cfg.model:
         cfg.model.train_cfg.rcnn.sampler.num = 8
         for part in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
@@ -245,6 +247,14 @@ def expected_in_head(cfg: ConfigDict) -> int:
     return projections + transposed(256) + fpn(256)
 
 
+def expected_in_roi_head(cfg: ConfigDict) -> int:
+    """Of two layers on 7x7 regions, classes and boxes, perhaps masks."""
+    classes = cfg.bbox_head.num_classes
+    boxes = (49 * 256 + 1) * 1024 + 1025 * 1024 + 1025 * (5 * classes + 1)
+    convs = 4 * (9 * 256**2 + 256) + 4 * 256**2 + 256
+    return boxes + ('mask_head' in cfg) * (convs + 257 * classes)
+
+
 def test_the_table_counts_24_adapters() -> None:
     assert NUM_SLOTS * ADAPTER == MODULE
 
@@ -261,9 +271,12 @@ def test_full_size(name: str, zoo_dir: str, tmp_path: Path) -> None:
         count(part) for key, part in model.named_children()
         if key in ('neck', 'head', 'decode_head') and part is not None)
     assert head == expected_in_head(cfg)
-    if 'optim_wrapper' in runner.cfg:
+    if 'roi_head' in cfg:
+        assert count(model.rpn_head) == 9 * 256**2 + 256 + 257 * 3 * (1 + 4)
+        assert count(model.roi_head) == expected_in_roi_head(cfg.roi_head)
+    if 'optim_wrapper' in runner.cfg:  # the release's are tested only
         check_rates(runner)
-        check_loss(model)
+    check_loss(model)
     check_prediction(model, cfg)
 
 
@@ -414,6 +427,11 @@ def test_vtab_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             assert loader.dataset.data_root == f'data/vtab-1k/{task}'
         folders.add(cfg.work_dir)
+        head = MODELS.build(cfg.model.head)
+        assert count(head) == (WIDTH + 1) * num_classes
+        last = DataSample().set_gt_label(num_classes - 1)
+        losses = head.loss((torch.ones(1, WIDTH), ), [last])
+        assert torch.isfinite(losses['loss'])
     for name in CONFIGS:
         if name.startswith('baselines/vtab_'):
             folders.add(Config.fromfile(ROOT / name).work_dir)

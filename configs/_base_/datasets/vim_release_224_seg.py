@@ -9,7 +9,8 @@ data_preprocessor = dict(
     type='mmseg.SegDataPreProcessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True)
+    bgr_to_rgb=True,
+    size=(224, 224))  # what training on from here would pad to
 # annotations keep their size: predictions are compared at it
 test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
