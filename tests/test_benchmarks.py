@@ -193,3 +193,48 @@ def test_seeds_are_averaged_and_their_gains_paired(
     paths[0].write_text(json.dumps(rows[:1]))
     with pytest.raises(ValueError, match="1 of 2 reports have a row 'ours'"):
         seeds.read(paths)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_memory_of_a_step(tmp_path: Path, kind: str, benchmark: Any,
+                          monkeypatch: pytest.MonkeyPatch,
+                          capsys: pytest.CaptureFixture) -> None:
+    import memory
+    path = config(tmp_path, kind)
+    monkeypatch.setattr(
+        'sys.argv',
+        ['memory.py', str(path), '--size', '56', '56', '--batch', '3'])
+    memory.main()
+    assert 'GB for 3 pictures of 56 x 56' in capsys.readouterr().out
+    # gates in all blocks keep what the frozen trunk alone does not
+    model = memory.build(Config.fromfile(path))
+    kept = [
+        memory.kept_for_backward(
+            model, memory.batch(model, (56, 56), num), False)
+        for num in (1, 2, 3)
+    ]
+    assert kept[2] - kept[1] == pytest.approx(kept[1] - kept[0], rel=.05)
+    cfg = Config.fromfile(path)
+    cfg.model.backbone.update(modules=[], fusion=None)
+    bare = memory.build(cfg)
+    assert memory.kept_for_backward(
+        bare, memory.batch(bare, (56, 56), 2), False) < kept[1]
+
+
+def test_memory_counts_what_autograd_keeps(benchmark: Any) -> None:
+    """One linear layer keeps its input, and a ReLU its output."""
+    import memory
+    from mmengine.model import BaseModel
+
+    class Net(BaseModel):
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 16)
+
+        def forward(self, inputs: torch.Tensor, mode: str) -> dict:
+            return dict(loss=self.layer(inputs).relu().sum())
+
+    kept = memory.kept_for_backward(
+        Net(), dict(inputs=torch.ones(4, 8)), False)
+    assert kept == 4 * (4 * 8 + 4 * 16)

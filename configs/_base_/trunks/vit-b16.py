@@ -9,8 +9,8 @@ which the user brings; a classifier in the file is left out:
 
 Those of transformers (``google/vit-base-patch16-224-in21k``) are converted as
 ``vit``; their norms add less to the variance, so override in
-``model.backbone`` ``trunk=dict(norm_cfg=dict(type='LN', eps=1e-12))``. Variants
-with LayerScale, registers or norms of queries do not fit.
+``model.backbone`` ``trunk=dict(norm_cfg=dict(type='LN', eps=1e-12))``.
+Variants with LayerScale, registers or norms of queries do not fit.
 
 Set ``VIM_MM_WEIGHTS`` to keep weights in another folder. The position
 embedding (14 x 14) is resized (bicubic) to every picture while the trunk runs.

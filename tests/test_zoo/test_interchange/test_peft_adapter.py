@@ -33,6 +33,7 @@ TIMM_LINEARS = ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')
 HERE = [name for name in LAYOUTS if not name.endswith('-v5')]
 CLOSE = dict(rtol=1e-9, atol=1e-9)  # double precision: rounding alone
 
+
 class Twins(NamedTuple):
     """A net of another library and the config of the same net as a trunk."""
 

@@ -6,7 +6,7 @@ Both publish the AugReg and DeiT weights, with another epsilon in their norms.
 
 from functools import partial
 
-from .family import Family, StateDict
+from .family import Family
 from .vit import Layout, convert_vit, vit_backbone
 
 __all__ = ['TIMM_VIT', 'VIT']
