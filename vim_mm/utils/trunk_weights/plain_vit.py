@@ -4,8 +4,10 @@
 Both publish the AugReg and DeiT weights, with another epsilon in their norms.
 """
 
+from dataclasses import replace
 from functools import partial
 
+from .dinov2 import OFFICIAL
 from .family import Family
 from .vit import Layout, convert_vit, vit_backbone
 
@@ -14,24 +16,12 @@ __all__ = ['TIMM_VIT', 'VIT']
 CLASSIFIER = 'the classifier'
 LICENCE = 'that of the weights: Apache-2.0 for those of Google'
 
-TIMM = Layout(
+# timm's names are those of DINOv2's own code, which stems from it
+TIMM = replace(
+    OFFICIAL,
     publisher='timm',
     mark='blocks.0.attn.qkv.weight',
-    stem={
-        'cls_token': 'cls_token',
-        'pos_embed': 'pos_embed',
-        'patch_embed.proj': 'patch_embed.projection',
-        'norm': 'ln1',
-    },
-    blocks='blocks',
-    parts={
-        'norm1': 'ln1',
-        'attn.qkv': 'attn.qkv',
-        'attn.proj': 'attn.proj',
-        'norm2': 'ln2',
-        'mlp.fc1': 'ffn.layers.0.0',
-        'mlp.fc2': 'ffn.layers.1',
-    },
+    parts={k: v for k, v in OFFICIAL.parts.items() if not k.startswith('ls')},
     dropped={r'head\..*': CLASSIFIER})
 
 HUGGING_FACE = Layout(
