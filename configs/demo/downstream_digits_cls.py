@@ -8,7 +8,7 @@ which also trains the baselines.
 Measured on two CPU cores, one seed, 200 pictures: accuracy on 200 pictures
 0.225 frozen trunk, 0.570 best single: digit-masks, 0.450 uniform gates, 0.470
 trained from there, 0.605 score-started gates, 0.635 trained from there (commit
-f592be6); three seeds in README.md.
+80feed7); three seeds in README.md.
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.

@@ -5,10 +5,10 @@
 
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
-Measured on two CPU cores, one seed, 64 pictures: AP50 on 64 pictures 0.673
-frozen trunk, 0.710 best single: digit-classes, 0.738 uniform gates, 0.741
-trained from there, 0.687 score-started gates, 0.677 trained from there (commit
-f592be6); three seeds in README.md.
+Measured on two CPU cores, one seed, 64 pictures: AP50 on 64 pictures 0.313
+frozen trunk, 0.399 best single: digit-masks, 0.371 uniform gates, 0.368
+trained from there, 0.389 score-started gates, 0.401 trained from there (commit
+80feed7); three seeds in README.md.
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.

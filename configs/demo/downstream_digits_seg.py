@@ -5,10 +5,10 @@
 
 Needs the zoo that the midstream configs of this folder leave, or `make demo`,
 which also trains the baselines.
-Measured on two CPU cores, one seed, 100 pictures: mIoU on 150 pictures 0.163
-frozen trunk, 0.259 best single: digit-masks, 0.218 uniform gates, 0.222
-trained from there, 0.240 score-started gates, 0.252 trained from there (commit
-f592be6); three seeds in README.md.
+Measured on two CPU cores, one seed, 100 pictures: mIoU on 150 pictures 0.180
+frozen trunk, 0.293 best single: digit-masks, 0.256 uniform gates, 0.259
+trained from there, 0.287 score-started gates, 0.283 trained from there (commit
+80feed7); three seeds in README.md.
 Weights per layer and branch over frozen modules are the paper's; that they
 need not sum to one (LinearMoE), their start from the modules' scores, the
 warmed head and all sizes are ours.
