@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         '--size', type=int, nargs=2, default=(224, 224),
         metavar=('HEIGHT', 'WIDTH'), help='of the pictures, in pixels')
     parser.add_argument(
-        '--batch', type=int, default=2, help='pictures a GPU, 2 at least')
+        '--batch', type=int, default=2, help='pictures a GPU, 2 or more')
     parser.add_argument('--amp', action='store_true')
     add_cfg_options(parser)
     return parser.parse_args()
@@ -123,8 +123,13 @@ def kept_for_backward(model: BaseModel, data: dict, amp: bool) -> int:
 def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
+    if args.batch < 2:
+        raise ValueError(f'--batch {args.batch} does not tell what a picture '
+                         'adds; give 2 or more.')
     cfg = read_config(args.config, args.cfg_options)
-    if cfg.model.data_preprocessor.get('size'):
+    # where the runner finds it, too
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    if (cfg.model.data_preprocessor or {}).get('size'):
         cfg.model.data_preprocessor.size = tuple(args.size)
     torch.manual_seed(0)
     model = build(cfg)

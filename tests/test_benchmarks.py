@@ -206,6 +206,13 @@ def test_memory_of_a_step(tmp_path: Path, kind: str, benchmark: Any,
         ['memory.py', str(path), '--size', '56', '56', '--batch', '3'])
     memory.main()
     assert 'GB for 3 pictures of 56 x 56' in capsys.readouterr().out
+    cfg = Config.fromfile(path)  # as the demo's configs have it
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    cfg.dump(path.with_name('outside.py'))
+    monkeypatch.setattr('sys.argv', [
+        'memory.py', str(path.with_name('outside.py')), '--size', '56', '56'
+    ])
+    memory.main()
     # gates in all blocks keep what the frozen trunk alone does not
     model = memory.build(Config.fromfile(path))
     kept = [
@@ -219,6 +226,14 @@ def test_memory_of_a_step(tmp_path: Path, kind: str, benchmark: Any,
     bare = memory.build(cfg)
     assert memory.kept_for_backward(
         bare, memory.batch(bare, (56, 56), 2), False) < kept[1]
+
+
+def test_memory_of_one_picture_is_refused(
+        benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import memory
+    monkeypatch.setattr('sys.argv', ['memory.py', 'cfg.py', '--batch', '1'])
+    with pytest.raises(ValueError, match='--batch 1'):
+        memory.main()
 
 
 def test_memory_counts_what_autograd_keeps(benchmark: Any) -> None:

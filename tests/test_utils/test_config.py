@@ -14,6 +14,7 @@ from vim_mm.utils.config import add_cfg_options, read_config
     ('a.yml', 'a: [', 'a.yml, or a `_base_` of it, is not valid'),
     ('a.json', '{', 'a.json, or a `_base_` of it, is not valid'),
     ('a.py', '_base_ = "mmdet::nope.py"', 'a.py, .* is not valid'),
+    ('a.py', 'assert 1 > 2, "It is less."', r'not valid: It is less\.$'),
     ('a.py', 'a = 1', 'a.py has no `model`'),
 ])
 def test_broken_configs(name: str, text: str, sentence: str,

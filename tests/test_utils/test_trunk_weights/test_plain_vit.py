@@ -76,6 +76,19 @@ def test_the_config_takes_the_converted_tensors(check_config):
     check_config('vit-b16', converted)
 
 
+@pytest.mark.parametrize('name', [
+    'vit_tiny_patch16_224', 'vit_large_patch16_224', 'vit_huge_patch14_224',
+    'vit_giant_patch14_224', 'vit_gigantic_patch14_224'
+])
+def test_heads_which_no_tensor_tells(name):
+    from timm import create_model
+    with torch.device('meta'):
+        twin = create_model(name, num_classes=0)
+    family = FAMILIES['timm-vit']
+    arch = family.backbone(family.convert(twin.state_dict()))['arch']
+    assert arch['num_heads'] == twin.blocks[0].attn.num_heads
+
+
 def test_clip_with_plain_gelu_says_so(tmp_path):
     transformers = pytest.importorskip('transformers')
     sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1,

@@ -385,9 +385,10 @@ VERSION_5 = {
 
 
 @pytest.mark.parametrize('layout', VERSION_5)
-@pytest.mark.parametrize('prefix', ['', 'model'])
-def test_names_of_transformers_5(layout, prefix, clip, tmp_path):
+@pytest.mark.parametrize('whole', [False, True])
+def test_names_of_transformers_5(layout, whole, clip, tmp_path):
     """Written and read back bit for bit; PEFT itself needs version 5."""
+    prefix = LAYOUTS[layout].wrapped.rstrip('.') if whole else ''
     save_lora(clip, tmp_path / 'zoo')
     path = export_adapter(
         tmp_path / 'zoo', 'ours', tmp_path / 'a', layout, prefix=prefix)
@@ -411,13 +412,16 @@ def test_names_of_transformers_5(layout, prefix, clip, tmp_path):
     assert all(torch.equal(first[key], back[key]) for key in first)
 
 
-def test_a_tower_for_text_is_no_vision_transformer(clip, tmp_path):
-    """Its layers are named like those of CLIPVisionModel in version 5."""
+@pytest.mark.parametrize(('layout', 'prefix'), [('clip-v5', 'text_model'),
+                                                ('clip-v5', 'model'),
+                                                ('vit-v5', 'model')])
+def test_other_transformers_are_none_for_vision(layout, prefix, clip,
+                                                tmp_path):
+    """Text towers and speech models name layers like those of version 5."""
     save_lora(clip, tmp_path / 'zoo')
     path = export_adapter(
-        tmp_path / 'zoo', 'ours', tmp_path / 'a', 'clip-v5',
-        prefix='text_model')
-    with pytest.raises(ZooError, match='text_model'):
+        tmp_path / 'zoo', 'ours', tmp_path / 'a', layout, prefix=prefix)
+    with pytest.raises(ZooError, match=f'{prefix}.*is no linear'):
         import_adapter(path, tmp_path / 'zoo', 'a', build_trunk(clip.ours))
 
 

@@ -14,8 +14,10 @@ from .sources import ConversionError
 
 __all__ = ['Layout', 'convert_vit', 'vit_backbone']
 
-# every published CLIP and DINOv2 tower has heads of this width
+# No tensor tells the number of heads. Small, base, large and DINOv2's giant
+# have heads of 64; SO400M, huge, giant and gigantic have 16, as in timm.
 HEAD_DIMS = 64
+SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,15 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         raise ConversionError(
             f'no tensor in the file became {error}: it is cut short or of '
             'another family') from None
+    if dims not in SIXTEEN_HEADS and dims % HEAD_DIMS:
+        raise ConversionError(
+            f'how many heads a transformer of width {dims} has is not known: '
+            'take one of tiny, small, base, large, huge or giant size')
     depth = 1 + max(int(k.split('.')[1]) for k in state if k[:7] == 'layers.')
     arch = dict(
         embed_dims=dims,
         num_layers=depth,
-        num_heads=dims // HEAD_DIMS,
+        num_heads=16 if dims in SIXTEEN_HEADS else dims // HEAD_DIMS,
         feedforward_channels=hidden)
     return dict(
         type='mmpretrain.VisionTransformer',

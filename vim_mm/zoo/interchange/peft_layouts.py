@@ -20,11 +20,14 @@ class PeftLayout:
         blocks (str): What comes before the number of a block.
         parts (Mapping): Linears in a layer of ``mmpretrain.VisionTransformer``
             to theirs: one, or three that make it, stacked.
+        wrapped (str): What whole models call this part of theirs, where its
+            names alone could be those of any network; '' if they cannot.
     """
 
     models: str
     blocks: str
     parts: Mapping[str, Tuple[str, ...]]
+    wrapped: str = ''
 
     def targets(self, layer: str) -> Optional[List[str]]:
         """Their names for a layer, None if they have none."""
@@ -35,6 +38,9 @@ class PeftLayout:
             f'{self.blocks}.{match[1]}.{part}' for part in self.parts[match[2]]
         ]
 
+    def _may_follow(self, prefix: str) -> bool:
+        return not prefix or prefix.endswith(self.wrapped)
+
     def locate(self, name: str) -> Optional[Tuple[str, str, int]]:
         """Which layer one of their linears is.
 
@@ -44,12 +50,10 @@ class PeftLayout:
         """
         for ours, theirs in self.parts.items():
             for number, part in enumerate(theirs):
-                # towers for text may have the very same names
                 match = re.fullmatch(
-                    rf'((?!(?:.*\.)?text_model\.).*\.)?'
-                    rf'{re.escape(self.blocks)}\.(\d+)\.{re.escape(part)}',
-                    name)
-                if match:
+                    rf'(.*\.)?{re.escape(self.blocks)}\.(\d+)\.'
+                    rf'{re.escape(part)}', name)
+                if match and self._may_follow(match[1] or ''):
                     return match[1] or '', f'layers.{match[2]}.{ours}', number
         return None
 
@@ -109,17 +113,20 @@ LAYOUTS = {
     PeftLayout(
         models='transformers 5 ViTModel',
         blocks='layers',
-        parts=_HUGGING_FACE_5),
+        parts=_HUGGING_FACE_5,
+        wrapped='vit.'),
     'clip-v5':
     PeftLayout(
         models='transformers 5 CLIPVisionModel',
         blocks='encoder.layers',
-        parts=_CLIP),
+        parts=_CLIP,
+        wrapped='vision_model.'),
     'dinov2-v5':
     PeftLayout(
         models='transformers 5 Dinov2Model',
         blocks='encoder.layer',
-        parts=_HUGGING_FACE_5),
+        parts=_HUGGING_FACE_5,
+        wrapped='dinov2.'),
 }
 
 _PARTS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
