@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a training step of a config keeps in memory, without a GPU.
 
-    python benchmarks/memory.py configs/vim/midstream_coco.py \
+    python benchmarks/memory.py configs/vim/midstream_coco.py \\
         --size 800 1216 --batch 2 --amp
 
 Random weights, noise pictures with one object, the loss of one and of

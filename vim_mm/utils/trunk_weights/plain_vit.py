@@ -7,7 +7,7 @@ Both publish the AugReg and DeiT weights, with another epsilon in their norms.
 from dataclasses import replace
 from functools import partial
 
-from .dinov2 import OFFICIAL
+from . import dinov2
 from .family import Family
 from .vit import Layout, convert_vit, vit_backbone
 
@@ -18,23 +18,19 @@ LICENCE = 'that of the weights: Apache-2.0 for those of Google'
 
 # timm's names are those of DINOv2's own code, which stems from it
 TIMM = replace(
-    OFFICIAL,
+    dinov2.OFFICIAL,
     publisher='timm',
     mark='blocks.0.attn.qkv.weight',
-    parts={k: v for k, v in OFFICIAL.parts.items() if not k.startswith('ls')},
+    parts={
+        k: v
+        for k, v in dinov2.OFFICIAL.parts.items() if not k.startswith('ls')
+    },
     dropped={r'head\..*': CLASSIFIER})
 
-HUGGING_FACE = Layout(
-    publisher='Hugging Face transformers',
+HUGGING_FACE = replace(
+    dinov2.HUGGING_FACE,
     mark='encoder.layer.0.attention.attention.query.weight',
     prefix='vit.',
-    stem={
-        'embeddings.cls_token': 'cls_token',
-        'embeddings.position_embeddings': 'pos_embed',
-        'embeddings.patch_embeddings.projection': 'patch_embed.projection',
-        'layernorm': 'ln1',
-    },
-    blocks='encoder.layer',
     parts={
         'layernorm_before': 'ln1',
         'attention.attention.query': 'attn.q',
