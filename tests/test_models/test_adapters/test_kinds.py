@@ -280,7 +280,7 @@ def test_merging_averages_parameters(kind: str) -> None:
                          for g, a in zip(gates, adapters))
     merged = type(mean).merged(adapters, gates, x, (2, 3))
     torch.testing.assert_close(delta_of(merged), delta_of(mean(x, (2, 3))))
-    with pytest.raises(ValueError, match='differ from picture to picture'):
+    with pytest.raises(ValueError, match='differ from image to image'):
         type(mean).merged(adapters, gates.expand(2, 3), x, (2, 3))
 
 

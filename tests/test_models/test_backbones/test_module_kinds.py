@@ -289,7 +289,9 @@ def test_a_fused_ladder_is_the_sum_of_the_ladders(names: List[str],
 
 
 class RowPerPicture(BaseFusion):
-    """Each picture has weights of its own, the same in all slots."""
+    """Each image has weights of its own, the same in all slots."""
+
+    per_picture = True
 
     def __init__(self, modules: List[str], rows: Tensor) -> None:
         super().__init__({name: {} for name in modules})
@@ -298,9 +300,9 @@ class RowPerPicture(BaseFusion):
     def gates(self, task: str) -> Tensor:
         return self.rows
 
-    def row(self, gates: Tensor, slot: str, x: Tensor) -> Tensor:
-        assert len(x) == len(gates)  # windows are put together again
-        return gates
+    def row(self, task: str, place: int, x: Tensor) -> Tensor:
+        assert len(x) == len(self.rows)  # windows are put together again
+        return self.rows
 
 
 @pytest.mark.parametrize(('kind', 'trunk'), [

@@ -57,7 +57,7 @@ def test_rows_of_single_pictures(top_k: int, zero_module: bool) -> None:
         fusion.select(task)
         for slot, width in enumerate(dims):
             x = torch.randn(4, 7, width)
-            rows = fusion.row(fusion.gates(task), f's{slot}', x)
+            rows = fusion.row(task, slot, x)
             expected = [slow_row(fusion, dims, slot, p, task) for p in x]
             torch.testing.assert_close(rows, torch.tensor(expected))
 
@@ -75,8 +75,8 @@ def test_a_fresh_router_is_the_ensemble_of_the_task() -> None:
         fusion.set_logits('default', logits)
         outputs.append(backbone(x))
     assert isinstance(fusion, RoutedMoE)
-    slot = list(backbone.slots)[1]
-    gates = [fusion.gates('default'), fusion.row(None, slot, x[:, :, :32, 0])]
+    gates = [fusion.gates('default'),
+             fusion.row('default', 1, x[:, :, :32, 0])]
     assert torch.equal(gates[1], gates[0][1].expand(2, -1))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
@@ -133,7 +133,8 @@ def test_neck_and_trunk_give_the_same_delta() -> None:
     gates = torch.tensor([[.2, .5, .3], [.7, .1, .2]])
     backbone.set_fusion(dict(type='EnsMoE'))
     neck = ViMFusionNeck([32], scales=[1], modules=NAMES)
-    backbone.fusion.row = neck.fusion.row = lambda *_: gates
+    for fusion in (backbone.fusion, neck.fusion):
+        fusion.per_picture, fusion.row = True, lambda *_: gates
     torch.testing.assert_close(
         backbone(x)[-1], neck([[m] for m in maps])[0], rtol=1e-4, atol=1e-4)
 
@@ -164,7 +165,7 @@ def test_one_step_moves_logits_alike_through_both_paths() -> None:
     fusion = RoutedMoE(occupy('ab', 64))
     with torch.no_grad():  # one step of sign descent, as Adam's first
         fusion.router['default'][0] += 0.1 * target
-    row = fusion.row(None, 's0', x)[0]
+    row = fusion.row('default', 0, x)[0]
     moved = float((row[0] / row[1]).log())
     assert 0.06 < moved <= 0.1 + 1e-6
 
@@ -173,9 +174,9 @@ def test_a_copy_routes_by_its_own_weights() -> None:
     fusion = RoutedMoE(occupy(NAMES, 4))
     copied, x = deepcopy(fusion), torch.randn(2, 3, 4)
     randomise(copied)
-    assert torch.equal(fusion.row(None, 's0', x), torch.full((2, 3), 1 / 3))
+    assert torch.equal(fusion.row('default', 0, x), torch.full((2, 3), 1 / 3))
     assert not torch.equal(
-        copied.row(None, 's0', x), torch.full((2, 3), 1 / 3))
+        copied.row('default', 0, x), torch.full((2, 3), 1 / 3))
 
 
 @pytest.mark.parametrize('kind', [

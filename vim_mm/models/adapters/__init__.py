@@ -3,10 +3,13 @@ from .bank import AdapterBank, adapter_class, build_adapter
 from .base_adapter import BaseAdapter
 from .bottleneck import BottleneckAdapter
 from .conv_pass import ConvPass
+from .group import Group, PackedGroup, ReadOut
 from .lora import LoRA
+from .low_rank_adapter import LowRankAdapter, Packed
 from .plugin_neck import PluginNeck
 
 __all__ = [
-    'AdapterBank', 'BaseAdapter', 'BottleneckAdapter', 'ConvPass', 'LoRA',
-    'PluginNeck', 'adapter_class', 'build_adapter'
+    'AdapterBank', 'BaseAdapter', 'BottleneckAdapter', 'ConvPass', 'Group',
+    'LoRA', 'LowRankAdapter', 'Packed', 'PackedGroup', 'PluginNeck',
+    'ReadOut', 'adapter_class', 'build_adapter'
 ]

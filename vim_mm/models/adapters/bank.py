@@ -9,19 +9,23 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_arguments, check_is_config
-from .base_adapter import BaseAdapter, Grid, weigh
+from .base_adapter import BaseAdapter, Grid
+from .group import Group
 
 #: width of a slot, or the widths of its input and output
 Dims = Union[int, Sequence[int]]
 #: by group of modules, what its rungs hand from level to level
 States = MutableMapping[Hashable, Tuple[Tensor, Grid]]
-#: adapters that run together, by their module's index among the active ones
-Group = Dict[int, BaseAdapter]
 
 
 def _key(slot: str) -> str:
     # a ModuleDict key may not hold dots, and attribute names hold no dashes
     return slot.replace('.', '-')
+
+
+def _learns(part: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad
+                                           for p in part.parameters())
 
 
 def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
@@ -83,9 +87,12 @@ class AdapterBank(nn.Module):
         self.members = nn.ModuleDict()
         self._cfgs: Dict[str, dict] = {}
         self._dims: Dict[str, Dict[str, Dims]] = {}
+        #: counts what may change how modules run
+        self.changes = 0
         self._register_load_state_dict_pre_hook(self._check_shapes)
 
     def _check_shapes(self, state_dict: dict, prefix: str, *_) -> None:
+        self.changes += 1
         # mmengine would only log it, and load what fits of the module
         for key, own in self.state_dict(prefix=prefix).items():
             if key in state_dict and state_dict[key].shape != own.shape:
@@ -199,6 +206,7 @@ class AdapterBank(nn.Module):
             raise ValueError(f"The bank holds no module '{name}'; it holds "
                              f'{self.names}.')
         del self.members[name], self._cfgs[name], self._dims[name]
+        self.changes += 1
 
     def export(self, name: str) -> Dict[str, Tensor]:
         """The learned tensors of one module, on CPU, nothing else.
@@ -217,10 +225,15 @@ class AdapterBank(nn.Module):
     def train(self, mode: bool = True) -> 'AdapterBank':
         """Frozen modules stay in eval mode: no dropout in what is fixed."""
         super().train(mode)
+        self.changes += 1
         for adapters in self.members.values():
             if not any(p.requires_grad for p in adapters.parameters()):
                 adapters.eval()
         return self
+
+    def _apply(self, *args, **kwargs) -> 'AdapterBank':
+        self.changes += 1
+        return super()._apply(*args, **kwargs)
 
     def forward(self,
                 slot: str,
@@ -253,54 +266,52 @@ class AdapterBank(nn.Module):
             ValueError: If modules of different kinds, or that occupy
                 different slots, are to be merged.
         """
-        groups = self._groups(slot, names)
-        if merge:
-            self._check_merge(slot, names, groups)
         total = None
-        for key, members in groups.items():
-            weights = gates
-            if gates is not None and len(members) < len(names):
-                weights = gates[..., list(members)]
-            rest = (grid, )
-            if states is not None:
-                rest += (states.get(key), )
-            delta = self._combine(
-                list(members.values()), weights, merge, x, *rest)
-            if states is not None:
-                delta, states[key] = delta
+        for group in self.groups(slot, names, merge):
+            own = group.mine(gates)
+            if states is None:
+                delta = group(x, own, grid)
+            else:
+                delta, states[group.key] = group(x, own, grid,
+                                                 states.get(group.key))
             total = delta if total is None else total + delta
         return total
 
-    def _groups(self, slot: str,
-                names: Sequence[str]) -> Dict[Hashable, Group]:
-        """Adapters that run together, by key."""
-        groups: Dict[Hashable, Group] = {}
+    def groups(self,
+               slot: str,
+               names: Sequence[str],
+               merge: bool = False) -> List[Group]:
+        """The adapters of a slot that run together.
+
+        Args:
+            slot (str): Name of the slot.
+            names (Sequence[str]): The modules that take part.
+            merge (bool): Whether to merge parameters instead of adding
+                outputs. Defaults to False.
+
+        Raises:
+            ValueError: If modules of different kinds, or that occupy
+                different slots, are to be merged.
+        """
+        alike: Dict[Hashable, Dict[int, BaseAdapter]] = {}
         for index, name in enumerate(names):
             if slot in self._dims[name]:
                 adapter = self.adapter(name, slot)
-                key = adapter.wide_key
+                # what learns is not packed, so it is kept apart; where it is
+                # merged with the rest, none of both is packed
+                owner = self.members[name] if adapter.beside else adapter
+                key = adapter.wide_key, not merge and _learns(owner)
                 if adapter.beside:  # each ladder hands on a state of its own
-                    key = (key, *self._dims[name])
-                groups.setdefault(key, {})[index] = adapter
-        return groups
-
-    @staticmethod
-    def _check_merge(slot: str, names: Sequence[str],
-                     groups: Dict[Hashable, Group]) -> None:
-        if [len(members) for members in groups.values()] != [len(names)]:
+                    key = (*key, *self._dims[name])
+                alike.setdefault(key, {})[index] = adapter
+        if merge and alike and [len(members) for members in alike.values()
+                      ] != [len(names)]:
             raise ValueError(
                 f'The modules {list(names)} differ in kind, width or the '
                 f"slots they occupy, so in slot '{slot}' they have no common "
                 'parameters to merge; fuse their outputs (EnsMoE) instead.')
-
-    @staticmethod
-    def _combine(adapters: List[BaseAdapter], gates: Optional[Tensor],
-                 merge: bool, x: Tensor, *rest):
-        kind = type(adapters[0])
-        if len(adapters) == 1 and gates is None:
-            return adapters[0](x, *rest)
-        if gates is None:
-            gates = x.new_ones(len(adapters))
-        elif len(adapters) == 1 and not merge and not kind.beside:
-            return weigh(gates[..., 0], adapters[0](x, *rest))
-        return (kind.merged if merge else kind.wide)(adapters, gates, x, *rest)
+        return [
+            Group(list(members.values()),
+                  None if len(members) == len(names) else list(members),
+                  merge, key) for key, members in alike.items()
+        ]

@@ -1,9 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from abc import ABCMeta, abstractmethod
-from typing import Hashable, List, Optional, Sequence, Tuple
+from copy import deepcopy
+from typing import Dict, Hashable, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -118,9 +118,30 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
             ValueError: If the adapters differ in width or output scale, or
                 every picture has gates of its own.
         """
+        mean = cls.merged_parameters(adapters, gates)
+        return torch.func.functional_call(adapters[0], mean, (x, *args))
+
+    @classmethod
+    @torch.no_grad()
+    def merge(cls, adapters: Sequence['BaseAdapter'],
+              gates: Tensor) -> 'BaseAdapter':
+        """The adapter that :meth:`merged` runs, as one to keep.
+
+        See :meth:`merged` for arguments and errors.
+        """
+        merged = deepcopy(adapters[0]).requires_grad_(False).eval()
+        mean = cls.merged_parameters(adapters, gates)
+        for name, param in merged.named_parameters():
+            param.copy_(mean[name])
+        return merged
+
+    @classmethod
+    def merged_parameters(cls, adapters: Sequence['BaseAdapter'],
+                          gates: Tensor) -> Dict[str, Tensor]:
+        """``sum_k gates[k] * p_k`` for every parameter p, by name."""
         if gates.dim() > 1:
             raise ValueError('Parameters cannot be merged with gates that '
-                             'differ from picture to picture; fuse outputs.')
+                             'differ from image to image; fuse outputs.')
         named = [dict(adapter.named_parameters()) for adapter in adapters]
         shapes = [{k: p.shape for k, p in params.items()} for params in named]
         if any(shape != shapes[0] for shape in shapes):
@@ -133,12 +154,11 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
                 f'{cls.__name__} adapters of the output scales '
                 f'{sorted(scales)} cannot be merged; fuse their outputs '
                 '(EnsMoE) instead.')
-        mean = {
+        return {
             key: torch.einsum('k,k...->...', gates,
                               torch.stack([params[key] for params in named]))
             for key in named[0]
         }
-        return torch.func.functional_call(adapters[0], mean, (x, *args))
 
     @classmethod
     def fold(cls,
@@ -187,53 +207,3 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
 def weigh(gates: Tensor, values: Tensor) -> Tensor:
     """Multiply (B, ...) values by one gate, or by one a picture, (B, )."""
     return gates.view(-1, *[1] * (values.dim() - 1)) * values
-
-
-def scaled(gates: Tensor, adapters: Sequence[BaseAdapter]) -> Tensor:
-    """Multiply every gate by the output scale of its adapter."""
-    scales = [adapter.scale for adapter in adapters]
-    if all(scale == 1 for scale in scales):  # spare the device a copy
-        return gates
-    return gates * gates.new_tensor(scales)
-
-
-def copy_padded(target: Tensor, parts: Sequence[Tensor]) -> None:
-    """Fill a parameter with tensors one below the other, zeros at its end."""
-    target.zero_()
-    target[:sum(map(len, parts))] = torch.cat(list(parts))
-
-
-def spread(gates: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Repeat gate k ``sizes[k]`` times: (..., K) to (..., sum of sizes)."""
-    if len(set(sizes)) == 1:
-        last = [-1] * gates.dim()
-        return gates.unsqueeze(-1).expand(*last, sizes[0]).flatten(-2)
-    return torch.cat([
-        gates[..., k:k + 1].expand(*[-1] * (gates.dim() - 1), size)
-        for k, size in enumerate(sizes)
-    ], -1)
-
-
-def gated_up(hidden: Tensor, weights: List[Tensor],
-             biases: Optional[List[Tensor]], gates: Tensor) -> Tensor:
-    """The second half of a wide form: ``sum_k g_k (W_k v_k + b_k)``.
-
-    Gates of a whole batch are folded into the small weight, gates of single
-    pictures scale the hidden activations.
-
-    Args:
-        hidden (Tensor): v_1 to v_K side by side, (B, L, sum of h_k).
-        weights (list[Tensor]): Up projections of shape (dims, h_k).
-        biases (list[Tensor], optional): Their biases, (dims, ).
-        gates (Tensor): Weights of shape (K, ) or (B, K).
-
-    Returns:
-        Tensor: Shape (B, L, dims).
-    """
-    wide_gates = spread(gates, [weight.shape[1] for weight in weights])
-    up = torch.cat(weights, dim=1)
-    bias = None if biases is None else gates @ torch.stack(biases)
-    if gates.dim() == 1:
-        return F.linear(hidden, up * wide_gates, bias)
-    delta = (hidden * wide_gates[:, None]) @ up.t()
-    return delta if bias is None else delta + bias[:, None]

@@ -1,21 +1,21 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Callable, Dict, Hashable, Optional, Sequence
+from typing import Dict, Hashable, Optional, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
-from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
+from .base_adapter import Grid
 from .conv_pass import quick_gelu
+from .low_rank_adapter import Activation, LowRankAdapter, Packed
 
-ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = dict(
+ACTIVATIONS: Dict[str, Activation] = dict(
     GELU=F.gelu, QuickGELU=quick_gelu, ReLU=F.relu, SiLU=F.silu)
 
 
 @MODELS.register_module()
-class BottleneckAdapter(BaseAdapter):
+class BottleneckAdapter(LowRankAdapter):
     """Two projections, token by token (Houlsby et al., arXiv 1902.00751).
 
     ``M(z) = s * (W_up a(W_down z + b_down) + b_up)``, beside a branch as in
@@ -79,37 +79,16 @@ class BottleneckAdapter(BaseAdapter):
         """Widths may differ: hidden units lie side by side."""
         return type(self), self.act
 
-    @classmethod
-    def wide(cls, adapters: Sequence['BottleneckAdapter'], gates: Tensor,
-             x: Tensor, grid: Optional[Grid]) -> Tensor:
-        """K adapters as exactly one, of the sum of their widths.
+    def hidden(self,
+               packed: Packed,
+               x: Tensor,
+               grid: Optional[Grid] = None) -> Tensor:
+        """See :meth:`LowRankAdapter.hidden`."""
+        return ACTIVATIONS[self.act](F.linear(x, *packed.tensors))
 
-        See :meth:`BaseAdapter.wide` for the arguments.
-        """
-        hidden = F.linear(x, torch.cat([a.down.weight for a in adapters]),
-                          torch.cat([a.down.bias for a in adapters]))
+    @classmethod
+    def of_width(cls, adapters: Sequence['BottleneckAdapter'],
+                 hidden_dims: int) -> 'BottleneckAdapter':
+        """See :meth:`LowRankAdapter.of_width`."""
         first = adapters[0]
-        return gated_up(
-            first.dropout(ACTIVATIONS[first.act](hidden)),
-            [a.up.weight for a in adapters], [a.up.bias for a in adapters],
-            scaled(gates, adapters))
-
-    @classmethod
-    @torch.no_grad()
-    def fold(cls,
-             adapters: Sequence['BottleneckAdapter'],
-             gates: Tensor,
-             width: Optional[int] = None) -> 'BottleneckAdapter':
-        """See :meth:`BaseAdapter.fold`; the result has a scale of one."""
-        widths = [a.hidden_dims for a in adapters]
-        hidden = sum(widths) + cls._padding(adapters, width) * max(widths)
-        gates, first = scaled(gates, adapters), adapters[0]
-        folded = cls(first.down.in_features, hidden, first.act)
-        folded.to(first.down.weight)
-        copy_padded(folded.down.weight, [a.down.weight for a in adapters])
-        copy_padded(folded.down.bias, [a.down.bias for a in adapters])
-        copy_padded(folded.up.weight.t(),
-                    [g * a.up.weight.t() for g, a in zip(gates, adapters)])
-        folded.up.bias.copy_(gates @ torch.stack([a.up.bias
-                                                  for a in adapters]))
-        return folded.eval()
+        return cls(first.down.in_features, hidden_dims, first.act)

@@ -1,5 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Hashable, Optional, Sequence
+import math
+from dataclasses import replace
+from typing import Hashable, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -7,27 +9,37 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
-from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
+from .base_adapter import Grid
+from .low_rank_adapter import Activation, LowRankAdapter, Packed
+
+#: the factor inside QuickGELU
+QUICK = 1.702
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """``x * sigmoid(1.702 x)``, the activation of CLIP and of ConvPass."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK * x)
 
 
-def conv_tokens(u: Tensor, weight: Tensor, bias: Tensor, grid: Grid,
-                groups: int) -> Tensor:
+def conv_tokens(u: Tensor,
+                weight: Tensor,
+                bias: Tensor,
+                grid: Grid,
+                groups: int,
+                centre: Optional[Tensor] = None) -> Tensor:
     """Run one (grouped) 3x3 convolution over patch and extra tokens.
 
-    Patches are convolved as an (H, W) picture. Every extra token is a 1x1
-    picture of its own, padded by one, so only the centre tap reaches it.
+    Patches are convolved as an (H, W) image. Every extra token is a 1x1
+    image of its own, padded by one, so only the centre tap reaches it.
 
     Args:
-        u (Tensor): Hidden tokens of shape (B, E + H * W, groups * h).
-        weight (Tensor): Kernel of shape (groups * h, h, 3, 3).
-        bias (Tensor): Bias of shape (groups * h, ).
+        u (Tensor): Hidden tokens of shape (B, E + H * W, g * h).
+        weight (Tensor): Kernel of shape (g * h, h, 3, 3): g groups.
+        bias (Tensor): Bias of shape (g * h, ).
         grid (tuple[int, int]): H and W, in patches.
-        groups (int): The number of groups.
+        groups (int): The number of groups g.
+        centre (Tensor, optional): :func:`centre_tap` of the kernel, where it
+            is at hand.
 
     Returns:
         Tensor: Convolved tokens of the shape of ``u``.
@@ -39,17 +51,54 @@ def conv_tokens(u: Tensor, weight: Tensor, bias: Tensor, grid: Grid,
     patches = u[:, num_extra:].reshape(batch, height, width, channels)
     patches = F.conv2d(
         patches.permute(0, 3, 1, 2), weight, bias, padding=1, groups=groups)
-    patches = patches.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+    patches = patches.permute(0, 2, 3, 1)
     if num_extra == 0:
-        return patches
-    centre = weight[:, :, 1, 1].view(groups, -1, channels // groups)
-    extra = u[:, :num_extra].unflatten(-1, (groups, -1))
-    extra = torch.einsum('beki,koi->beko', extra, centre).flatten(-2) + bias
-    return torch.cat((extra, patches), dim=1)
+        return patches.reshape(batch, -1, channels)
+    if centre is None:
+        centre = centre_tap(weight, groups)
+    extra = u[:, :num_extra].reshape(batch * num_extra, groups, -1)
+    extra = torch.baddbmm(bias.view(groups, 1, -1), extra.transpose(0, 1),
+                          centre)
+    # as groups of channels, so that no side is copied before it is joined
+    extra = extra.transpose(0, 1).unflatten(0, (batch, num_extra))
+    patches = patches.reshape(batch, height * width, groups, -1)
+    return torch.cat((extra, patches), dim=1).flatten(2)
+
+
+def centre_tap(weight: Tensor, groups: int) -> Tensor:
+    """What a kernel (g * h, h, 3, 3) does to a 1x1 image: (g, h, h)."""
+    return weight[:, :, 1, 1].unflatten(0, (groups, -1)).transpose(1, 2)
+
+
+def as_blocks(weight: Tensor, groups: int) -> Tuple[Tensor, int]:
+    """The same convolution in fewer, wider groups with zeros between.
+
+    Tensor cores like some 128 channels a group, far more than the 8 of one
+    module.
+
+    Args:
+        weight (Tensor): Kernel of shape (g * h, h, 3, 3).
+        groups (int): The number of groups g.
+
+    Returns:
+        tuple[Tensor, int]: The kernel, (g * h, n * h, 3, 3), channels last,
+        and its number of groups, g / n, with n the divisor of g that brings
+        n * h closest to 128.
+    """
+    channels, width = weight.shape[:2]
+    divisors = [n for n in range(1, groups + 1) if groups % n == 0]
+    num = min(divisors, key=lambda n: abs(math.log(n * width / 128)))
+    blocks = weight.new_zeros(groups // num, num, width, num, width, 3, 3)
+    kernels = weight.view(groups // num, num, width, width, 3, 3)
+    for index in range(num):
+        blocks[:, index, :, index] = kernels[:, index]
+    blocks = blocks.view(channels, num * width, 3, 3)
+    blocks = blocks.contiguous(memory_format=torch.channels_last)
+    return blocks, groups // num
 
 
 @MODELS.register_module()
-class ConvPass(BaseAdapter):
+class ConvPass(LowRankAdapter):
     """The adapter of ViM (papers: ViM, arXiv 2303.06911; Convpass).
 
     ``M(z) = s * (W_up a(Conv3x3(a(W_down z + b_down))) + b_up)`` with ``a``
@@ -132,71 +181,48 @@ class ConvPass(BaseAdapter):
         return type(self), self.hidden_dims // self.conv.groups
 
     @classmethod
-    def wide(cls, adapters: Sequence['ConvPass'], gates: Tensor, x: Tensor,
-             grid: Grid) -> Tensor:
-        """K adapters of width h as exactly one of width K * h.
+    def pack(cls, adapters: Sequence['ConvPass']) -> Packed:
+        """See :meth:`LowRankAdapter.pack`."""
+        groups = sum(adapter.conv.groups for adapter in adapters)
+        return replace(super().pack(adapters), groups=groups)
 
-        One GEMM d -> K*h, one convolution with K groups, one GEMM K*h -> d
-        into whose (small) weight the gates are folded. See
-        :meth:`BaseAdapter.wide` for the arguments.
-        """
-        return cls.read_out(adapters, cls.hidden(adapters, x, grid), gates)
-
-    @staticmethod
-    def hidden(adapters: Sequence['ConvPass'],
+    def hidden(self,
+               packed: Packed,
                x: Tensor,
                grid: Grid,
                below: Optional[Tensor] = None) -> Tensor:
-        """Activated hidden units of K adapters, side by side.
-
-        Args:
-            adapters (Sequence[ConvPass]): The adapters.
-            x (Tensor): Tokens of shape (B, E + H * W, dims).
-            grid (tuple[int, int]): H and W, in patches.
-            below (Tensor, optional): Added before the convolution. Defaults
-                to None.
-
-        Returns:
-            Tensor: Shape (B, E + H * W, sum of h).
-        """
-        u = quick_gelu(
-            F.linear(x, torch.cat([a.down.weight for a in adapters]),
-                     torch.cat([a.down.bias for a in adapters])))
-        v = conv_tokens(
-            u if below is None else u + below,
-            torch.cat([a.conv.weight for a in adapters]),
-            torch.cat([a.conv.bias for a in adapters]),
-            grid,
-            groups=sum(a.conv.groups for a in adapters))
-        return quick_gelu(v)
-
-    @staticmethod
-    def read_out(adapters: Sequence['ConvPass'], hidden: Tensor,
-                 gates: Tensor) -> Tensor:
-        """The gated delta of K adapters, from what :meth:`hidden` gives."""
-        return gated_up(adapters[0].dropout(hidden),
-                        [a.up.weight for a in adapters],
-                        [a.up.bias for a in adapters], scaled(gates, adapters))
+        """See :meth:`LowRankAdapter.hidden`; in one grouped convolution."""
+        down, down_bias, conv, conv_bias, *centre = packed.tensors
+        act = packed.act or quick_gelu
+        u = act(F.linear(x, down, down_bias))
+        u = u if below is None else u + below
+        v = conv_tokens(u, conv, conv_bias, grid, packed.groups, *centre)
+        return act(v)
 
     @classmethod
-    @torch.no_grad()
-    def fold(cls,
-             adapters: Sequence['ConvPass'],
-             gates: Tensor,
-             width: Optional[int] = None) -> 'ConvPass':
-        """See :meth:`BaseAdapter.fold`; a scale of one, grouped."""
-        widths = [a.hidden_dims for a in adapters]
-        hidden = sum(widths) + cls._padding(adapters, width) * max(widths)
-        gates, first = scaled(gates, adapters), adapters[0]
-        groups = hidden // first.conv.weight.shape[1]
-        folded = cls(first.down.in_features, hidden, groups=groups)
-        folded.to(first.down.weight)
-        copy_padded(folded.down.weight, [a.down.weight for a in adapters])
-        copy_padded(folded.down.bias, [a.down.bias for a in adapters])
-        copy_padded(folded.conv.weight, [a.conv.weight for a in adapters])
-        copy_padded(folded.conv.bias, [a.conv.bias for a in adapters])
-        copy_padded(folded.up.weight.t(),
-                    [g * a.up.weight.t() for g, a in zip(gates, adapters)])
-        folded.up.bias.copy_(gates @ torch.stack([a.up.bias
-                                                  for a in adapters]))
-        return folded.eval()
+    def of_width(cls, adapters: Sequence['ConvPass'],
+                 hidden_dims: int) -> 'ConvPass':
+        """See :meth:`LowRankAdapter.of_width`; grouped."""
+        first = adapters[0]
+        groups = hidden_dims * first.conv.groups // first.hidden_dims
+        return cls(first.down.in_features, hidden_dims, groups=groups)
+
+    @classmethod
+    def lay_out(cls, packed: Packed, low: bool) -> Packed:
+        """See :meth:`LowRankAdapter.lay_out`.
+
+        A GPU gets a convolution of wide groups. In low precision QuickGELU is
+        one kernel instead of three: ``1.702 QuickGELU(u) = SiLU(1.702 u)``,
+        with the factors in the weights.
+        """
+        down, down_bias, conv, conv_bias = packed.tensors
+        act, groups = packed.act, packed.groups
+        if conv.is_cuda:
+            conv, groups = as_blocks(conv, groups)
+        if low and not cls.beside:  # what hands on a state keeps its size
+            act = F.silu
+            down, down_bias = QUICK * down, QUICK * down_bias
+            conv_bias, packed = QUICK * conv_bias, packed.times(1 / QUICK)
+        centre = centre_tap(conv, groups).contiguous()
+        tensors = down, down_bias, conv, conv_bias, centre
+        return replace(packed, tensors=tensors, act=act, groups=groups)

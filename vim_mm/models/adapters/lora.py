@@ -1,17 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from typing import Optional, Sequence, Union
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
-from .base_adapter import BaseAdapter, Grid, copy_padded, gated_up, scaled
+from .base_adapter import Grid
+from .low_rank_adapter import LowRankAdapter, Packed
 
 
 @MODELS.register_module()
-class LoRA(BaseAdapter):
+class LoRA(LowRankAdapter):
     """A low-rank change of one linear layer (LoRA, arXiv 2106.09685).
 
     ``M(x) = alpha / rank * B A x``, added to the layer's output: the layer
@@ -60,31 +60,16 @@ class LoRA(BaseAdapter):
         """See :meth:`BaseAdapter.cfg`."""
         return dict(type='LoRA', rank=self.rank, alpha=self.alpha)
 
-    @classmethod
-    def wide(cls, adapters: Sequence['LoRA'], gates: Tensor, x: Tensor,
-             grid: Optional[Grid]) -> Tensor:
-        """K changes as exactly one, of the sum of their ranks.
-
-        See :meth:`BaseAdapter.wide` for the arguments.
-        """
-        hidden = F.linear(x, torch.cat([a.down.weight for a in adapters]))
-        return gated_up(adapters[0].dropout(hidden),
-                        [a.up.weight for a in adapters], None,
-                        scaled(gates, adapters))
+    def hidden(self,
+               packed: Packed,
+               x: Tensor,
+               grid: Optional[Grid] = None) -> Tensor:
+        """See :meth:`LowRankAdapter.hidden`; there is no activation."""
+        return F.linear(x, *packed.tensors)
 
     @classmethod
-    @torch.no_grad()
-    def fold(cls,
-             adapters: Sequence['LoRA'],
-             gates: Tensor,
-             width: Optional[int] = None) -> 'LoRA':
-        """See :meth:`BaseAdapter.fold`; the result has a scale of one."""
-        rank = sum(a.rank for a in adapters)
-        rank += cls._padding(adapters, width) * max(a.rank for a in adapters)
-        up, down = adapters[0].up.weight, adapters[0].down.weight
-        folded = cls((down.shape[1], up.shape[0]), rank).to(up)
-        copy_padded(folded.down.weight, [a.down.weight for a in adapters])
-        gates = scaled(gates, adapters)
-        copy_padded(folded.up.weight.t(),
-                    [g * a.up.weight.t() for g, a in zip(gates, adapters)])
-        return folded.eval()
+    def of_width(cls, adapters: Sequence['LoRA'], hidden_dims: int) -> 'LoRA':
+        """See :meth:`LowRankAdapter.of_width`."""
+        first = adapters[0]
+        dims = first.down.in_features, first.up.out_features
+        return cls(dims, hidden_dims)

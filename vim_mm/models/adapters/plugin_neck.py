@@ -8,6 +8,7 @@ from torch import Tensor
 from vim_mm.registry import MODELS
 from .base_adapter import Grid
 from .conv_pass import ConvPass
+from .low_rank_adapter import Packed
 
 State = Tuple[Tensor, Grid]
 
@@ -91,6 +92,15 @@ class PluginNeck(ConvPass):
         """
         return self.wide([self], x.new_ones(1), x, grid, state)
 
+    def hidden(self,
+               packed: Packed,
+               x: Tensor,
+               grid: Grid,
+               state: Optional[State] = None) -> Tensor:
+        """See :meth:`LowRankAdapter.hidden`; above a state, if any."""
+        below = None if state is None else pool_state(state, x.shape[1], grid)
+        return super().hidden(packed, x, grid, below)
+
     @classmethod
     def wide(cls,
              adapters: Sequence['PluginNeck'],
@@ -102,9 +112,10 @@ class PluginNeck(ConvPass):
 
         See :meth:`BaseAdapter.wide` and :meth:`forward` for the arguments.
         """
-        below = None if state is None else pool_state(state, x.shape[1], grid)
-        hidden = cls.hidden(adapters, x, grid, below)
-        return cls.read_out(adapters, hidden, gates), (hidden, grid)
+        packed = cls.pack(adapters)
+        hidden = packed.hidden(x, grid, state)
+        delta = packed.read_out(adapters[0].dropout(hidden), gates)
+        return delta, (hidden, grid)
 
     @classmethod
     def fold(cls,

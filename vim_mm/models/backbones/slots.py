@@ -1,15 +1,19 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
 import re
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List, Optional, Tuple, Union
+from functools import partial
+from typing import TYPE_CHECKING, Dict, Iterable, List, Optional, Tuple, Union
+from weakref import ReferenceType, ref
 
+import torch
 from torch import Tensor, nn
 
 from ..layouts import as_tokens, tokens_like
 
 if TYPE_CHECKING:
-    from .slotted_trunk import SlottedTrunk
+    from .plan import Pass
 
 #: Slots of the trunks we know, as full-match patterns over submodule names.
 DEFAULT_SLOTS: Dict[str, str] = {
@@ -99,17 +103,56 @@ class SlotSpec:
             'tokens; this trunk cannot be adapted at that size.')
 
 
+class Running(threading.local):
+    """The pass that runs, for the hooks inside a trunk; one in each thread.
+
+    While gradients are computed, blocks of the trunk may run again
+    (activation checkpointing). They belong to the pass whose gradients
+    arrived last: autograd finishes one pass before an earlier one.
+    """
+
+    now: Optional['Pass'] = None
+    again: Optional['ReferenceType[Pass]'] = None
+
+    @property
+    def current(self) -> Optional['Pass']:
+        """The pass that runs, or runs again."""
+        if self.now is not None or self.again is None:
+            return self.now
+        in_backward = torch._C._current_graph_task_id() >= 0
+        return self.again() if in_backward else None
+
+    def repeat_in_backward(self, outputs: Iterable[Tensor]) -> None:
+        """Let what runs again behind these outputs find the present pass."""
+        mark = partial(self._mark, self.now)  # lives as long as the graph
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(mark)
+
+    def _mark(self, one: 'Pass', _: Tensor) -> None:
+        self.again = ref(one)
+
+    def __reduce__(self) -> tuple:
+        return Running, ()  # a copy runs nothing
+
+
 class Slot:
-    """Adds the bank's delta to the output of one submodule of the trunk.
+    """Adds what the running pass says to the output of one submodule.
 
     A plain object whose bound method is the forward hook: a deep copy of the
     backbone (an EMA model) then runs its own adapters, which a closure would
     not.
+
+    Args:
+        spec (SlotSpec): What it looks like.
+        place (int): Its place among all slots.
+        running (Running): Where to find the pass.
     """
 
-    def __init__(self, spec: SlotSpec, backbone: 'SlottedTrunk') -> None:
+    def __init__(self, spec: SlotSpec, place: int, running: Running) -> None:
         self.spec = spec
-        self.backbone = backbone
+        self.place = place
+        self.running = running
 
     def add_delta(self, _: nn.Module, args: tuple, kwargs: dict,
                   output: Tensor) -> Tensor:
@@ -118,11 +161,14 @@ class Slot:
         Blocks of a CNN change width and stride, so only their output has a
         shape that is always right.
         """
+        now = self.running.current
+        if now is None:
+            return output
         x = output if self.spec.is_map else slot_input(args, kwargs)
         grid = tuple(x.shape[-2:]) if self.spec.is_map else None
         if self.spec.is_map:
             x = as_tokens(x)
-        delta = self.backbone.delta(self, x, grid)
+        delta = now.delta(self.place, x, grid)
         if delta is None:
             return output
         if self.spec.is_linear:  # of any layout, channels last
@@ -131,20 +177,21 @@ class Slot:
 
 
 class OutputSlot(Slot):
-    """Adds the bank's delta to one output of the trunk."""
+    """Adds what the running pass says to one output of the trunk."""
 
     def raise_level(self, level: Tensor, states: dict) -> Tensor:
         """Add what the modules beside the trunk make of a level.
 
         Args:
             level (Tensor): A map (B, C, H, W), tokens (B, L, C) or a vector
-                (B, C), which counts as a picture of one token.
+                (B, C), which counts as an image of one token.
             states (dict): What the rungs of the levels before hand on;
                 filled in.
         """
-        # where it is None, the picture tells rows and columns of the tokens
+        # where it is None, the image tells rows and columns of the tokens
         grid = {4: level.shape[-2:], 2: (1, 1)}.get(level.dim())
-        delta = self.backbone.delta(self, as_tokens(level), grid, states)
+        delta = self.running.current.delta(self.place, as_tokens(level), grid,
+                                           states)
         return level if delta is None else level + tokens_like(delta, level)
 
 

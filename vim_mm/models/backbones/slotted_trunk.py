@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import re
-from abc import ABCMeta, abstractmethod
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
@@ -8,18 +7,21 @@ from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from ..adapters import BaseAdapter
+from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import probe_slots
-from .slots import OUTPUT_SLOTS, OutputSlot, Slot, SlotSpec, match_slots
+from .recompute import set_recompute
+from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
+                    match_slots)
 from .trunk import build_trunk, pretrained
 
 
-class SlottedTrunk(BaseModule, metaclass=ABCMeta):
+class SlottedTrunk(BaseModule):
     """A frozen trunk with named places where something may be plugged in.
 
     Slots inside the trunk are forward hooks; pseudo-slots ``outputs.0``,
-    ``outputs.1`` and so on are its output levels. A subclass says in
-    :meth:`delta` what is added there.
+    ``outputs.1`` and so on are its output levels. What is added there is
+    said by the pass that a subclass starts.
 
     Args:
         trunk (dict): Config of the backbone to freeze. Weights named by its
@@ -46,26 +48,10 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
         self._pattern = slots
         self._probe_size = probe_size
         self._ladder: List[OutputSlot] = []
-        # the shape of the pictures that run, for grids of tokens
-        self._shape: Tuple[int, ...] = ()
-
-    @abstractmethod
-    def delta(self,
-              slot: Slot,
-              x: Tensor,
-              grid: Optional[Tuple[int, int]],
-              states: Optional[dict] = None) -> Optional[Tensor]:
-        """What is added in a slot, None when that is nothing.
-
-        Args:
-            slot (Slot): The slot.
-            x (Tensor): What it reads: tokens (B, L, C), or the input of a
-                linear layer, (..., C).
-            grid (tuple[int, int], optional): Rows and columns of the tokens;
-                None where they follow from the picture.
-            states (dict, optional): For outputs, see
-                :meth:`OutputSlot.raise_level`.
-        """
+        self._running = Running()
+        #: counts what may change how this backbone runs
+        self.changes = 0
+        cast_once(self.trunk)
 
     # --------------------------------------------------------------- slots
 
@@ -79,12 +65,14 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
         submodules = dict(self.trunk.named_modules())
         found = probe_slots(self.trunk, names, self._probe_size, outputs)
         for name, spec in found.items():
+            place = len(self.slots)
             self.slots[name] = spec
             if re.fullmatch(OUTPUT_SLOTS, name):
-                self._ladder.append(OutputSlot(spec, self))
+                self._ladder.append(OutputSlot(spec, place, self._running))
             else:
                 submodules[name].register_forward_hook(
-                    Slot(spec, self).add_delta, with_kwargs=True)
+                    Slot(spec, place, self._running).add_delta,
+                    with_kwargs=True)
 
     def _slots_for(self, kind: Type[BaseAdapter],
                    pattern: Optional[str]) -> List[str]:
@@ -166,8 +154,13 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
     # ------------------------------------------------------------- running
 
     def _run_trunk(self, x: Tensor) -> tuple:
-        self._shape = x.shape
-        return self.trunk(x)
+        """Run the trunk, with what :attr:`_running` adds in its slots."""
+        outputs = self.trunk(x)
+        if self._running.now is not None and torch.is_grad_enabled(
+        ) and not torch.compiler.is_compiling():
+            levels = [outputs] if isinstance(outputs, Tensor) else outputs
+            self._running.repeat_in_backward(levels)
+        return outputs
 
     def _read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
         """One pass for all modules beside the trunk, without autograd.
@@ -199,7 +192,28 @@ class SlottedTrunk(BaseModule, metaclass=ABCMeta):
         """Train the parts beside the trunk; the trunk stays in eval mode."""
         super().train(mode)
         self.trunk.eval()
+        self.changes += 1
         return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> 'SlottedTrunk':
+        """See :meth:`torch.nn.Module.requires_grad_`."""
+        self.changes += 1
+        return super().requires_grad_(requires_grad)
+
+    def _apply(self, *args, **kwargs) -> 'SlottedTrunk':
+        self.changes += 1
+        return super()._apply(*args, **kwargs)
+
+    def grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of the trunk's blocks for the backward pass.
+
+        The blocks, and what the modules do in them, then run once more there:
+        the same gradients for less memory and more time.
+
+        Raises:
+            ValueError: If the trunk has no repeated blocks around its slots.
+        """
+        set_recompute(self.trunk, self.slots, enable)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""

@@ -59,6 +59,9 @@ def build_trunk(cfg: dict) -> nn.Module:
                 level=logging.WARNING)
         if hasattr(trunk, 'init_weights'):
             trunk.init_weights()
+    for part in trunk.modules():
+        if hasattr(part, 'drop_prob'):  # mmcv's may be numpy's, which no
+            part.drop_prob = float(part.drop_prob)  # compiler takes
     # not chained: train() of some backbones returns None
     trunk.requires_grad_(False)
     trunk.eval()

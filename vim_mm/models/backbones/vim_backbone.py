@@ -1,7 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from argparse import Namespace
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
@@ -10,8 +12,11 @@ from vim_mm.zoo import Zoo
 from ..adapters import AdapterBank, adapter_class
 from ..fusion import build_fusion
 from ..layouts import Streams
-from .slots import Slot, match_slots
+from .autocast import autocast_dtype
+from .plan import Plan, untraced
+from .slots import match_slots
 from .slotted_trunk import SlottedTrunk
+from .weighing import MixedWeighing, TaskWeighing
 
 
 @MODELS.register_module()
@@ -74,8 +79,10 @@ class ViMBackbone(SlottedTrunk):
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
         self.bank = AdapterBank()
-        self.fusion = self._only = None
-        self._active: Tuple[List[str], Optional[Tensor]] = ([], None)
+        self.fusion = self._only = self._mixed = None
+        self._plans: Dict[tuple, Plan] = {}
+        self._plans_of = (0, 0, 0)
+        self._traced = Namespace()
         self._tuned: List[str] = []
         adapter = adapter or dict(type='ConvPass', hidden_dims=8)
         check_is_config(adapter, 'model.backbone.adapter')
@@ -148,7 +155,6 @@ class ViMBackbone(SlottedTrunk):
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
             Zoo(zoo).check_trunk(card, self.trunk, known=known)
-            self._active = ([], None)  # a probe meets the bare trunk
             self._find_slots(card.slots)
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}
@@ -273,6 +279,31 @@ class ViMBackbone(SlottedTrunk):
         finally:
             self._only = before
 
+    @contextmanager
+    def for_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Within this context each image of a batch has a task of its own.
+
+        One pass serves all. Modules that only another image's task knows
+        weigh nothing for an image.
+
+        Args:
+            tasks (Sequence[str]): The tasks of the images of a batch, in
+                order.
+
+        Raises:
+            ValueError: If a task is unknown, or the fusion cannot do so.
+        """
+        if self.fusion is None:
+            raise ValueError('Images can have tasks of their own only with a '
+                             '`fusion` in the backbone to hold tasks.')
+        check_is_list(tasks, 'tasks')
+        MixedWeighing(self.fusion, tasks)
+        before, self._mixed = self._mixed, tuple(tasks)
+        try:
+            yield
+        finally:
+            self._mixed = before
+
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The current task's gates: slot name to module name to weight."""
         if self.fusion is None:
@@ -294,56 +325,100 @@ class ViMBackbone(SlottedTrunk):
             ValueError: If H or W is not divisible by the patch size.
         """
         self._check_size(x)
-        if self._only is not None:
-            return self._run(x, self._only, None)
-        if self.fusion is not None:
-            return self._run(x, self.fusion.task_modules[self.task],
-                             self.fusion.gates(self.task))
-        if len(self.bank.names) > 1:
+        if self._only is None and self.fusion is None and len(
+                self.bank.names) > 1:
             return self._streams(x)
-        return self._run(x, self.bank.names, None)
+        return self._run(x, self._plan(x.device.type))
 
     def _streams(self, x: Tensor) -> tuple:
         """One tuple of outputs per module; those beside share one pass."""
-        self._active = ([], None)
+        names, device = self.bank.names, x.device.type
         levels = None
-        if any(map(self.bank.is_beside, self.bank.names)):
+        if any(map(self.bank.is_beside, names)):
             levels = self._read_levels(x)
-        names = self.bank.names
-        return Streams.of(
-            names, (self._run(x, [name], None, levels) for name in names))
+        return Streams.of(names, (self._run(
+            x, self._plan(device, (name, )),
+            levels if self.bank.is_beside(name) else None) for name in names))
 
     def _run(self,
              x: Tensor,
-             names: List[str],
-             gates: Optional[Tensor],
+             plan: Plan,
              levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
-        self._active = (names, gates)
-        if not any(map(self.bank.is_beside, names)):
-            return self._run_trunk(x)
-        return self._climb(self._read_levels(x) if levels is None else levels)
+        before, self._running.now = self._running.now, plan.begin(x.shape)
+        try:
+            if levels is None and not plan.is_beside:
+                return self._run_trunk(x)
+            return self._climb(
+                self._read_levels(x) if levels is None else levels)
+        finally:
+            self._running.now = before
 
-    def delta(self,
-              slot: Slot,
-              x: Tensor,
-              grid: Optional[Tuple[int, int]],
-              states: Optional[dict] = None) -> Optional[Tensor]:
-        """The gated sum of the active modules, see the base class."""
-        names, gates = self._active
-        adapters = self.bank.in_slot(slot.spec.name, names)
-        if not adapters:
-            return None
-        if slot.spec.is_linear:  # windows too: the pictures come first
-            shared = x.shape[0] % self._shape[0]  # a table of no picture
-            x = x.reshape(1 if shared else self._shape[0], -1, x.shape[-1])
-        if grid is None and any(a.needs_grid for a in adapters):
-            grid = slot.spec.grid(self._shape[-2:], x.shape[1])
-        row = None
-        if gates is not None:
-            row = self.fusion.row(gates, slot.spec.name, x)
-        merge = row is not None and self.fusion.merges
-        return self.bank(slot.spec.name, x, grid, names, row, merge, states)
+    # --------------------------------------------------------------- plans
+
+    def _plan(self, device: str, names: Optional[tuple] = None) -> Plan:
+        """What is to run on a type of device, resolved again if need be.
+
+        Args:
+            device (str): The type of device.
+            names (tuple[str], optional): Modules that run without gates; what
+                is set on this backbone when None.
+        """
+        tasks = None
+        if names is None and self._only is not None:
+            names = tuple(self._only)
+        elif names is None and self.fusion is None:
+            names = tuple(self.bank.names)
+        elif names is None:
+            tasks = self._mixed or self.task
+        dtype, now = autocast_dtype(device), (
+            self.changes, self.bank.changes,
+            0 if self.fusion is None else self.fusion.changes)
+        if torch.compiler.is_compiling():
+            return getattr(
+                self._traced,
+                self._trace_plan(names, tasks, device, dtype, *now))
+        if self._plans_of != now:
+            self._plans, self._plans_of = {}, now
+        # a trace is checked in another mode than it is made in
+        learns = torch.is_grad_enabled() or torch.jit.is_tracing()
+        key = names, tasks, learns, device, dtype
+        plan = self._plans.get(key)
+        if plan is None or not plan.is_current:
+            with torch.set_grad_enabled(learns), untraced():
+                plan = self._make_plan(names, tasks, device, dtype)
+            self._plans[key] = plan
+        return plan
+
+    def _make_plan(self, names: Optional[tuple], tasks: Union[None, str,
+                                                              tuple],
+                   device: str, dtype: Optional[torch.dtype]) -> Plan:
+        weighing = None
+        if names is None:
+            kind = TaskWeighing if isinstance(tasks, str) else MixedWeighing
+            weighing = kind(self.fusion, tasks)
+            names = weighing.names
+            self._check_place(names)
+        return Plan(self.bank, self.slots.values(), names, weighing, dtype,
+                    device)
+
+    @torch.compiler.assume_constant_result
+    @torch.enable_grad()
+    def _trace_plan(self, *key: object) -> str:
+        """Make the plan of a compiled graph: it holds what is frozen for good.
+
+        Args:
+            *key: What :meth:`_make_plan` takes, and what it depends on: once
+                that changes, the graph is made anew.
+
+        Returns:
+            str: Its name in :attr:`_traced`. The compiler takes this for a
+            constant, and looks at what it names.
+        """
+        name = f'plan{hash(key)}'
+        if not hasattr(self._traced, name):
+            setattr(self._traced, name, self._make_plan(*key[:4]))
+        return name
 
     def __getstate__(self) -> dict:
-        # gates of the last pass hang on its graph, which cannot be copied
-        return dict(self.__dict__, _active=([], None))
+        # what a plan holds is made anew, and cannot be copied in a graph
+        return dict(super().__getstate__(), _plans={}, _traced=Namespace())

@@ -49,6 +49,8 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.selected: Optional[str] = None
+        #: counts what sets weights otherwise than by learning
+        self.changes = 0
         self.task_modules: Dict[str, List[str]] = {}
         self.task_slots: Dict[str, Dict[str, int]] = {}
         self._occupied: Dict[str, Dict[str, Set[str]]] = {}
@@ -111,10 +113,18 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         Raises:
             ValueError: If there is no such task.
         """
+        self.check_task(task)
+        self.selected = task
+
+    def check_task(self, task: str) -> None:
+        """Refuse a task that is not there.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
         if task not in self.task_modules:
             raise ValueError(f"There is no task '{task}'; the fusion knows "
                              f'{self.tasks}.')
-        self.selected = task
 
     @abstractmethod
     def gates(self, task: str) -> Tensor:
@@ -141,21 +151,18 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             for slot, row in zip(self.task_slots[task], rows)
         }
 
-    def row(self, gates: Tensor, slot: str, x: Tensor) -> Tensor:
-        """The selected task's weights in one slot, perhaps per picture.
+    def row(self, task: str, place: int, x: Tensor) -> Tensor:
+        """A task's weights in one slot, which may depend on the image.
 
         Args:
-            gates (Tensor): What :meth:`gates` returned for this pass.
-            slot (str): Name of the slot.
+            task (str): The task.
+            place (int): Which of ``task_slots[task]`` the slot is.
             x (Tensor): Tokens the slot reads, (B, L, C).
 
         Returns:
             Tensor: Shape (N, ), or (B, N).
         """
-        return gates[self._place(slot)]
-
-    def _place(self, slot: str) -> int:
-        return list(self.task_slots[self.selected]).index(slot)
+        return self.gates(task)[place]
 
 
 def build_fusion(cfg: dict, modules: Occupied) -> BaseFusion:

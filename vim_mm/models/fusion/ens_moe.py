@@ -64,6 +64,7 @@ class EnsMoE(LearnedFusion):
         else:
             target = self.logits[task]
         target.copy_(logits.expand_as(target))
+        self.changes += 1
 
     def gates(self, task: str) -> Tensor:
         """See :meth:`BaseFusion.gates`; rows sum to one, or to less beside a

@@ -67,6 +67,7 @@ class LearnedFusion(BaseFusion):
 
     def _align(self, state_dict: dict, prefix: str, *_) -> None:
         """Put a checkpoint's numbers into this model's order."""
+        self.changes += 1
         for task in self.tasks:
             stored = {
                 name: state_dict[f'{prefix}{name}.{task}']
@@ -138,6 +139,7 @@ class LearnedFusion(BaseFusion):
             logits (Tensor): Shape (N, ), the same for all slots, or (S, N).
         """
         self.logits[task].copy_(logits.expand_as(self.logits[task]))
+        self.changes += 1
 
     def set_scores(self, task: str, scores: Tensor,
                    temperature: float) -> None:

@@ -1,5 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from itertools import accumulate
 from typing import Dict, List
 
 import torch
@@ -38,17 +37,11 @@ class RoutedMoE(EnsMoE):
         router = torch.zeros(columns, sum(self.slot_sizes(task)['router']))
         return dict(values, router=router)
 
-    def row(self, gates: Tensor, slot: str, x: Tensor) -> Tensor:
-        """See :meth:`BaseFusion.row`; (B, N).
-
-        ``gates``, those of a picture the router has nothing to say about, are
-        not used.
-        """
-        task, place = self.selected, self._place(slot)
+    def row(self, task: str, place: int, x: Tensor) -> Tensor:
+        """See :meth:`BaseFusion.row`; (B, N)."""
         mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
         widths = self.slot_sizes(task)['router']
-        start, end = list(accumulate(widths, initial=0))[place:place + 2]
-        router = self.router[task][:, start:end]
+        router = self.router[task].split(widths, dim=1)[place]
         logits = self.logits[task][place] + F.linear(mean,
-                                                     router) / (end - start)
+                                                     router) / widths[place]
         return self.weights(logits, len(self.task_modules[task]))

@@ -211,8 +211,11 @@ class ViMFusionNeck(BaseModule):
         streams = [streams[self.stream_names.index(name)] for name in known]
         gates = self.fusion.gates(self.task)
         fused = []
-        for level, maps in zip(self._levels, map(torch.stack, zip(*streams))):
-            row = self.fusion.row(gates, level, as_tokens(maps.mean(dim=0)))
+        for level, maps in enumerate(map(torch.stack, zip(*streams))):
+            row = gates[level]
+            if self.fusion.per_picture:
+                row = self.fusion.row(self.task, level,
+                                      as_tokens(maps.mean(dim=0)))
             picture = 'b' if row.dim() == 2 else ''
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
