@@ -16,7 +16,7 @@ class TaskHeads(TaskHolder, BaseModule):
     It stands where a model has its head and is that head to the model: what
     it has not itself, it takes from the head that runs. What a model copies
     from its head when it is built (such as the number of classes in mmseg) is
-    the first task's, so the heads of one model should agree on it.
+    that of the task that runs then.
 
     Args:
         heads (Mapping[str, dict]): Task names and configs of their heads, of
