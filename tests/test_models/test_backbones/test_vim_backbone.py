@@ -671,7 +671,7 @@ def test_a_checkpoint_of_modules_of_another_width_is_refused() -> None:
         backbone.load_state_dict(state, strict=False)
 
 
-def test_only_modules_that_a_learning_task_weighs_are_tuned(tmp_path: Path) -> None:
+def test_modules_that_a_learning_task_weighs_are_tuned(tmp_path: Path) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
     midstream = build_backbone(trunk)
     add_modules(midstream, 'a', 'b')
