@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import MODELS
+from vim_mm.zoo import save_module
 
 SIZE, PATCH, DIMS = 56, 14, 32
 ARCH = dict(
@@ -319,3 +320,46 @@ def build_runner(kind: str,
 def losses(runner: Runner) -> Tensor:
     history, _ = runner.message_hub.get_scalar('train/loss').data
     return torch.as_tensor(history)
+
+
+# --------------------------------------------------------------- two tasks
+
+#: Two tasks over a bank of three modules; each leaves one of them out.
+TWO_TASKS = dict(x=['a', 'b'], y=['c', 'b'])
+PLACES = ['trunk', 'neck']
+
+
+def two_tasks(folder: Path,
+              place: str = 'trunk',
+              fusion: str = 'EnsMoE',
+              learn: Optional[Sequence[str]] = None) -> ConfigDict:
+    """A classifier of two tasks over tuned modules of a zoo.
+
+    Args:
+        folder (Path): Where the trunk's weights and the zoo are, or go.
+        place (str): Where modules are fused, 'trunk' or 'neck'.
+        fusion (str): Type of the fusion.
+        learn (Sequence[str], optional): The tasks that learn.
+    """
+    path, zoo = folder / 'trunk.pth', str(folder / 'zoo')
+    trunk = vit(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    if not path.exists():
+        midstream = build_backbone(save_trunk(path))
+        add_modules(midstream, *'abc', std=0.1)
+        for name in 'abc':
+            save_module(midstream, name, zoo)
+    backbone = dict(
+        trunk=trunk, zoo=zoo, modules=list('abc'), tune_modules=True)
+    fused = dict(
+        fusion=dict(type=fusion, tasks=TWO_TASKS), learn_tasks=learn)
+    neck = fusion_neck('cls')
+    if place == 'trunk':
+        backbone.update(fused)
+    else:
+        neck.update(fused, modules=list('abc'))
+    cfg = model_cfg('cls', backbone, neck)
+    cfg.head = dict(
+        type='vim_mm.TaskHeads',
+        heads={task: dict(cfg.head) for task in TWO_TASKS},
+        learn_tasks=learn)
+    return cfg

@@ -149,6 +149,7 @@ def test_a_ninth_module_in_a_running_project(fusion: str, kind: str,
 
     # the new task sees the ninth, learns, and still no other changes
     backbone.select_task(NEW)
+    backbone.learn_tasks([NEW])
     with torch.no_grad():
         fresh = backbone(pictures())
     assert not any(equal(fresh, outputs) for outputs in before.values())
@@ -182,6 +183,7 @@ def test_saved_before_and_loaded_into_nine(fusion: str, folder: Path,
 
     # and back: what the grown project saves serves the earlier tasks
     grown.select_task(NEW)
+    grown.learn_tasks()
     if fusion != 'uniform':
         learn([grown], lambda: grown(pictures()))
     torch.save(grown.state_dict(), tmp_path / 'grown.pth')
@@ -223,6 +225,7 @@ def test_streams_through_the_neck(folder: Path) -> None:
     for task, outputs in weigh(backbone, neck).items():
         assert equal(outputs, before[task])
     neck.select_task(NEW)
+    neck.learn_tasks([NEW])
     assert list(neck.gates()['level0']) == NINE
     learn([backbone, neck.fusion], lambda: neck(backbone(pictures())))
     assert neck.fusion.logits[NEW].abs().sum() > 0
@@ -253,6 +256,7 @@ def test_a_ninth_in_slots_of_its_own_joins_in_one_config(
         load_checkpoint(grown, str(tmp_path / 'old.pth'), logger='silent')
         assert unchanged(grown, before)
         grown.select_task(NEW)
+        grown.learn_tasks()
         learn([grown], lambda: grown(pictures()))
         assert (grown.fusion.logits[NEW] != 0).any(dim=1).all()
         assert unchanged(grown, before)

@@ -110,9 +110,14 @@ def own_model(cfg: Config, checkpoint: str = None) -> torch.nn.Module:
     return model.eval()
 
 
-def save_task(kind: str, folder: Path, seed: int, **backbone) -> tuple:
+def save_task(kind: str, folder: Path, seed: int, heads: List[str] = (),
+              **backbone) -> tuple:
     """A config file and what a training might have left."""
     cfg = task_config(kind, folder, **backbone)
+    if heads:  # of a detector
+        cfg.model.bbox_head = dict(
+            type='vim_mm.TaskHeads',
+            heads={task: cfg.model.bbox_head for task in heads})
     model = own_model(cfg)
     fill(model.backbone.fusion, 1., seed)
     for part in ('neck', 'head', 'bbox_head', 'decode_head'):
@@ -279,10 +284,11 @@ def test_modules_that_differ_stay_a_tasks_own(folder: Path,
     assert equal(before, alone(folder, 'cls', [paths(folder)[0]])[0])
 
 
-def test_gates_of_one_model_answer_by_name(folder: Path) -> None:
+@pytest.mark.parametrize('heads', [[], ['x', 'y']])
+def test_tasks_of_one_model_answer_by_name(folder: Path, heads: list) -> None:
     tasks = dict(x=['a', 'b'], y=['c', 'a'])
     saved = save_task(
-        'det', folder, 9, modules=NAMES,
+        'det', folder, 9, heads, modules=NAMES,
         fusion=dict(type='EnsMoE', tasks=tasks))
     served = ViMInferencer({
         'x': saved,
@@ -296,6 +302,8 @@ def test_gates_of_one_model_answer_by_name(folder: Path) -> None:
     cfg = Config.fromfile(saved[0])
     for name, sample in zip('xyy', answers):
         cfg.model.backbone.task = name
+        if heads:
+            cfg.model.bbox_head.task = name
         model = own_model(cfg, saved[1])
         data = served.tasks['x'].read(picture, 0)[0]
         with torch.no_grad():

@@ -244,6 +244,7 @@ def test_checkpoints_that_hold_what_a_task_learned_are_judged() -> None:
     grown.backbone.select_task('old')
     hook.after_load_checkpoint(runner, dict(state_dict=state))
     grown.backbone.select_task('new')
+    grown.backbone.learn_tasks()
     for model in (grown, Merging(grown)):
         runner.model = model
         with pytest.raises(ValueError, match='lacks .*logits.new'):

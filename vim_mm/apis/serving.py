@@ -26,7 +26,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.necks import ViMFusionNeck
+from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import read_config, type_name
 from .inputs import Picture
 from .sharing import check_trunk, share
@@ -89,19 +89,13 @@ class ServedTask:
             yield
 
     def _select(self, gates: Optional[str]) -> None:
-        fused = [
-            part for part in self.model.modules()
-            if isinstance(part, (ViMBackbone, ViMFusionNeck))
-            and part.fusion is not None
-        ]
+        known = [t for part in holders(self.model) for t in part.tasks]
         wanted = gates or self.name
-        holders = [part for part in fused if wanted in part.fusion.tasks]
-        if gates and not holders:
-            known = [task for part in fused for task in part.fusion.tasks]
+        if wanted in known:
+            select_task(self.model, wanted)
+        elif gates:
             raise ValueError(f"Its model has no gates '{gates}'; it has "
                              f'{known or "no fusion"}.')
-        for part in holders:
-            part.select_task(wanted)
 
     def _read_dataset(self, meta: dict) -> None:
         dataset = test_dataset(self.cfg)

@@ -2,15 +2,15 @@
 """What hooks that prepare a model before training have in common."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Union
+from typing import Iterator, List, Optional
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.necks import ViMFusionNeck
+from vim_mm.models.fusion import FusionHolder
+from vim_mm.models.tasks import holders, idle
 
 
 def first_neck(model: BaseModel) -> Optional[nn.Module]:
@@ -19,17 +19,19 @@ def first_neck(model: BaseModel) -> Optional[nn.Module]:
     return neck[0] if isinstance(neck, nn.Sequential) else neck
 
 
-def fusing_part(model: BaseModel) -> Union[ViMBackbone, ViMFusionNeck]:
+def fusing_part(model: BaseModel) -> FusionHolder:
     """The part with the fusion: the neck if it weighs streams.
+
+    Without a fusion it is the backbone.
 
     Raises:
         ValueError: If these are streams of other modules than the backbone's.
     """
-    neck = first_neck(model)
-    if getattr(neck, 'fusion', None) is None:
-        return model.backbone
-    neck.check_streams(model.backbone.bank.names)
-    return neck
+    fusing = [p for p in holders(model) if isinstance(p, FusionHolder)]
+    part = fusing[-1] if fusing else model.backbone
+    if part is not model.backbone:
+        part.check_streams(model.backbone.bank.names)
+    return part
 
 
 def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
@@ -65,6 +67,16 @@ def learning_only(model: BaseModel,
     finally:
         for param in others:
             param.requires_grad_(True)
+
+
+def running_parameters(model: BaseModel,
+                       part: nn.Module) -> List[nn.Parameter]:
+    """What learns in a part of the model when the selected task runs."""
+    left_out = set(map(id, idle(model)))
+    return [
+        param for param in part.parameters()
+        if param.requires_grad and id(param) not in left_out
+    ]
 
 
 def extra_tokens(model: BaseModel, given: Optional[int] = None) -> int:

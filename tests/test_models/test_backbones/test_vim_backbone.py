@@ -174,6 +174,7 @@ def fused(names: List[str], fusion: dict, task: str = None,
     add_modules(backbone, *names)
     backbone.set_fusion(fusion)
     backbone.select_task(task)
+    backbone.learn_tasks()
     return backbone
 
 
@@ -185,6 +186,7 @@ def test_tasks_are_selected() -> None:
         alone = backbone(pictures())
     close(backbone(pictures()), alone)
     backbone.select_task('y')
+    backbone.learn_tasks(['y'])
     backbone.fusion.set_logits('y', torch.tensor([0., 1.]))
     outputs = backbone(pictures())
     gates = backbone.fusion.gates('y')
@@ -369,13 +371,13 @@ def test_one_more_module_leaves_an_older_task_bit_identical(
         fusion=dict(type='EnsMoE', tasks=tasks), **kwargs)
     new.load_state_dict(old.state_dict(), strict=False)
     assert equal(new(pictures()), before)
-    new.select_task('new')
+    new.eval().select_task('new')
     assert not equal(new(pictures()), before)
     # the same model, with a module and a task added
     old.load_modules(kwargs['zoo'], ['c'])
     old.add_task('new')
     assert equal(old(pictures()), before)
-    old.select_task('new')
+    old.eval().select_task('new')
     assert not equal(old(pictures()), before)
 
 
@@ -601,6 +603,7 @@ def test_torch_compile_follows_what_changes() -> None:
     close(compiled(pictures()), backbone(pictures()))
     backbone.add_task('b', ['b'])
     backbone.select_task('b')
+    backbone.learn_tasks()
     close(compiled(pictures()), backbone(pictures()))
     with backbone.only():
         close(compiled(pictures()), stock(backbone)(pictures()))
@@ -670,7 +673,7 @@ def test_a_checkpoint_of_modules_of_another_width_is_refused() -> None:
         backbone.load_state_dict(state, strict=False)
 
 
-def test_only_modules_that_the_task_weighs_are_tuned(tmp_path: Path) -> None:
+def test_modules_that_a_learning_task_weighs_are_tuned(tmp_path: Path) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
     midstream = build_backbone(trunk)
     add_modules(midstream, 'a', 'b')
@@ -690,6 +693,8 @@ def test_only_modules_that_the_task_weighs_are_tuned(tmp_path: Path) -> None:
 
     assert learning() == {'a'}
     backbone.select_task('u')
+    assert learning() == {'a'}
+    backbone.learn_tasks(['t', 'u'])
     assert learning() == {'a', 'b'}
     sum(out.sum() for out in backbone(pictures())).backward()
     assert all(p.grad is not None for p in backbone.parameters()

@@ -95,15 +95,19 @@ def test_set_logits_takes_one_row_for_all_slots() -> None:
         fusion.set_logits('default', torch.zeros(3))
 
 
-def test_only_the_selected_task_learns() -> None:
+@pytest.mark.parametrize('tasks', [['y'], ['x'], ['y', 'x', 'y'], []])
+def test_what_runs_is_not_what_learns(tasks: list) -> None:
     fusion = EnsMoE(occupy(NAMES, 4, 4), tasks=('x', 'y'))
-    fusion.select('y')
-    assert [fusion.logits[t].requires_grad for t in 'xy'] == [False, True]
-    fusion.select('x')
-    assert [fusion.logits[t].requires_grad for t in 'xy'] == [True, False]
-    fixed = EnsMoE(occupy(NAMES, 4, 4), learn=False)
-    fixed.select('default')
-    assert not any(p.requires_grad for p in fixed.parameters())
+    assert fusion.selected == 'x' and fusion.learning == ['x']
+    fusion.learn_tasks(tasks)
+    assert fusion.learning == list(dict.fromkeys(tasks))
+    for selected in 'yx':
+        fusion.select(selected)
+        assert fusion.selected == selected
+        assert [t for t in 'xy' if fusion.logits[t].requires_grad
+                ] == sorted(set(tasks))
+    fusion.add_task('z', occupy(NAMES, 4))
+    assert not fusion.logits['z'].requires_grad
 
 
 def test_a_task_keeps_to_the_modules_it_knows() -> None:
@@ -128,6 +132,10 @@ def test_mistakes_are_sentences(kind: type) -> None:
     fusion = kind(occupy(NAMES, 4, 4))
     with pytest.raises(ValueError, match="no task 'z'.*'default'"):
         fusion.select('z')
+    with pytest.raises(ValueError, match="no task 'z'.*'default'"):
+        fusion.learn_tasks(['default', 'z'])
+    with pytest.raises(ValueError, match="is the name 'default'"):
+        fusion.learn_tasks('default')
     with pytest.raises(ValueError, match="'default' already"):
         fusion.add_task('default', occupy(NAMES, 4))
     for name in ('a.b', '', 'keys', 'training'):
@@ -254,16 +262,18 @@ def test_a_checkpoint_that_does_not_name_them_is_refused(what: str) -> None:
 
 
 @pytest.mark.parametrize('cfg', LEARNED)
-def test_only_the_selected_task_of_every_learned_fusion_learns(
+def test_only_the_learning_task_of_every_learned_fusion_learns(
         cfg: dict) -> None:
     fusion = build_fusion(dict(cfg, tasks=('x', 'y')), occupy(NAMES, 3, 3))
     for task in 'yx':
-        fusion.select(task)
-        assert fusion.selected == task
+        fusion.learn_tasks([task])
+        assert fusion.selected == 'x'
         learning = [n for n, p in fusion.named_parameters() if p.requires_grad]
         assert learning and all(n.endswith(f'.{task}') for n in learning)
+        assert {id(p) for p in fusion.parameters() if p.requires_grad
+                } == set(map(id, fusion.parameters_of(task)))
     frozen = build_fusion(dict(cfg, learn=False), occupy(NAMES, 3, 3))
-    frozen.select('default')
+    frozen.learn_tasks(['default'])
     assert not any(p.requires_grad for p in frozen.parameters())
 
 

@@ -150,6 +150,7 @@ def test_all_learns_even_beside_slots_that_nobody_reads() -> None:
     add_modules(backbone, *NAMES)
     backbone.set_fusion(dict(type='RoutedMoE', tasks=('x', 'y')))
     backbone.select_task('y')
+    backbone.learn_tasks()
     backbone(torch.randn(2, 3, SIZE, SIZE))[0].square().sum().backward()
     grads = {n: p.grad for n, p in backbone.named_parameters()
              if p.requires_grad}

@@ -17,7 +17,8 @@ from ..feature_cache import (CachedBatch, check_filled, finite, preprocess,
                              to_device, unmixed, unwrap)
 from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
-                           learning_only, restart_averages, weighs_levels)
+                           learning_only, restart_averages, running_parameters,
+                           weighs_levels)
 from ..transfer_score import rows_of
 from ..unlike_halves import DEALS, unlike_halves
 from .warm_head_hook import average_gradients
@@ -86,9 +87,7 @@ class HoldOutGatesHook(Hook):
             return
         model = unwrap(runner.model)
         fusion = fusing_part(model).fusion
-        params = [] if fusion is None else [
-            p for p in fusion.parameters() if p.requires_grad
-        ]
+        params = [] if fusion is None else running_parameters(model, fusion)
         if not params:
             raise ValueError('HoldOutGatesHook trains the weights of a '
                              'fusion such as EnsMoE; set '

@@ -1,14 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.fusion import LearnedFusion
-from vim_mm.models.necks import ViMFusionNeck
+from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
 from ..feature_cache import unwrap
 from ..model_parts import extra_tokens, fusing_part, restart_averages
@@ -105,7 +103,7 @@ class ScoreGatesHook(Hook):
         return {name: value / count for name, value in zip(names, total)}
 
     @staticmethod
-    def _names(part: Union[ViMBackbone, ViMFusionNeck]) -> List[str]:
+    def _names(part: FusionHolder) -> List[str]:
         zero = getattr(part.fusion, 'zero_module', False)
         return part.fusion.task_modules[part.task] + [ZERO] * zero
 

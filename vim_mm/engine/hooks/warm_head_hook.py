@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from vim_mm.registry import HOOKS
 from ..feature_cache import (CachedBatch, cache_features, cached_loss,
                              to_device, unwrap)
-from ..model_parts import first_neck, restart_averages
+from ..model_parts import first_neck, restart_averages, running_parameters
 
 
 @HOOKS.register_module()
@@ -120,9 +120,9 @@ def average_gradients(params: List[nn.Parameter]) -> None:
 
 
 def head_parameters(model: BaseModel) -> List[nn.Parameter]:
-    """Everything trainable outside the backbone."""
+    """Everything outside the backbone that the running task trains."""
     inside = {id(p) for p in model.backbone.parameters()}
     return [
-        param for param in model.parameters()
-        if param.requires_grad and id(param) not in inside
+        param for param in running_parameters(model, model)
+        if id(param) not in inside
     ]

@@ -304,8 +304,8 @@ class AdapterBank(nn.Module):
                 if adapter.beside:  # each ladder hands on a state of its own
                     key = (*key, *self._dims[name])
                 alike.setdefault(key, {})[index] = adapter
-        if merge and alike and [len(members) for members in alike.values()
-                      ] != [len(names)]:
+        sizes = [len(members) for members in alike.values()]
+        if merge and sizes and sizes != [len(names)]:
             raise ValueError(
                 f'The modules {list(names)} differ in kind, width or the '
                 f"slots they occupy, so in slot '{slot}' they have no common "

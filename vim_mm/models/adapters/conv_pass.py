@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
 from .base_adapter import Grid
-from .low_rank_adapter import Activation, LowRankAdapter, Packed
+from .low_rank_adapter import LowRankAdapter, Packed
 
 #: the factor inside QuickGELU
 QUICK = 1.702

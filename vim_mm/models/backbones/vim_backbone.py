@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from argparse import Namespace
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
+                    Union)
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config, check_is_list
 from vim_mm.zoo import Zoo
 from ..adapters import AdapterBank, adapter_class
-from ..fusion import build_fusion
+from ..fusion import FusionHolder, build_fusion
 from ..layouts import Streams
 from .autocast import autocast_dtype
 from .plan import Plan, untraced
@@ -20,7 +21,7 @@ from .weighing import MixedWeighing, TaskWeighing
 
 
 @MODELS.register_module()
-class ViMBackbone(SlottedTrunk):
+class ViMBackbone(FusionHolder, SlottedTrunk):
     """A frozen trunk from any registry, with a bank of modules beside it.
 
     With a fusion, or with one module, the output is that of the trunk: the
@@ -45,8 +46,10 @@ class ViMBackbone(SlottedTrunk):
         zoo (str, optional): Directory of the zoo.
         fusion (dict, optional): Config of a fusion in the trunk over
             ``modules`` and ``new_module``. Defaults to None.
-        task (str, optional): The task to run, and to train; the first of the
-            fusion when None.
+        task (str, optional): The task to run; the first of the fusion when
+            None.
+        learn_tasks (Sequence[str], optional): The tasks that learn, and with
+            them the tuned modules they weigh; the one to run when None.
         slots (str, optional): Pattern over submodule names, see
             :func:`match_slots`. Slots are what it matches and what any module
             occupies. Without pattern and modules, those of the trunk's class.
@@ -63,6 +66,8 @@ class ViMBackbone(SlottedTrunk):
             trunk.
     """
 
+    no_fusion = 'this backbone has no `fusion` to hold tasks.'
+
     def __init__(self,
                  trunk: dict,
                  adapter: Optional[dict] = None,
@@ -72,6 +77,7 @@ class ViMBackbone(SlottedTrunk):
                  zoo: Optional[str] = None,
                  fusion: Optional[dict] = None,
                  task: Optional[str] = None,
+                 learn_tasks: Optional[Sequence[str]] = None,
                  slots: Optional[str] = None,
                  probe_size: int = 224,
                  save_trunk: bool = False,
@@ -98,6 +104,7 @@ class ViMBackbone(SlottedTrunk):
         if fusion is not None:
             self.set_fusion(fusion)
         self.select_task(task)
+        self.learn_tasks(learn_tasks)
         self._guard_checkpoints()
         self.train()
 
@@ -194,7 +201,9 @@ class ViMBackbone(SlottedTrunk):
     # --------------------------------------------------------------- tasks
 
     def set_fusion(self, fusion: dict) -> None:
-        """Let a new fusion weigh the bank's modules, and run its first task.
+        """Let a new fusion weigh the bank's modules.
+
+        Its first task runs, and learns.
 
         Args:
             fusion (dict): Its config; it takes the place of any before.
@@ -208,30 +217,32 @@ class ViMBackbone(SlottedTrunk):
             self._check_place(names)
         self.fusion = made.to(next(self.trunk.parameters()).device)
         self.select_task(None)
+        self.learn_tasks()
 
-    @property
-    def task(self) -> Optional[str]:
-        """The task whose fusion the forward pass applies."""
-        return None if self.fusion is None else self.fusion.selected
-
-    def select_task(self, task: Optional[str]) -> None:
-        """Run, and train, this task from now on.
-
-        Only its gates, and of tuned modules those it weighs, require
-        gradients. So select what is to be trained before the optimizer and
-        a data-parallel wrapper are built, best by ``task`` in the config.
-
-        Raises:
-            ValueError: If the fusion knows no such task.
+    def learn_tasks(self, tasks: Optional[Sequence[str]] = None) -> None:
+        """See :meth:`TaskHolder.learn_tasks`; tuned modules that none of
+        these tasks weighs are frozen.
         """
-        if self.fusion is None:
-            if task is not None:
-                raise ValueError(f"Task '{task}' was asked for, but this "
-                                 'backbone has no `fusion` to hold tasks.')
-            return
-        self.fusion.select(self.fusion.tasks[0] if task is None else task)
-        for name in self._tuned:
-            self._tune(name, name in self.fusion.task_modules[self.task])
+        super().learn_tasks(tasks)
+        if self.fusion is not None:
+            known = {
+                name
+                for task in self.learning
+                for name in self.fusion.task_modules[task]
+            }
+            for name in self._tuned:
+                self._tune(name, name in known)
+
+    def idle(self) -> Iterable[Tensor]:
+        """See :meth:`TaskHolder.idle`; modules the task does not weigh, too.
+        """
+        others = set(self.bank.names) - set(
+            self.fusion.task_modules[self.task])
+        return [
+            *super().idle(),
+            *(param for name in self.bank.names if name in others
+              for param in self.bank.members[name].parameters())
+        ]
 
     def add_task(self,
                  task: str,
@@ -239,7 +250,8 @@ class ViMBackbone(SlottedTrunk):
         """Let one more task weigh modules; earlier tasks stay as they are.
 
         Args:
-            task (str): Its name; :meth:`select_task` makes it run.
+            task (str): Its name; :meth:`select_task` makes it run, and
+                :meth:`learn_tasks` makes it learn.
             modules (Sequence[str], optional): The modules it knows; all that
                 the bank holds now when None.
 
@@ -257,7 +269,6 @@ class ViMBackbone(SlottedTrunk):
                              f'{self.bank.names}.')
         self._check_place(names)
         self.fusion.add_task(task, self._occupied(names))
-        self.fusion.select(self.task)
 
     @contextmanager
     def only(self, *modules: str) -> Iterator[None]:
@@ -322,13 +333,15 @@ class ViMBackbone(SlottedTrunk):
             tuple: The trunk's outputs, or one tuple of them per module.
 
         Raises:
-            ValueError: If H or W is not divisible by the patch size.
+            ValueError: If H or W is not divisible by the patch size, or a
+                task that does not learn runs in training.
         """
         self._check_size(x)
         if self._only is None and self.fusion is None and len(
                 self.bank.names) > 1:
             return self._streams(x)
-        return self._run(x, self._plan(x.device.type))
+        outputs = self._run(x, self._plan(x.device.type))
+        return outputs if self._only is not None else self.with_idle(outputs)
 
     def _streams(self, x: Tensor) -> tuple:
         """One tuple of outputs per module; those beside share one pass."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fusion import BaseFusion
+from ..tasks import check_tasks
 
 
 class TaskWeighing:
@@ -58,8 +59,7 @@ class MixedWeighing:
             raise ValueError(
                 f'{type(fusion).__name__} cannot weigh modules for several '
                 'tasks in one batch; run one batch for each task.')
-        for task in tasks:
-            fusion.check_task(task)
+        check_tasks(tasks, fusion.tasks, 'the fusion')
         self.fusion = fusion
         self.tasks = list(tasks)
         known = list(dict.fromkeys(tasks))

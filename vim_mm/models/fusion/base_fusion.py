@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_arguments, check_is_config,
                                     check_is_list)
+from ..tasks import check_task_name, check_tasks
 
 Tasks = Union[Sequence[str], Mapping[str, Sequence[str]]]
 #: by module, the slots it occupies and the width of what each of them reads
@@ -19,7 +20,8 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
 
     A task knows the modules that were in the bank when it was made, and the
     slots these occupy, and keeps to them: a module that joins later cannot
-    change its output, whatever slots it brings.
+    change its output, whatever slots it brings. One task runs, ``selected``;
+    those that learn are ``learning``: at first both are the first task.
 
     Class attributes:
         merges (bool): Whether weights apply to the modules' parameters,
@@ -49,6 +51,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.selected: Optional[str] = None
+        self.learning: List[str] = []
         #: counts what sets weights otherwise than by learning
         self.changes = 0
         self.task_modules: Dict[str, List[str]] = {}
@@ -68,6 +71,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
                     '`fusion.tasks`.')
             self._register(task, {name: modules[name] for name in names})
             self.selected = self.selected or task
+            self.learning = [self.selected]
 
     @property
     def tasks(self) -> List[str]:
@@ -91,10 +95,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         if task in self.task_modules:
             raise ValueError(f"There is a task '{task}' already; choose "
                              'another name.')
-        # parameters are kept under task names, beside their dict's methods
-        if not task or '.' in task or hasattr(nn.ParameterDict(), task):
-            raise ValueError(f"'{task}' cannot name a task; use a name "
-                             'without dots that is no torch method name.')
+        check_task_name(task)
         if not modules:
             raise ValueError(f"Task '{task}' has no modules; name "
                              'those that it is to weigh.')
@@ -106,25 +107,27 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         self._occupied[task] = {n: set(w) for n, w in modules.items()}
 
     def select(self, task: str) -> None:
-        """Run ``task`` and make its weights the only ones that may learn.
-
-        Unused parameters would stall a data-parallel backward.
+        """Run ``task`` from now on; what learns stays as it is.
 
         Raises:
             ValueError: If there is no such task.
         """
-        self.check_task(task)
+        check_tasks([task], self.tasks, 'the fusion')
         self.selected = task
 
-    def check_task(self, task: str) -> None:
-        """Refuse a task that is not there.
+    def learn_tasks(self, tasks: Sequence[str]) -> None:
+        """Let the weights of these tasks learn, and no others.
 
         Raises:
             ValueError: If there is no such task.
         """
-        if task not in self.task_modules:
-            raise ValueError(f"There is no task '{task}'; the fusion knows "
-                             f'{self.tasks}.')
+        check_is_list(tasks, 'learn_tasks')
+        check_tasks(tasks, self.tasks, 'the fusion')
+        self.learning = list(dict.fromkeys(tasks))
+
+    def parameters_of(self, task: str) -> List[nn.Parameter]:
+        """What belongs to a task alone and can learn; by default nothing."""
+        return []
 
     @abstractmethod
     def gates(self, task: str) -> Tensor:

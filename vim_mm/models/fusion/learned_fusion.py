@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,8 @@ class LearnedFusion(BaseFusion):
         like = next(iter(self.logits.values()), torch.zeros(()))
         for name, value in self.start_values(task).items():
             getattr(self, name)[task] = nn.Parameter(
-                value.to(like), requires_grad=self.learn)
+                value.to(like),
+                requires_grad=self.learn and task in self.learning)
         # a checkpoint says which module and slot each number belongs to
         for what in ('modules', 'slots'):
             names = '/'.join(getattr(self, f'task_{what}')[task]).encode()
@@ -123,12 +124,16 @@ class LearnedFusion(BaseFusion):
         state_dict[key] = getattr(self, f'{what}_of_{task}')
         return [names.index(name) for name in own]
 
-    def select(self, task: str) -> None:
-        """See :meth:`BaseFusion.select`."""
-        super().select(task)
-        for name in self.module_dims:
-            for owner, param in getattr(self, name).items():
-                param.requires_grad_(self.learn and owner == task)
+    def learn_tasks(self, tasks: Sequence[str]) -> None:
+        """See :meth:`BaseFusion.learn_tasks`; none if not to ``learn``."""
+        super().learn_tasks(tasks)
+        for task in self.tasks:
+            for param in self.parameters_of(task):
+                param.requires_grad_(self.learn and task in self.learning)
+
+    def parameters_of(self, task: str) -> List[nn.Parameter]:
+        """See :meth:`BaseFusion.parameters_of`."""
+        return [getattr(self, name)[task] for name in self.module_dims]
 
     @torch.no_grad()
     def set_logits(self, task: str, logits: Tensor) -> None:

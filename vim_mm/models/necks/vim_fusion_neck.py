@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_list
-from ..fusion import build_fusion
+from ..fusion import FusionHolder, build_fusion
 from ..layouts import as_tokens
 
 Stream = Sequence[Tensor]
@@ -41,7 +41,7 @@ def resize_layer(channels: int, scale: float, norm_cfg: dict) -> nn.Module:
 
 
 @MODELS.register_module()
-class ViMFusionNeck(BaseModule):
+class ViMFusionNeck(FusionHolder, BaseModule):
     """Weigh the modules' streams, build a pyramid, run an ordinary neck.
 
     Input is what :class:`ViMBackbone` returns: one tuple of maps, or one such
@@ -63,7 +63,9 @@ class ViMFusionNeck(BaseModule):
             order; empty for a single stream. Defaults to empty.
         fusion (dict, optional): Config of the streams' weights, one row per
             trunk level. Defaults to ``dict(type='EnsMoE')``.
-        task (str, optional): The fusion's task; its first when None.
+        task (str, optional): The fusion's task to run; its first when None.
+        learn_tasks (Sequence[str], optional): The fusion's tasks that learn;
+            the one to run when None.
         pre_norm_cfg (dict, optional): Norm of the trunk's maps, which are
             raw block outputs. Defaults to None.
         norm_cfg (dict): Norm inside scale 4. Defaults to ``dict(type='BN')``.
@@ -75,6 +77,8 @@ class ViMFusionNeck(BaseModule):
         ValueError: If the levels do not fit each other.
     """
 
+    no_fusion = 'this neck weighs no streams; name them in `modules`.'
+
     def __init__(self,
                  in_channels: Sequence[int],
                  scales: Sequence[float] = (4, 2, 1, 0.5),
@@ -83,6 +87,7 @@ class ViMFusionNeck(BaseModule):
                  modules: Sequence[str] = (),
                  fusion: dict = dict(type='EnsMoE'),
                  task: Optional[str] = None,
+                 learn_tasks: Optional[Sequence[str]] = None,
                  pre_norm_cfg: Optional[dict] = None,
                  norm_cfg: dict = dict(type='BN'),
                  inner_neck: Optional[dict] = None,
@@ -103,7 +108,8 @@ class ViMFusionNeck(BaseModule):
                 raise ValueError(
                     f'{type(self.fusion).__name__} merges parameters, but a '
                     'neck sees only feature maps; use EnsMoE here.')
-            self.fusion.select(task or self.fusion.tasks[0])
+        self.select_task(task)
+        self.learn_tasks(learn_tasks)
         self.pre_norms = nn.ModuleList(
             nn.Identity() if pre_norm_cfg is None else build_norm_layer(
                 pre_norm_cfg, c)[1] for c in in_channels)
@@ -135,31 +141,16 @@ class ViMFusionNeck(BaseModule):
             raise ValueError(f'`sources` {sources} name a level beyond the '
                              f'{len(in_channels)} of `in_channels`.')
 
-    @property
-    def task(self) -> Optional[str]:
-        """The task whose weights the streams get."""
-        return None if self.fusion is None else self.fusion.selected
-
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The weights of the streams: level to module to weight."""
         return self.fusion.named_gates(self.task)
-
-    def select_task(self, task: str) -> None:
-        """Weigh, and train, the streams as this task does from now on.
-
-        Raises:
-            ValueError: If there is no such task.
-        """
-        if self.fusion is None:
-            raise ValueError(f"Task '{task}' was asked for, but this neck "
-                             'weighs no streams; name them in `modules`.')
-        self.fusion.select(task)
 
     def add_task(self, task: str, modules: Sequence[str]) -> None:
         """Let one more task weigh streams; earlier tasks stay as they are.
 
         Args:
-            task (str): Its name; :meth:`select_task` makes it run.
+            task (str): Its name; :meth:`select_task` makes it run, and
+                :meth:`learn_tasks` makes it learn.
             modules (Sequence[str]): The modules it knows. Those that joined
                 the bank since are new streams, in the bank's order.
 
@@ -170,7 +161,6 @@ class ViMFusionNeck(BaseModule):
             raise ValueError(f"Task '{task}' needs streams to weigh; name "
                              'them in `modules` of the neck.')
         self.fusion.add_task(task, dict.fromkeys(modules, self._levels))
-        self.fusion.select(self.task)
         self.stream_names += [
             name for name in modules if name not in self.stream_names
         ]
@@ -187,7 +177,8 @@ class ViMFusionNeck(BaseModule):
             a router reads the mean of the streams of that level.
 
         Raises:
-            ValueError: If the streams or levels are not as declared.
+            ValueError: If the streams or levels are not as declared, or a
+                task that does not learn runs in training.
         """
         if isinstance(streams[0], Tensor):
             streams = [streams]
@@ -208,6 +199,10 @@ class ViMFusionNeck(BaseModule):
             return list(streams[0])
         # a task keeps to the modules it knows, whatever joined later
         known = self.fusion.task_modules[self.task]
+        unread = [
+            level for name, stream in zip(self.stream_names, streams)
+            if name not in known for level in stream
+        ]
         streams = [streams[self.stream_names.index(name)] for name in known]
         gates = self.fusion.gates(self.task)
         fused = []
@@ -220,7 +215,7 @@ class ViMFusionNeck(BaseModule):
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
                              maps))
-        return fused
+        return self.with_idle(fused, *unread)
 
     def check_streams(self, names: Optional[Sequence[str]]) -> None:
         """Refuse streams of other modules, or in another order.
