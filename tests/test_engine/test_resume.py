@@ -17,6 +17,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from _tiny import build_runner, model_cfg, same, vit
+from vim_mm.engine.resume import keep_numbers
 from vim_mm.utils.checkpoint import CheckpointError
 
 
@@ -380,3 +381,18 @@ def test_paths_and_text_of_a_file_are_dropped(run_dir: Path,
                 'cfg', 'experiment_name'} & infos.keys()
     assert seen['message_hub']['resumed_keys'].keys() <= (
         infos.keys() | seen['message_hub']['log_scalars'].keys())
+
+
+@pytest.mark.parametrize('notes', [
+    dict(meta='text', message_hub='text'),
+    dict(meta=dict(dataset_meta='text'), message_hub=dict(
+        log_scalars='text', runtime_info=['text'], resumed_keys=None)),
+    dict(),
+])
+def test_notes_of_another_form_are_dropped(run_dir: Path,
+                                           notes: dict) -> None:
+    file = dict(notes, state_dict={})
+    keep_numbers(file, runner(run_dir))
+    assert file['meta'] == {} and not any(file['message_hub'].values())
+    torch.save(dict(notes, state_dict={}), run_dir / 'iter_4.pth')
+    assert name(resumed(run_dir)) == 'iter_3.pth'

@@ -68,8 +68,9 @@ def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
     Raises:
         ValueError: If both name the same classes in another order.
     """
-    own = list(own)
-    stored = list((meta.get('dataset_meta') or {}).get('classes') or [])
+    own = list(map(str, own))
+    stored = (meta.get('dataset_meta') or {}).get('classes') or []
+    stored = list(map(str, stored))
     if own != stored and sorted(own) == sorted(stored):
         raise ValueError(
             f'{file} numbers its classes {stored[:3]}, …, the test set the '

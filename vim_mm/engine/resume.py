@@ -32,32 +32,34 @@ def keep_numbers(checkpoint: dict, runner: Runner) -> None:
     goes: some of it mmengine would run as a config, or take for the paths of
     files to remove.
     """
-    meta = checkpoint.get('meta')
-    if isinstance(meta, Mapping):
-        kept = {
-            key: meta[key]
-            for key in (*COUNTERS, 'seed')
-            if isinstance(meta.get(key), int)
-        }
-        if 'dataset_meta' in meta:
-            kept['dataset_meta'] = meta['dataset_meta']
-        checkpoint['meta'] = kept
-    hub = checkpoint.get('message_hub')
-    if isinstance(hub, Mapping):
-        scalars, infos, resumed = ({
-            key: value
-            for key, value in hub.get(part, {}).items() if keeps(value)
-        } for part, keeps in (
-            ('log_scalars', lambda value: isinstance(value, HistoryBuffer)),
-            ('runtime_info', _is_numeric),
-            ('resumed_keys', lambda value: isinstance(value, bool)),
-        ))
-        infos.update(_best(runner, hub.get('runtime_info', {})))
-        known = scalars.keys() | infos.keys()
-        checkpoint['message_hub'] = dict(
-            log_scalars=scalars,
-            runtime_info=infos,
-            resumed_keys={k: v for k, v in resumed.items() if k in known})
+    meta = _mapping(checkpoint, 'meta')
+    kept = {
+        key: meta[key]
+        for key in (*COUNTERS, 'seed') if isinstance(meta.get(key), int)
+    }
+    if isinstance(meta.get('dataset_meta'), Mapping):
+        kept['dataset_meta'] = meta['dataset_meta']
+    hub = _mapping(checkpoint, 'message_hub')
+    scalars, infos, resumed = ({
+        key: value
+        for key, value in _mapping(hub, part).items() if keeps(value)
+    } for part, keeps in (
+        ('log_scalars', lambda value: isinstance(value, HistoryBuffer)),
+        ('runtime_info', _is_numeric),
+        ('resumed_keys', lambda value: isinstance(value, bool)),
+    ))
+    infos.update(_best(runner, _mapping(hub, 'runtime_info')))
+    known = scalars.keys() | infos.keys()
+    checkpoint['meta'] = kept
+    checkpoint['message_hub'] = dict(
+        log_scalars=scalars,
+        runtime_info=infos,
+        resumed_keys={k: v for k, v in resumed.items() if k in known})
+
+
+def _mapping(holder: Mapping, key: str) -> Mapping:
+    value = holder.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_numeric(value: Any) -> bool:
