@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import build_runner, model_cfg, same, vit
 from vim_mm.engine.resume import keep_numbers
@@ -153,6 +153,15 @@ def test_the_newest_that_loads(run_dir: Path, change: Callable, chosen: str,
              if r.getMessage().startswith('Resuming from'))
     assert said in line and '\n' not in line
     assert set(before) <= set(listing(run_dir))
+
+
+def test_flexible_runners_resume_alike(
+        run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest_cut(run_dir)
+    monkeypatch.setattr('_tiny.Runner', FlexibleRunner)
+    run = resumed(run_dir)
+    assert isinstance(run, FlexibleRunner)
+    assert name(run) == 'iter_3.pth' and run.iter == 5
 
 
 def test_none_that_loads_stops_the_run(run_dir: Path) -> None:

@@ -41,12 +41,9 @@ def check_fit(model: BaseModel,
     if not isinstance(getattr(model, 'backbone', None), ViMBackbone):
         return
     spare = tuple(_spare(model, every_task))
-    # modules and gates of other shapes are refused, in words of their own, as
-    # they load
     unlike = [
-        key for key, value in own.items() if not key.startswith(spare) and
-        (key not in state or not any(part in key for part in (
-            'fusion.', 'bank.members.')) and state[key].shape != value.shape)
+        key for key, value in own.items()
+        if not key.startswith(spare) and not _holds(state, key, value)
     ]
     if unlike:
         raise ValueError(
@@ -80,6 +77,13 @@ def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
 
 def _has_backbone(state: Dict[str, Tensor]) -> bool:
     return any('backbone.' in key for key in state)
+
+
+def _holds(state: Dict[str, Tensor], key: str, own: Tensor) -> bool:
+    # modules and gates of another shape are refused as they load, in words of
+    # their own
+    return key in state and ('fusion.' in key or 'bank.members.' in key
+                             or state[key].shape == own.shape)
 
 
 def _spare(model: BaseModel, every_task: bool) -> Iterator[str]:
