@@ -187,7 +187,7 @@ def _read_pointer(work_dir: str) -> Tuple[Optional[str], List[str]]:
     if not osp.isfile(pointer):
         return None, [f'There is no {_POINTER}.']
     with open(pointer, encoding='utf-8', errors='replace') as file:
-        path = file.read().strip()
+        path = file.readline().strip()
     if not path:
         return None, [f'{_POINTER} is empty.']
     # a work dir may have moved, or be a copy
