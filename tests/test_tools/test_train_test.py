@@ -294,3 +294,15 @@ def test_classes_in_another_order_are_refused(toy: Path) -> None:
     assert tested.returncode == 1
     assert "numbers its classes ['light', 'dark']" in tested.stderr
     assert 'Traceback' not in tested.stderr
+
+
+def test_a_mistake_found_by_all_processes_is_one_code(toy: Path) -> None:
+    """After the group was made: it is left in the middle of the work."""
+    result = run([
+        ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2, '--work-dir',
+        toy / 'late', '--cfg-options', 'load_from=none.pth'
+    ], toy)
+    assert result.returncode == 1
+    assert 'Error: There is no checkpoint file none.pth' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert 'terminate called' not in result.stderr
