@@ -123,6 +123,7 @@ def disagree(rank: int, port: int, folder: str) -> None:
     import torch.distributed as dist
 
     from vim_mm.engine.hooks.module_to_zoo_hook import check_agreement
+    from vim_mm.utils.dist import leave_group
     dist.init_process_group(
         'gloo',
         init_method=f'tcp://127.0.0.1:{port}',
@@ -131,7 +132,7 @@ def disagree(rank: int, port: int, folder: str) -> None:
     check_agreement('same', dict(w=torch.ones(3)))
     with pytest.raises(RuntimeError, match="different weights of module 'x'"):
         check_agreement('x', dict(w=torch.full((3, ), float(rank))))
-    dist.destroy_process_group()
+    leave_group()
     Path(folder, f'done{rank}').touch()
 
 

@@ -7,23 +7,16 @@ import vim_mm  # noqa: F401,I001 isort:skip
 import argparse
 import os
 import os.path as osp
-import re
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
-from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel
-from mmengine.registry import HOOKS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import HOOKS
 
 from vim_mm.apis.serving import class_of
-from vim_mm.engine.feature_cache import unwrap
-from vim_mm.models.backbones import ViMBackbone
+from vim_mm.engine.runner import TESTING, build_runner
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
-from vim_mm.utils.data import check_data
-from vim_mm.utils.dist import prepare_cpu_dist
 
 # drawing hook and visualizer of each library, for configs that name none
 DRAWING = {
@@ -137,79 +130,10 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
-class FitHook(Hook):
-    """Refuse a checkpoint of something else: it would be judged unlearned.
-
-    A zoo's module and head files lie beside checkpoints and look like them,
-    and another task's checkpoint fits but for what this one has learned.
-    """
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look for a backbone and, beside our trunks, for all that learns.
-
-        Raises:
-            ValueError: Some of it is not there, or classes are numbered in
-                another order than the test set's.
-        """
-        self._check_classes(runner, checkpoint)
-        model = unwrap(runner.model)
-        if isinstance(model, BaseTTAModel):
-            model = model.module
-        own = model.state_dict()
-        stored = {
-            re.sub(r'^module\.', '', key): value
-            for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        if any('backbone.' in key
-               for key in own) and not any('backbone.' in key
-                                           for key in stored):
-            raise ValueError(
-                f'{runner.cfg.load_from} holds nothing of a backbone, so it '
-                'is no checkpoint of a whole model; give one that a run of '
-                'this config wrote (modules of a zoo are named in '
-                '`model.backbone.modules`).')
-        if not isinstance(getattr(model, 'backbone', None), ViMBackbone):
-            return
-        # of several tasks the chosen one learns; gates find their place in a
-        # larger or smaller zoo as they load
-        unlike = [
-            key for key, param in model.named_parameters()
-            if param.requires_grad and
-            (key not in stored or 'fusion.' not in key
-             and stored[key].shape != param.shape)
-        ]
-        if unlike:
-            raise ValueError(
-                f'{runner.cfg.load_from} lacks {len(unlike)} tensors of the '
-                f'model, or holds them in another shape, such as '
-                f'{unlike[:3]}; give a checkpoint that a run of this config '
-                'wrote.')
-
-    @staticmethod
-    def _check_classes(runner: Runner, checkpoint: dict) -> None:
-        # data sets of folders number these as they sort, whatever the head
-        meta = checkpoint.get('meta') or {}
-        stored = list((meta.get('dataset_meta') or {}).get('classes') or [])
-        if not stored:
-            return
-        dataset = runner.test_loop.dataloader.dataset
-        own = list(getattr(dataset, 'metainfo', {}).get('classes') or [])
-        if own != stored and sorted(own) == sorted(stored):
-            raise ValueError(
-                f'{runner.cfg.load_from} numbers its classes '
-                f'{stored[:3]}, …, the test set the same ones {own[:3]}, …; '
-                'name folders so that they sort in the order of the '
-                'checkpoint, or list the pictures in an `ann_file`.')
-
-
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
-    check_data(cfg, ('test_dataloader', ))
-    prepare_cpu_dist(cfg, args.launcher)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
-        cfg)
-    runner.register_hook(FitHook())
+    runner = build_runner(cfg, TESTING)
     if args.out:
         runner.test_evaluator.metrics.append(
             DumpResults(out_file_path=args.out))

@@ -9,15 +9,10 @@ import os
 import os.path as osp
 
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
 
+from vim_mm.engine.runner import TRAINING, build_runner
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
-from vim_mm.utils.data import check_data
-from vim_mm.utils.dist import prepare_cpu_dist
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,7 +63,6 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs', name)
     if args.amp:
         use_amp(cfg)
-    keep_float32_on_cpu(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(
@@ -94,19 +88,6 @@ def use_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def keep_float32_on_cpu(cfg: Config) -> None:
-    """The same commands run without a GPU, where nothing scales losses."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    kind = type_name({'type': 'OptimWrapper', **wrapper})
-    if kind != 'AmpOptimWrapper' or get_device() != 'cpu':
-        return
-    print_log('Mixed precision needs a GPU, and there is none: this run '
-              'computes in float32.')
-    wrapper.type = 'OptimWrapper'
-    for key in ('loss_scale', 'dtype', 'use_fsdp'):
-        wrapper.pop(key, None)
-
-
 def set_resume(cfg: Config, resume: str) -> None:
     """Continue from a checkpoint file, or from the latest if ``'auto'``.
 
@@ -122,10 +103,6 @@ def set_resume(cfg: Config, resume: str) -> None:
         cfg.load_from = resume
         return
     cfg.load_from = None
-    if not (osp.isdir(cfg.work_dir) and find_latest_checkpoint(cfg.work_dir)):
-        cfg.resume = False
-        print_log(f'There is no checkpoint in {cfg.work_dir} to resume from: '
-                  'training starts from the beginning.')
 
 
 def refuse_checkpointing(cfg: Config) -> None:
@@ -151,11 +128,7 @@ def main() -> None:
     args = parse_args()
     cfg = build_config(args)
     refuse_checkpointing(cfg)
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    prepare_cpu_dist(cfg, args.launcher)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
-        cfg)
-    runner.train()
+    build_runner(cfg, TRAINING).train()
 
 
 if __name__ == '__main__':

@@ -3,13 +3,15 @@
 
 Importing the package prepares the OpenMMLab stack for it, which has to happen
 before the first config is parsed: configs of ``mmseg::`` and ``vim_mm::``
-resolve, a stand-in serves missing compiled mmcv ops, and safetensors files
-load as checkpoints.
+resolve, a stand-in serves missing compiled mmcv ops, safetensors files load as
+checkpoints, and runners look at data and checkpoints before they work.
 """
 
+from .engine.runner import guard_runner
 from .utils.setup_env import prepare_stack
 from .version import __version__
 
 prepare_stack()
+guard_runner()
 
 __all__ = ['__version__']

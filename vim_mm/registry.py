@@ -26,7 +26,7 @@ def _child(parent: Registry, location: str) -> Registry:
 
 # backbones, adapters, fusions and necks
 MODELS = _child(root.MODELS, 'vim_mm.models')
-# zoo writing, head warm-up, gate start, gate log
+# zoo writing, head warm-up, gate start, gate log, checkpoint guard
 HOOKS = _child(root.HOOKS, 'vim_mm.engine.hooks')
 INFERENCERS = _child(root.INFERENCERS, 'vim_mm.apis')
 

@@ -16,10 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseTTAModel
 from safetensors.torch import save_file
-
-from _tiny import add_modules, build_model, vit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'tools').glob('*.sh'))
@@ -146,13 +143,11 @@ def test_two_processes_train_then_test_then_resume(toy: Path) -> None:
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
-def test_resume_without_a_checkpoint_says_so(
-        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_file_to_resume_from_is_looked_for(tmp_path: Path) -> None:
     set_resume = runpy.run_path(str(ROOT / 'tools/train.py'))['set_resume']
-    cfg = Config(dict(work_dir=str(tmp_path / 'fresh'), load_from='old.pth'))
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='old.pth'))
     set_resume(cfg, 'auto')
-    assert not cfg.resume and cfg.load_from is None
-    assert 'no checkpoint in' in capsys.readouterr().out
+    assert cfg.resume and cfg.load_from is None
     with pytest.raises(FileNotFoundError, match='some.pth to resume from'):
         set_resume(cfg, 'some.pth')
     some = str(tmp_path / 'some.pth')
@@ -202,59 +197,6 @@ def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith('Error: module.safetensors holds nothing of a')
-
-
-def test_a_checkpoint_of_another_task_is_not_judged() -> None:
-    hook = runpy.run_path(str(ROOT / 'tools/test.py'))['FitHook']()
-    model = build_model('cls', dict(trunk=vit(), new_module='n'))
-    own = dict(state_dict=model.state_dict())
-    runner = SimpleNamespace(
-        model=model, cfg=SimpleNamespace(load_from='x.pth'))
-    hook.after_load_checkpoint(runner, own)
-    other = build_model('cls', dict(trunk=vit(), new_module='m'))
-    with pytest.raises(ValueError, match='x.pth lacks .* tensors.*members.n'):
-        hook.after_load_checkpoint(runner, other.state_dict())
-    wide = {key: value[..., None] if key.startswith('head') else value
-            for key, value in own['state_dict'].items()}
-    with pytest.raises(ValueError, match='another shape.*head'):
-        hook.after_load_checkpoint(runner, wide)
-
-
-class Merging(BaseTTAModel):
-    """Predicts several views of a picture."""
-
-    def merge_preds(self, data_samples_list: list) -> list:
-        raise NotImplementedError
-
-
-def test_checkpoints_that_hold_what_a_task_learned_are_judged() -> None:
-    """Those of a smaller zoo, of other libraries, and beside a TTA model."""
-    hook = runpy.run_path(str(ROOT / 'tools/test.py'))['FitHook']()
-    before = build_model('cls', dict(trunk=vit()))
-    add_modules(before.backbone, 'a', 'b')
-    before.backbone.set_fusion(dict(type='EnsMoE', tasks=['old']))
-    state = before.state_dict()
-    grown = build_model('cls', dict(trunk=vit()))
-    add_modules(grown.backbone, 'a', 'b', 'c')
-    grown.requires_grad_(False)
-    grown.backbone.set_fusion(
-        dict(type='EnsMoE', tasks=dict(old=['a', 'b'], new=['a', 'c'])))
-    runner = SimpleNamespace(
-        model=grown, cfg=SimpleNamespace(load_from='x.pth'))
-    grown.backbone.select_task('old')
-    hook.after_load_checkpoint(runner, dict(state_dict=state))
-    grown.backbone.select_task('new')
-    grown.backbone.learn_tasks()
-    for model in (grown, Merging(grown)):
-        runner.model = model
-        with pytest.raises(ValueError, match='lacks .*logits.new'):
-            hook.after_load_checkpoint(runner, dict(state_dict=state))
-
-    runner.model = build_model('cls', dict(trunk=vit()))
-    stock = {key: value for key, value in runner.model.state_dict().items()
-             if 'fingerprint' not in key}
-    stock['backbone.layers.0.ln1.weight'] = torch.ones(4)
-    hook.after_load_checkpoint(runner, stock)
 
 
 @pytest.mark.parametrize(('model', 'scope', 'hooks'), [
@@ -352,3 +294,15 @@ def test_classes_in_another_order_are_refused(toy: Path) -> None:
     assert tested.returncode == 1
     assert "numbers its classes ['light', 'dark']" in tested.stderr
     assert 'Traceback' not in tested.stderr
+
+
+def test_a_mistake_found_by_all_processes_is_one_code(toy: Path) -> None:
+    """After the group was made: it is left in the middle of the work."""
+    result = run([
+        ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2, '--work-dir',
+        toy / 'late', '--cfg-options', 'load_from=none.pth'
+    ], toy)
+    assert result.returncode == 1
+    assert 'Error: There is no checkpoint file none.pth' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert 'terminate called' not in result.stderr

@@ -104,6 +104,28 @@ def test_truncated_files_give_a_sentence(tmp_path: Path, suffix: str,
         load(path)
 
 
+@pytest.mark.parametrize('legacy', [True, False])
+def test_changed_bytes_give_a_sentence(tmp_path: Path, legacy: bool) -> None:
+    """Or another tensor: what is not a tensor raises errors of any kind."""
+    path = tmp_path / 'x.pth'
+    payload = dict(
+        meta=dict(epoch=1, text='text'), state_dict=STATE, array=np.eye(2))
+    torch.save(payload, path, _use_new_zipfile_serialization=not legacy)
+    blob, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(blob)
+        start = rng.integers(len(blob) - 4)
+        changed[start:start + 4] = rng.bytes(4)
+        path.write_bytes(changed)
+        try:
+            load(path)
+        except checkpoint.CheckpointError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 20
+
+
 @pytest.mark.parametrize('name', ['no.pth', 'no.safetensors'])
 def test_missing_files_give_a_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f'no checkpoint file.*{name}'):
@@ -118,6 +140,7 @@ def test_payload_of_training_loads(tmp_path: Path) -> None:
             state_dict=STATE,
             buffer=buffer,
             array=np.eye(2),
+            empty=np.ones(0),
             numbers=numbers,
             tags=(slice(1), {1}, None)), tmp_path / 'x.pth')
     loaded = load(tmp_path / 'x.pth')

@@ -25,6 +25,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from vim_mm.engine.fit import check_fit
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import read_config, type_name
@@ -157,9 +158,8 @@ class ServedTask:
 def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     """Build a model from its config and load all it has learned.
 
-    Unlike in training, a head that stays at random values is an error: the
-    predictions would be noise. Modules of the zoo may be missing from the
-    checkpoint, as the trunk is.
+    Unlike in training, a head that stays at random values is an error; see
+    :func:`vim_mm.engine.fit.check_fit`.
 
     Returns:
         tuple[BaseModel, dict]: The model, ready to predict, and what the
@@ -186,19 +186,8 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         re.sub(r'^module\.', '', key): value
         for key, value in loaded.get('state_dict', loaded).items()
     }
-    try:
-        missing, _ = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"The checkpoint '{checkpoint}' is of another model "
-                         f'than its config: {error}') from error
-    from_zoo = tuple(f'backbone.bank.members.{module}.'
-                     for module in backbone.bank.names
-                     if module != backbone.new_module)
-    missing = [key for key in missing if not key.startswith(from_zoo)]
-    if missing:
-        raise ValueError(
-            f"The checkpoint '{checkpoint}' lacks {len(missing)} tensors of "
-            f'its config, such as {missing[:3]}; it is of another model.')
+    check_fit(model, state, f"The checkpoint '{checkpoint}'", every_task=True)
+    model.load_state_dict(state, strict=False)
     model = revert_sync_batchnorm(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta

@@ -143,7 +143,9 @@ def load_pickle(file: Any,
         with _allowed():
             return torch.load(
                 file, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that changed raise any kind
         # an archive cut short may send its reader before its start
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
@@ -188,9 +190,8 @@ def _refused_globals(file: Any, error: Exception) -> List[str]:
     try:
         with _allowed():
             found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (AttributeError, UnpicklingError, RuntimeError, EOFError,
-            ValueError):
-        # torch < 2.6 has no such scan, and it reads zip archives only
+    except Exception:
+        # torch < 2.6 has no such scan; it reads zip archives only, undamaged
         found = []
     if hasattr(file, 'seek'):
         file.seek(0)
@@ -218,7 +219,7 @@ def _allowed() -> ContextManager:
         return contextlib.nullcontext()
     core = np._core if hasattr(np, '_core') else np.core
     allowed = [
-        *_METHODS, np.ndarray, np.dtype, slice,
+        *_METHODS, np.ndarray, np.dtype, slice, bytes,
         (_method, 'builtins.getattr'),
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'}
     ]

@@ -5,15 +5,18 @@ import os
 import signal
 import sys
 import traceback
-from typing import Callable, Optional
+from typing import Callable, NoReturn, Optional, Union
 
+from mmengine.dist import is_distributed
 from rich.console import Console
+
+from .dist import leave_group, quit_group
 
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run_cli(main: Callable[[], Optional[int]]) -> None:
+def run_cli(main: Callable[[], Optional[int]]) -> NoReturn:
     """Run a tool's ``main`` and leave the process with its exit code.
 
     A user's mistake ends with code 1 and one sentence on stderr: a missing
@@ -21,26 +24,51 @@ def run_cli(main: Callable[[], Optional[int]]) -> None:
     the tool itself. Setting ``VIM_MM_TRACEBACK=1`` brings the traceback back.
     Ctrl-C ends with 130. Other exceptions are bugs and keep their traceback.
 
+    One of several processes leaves their group here, whoever made it: after
+    success together with the others, otherwise without waiting for them.
+
     Args:
         main: Does the work; returns an exit code, or None for 0.
     """
     try:
-        sys.exit(main())
+        code = _run(main)
+    except Exception as error:
+        if not is_distributed():
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    if not is_distributed():
+        sys.exit(code)
+    if isinstance(code, str):  # as sys.exit does
+        print(code, file=sys.stderr)
+        code = 1
+    quit_group(code or 0)
+
+
+def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
+    """The exit code of ``main``; only bugs raise."""
+    try:
+        code = main()
+        if not code:
+            leave_group()
+        return code
+    except SystemExit as end:
+        return end.code
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         if not _nobody_reads():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if os.environ.get(TRACEBACK_ENV) == '1' or not is_user_error(error):
             raise
         print(
             f'Error: {error} ({TRACEBACK_ENV}=1 shows the traceback.)',
             file=sys.stderr)
-        sys.exit(1)
+        return 1
 
 
 def _nobody_reads() -> bool:

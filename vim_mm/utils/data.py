@@ -10,11 +10,12 @@ from .arguments import arguments_of
 from .config import type_name
 
 
-def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
+def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
     """Refuse missing data before anything is built or written.
 
     Args:
-        cfg (Config): The whole config.
+        cfg (Config | dict): The whole config. What is built already in it
+            is not looked at.
         parts (tuple[str]): The data loaders that the run needs, e.g.
             ``('train_dataloader', 'val_dataloader')``.
 
@@ -26,7 +27,7 @@ def check_data(cfg: Config, parts: Tuple[str, ...]) -> None:
     scope = cfg.get('default_scope')
     for part in parts:
         loader = cfg.get(part)
-        if not loader:
+        if not loader or not isinstance(loader, dict):
             continue
         for key, dataset in _datasets(f'{part}.dataset',
                                       loader['dataset'], scope):
@@ -80,7 +81,7 @@ def _check_evaluator(key: str, evaluator: Union[dict, list, None]) -> None:
     if isinstance(evaluator, (list, tuple)):
         for index, item in enumerate(evaluator):
             _check_evaluator(f'{key}.{index}', item)
-    elif evaluator is not None:
+    elif isinstance(evaluator, dict):
         ann = evaluator.get('ann_file')
         if isinstance(ann, str) and _is_missing('', ann):
             raise FileNotFoundError(
@@ -120,6 +121,8 @@ def _datasets(key: str, dataset: dict,
 
     mmengine notes the scope of a base in the outermost one alone.
     """
+    if not isinstance(dataset, dict):
+        return
     scope = dataset.get('_scope_', scope)
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner is None:

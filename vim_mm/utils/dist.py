@@ -1,15 +1,20 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Several processes on a machine without an accelerator."""
+"""How several processes start on CPUs, and how they end on any device."""
 
-import atexit
+import contextlib
+import logging
 import os
 import subprocess
+import sys
+import time
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 
 # for each launcher, the variables with rank, local rank and world size
 _LAUNCHER_ENV = {
@@ -46,21 +51,52 @@ def prepare_cpu_dist(cfg: Config, launcher: str) -> None:
     env_cfg = cfg.setdefault('env_cfg', {})
     dist_cfg = env_cfg.setdefault('dist_cfg', {})
     dist_cfg['backend'] = 'gloo'
-    if not torch_dist.is_initialized():
+    if not is_distributed():
         _translate_env(launcher)
         timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))
         torch_dist.init_process_group('gloo', timeout=timeout)
-        # else gloo's threads may abort a process that has ended well
-        atexit.register(leave_group)
     # the scripts set OMP_NUM_THREADS; a bare torchrun has set it to 1
     if 'OMP_NUM_THREADS' not in os.environ:
         torch.set_num_threads(1)
 
 
-def leave_group() -> None:
-    """Leave the process group, if there is one."""
-    if torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
+def leave_group(timeout: float = 60) -> None:
+    """Meet the other processes once all work is done, and leave the group.
+
+    A process that leaves while another still talks to it may be aborted by
+    threads of the group while the interpreter ends. The wait is bounded, on
+    any backend, as others may be gone or hang; then the group is not left and
+    :func:`quit_group` ends the process safely.
+
+    Args:
+        timeout (float): Seconds to wait for the others. Defaults to 60.
+    """
+    if not is_distributed():
+        return
+    end = time.monotonic() + timeout
+    try:
+        meeting = torch_dist.barrier(async_op=True)
+        while not meeting.is_completed():
+            if time.monotonic() > end:
+                return
+            time.sleep(0.01)
+        meeting.wait()  # raises what went wrong
+    except RuntimeError:
+        return
+    torch_dist.destroy_process_group()
+
+
+def quit_group(code: int) -> NoReturn:
+    """End a process whose group cannot be left, with its exit code.
+
+    Waits for nobody, and for no thread of the group either: the interpreter's
+    own end might hang or abort in one of them.
+    """
+    logging.shutdown()
+    with contextlib.suppress(OSError):  # nobody may read them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _translate_env(launcher: str) -> None:

@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .gate_log_hook import GateLogHook
+from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
 from .module_head_hook import ModuleHeadHook
 from .module_to_zoo_hook import ModuleToZooHook
@@ -7,6 +8,6 @@ from .score_gates_hook import ScoreGatesHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'GateLogHook', 'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook',
-    'ScoreGatesHook', 'WarmHeadHook'
+    'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
+    'ModuleToZooHook', 'ScoreGatesHook', 'WarmHeadHook'
 ]

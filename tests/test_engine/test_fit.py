@@ -1,0 +1,81 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Which checkpoints are judged, and which are of something else."""
+
+import pytest
+import torch
+
+from _tiny import add_modules, build_model, vit
+from vim_mm.engine.fit import check_classes, check_fit
+
+
+def test_files_of_something_else() -> None:
+    model = build_model('cls', dict(trunk=vit(), new_module='n'))
+    own = model.state_dict()
+    check_fit(model, own, 'x.pth')
+    with pytest.raises(ValueError, match='x.pth holds nothing of a backbone'):
+        check_fit(model, {'fc.weight': torch.ones(1)}, 'x.pth')
+    other = build_model('cls', dict(trunk=vit(), new_module='m')).state_dict()
+    with pytest.raises(ValueError, match='x.pth lacks .* tensors.*members.n'):
+        check_fit(model, other, 'x.pth')
+    wide = {
+        key: value[..., None] if key.startswith('head') else value
+        for key, value in own.items()
+    }
+    with pytest.raises(ValueError, match='another shape.*head'):
+        check_fit(model, wide, 'x.pth')
+
+
+def test_statistics_count_as_learned() -> None:
+    model = build_model('seg', dict(trunk=vit(), new_module='n'))
+    state = model.state_dict()
+    key = next(key for key in state if key.endswith('running_mean'))
+    del state[key]
+    with pytest.raises(ValueError, match='lacks 1 tensors.*running_mean'):
+        check_fit(model, state, 'x.pth')
+
+
+def test_a_larger_zoo_and_other_tasks_may_be_missing() -> None:
+    before = build_model('cls', dict(trunk=vit()))
+    add_modules(before.backbone, 'a', 'b')
+    before.backbone.set_fusion(dict(type='EnsMoE', tasks=['old']))
+    state = before.state_dict()
+    grown = build_model('cls', dict(trunk=vit()))
+    add_modules(grown.backbone, 'a', 'b', 'c')
+    grown.backbone.set_fusion(
+        dict(type='EnsMoE', tasks=dict(old=['a', 'b'], new_old=['a', 'c'])))
+    grown.backbone.select_task('old')
+    check_fit(grown, state, 'x.pth')
+    # where a task is selected later, all of them count
+    with pytest.raises(ValueError, match='lacks .*logits.new_old'):
+        check_fit(grown, state, 'x.pth', every_task=True)
+    grown.backbone.select_task('new_old')
+    with pytest.raises(ValueError, match='lacks .*logits.new_old'):
+        check_fit(grown, state, 'x.pth')
+    # a module that the config tunes is no longer the zoo's
+    grown.backbone.select_task('old')
+    grown.backbone.bank.members['c'].requires_grad_(True)
+    with pytest.raises(ValueError, match='lacks .*members.c'):
+        check_fit(grown, state, 'x.pth')
+
+
+def test_checkpoints_of_other_libraries_fit() -> None:
+    model = build_model('cls', dict(trunk=vit()))
+    stock = {
+        key: value
+        for key, value in model.state_dict().items()
+        if 'fingerprint' not in key
+    }
+    stock['backbone.layers.0.ln1.weight'] = torch.ones(4)
+    check_fit(model, stock, 'x.pth')
+
+
+@pytest.mark.parametrize('own', [[], ['a', 'b'], ['a', 'c'], ['a']])
+def test_classes_that_fit(own: list) -> None:
+    check_classes(own, dict(dataset_meta=dict(classes=('a', 'b'))), 'x.pth')
+    check_classes(own, {}, 'x.pth')
+
+
+def test_classes_in_another_order() -> None:
+    meta = dict(dataset_meta=dict(classes=('b', 'a')))
+    with pytest.raises(ValueError, match="x.pth numbers its classes.*'b'"):
+        check_classes(['a', 'b'], meta, 'x.pth')

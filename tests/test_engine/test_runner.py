@@ -1,0 +1,129 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What runners of mmengine look at, built from Python without a tool."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseTTAModel
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import FlexibleRunner, Runner
+
+from _tiny import Pictures, build_runner, model_cfg, vit
+from vim_mm.engine import runner as guards
+from vim_mm.engine.hooks import GuardHook
+from vim_mm.utils.config import type_name
+
+PARTS = ('train', 'val', 'test')
+
+
+class Merging(BaseTTAModel):
+    """Predicts several views of an image."""
+
+    def merge_preds(self, data_samples_list: list) -> list:
+        raise NotImplementedError
+
+
+def model() -> dict:
+    return model_cfg(
+        'cls', dict(trunk=vit(), new_module='n'),
+        dict(type='mmpretrain.GlobalAveragePooling'))
+
+
+def judged(work_dir: Path, **kwargs) -> Runner:
+    """A runner that can train, validate and test."""
+    loader = dict(
+        dataset=Pictures('cls'),
+        batch_size=4,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'))
+    cfg = dict(kwargs)
+    for part in ('val', 'test'):
+        cfg.setdefault(f'{part}_dataloader', loader)
+        cfg[f'{part}_evaluator'] = dict(type='Accuracy')
+        cfg[f'{part}_cfg'] = dict()
+    return build_runner('cls', model(), work_dir, iters=1, **cfg)
+
+
+def test_guarding_twice_changes_nothing() -> None:
+    before = Runner.train, FlexibleRunner.train
+    guards.guard_runner()
+    assert before == (Runner.train, FlexibleRunner.train)
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_missing_data_is_named_before_loops_are_built(part: str,
+                                                      tmp_path: Path) -> None:
+    gone = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='mmpretrain.CustomDataset', data_root=str(tmp_path / 'no')))
+    run = judged(tmp_path, **{f'{part}_dataloader': gone})
+    with pytest.raises(FileNotFoundError, match=f'{part}_dataloader.dataset'):
+        getattr(run, part)()
+    assert isinstance(run._train_loop, dict)
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper',
+                                  'mmengine.AmpOptimWrapper',
+                                  AmpOptimWrapper])
+def test_a_run_for_gpus_trains_on_cpu(kind: object, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, 'get_device', lambda: 'cpu')
+    wrapper = dict(
+        type=kind,
+        loss_scale='dynamic',
+        dtype='float16',
+        optimizer=dict(type='SGD', lr=0.1))
+    run = build_runner(
+        'cls', model(), tmp_path, iters=1, optim_wrapper=wrapper)
+    run.train()
+    assert run.iter == 1 and type(run.optim_wrapper).__name__ == 'OptimWrapper'
+    monkeypatch.setattr(guards, 'get_device', lambda: 'cuda')
+    cfg = Config(dict(wrapper=dict(type=kind))).wrapper
+    guards.keep_float32_on_cpu(cfg)
+    assert type_name(cfg) == 'AmpOptimWrapper'
+
+
+@pytest.mark.parametrize('part', ['val', 'test'])
+@pytest.mark.parametrize('wrap', [False, True])
+def test_what_was_not_learned_is_not_judged(part: str, wrap: bool,
+                                            tmp_path: Path) -> None:
+    first = judged(tmp_path)
+    first.train()
+    path = tmp_path / 'iter_1.pth'
+    assert getattr(
+        judged(tmp_path, load_from=str(path)), part)()
+    saved = torch.load(path, weights_only=False)
+    del saved['state_dict']['head.fc.weight']
+    torch.save(saved, path)
+    run = judged(tmp_path, load_from=str(path))
+    if wrap:
+        run.model = Merging(run.model)
+    with pytest.raises(ValueError, match='iter_1.pth lacks 1 tensors.*head'):
+        getattr(run, part)()
+    if not wrap:  # training may start from less
+        judged(tmp_path / 'next', load_from=str(path)).train()
+
+
+@pytest.mark.parametrize('part', ['val', 'test'])
+def test_classes_in_another_order_are_not_judged(part: str,
+                                                 tmp_path: Path) -> None:
+    judged(tmp_path).train()
+    path = tmp_path / 'iter_1.pth'
+    saved = torch.load(path, weights_only=False)
+    saved['meta']['dataset_meta'] = dict(classes=('b', 'a'))
+    torch.save(saved, path)
+    run = judged(tmp_path, load_from=str(path))
+    loader = getattr(run, f'_{part}_dataloader')
+    loader['dataset'].metainfo = dict(classes=('a', 'b'))
+    with pytest.raises(ValueError, match='iter_1.pth numbers its classes'):
+        getattr(run, part)()
+
+
+def test_the_guard_comes_first(tmp_path: Path) -> None:
+    assert isinstance(judged(tmp_path).hooks[0], GuardHook)

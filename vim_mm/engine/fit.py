@@ -1,0 +1,106 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a checkpoint must hold to be judged or served."""
+
+from typing import Dict, Iterator, Sequence
+
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.fusion import BaseFusion
+
+
+def check_fit(model: BaseModel,
+              state: Dict[str, Tensor],
+              file: str,
+              every_task: bool = False) -> None:
+    """Refuse a checkpoint of something else: its model would predict noise.
+
+    A zoo's module and head files lie beside checkpoints and look like them,
+    and another task's checkpoint fits but for what this one has learned. It
+    may lack the trunk, frozen modules of a zoo and the gates of tasks that
+    are not selected.
+
+    Args:
+        model (BaseModel): As its config builds it.
+        state (dict[str, Tensor]): The checkpoint's, without the prefix of a
+            data-parallel wrapper.
+        file (str): Its name, for messages.
+        every_task (bool): Whether a task is selected later, so that the gates
+            of all of them count. Defaults to False.
+
+    Raises:
+        ValueError: If something is missing or has another shape.
+    """
+    own = model.state_dict()
+    if _has_backbone(own) and not _has_backbone(state):
+        raise ValueError(
+            f'{file} holds nothing of a backbone, so it is no checkpoint of a '
+            'whole model; give one that a run of this config wrote (modules '
+            'of a zoo are named in `model.backbone.modules`).')
+    if not isinstance(getattr(model, 'backbone', None), ViMBackbone):
+        return
+    spare = tuple(_spare(model, every_task))
+    unlike = [
+        key for key, value in own.items()
+        if not key.startswith(spare) and not _holds(state, key, value)
+    ]
+    if unlike:
+        raise ValueError(
+            f'{file} lacks {len(unlike)} tensors of the model, or holds them '
+            f'in another shape, such as {unlike[:3]}: it is of another model; '
+            'give a checkpoint that a run of this config wrote.')
+
+
+def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
+    """Refuse a checkpoint that numbers the classes of the data otherwise.
+
+    Data sets of folders number them as they sort, whatever the head.
+
+    Args:
+        own (Sequence[str]): Classes of the data set, if it names any.
+        meta (dict): The checkpoint's, with its ``dataset_meta``.
+        file (str): Its name, for messages.
+
+    Raises:
+        ValueError: If both name the same classes in another order.
+    """
+    own = list(map(str, own))
+    stored = (meta.get('dataset_meta') or {}).get('classes') or []
+    stored = list(map(str, stored))
+    if own != stored and sorted(own) == sorted(stored):
+        raise ValueError(
+            f'{file} numbers its classes {stored[:3]}, …, the test set the '
+            f'same ones {own[:3]}, …; name folders so that they sort in the '
+            'order of the checkpoint, or list the images in an `ann_file`.')
+
+
+def _has_backbone(state: Dict[str, Tensor]) -> bool:
+    return any('backbone.' in key for key in state)
+
+
+def _holds(state: Dict[str, Tensor], key: str, own: Tensor) -> bool:
+    # modules and gates of another shape are refused as they load, in words of
+    # their own
+    return key in state and ('fusion.' in key or 'bank.members.' in key
+                             or state[key].shape == own.shape)
+
+
+def _spare(model: BaseModel, every_task: bool) -> Iterator[str]:
+    """What keys begin with that a checkpoint may lack."""
+    yield 'backbone.trunk.'
+    # other libraries' checkpoints of the same model have none
+    yield 'backbone.trunk_fingerprint'
+    for name, module in model.backbone.bank.members.items():
+        if not any(param.requires_grad for param in module.parameters()):
+            yield f'backbone.bank.members.{name}.'
+    if every_task:
+        return
+    for prefix, fusion in model.named_modules():
+        if not isinstance(fusion, BaseFusion):
+            continue
+        others = set(fusion.tasks) - {fusion.selected}
+        for key in fusion.state_dict():
+            # parameters are `logits.<task>`, names `modules_of_<task>`
+            if {key.rpartition('.')[2], key.partition('_of_')[2]} & others:
+                yield f'{prefix}.{key}'

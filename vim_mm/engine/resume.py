@@ -1,0 +1,263 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Which checkpoint a run goes on from, and what it takes from its notes."""
+
+import os
+import os.path as osp
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+
+from vim_mm.utils.checkpoint import CheckpointError
+
+COUNTERS = ('epoch', 'iter')
+_POINTER = 'last_checkpoint'
+
+# ------------------------------------------------------------------- notes
+
+
+def keep_numbers(checkpoint: dict, runner: Runner) -> None:
+    """Reduce a checkpoint's notes, in place, to what a run goes on from.
+
+    These are the counters and the seed, the numbers and loss curves of the
+    message hub, and the data set's classes, to compare them. All other text
+    goes: some of it mmengine would run as a config, or take for the paths of
+    files to remove.
+    """
+    meta = _mapping(checkpoint, 'meta')
+    kept = {
+        key: meta[key]
+        for key in (*COUNTERS, 'seed') if isinstance(meta.get(key), int)
+    }
+    if isinstance(meta.get('dataset_meta'), Mapping):
+        kept['dataset_meta'] = meta['dataset_meta']
+    hub = _mapping(checkpoint, 'message_hub')
+    scalars, infos, resumed = ({
+        key: value
+        for key, value in _mapping(hub, part).items() if keeps(value)
+    } for part, keeps in (
+        ('log_scalars', lambda value: isinstance(value, HistoryBuffer)),
+        ('runtime_info', _is_numeric),
+        ('resumed_keys', lambda value: isinstance(value, bool)),
+    ))
+    infos.update(_best(runner, _mapping(hub, 'runtime_info')))
+    known = scalars.keys() | infos.keys()
+    checkpoint['meta'] = kept
+    checkpoint['message_hub'] = dict(
+        log_scalars=scalars,
+        runtime_info=infos,
+        resumed_keys={k: v for k, v in resumed.items() if k in known})
+
+
+def _mapping(holder: Mapping, key: str) -> Mapping:
+    value = holder.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a value is a number, None, or holds nothing else."""
+    if isinstance(value, Mapping):
+        return all(map(_is_numeric, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_numeric, value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.kind in 'biufc'
+    return value is None or isinstance(value, (Number, torch.Tensor))
+
+
+def _best(runner: Runner, infos: Mapping) -> Dict[str, str]:
+    """The best checkpoints so far, which the run removes for better ones.
+
+    Names from a file only choose among the files in the run's own folders.
+    """
+    names = {
+        key: osp.basename(value)
+        for key, value in infos.items()
+        if key.startswith('best_ckpt') and isinstance(value, str)
+    }
+    present = {osp.basename(path): path for path in _best_files(runner)}
+    return {
+        key: present[name]
+        for key, name in names.items() if name in present
+    }
+
+
+def check_counters(checkpoint: Any, file: str) -> None:
+    """Refuse what a run cannot go on from.
+
+    Raises:
+        CheckpointError: If it was not written by a run, or its counters are
+            no numbers.
+    """
+    parts = ('meta', 'message_hub', 'state_dict')
+    whole = isinstance(checkpoint, dict) and all(
+        isinstance(checkpoint.get(part), Mapping) for part in parts)
+    if not whole or not all(
+            isinstance(checkpoint['meta'].get(key), int) for key in COUNTERS):
+        raise CheckpointError(
+            f'{file} says nothing of where a run was, so none can go on from '
+            'it; give a checkpoint that a run wrote, or load its weights with '
+            '`load_from`.')
+
+
+# ------------------------------------------------------------------ choice
+
+
+@dataclass
+class _Saved:
+    """A checkpoint in a run's folder.
+
+    Attributes:
+        path (str): Where it is.
+        kind (int): Which of the templates of names it follows.
+        step (int): The epoch or iteration in its name.
+        time (float): When it was written.
+    """
+    path: str
+    kind: int = -1
+    step: int = -1
+
+    def __post_init__(self) -> None:
+        self.time = osp.getmtime(self.path)
+
+
+def choose_checkpoint(runner: Runner) -> None:
+    """Let an automatic resume take the newest checkpoint that loads.
+
+    mmengine takes what the file ``last_checkpoint`` names, and starts anew
+    where there is none. The first process chooses for all.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none loads.
+    """
+    if (runner._has_loaded or runner._resume is not True
+            or runner._load_from is not None):
+        return
+    chosen: List[Any] = [None, None]
+    if is_main_process():
+        chosen = list(_choose(runner))
+    broadcast_object_list(chosen)
+    path, said = chosen
+    if path == '':
+        raise CheckpointError(said)
+    print_log(said, logger='current')
+    runner._load_from = path
+    runner._resume = path is not None
+
+
+def _choose(runner: Runner) -> Tuple[Optional[str], str]:
+    """A path and what is to be said; '' if no checkpoint loads."""
+    named, reasons = _read_pointer(runner.work_dir)
+    if named is not None and '://' in named:
+        return named, f'Resuming from {named}.'
+    ordered = _ordered(runner, named)
+    if not ordered:
+        return None, (f'There is no checkpoint in {runner.work_dir} to resume '
+                      'from: training starts from the beginning.')
+    for path in ordered:
+        try:
+            # a folder is a strategy's own, which alone can read it
+            if not (osp.isdir(path) and isinstance(runner, FlexibleRunner)):
+                check_counters(
+                    CheckpointLoader.load_checkpoint(path, 'cpu', 'silent'),
+                    path)
+        except (CheckpointError, OSError) as error:
+            reasons.append(str(error))
+            continue
+        if path != named and not reasons:
+            reasons = [f'it is newer than {named}']
+        why = f' ({" ".join(reasons)})' if reasons else ''
+        return path, f'Resuming from {path}{why}.'
+    return '', (f'None of the {len(ordered)} checkpoints of {runner.work_dir} '
+                f'loads, so the run cannot be resumed: {" ".join(reasons)} '
+                'Move them away to start anew.')
+
+
+def _read_pointer(work_dir: str) -> Tuple[Optional[str], List[str]]:
+    """What ``last_checkpoint`` names, and what is wrong with it."""
+    pointer = osp.join(work_dir, _POINTER)
+    if not osp.isfile(pointer):
+        return None, [f'There is no {_POINTER}.']
+    with open(pointer, encoding='utf-8', errors='replace') as file:
+        path = file.readline().strip()
+    if not path:
+        return None, [f'{_POINTER} is empty.']
+    # a work dir may have moved, or be a copy
+    here = osp.join(work_dir, osp.basename(path))
+    for place in (here, path):
+        if '://' in place or osp.exists(place):
+            return place, []
+    return None, [f'{_POINTER} names {path}, which is not there.']
+
+
+def _ordered(runner: Runner, named: Optional[str]) -> List[str]:
+    """All checkpoints of a run, the one to try first in front.
+
+    That is the one named, unless the run wrote one more and did not come to
+    name it. Files that count further but are older are another run's. The
+    best so far come last: they hold no optimizer.
+    """
+    found = list(_saved(runner))
+    last = [each for each in found if each.path == named]
+    if named is not None and not last:
+        last = [_Saved(named)]
+        found += last
+
+    def rank(each: _Saved) -> tuple:
+        group = 1
+        if last and each is not last[0]:
+            ahead = each.kind != last[0].kind or each.step > last[0].step
+            newer = each.time > last[0].time
+            group = 3 if ahead and not newer else 0 if ahead else 2
+        return group, each.kind, -each.step
+
+    ordered = [each.path for each in sorted(found, key=rank)]
+    best = sorted(_best_files(runner), key=osp.getmtime, reverse=True)
+    return list(dict.fromkeys(ordered + best))
+
+
+def _saved(runner: Runner) -> Iterator[_Saved]:
+    """The files that the run's checkpoint hooks have written."""
+    names = [hook.filename_tmpl for hook in _hooks(runner)]
+    patterns = [
+        re.sub(r'\\\{.*?\\\}', r'(\\d+)', re.escape(name))
+        for name in (*names, 'epoch_{}.pth', 'iter_{}.pth')
+    ]
+    for folder in _folders(runner):
+        for name in os.listdir(folder):
+            for kind, pattern in enumerate(patterns):
+                match = re.fullmatch(pattern, name)
+                if match:
+                    yield _Saved(
+                        osp.join(folder, name), kind, int(match[1]))
+                    break
+
+
+def _best_files(runner: Runner) -> List[str]:
+    return [
+        osp.join(folder, name) for folder in _folders(runner)
+        for name in os.listdir(folder)
+        if name.startswith('best_') and name.endswith('.pth')
+    ]
+
+
+def _folders(runner: Runner) -> List[str]:
+    """Where the run's checkpoints are, as its checkpoint hooks see it."""
+    folders = [runner.work_dir]
+    for hook in _hooks(runner):
+        if hook.out_dir is not None:
+            name = osp.basename(runner.work_dir.rstrip(osp.sep))
+            folders.append(osp.join(hook.out_dir, name))
+    return [folder for folder in dict.fromkeys(folders) if osp.isdir(folder)]
+
+
+def _hooks(runner: Runner) -> List[CheckpointHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]

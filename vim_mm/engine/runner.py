@@ -1,0 +1,114 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What every run looks at before it works, from a tool or from Python."""
+
+import logging
+from functools import wraps
+from typing import Callable, Tuple, Union
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.runner import FlexibleRunner, Runner
+
+from vim_mm.utils.config import type_name
+from vim_mm.utils.data import check_data
+from vim_mm.utils.dist import prepare_cpu_dist
+from .resume import choose_checkpoint
+
+TRAINING = ('train_dataloader', 'val_dataloader')
+TESTING = ('test_dataloader', )
+
+
+def build_runner(cfg: Config,
+                 parts: Tuple[str, ...]) -> Union[Runner, FlexibleRunner]:
+    """Build a run's runner once its data has been found.
+
+    Args:
+        cfg (Config): Config of the run with its ``launcher``.
+        parts (tuple[str]): The data loaders that it needs: TRAINING or
+            TESTING.
+
+    Raises:
+        FileNotFoundError: If data is missing.
+        ValueError: If the launcher's environment variables are missing.
+    """
+    check_data(cfg, parts)
+    prepare_cpu_dist(cfg, cfg.launcher)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def guard_runner() -> None:
+    """Let mmengine's runners look at data, device and checkpoints first.
+
+    Loops and optimizers are built before any hook hears of a run, so a hook
+    alone would come too late. Idempotent.
+    """
+    for runner in (Runner, FlexibleRunner):
+        _precede(runner, 'register_hooks', _add_guard)
+        _precede(runner, 'train', _before_training)
+        _precede(runner, 'val', _before_validation)
+        _precede(runner, 'test', _before_testing)
+        _precede(runner, 'load_or_resume', choose_checkpoint)
+
+
+def _precede(cls: type, method: str, look: Callable) -> None:
+    """Call ``look(runner)`` before a method of a class."""
+    original = getattr(cls, method)
+    if getattr(original, 'preceded_by', None) is look:
+        return
+
+    @wraps(original)
+    def guarded(self, *args, **kwargs):
+        look(self)
+        return original(self, *args, **kwargs)
+
+    guarded.preceded_by = look
+    setattr(cls, method, guarded)
+
+
+def _add_guard(runner: Runner) -> None:
+    runner.register_hook(dict(type='vim_mm.GuardHook'))
+
+
+def _before_training(runner: Runner) -> None:
+    _check_data(runner, TRAINING)
+    keep_float32_on_cpu(runner.optim_wrapper)
+
+
+def _before_validation(runner: Runner) -> None:
+    _check_data(runner, TRAINING[1:])
+
+
+def _before_testing(runner: Runner) -> None:
+    _check_data(runner, TESTING)
+
+
+def _check_data(runner: Runner, parts: Tuple[str, ...]) -> None:
+    cfg = {part: getattr(runner, f'_{part}') for part in parts}
+    for part in set(parts) - {'train_dataloader'}:
+        evaluator = part.replace('dataloader', 'evaluator')
+        cfg[evaluator] = getattr(runner, f'_{evaluator}')
+    scope = DefaultScope.get_current_instance()
+    check_data(dict(cfg, default_scope=scope and scope.scope_name), parts)
+
+
+def keep_float32_on_cpu(wrapper: object) -> None:
+    """The same commands run without a GPU, where nothing scales losses.
+
+    Args:
+        wrapper (dict): Config of the optimizer wrapper, changed in place. A
+            wrapper that is built is left alone.
+    """
+    if not isinstance(wrapper, dict) or get_device() != 'cpu':
+        return
+    if type_name({'type': 'OptimWrapper', **wrapper}) != 'AmpOptimWrapper':
+        return
+    print_log(
+        'Mixed precision needs a GPU, and there is none: this run computes '
+        'in float32.',
+        logger='current',
+        level=logging.WARNING)
+    wrapper['type'] = 'OptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
