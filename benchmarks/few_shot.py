@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.apis.ranking import build_model
-from vim_mm.engine.feature_cache import (CachedBatch, preprocess, to_device,
-                                         unmixed)
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
-                                          rows_of)
+from vim_mm.evaluation.ridge import balanced_accuracy, ridge_scores
+from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed
+from vim_mm.features.rows import rows_of
 from vim_mm.utils.data import check_data
 
 Rows = Tuple[Tensor, Tensor, Tensor]

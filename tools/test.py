@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from vim_mm.apis.serving import class_of
-from vim_mm.engine.feature_cache import unwrap
+from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli

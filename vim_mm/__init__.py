@@ -7,9 +7,11 @@ resolve, a stand-in serves missing compiled mmcv ops, and safetensors files
 load as checkpoints.
 """
 
+from ._moved import install as install_moved
 from .utils.setup_env import prepare_stack
 from .version import __version__
 
+install_moved()
 prepare_stack()
 
 __all__ = ['__version__']

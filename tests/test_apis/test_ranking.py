@@ -14,7 +14,7 @@ from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    build_runner, fill, fusion_neck, model_cfg, save_trunk)
 from vim_mm.apis.ranking import build_model, fitting_model, rank_modules
 from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.engine.module_rows import TRUNK
+from vim_mm.features.module_rows import TRUNK
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCORES = ['ours', 'logme', 'nleep', 'hscore']

@@ -15,10 +15,11 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
-from vim_mm.engine.transfer_score import held_out_scores, thinned
-from vim_mm.engine.transferability import h_score, library, log_me, n_leep
-from vim_mm.engine.unlike_halves import DEALS
+from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
+from vim_mm.evaluation.unlike_halves import DEALS
+from vim_mm.features.module_rows import TRUNK, Progress, module_rows
+from vim_mm.features.rows import thinned
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
