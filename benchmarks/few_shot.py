@@ -16,7 +16,7 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vim_mm.apis.ranking import build_model
+from vim_mm.apis.ranking import unfused_model
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.evaluation.ridge import balanced_accuracy, ridge_scores
 from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed
@@ -120,8 +120,8 @@ class FewShot:
                              'name them in `model.backbone.modules`.')
         self.pool, self.tested = load_pictures(cfg, num_test)
         self.batch_size = batch_size
-        self.model = build_model(cfg, zoo or backbone.zoo,
-                                 list(backbone.modules))
+        self.model = unfused_model(cfg, zoo or backbone.zoo,
+                                   list(backbone.modules))
         self.backbone = self.model.backbone
         self.names = self.backbone.bank.names
         if getattr(self.model, 'neck', None) is not None:

@@ -20,11 +20,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_from_file
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
+from mmengine.registry import DATASETS, DefaultScope, Registry
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.utils.config import read_config, type_name
@@ -175,13 +176,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         ValueError: If there is no model or it has no :class:`ViMBackbone`,
             or the checkpoint is of another model.
     """
-    if not cfg.get('model'):
-        raise ValueError('Its config has no `model`; give one of a whole '
-                         'task.')
-    model_cfg = ConfigDict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg)
+    model = build_model(cfg)
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ViMBackbone):
         raise ValueError(f'Its backbone is {type(backbone).__name__} and not '

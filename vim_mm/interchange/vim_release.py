@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from torch import nn
 
+from vim_mm.models import build_model
 from vim_mm.registry import MODELS
 from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.utils.files import new_folder
@@ -26,7 +26,6 @@ from .vim_release_layout import (ReleasedTask, StateDict, hidden_dims,
 
 PathLike = Union[str, os.PathLike]
 TRUNK, ZOO = 'trunk.safetensors', 'zoo'
-SCOPES = dict(cls='mmpretrain', seg='mmseg')
 
 
 def convert_release(src: PathLike,
@@ -181,8 +180,7 @@ _SIZES = dict(cls=_set_cls_sizes, seg=_set_seg_sizes)
 
 def _save_task(cfg: Config, task: ReleasedTask, draft: Path,
                dst: Path) -> None:
-    with DefaultScope.overwrite_default_scope(SCOPES[task.kind]):
-        model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     _fill(model, task)
     torch.save(
         dict(meta=_meta(task), state_dict=model.state_dict()),

@@ -1,2 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from . import adapters, backbones, fusion, necks  # noqa: F401
+from . import adapters, backbones, fusion, necks
+from .build import build_model
+
+__all__ = ['adapters', 'backbones', 'build_model', 'fusion', 'necks']
