@@ -24,13 +24,12 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
+from vim_mm.utils.kinds import KINDS
 
 # drawing hook and visualizer of each library, for configs that name none
 DRAWING = {
-    'mmdet': ('mmdet.DetVisualizationHook', 'mmdet.DetLocalVisualizer'),
-    'mmseg': ('mmseg.SegVisualizationHook', 'mmseg.SegLocalVisualizer'),
-    'mmpretrain':
-    ('mmpretrain.VisualizationHook', 'mmpretrain.UniversalVisualizer'),
+    kind.scope: (kind.hook, kind.visualizer['type'])
+    for kind in KINDS.values()
 }
 
 

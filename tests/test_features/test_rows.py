@@ -107,5 +107,5 @@ def test_several_labels_a_picture_are_a_sentence(labels: list) -> None:
 
 def test_unknown_annotations_are_a_sentence() -> None:
     sample = DataSample(gt_caption='x')
-    with pytest.raises(ValueError, match='gt_label, gt_sem_seg or'):
+    with pytest.raises(ValueError, match='one of gt_label, gt_inst'):
         rows_of([batch([sample], torch.randn(1, 4, 2, 2))], 0)

@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from vim_mm.models.necks.token_pooling import pool_tokens
+from vim_mm.utils.kinds import KINDS, find_kind
 from .cache import CachedBatch
 
 #: Label of a patch that belongs to no class; 255 may be one.
@@ -44,14 +45,15 @@ def rows_of(cached: List[CachedBatch],
     rows, labels, pictures, start = [], [], [], 0
     for batch in cached:
         sample = batch.data_samples[0]
-        if 'gt_label' in sample:
+        kind = find_kind(sample, 'gt')
+        if kind == 'cls':
             x = pool_tokens(batch.features, num_extra_tokens)[:, None]
             y = [s.gt_label for s in batch.data_samples]
             if any(len(each) != 1 for each in y):
                 raise ValueError('Modules can be scored on pictures of one '
                                  'class each; some have several, or none.')
             y = torch.stack(y)
-        elif 'gt_sem_seg' in sample or 'gt_instances' in sample:
+        elif kind is not None:
             grid = batch.features[-1].shape[-2:]
             maps = batch.features if all_levels else batch.features[-1:]
             x = torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], 1)
@@ -61,9 +63,9 @@ def rows_of(cached: List[CachedBatch],
                 for s in batch.data_samples
             ])
         else:
-            raise ValueError(
-                'Modules can be scored on gt_label, gt_sem_seg or '
-                f'gt_instances; these samples hold {sample.keys()}.')
+            known = ', '.join(kind.gt for kind in KINDS.values())
+            raise ValueError(f'Modules can be scored on one of {known}; these '
+                             f'samples hold {sample.keys()}.')
         picture = torch.arange(start, start + len(x))
         start += len(x)
         pictures.append(picture[:, None].expand(x.shape[:2]).flatten())
