@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The steps of ``tools/demo.py``: what each runs, reuses and shows."""
 
-import hashlib
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from vim_mm.report import (Row, Step, Variant, VariantResult, run_variant,
                            variants)
 from vim_mm.report.comparison import peak_memory_mb, reset_peak_memory
 from vim_mm.report.pictures import draw_predictions
-from vim_mm.utils.files import write_atomic
+from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.zoo import Zoo
 from .data import Recipe, default_out, digits_recipe
 from .data import prepare as prepare_dataset
@@ -185,7 +184,7 @@ def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
     cfg = step_config(name, work_dir, seed)
     parts = [vim_mm.__version__, cfg.pretty_text]
     if trunk_path().is_file():
-        parts.append(hashlib.sha256(trunk_path().read_bytes()).hexdigest())
+        parts.append(sha256(trunk_path()))
     for data in ('tree_crowns', 'solar_cells', 'digits_on_photographs'):
         parts.append((default_out(data) / 'manifest.json').read_text())
     if STEPS[name].fuses:
@@ -193,7 +192,7 @@ def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
             f'{module}:{module_hash(module, work_dir)}'
             for module in cfg.model.backbone.modules
         ]
-    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+    return sha256('\n'.join(parts).encode())
 
 
 def module_hash(module: Optional[str], work_dir: Path) -> Optional[str]:

@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -13,6 +12,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
+from vim_mm.utils.files import new_folder
 from vim_mm.version import __version__
 
 MANIFEST = 'manifest.json'
@@ -149,26 +149,15 @@ def prepare(recipe: Recipe, out: Path) -> Tuple[Dict[str, Any], bool]:
         PreparationError: A package is absent, or ``out`` holds something
             that no preparation wrote.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # a link to a folder stays one
     manifest = recipe.manifest()
     old = _read_manifest(out)
     if old is not None and _is_current(out, old, manifest):
         return old, True
-    fresh = out.with_name(f'.{out.name}.{os.getpid()}.new')
-    stale = out.with_name(f'.{out.name}.{os.getpid()}.old')
-    try:
-        fresh.mkdir(parents=True)
-        manifest['counts'] = recipe.write(fresh)
-        manifest['files'] = _count_files(fresh)
-        write_json(fresh / MANIFEST, manifest, indent=2)
-        if old is not None:
-            os.replace(out, stale)
-        os.replace(fresh, out)
-    finally:
-        if stale.exists() and not out.exists():
-            os.replace(stale, out)
-        for leftover in (fresh, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with new_folder(out) as draft:
+        manifest['counts'] = recipe.write(draft)
+        manifest['files'] = _count_files(draft)
+        write_json(draft / MANIFEST, manifest, indent=2)
     return manifest, False
 
 

