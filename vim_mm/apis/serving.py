@@ -250,10 +250,15 @@ def class_names(dataset: ConfigDict, meta: dict,
     if not classes:
         counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
         classes = range(max(n for n in counts if isinstance(n, int)))
-    palette = found.get('palette') or []
-    if len(palette) < len(classes):
-        palette = get_palette('random', len(classes))
-    return [str(c) for c in classes], [tuple(map(int, c)) for c in palette]
+    palette = colours(found.get('palette'), len(classes))
+    return [str(c) for c in classes], palette
+
+
+def colours(palette: Optional[Sequence], num: int) -> List[tuple]:
+    """A palette as RGB tuples, or another one if it lacks some of ``num``."""
+    if len(palette or ()) < num:
+        palette = get_palette('random', num)
+    return [tuple(map(int, colour)) for colour in palette]
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:
