@@ -15,13 +15,13 @@ FLOORS = ('version', 'registry', 'utils', 'evaluation', 'zoo', 'datasets',
           'models', 'interchange', 'features', 'engine', 'apis', 'report',
           'demo')
 #: They name parts of all floors, to lead to them: locations of registries,
-#: new places of old paths, and what a doctor tries to import.
-SIGNPOSTS = ('registry.py', '_moved.py', 'utils/doctor.py')
+#: and what a doctor tries to import.
+SIGNPOSTS = ('registry.py', 'utils/doctor.py')
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.parts
 }
-#: These two prepare the package itself, and stand outside the floors.
+#: The package itself, and where its parts were before.
 OUTSIDE = ('__init__.py', '_moved.py')
 FILES = [file for file in SOURCES if file not in OUTSIDE]
 

@@ -107,6 +107,18 @@ class TestPrepare:
         assert (tmp_path / 'toy/file.txt').read_text() == 'b'
         assert [p.name for p in tmp_path.iterdir()] == ['toy']
 
+    @pytest.mark.parametrize('there', [False, True])
+    def test_a_link_to_a_folder_stays_one(self, tmp_path: Path,
+                                          there: bool) -> None:
+        (tmp_path / 'disk').mkdir()
+        (tmp_path / 'toy').symlink_to(tmp_path / 'disk')
+        if there:
+            prepare(toy_recipe('a'), tmp_path / 'toy')
+        prepare(toy_recipe('b'), tmp_path / 'toy')
+        assert (tmp_path / 'toy').is_symlink()
+        assert (tmp_path / 'disk/file.txt').read_text() == 'b'
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['disk', 'toy']
+
     def test_lost_file_rebuilds(self, tmp_path: Path) -> None:
         prepare(toy_recipe(), tmp_path / 'toy')
         (tmp_path / 'toy/file.txt').unlink()
