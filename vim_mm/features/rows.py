@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from vim_mm.models.necks.token_pooling import pool_tokens
+from vim_mm.models.layouts import pool_tokens
 from vim_mm.utils.kinds import KINDS, find_kind
 from .cache import CachedBatch
 
