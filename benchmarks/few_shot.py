@@ -16,12 +16,11 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vim_mm.apis.ranking import build_model
-from vim_mm.engine.feature_cache import (CachedBatch, preprocess, to_device,
-                                         unmixed)
+from vim_mm.apis.ranking import unfused_model
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.engine.transfer_score import (balanced_accuracy, ridge_scores,
-                                          rows_of)
+from vim_mm.evaluation.ridge import balanced_accuracy, ridge_scores
+from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed
+from vim_mm.features.rows import rows_of
 from vim_mm.utils.data import check_data
 
 Rows = Tuple[Tensor, Tensor, Tensor]
@@ -121,8 +120,8 @@ class FewShot:
                              'name them in `model.backbone.modules`.')
         self.pool, self.tested = load_pictures(cfg, num_test)
         self.batch_size = batch_size
-        self.model = build_model(cfg, zoo or backbone.zoo,
-                                 list(backbone.modules))
+        self.model = unfused_model(cfg, zoo or backbone.zoo,
+                                   list(backbone.modules))
         self.backbone = self.model.backbone
         self.names = self.backbone.bank.names
         if getattr(self.model, 'neck', None) is not None:

@@ -37,8 +37,8 @@ from mmengine.utils import get_git_hash
 from rich.table import Table
 
 from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
-from vim_mm.engine.module_rows import TRUNK
-from vim_mm.engine.transfer_score import held_out_scores
+from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.features.module_rows import TRUNK
 from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.files import write_atomic

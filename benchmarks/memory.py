@@ -23,11 +23,12 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
+from vim_mm.models import build_model
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
 
@@ -52,7 +53,7 @@ def build(cfg: Config) -> BaseModel:
     names = backbone.pop('modules', [])
     fusion = backbone.pop('fusion', None)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     for name in names:
         dims = {slot: s.dims for slot, s in model.backbone.slots.items()}
         model.backbone.bank.add(

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import MODELS
+from vim_mm.utils import kinds
 from vim_mm.zoo import save_module
 
 SIZE, PATCH, DIMS = 56, 14, 32
@@ -268,7 +269,7 @@ def fusion_neck(kind: str, modules: List[str] = ()) -> dict:
         inner_neck=inner if kind == 'cls' else None)
 
 
-SCOPES = dict(cls='mmpretrain', det='mmdet', seg='mmseg')
+SCOPES = {name: kind.scope for name, kind in kinds.KINDS.items()}
 KINDS = list(SCOPES)
 
 

@@ -12,9 +12,10 @@ from mmengine.registry import DATASETS
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    fusion_neck, model_cfg, save_trunk)
-from vim_mm.engine.feature_cache import cache_features
 from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.engine.transfer_score import held_out_scores, rows_of
+from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.features.cache import cache_features
+from vim_mm.features.rows import rows_of
 from vim_mm.zoo import save_module
 
 NAMES = ['a', 'b', 'c']

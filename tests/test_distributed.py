@@ -33,7 +33,7 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
 
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, losses, snapshot
-    from vim_mm.engine.feature_cache import unwrap
+    from vim_mm.features.cache import unwrap
     from vim_mm.utils.dist import leave_group, prepare_cpu_dist
     os.environ.update(
         RANK=str(rank),

@@ -26,8 +26,8 @@ from typing import List, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.apis import demo
-from vim_mm.apis.report import Step, write_report
+from vim_mm.demo import steps as demo
+from vim_mm.report.page import Step, write_report
 from vim_mm.utils.cli import run_cli, table_console
 
 # what a person wants to see of a step's log while it runs

@@ -17,13 +17,12 @@ from vim_mm.engine.runner import TESTING, build_runner
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
+from vim_mm.utils.kinds import KINDS
 
 # drawing hook and visualizer of each library, for configs that name none
 DRAWING = {
-    'mmdet': ('mmdet.DetVisualizationHook', 'mmdet.DetLocalVisualizer'),
-    'mmseg': ('mmseg.SegVisualizationHook', 'mmseg.SegLocalVisualizer'),
-    'mmpretrain':
-    ('mmpretrain.VisualizationHook', 'mmpretrain.UniversalVisualizer'),
+    kind.scope: (kind.hook, kind.visualizer['type'])
+    for kind in KINDS.values()
 }
 
 

@@ -194,7 +194,7 @@ def save_trained(args: argparse.Namespace) -> None:
 
 def rank(args: argparse.Namespace) -> None:
     # SciPy and models take seconds to import: not for listing a zoo
-    from vim_mm.apis.evidence import agreement
+    from vim_mm.report.evidence import agreement
 
     # what libraries print while they build is no part of the answer
     with contextlib.redirect_stdout(sys.stderr):
@@ -214,8 +214,8 @@ def rank(args: argparse.Namespace) -> None:
 
 def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     """The ranking, and metric and usefulness that the evidence knows."""
-    from vim_mm.apis.evidence import usefulness
     from vim_mm.apis.ranking import rank_modules
+    from vim_mm.report.evidence import usefulness
     cfg = read_config(args.config, args.cfg_options)
     zoo = args.zoo or cfg.get('model', {}).get('backbone', {}).get('zoo')
     if zoo is None:

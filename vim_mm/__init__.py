@@ -7,10 +7,12 @@ resolve, a stand-in serves missing compiled mmcv ops, safetensors files load as
 checkpoints, and runners look at data and checkpoints before they work.
 """
 
+from ._moved import install as install_moved
 from .engine.runner import guard_runner
 from .utils.setup_env import prepare_stack
 from .version import __version__
 
+install_moved()
 prepare_stack()
 guard_runner()
 

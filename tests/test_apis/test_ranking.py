@@ -12,9 +12,9 @@ from mmengine.runner import Runner
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    build_runner, fill, fusion_neck, model_cfg, save_trunk)
-from vim_mm.apis.ranking import build_model, fitting_model, rank_modules
+from vim_mm.apis.ranking import fitting_model, rank_modules, unfused_model
 from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.engine.module_rows import TRUNK
+from vim_mm.features.module_rows import TRUNK
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCORES = ['ours', 'logme', 'nleep', 'hscore']
@@ -92,7 +92,7 @@ def test_our_score_is_the_one_that_starts_gates(tmp_path: Path,
     cfg = config(kind, trunk, modules=['mild'], zoo=str(zoo))
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
     init_default_scope(cfg.default_scope)
-    model = build_model(cfg, str(zoo), ['mild'])
+    model = unfused_model(cfg, str(zoo), ['mild'])
     model.backbone.set_fusion(dict(type='EnsMoE', zero_module=True))
     run = SimpleNamespace(
         model=model,

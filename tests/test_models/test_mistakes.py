@@ -1,11 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What users of PEFT and mmdet get wrong first is answered in a sentence."""
 
-import pytest
+from pathlib import Path
 
-from _tiny import build_backbone, occupy
+import pytest
+import torch
+
+from _tiny import (add_modules, build_backbone, fill, fusion_neck, occupy,
+                   same, save_trunk, snapshot)
 from vim_mm.models.adapters import build_adapter
 from vim_mm.models.fusion import build_fusion
+from vim_mm.registry import MODELS
+from vim_mm.zoo import Zoo, save_module
 
 
 @pytest.mark.parametrize(('cfg', 'sentence'), [
@@ -57,3 +63,59 @@ def test_of_fusions(cfg: object, sentence: str) -> None:
 def test_of_backbones(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_backbone(**settings)
+
+
+INIT = dict(type='Constant', val=3., layer='Linear')
+
+
+@pytest.mark.parametrize('init_cfg', [INIT, [INIT]])
+@pytest.mark.parametrize('kind', [
+    'ConvPass', 'BottleneckAdapter', 'LoRA', 'PluginNeck'
+])
+def test_an_init_cfg_of_adapters_is_refused(kind, init_cfg) -> None:
+    cfg = dict(type=kind, init_cfg=init_cfg)
+    with pytest.raises(ValueError, match='`model.backbone.adapter.init_cfg` '
+                       'would never be applied.*`model.backbone.init_cfg`'):
+        build_backbone(new_module='n', adapter=cfg)
+    build_backbone(new_module='n', adapter=dict(cfg, init_cfg=None))
+
+
+@pytest.mark.parametrize('kind', [
+    'EnsMoE', 'LinearMoE', 'RoutedMoE', 'ParameterMerge', 'FixedFusion',
+    'FixedMerge'
+])
+def test_an_init_cfg_of_fusions_is_refused(kind) -> None:
+    cfg = dict(type=kind, init_cfg=INIT)
+    with pytest.raises(ValueError, match='`model.backbone.fusion.init_cfg` '
+                       'would never'):
+        build_backbone(new_module='n', fusion=cfg)
+    backbone = build_backbone(new_module='n', fusion=dict(type=kind))
+    before = backbone.fusion
+    with pytest.raises(ValueError, match='`model.backbone.fusion.init_cfg`'):
+        backbone.set_fusion(cfg)
+    assert backbone.fusion is before
+
+
+def test_in_a_neck_an_init_cfg_is_applied(tmp_path: Path) -> None:
+    cfg = fusion_neck('seg', ['a', 'b'])
+    trained = MODELS.build(dict(cfg, fusion=dict(type='EnsMoE')))
+    fill(trained.fusion)
+    torch.save(trained.fusion.state_dict(), tmp_path / 'gates.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'gates.pth'))
+    neck = MODELS.build(
+        dict(cfg, fusion=dict(type='EnsMoE', init_cfg=init_cfg)))
+    assert not same(snapshot(neck.fusion), snapshot(trained.fusion))
+    neck.init_weights()
+    assert same(snapshot(neck.fusion), snapshot(trained.fusion))
+
+
+def test_a_card_of_0_1_0_with_an_init_cfg_is_read(tmp_path: Path) -> None:
+    """It was accepted then, and stands on the card."""
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    backbone = build_backbone(trunk)
+    add_modules(backbone, 'old')
+    backbone.bank._cfgs['old']['init_cfg'] = INIT
+    save_module(backbone, 'old', tmp_path / 'zoo')
+    assert Zoo(tmp_path / 'zoo').card('old').adapter['init_cfg'] == INIT
+    again = build_backbone(trunk, zoo=str(tmp_path / 'zoo'), modules=['old'])
+    assert again.bank.names == ['old']

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vim_mm import __version__
-from vim_mm.utils.trunk_weights import ConversionError, convert_trunk
+from vim_mm.interchange.trunks import ConversionError, convert_trunk
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'model_converters' / 'convert_trunk.py'

@@ -95,7 +95,7 @@ def test_unsafe_names_are_refused(make_card, name):
     (dict(kind='LoRA'), "its kind is 'LoRA' but its adapter"),
     (dict(adapter=dict()), 'its adapter has the type None'),
     (dict(trunk=dict(type='T')), "its 'trunk' lacks 'fingerprint'"),
-    (dict(task='pose'), "its task is 'pose', not one of det, seg, cls"),
+    (dict(task='pose'), "its task is 'pose', not one of cls, det, seg"),
     (dict(metrics=[dict(name='AP', value=1.)]), 'the number of test images'),
     (dict(metrics=[dict(name='AP', value=float('nan'), n=1)]),
      'cannot be written as JSON'),

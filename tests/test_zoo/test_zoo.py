@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 
 import vim_mm
-from vim_mm.zoo import Zoo, ZooError, files
+from vim_mm.utils.files import sha256
+from vim_mm.zoo import Zoo, ZooError
 
 MODULE = 'module.safetensors'
 
@@ -45,9 +46,10 @@ def test_round_trip_is_bit_exact(tmp_path, make_card, make_tensors):
 
 
 def test_round_trip_in_a_fresh_process(zoo):
-    code = ('import sys; from vim_mm.zoo import Zoo, files\n'
+    code = ('import sys; from vim_mm.utils.files import sha256\n'
+            'from vim_mm.zoo import Zoo, files\n'
             'card, tensors = Zoo(sys.argv[1]).load("m")\n'
-            'print(card.name, files.sha256(files.pack(tensors)))')
+            'print(card.name, sha256(files.pack(tensors)))')
     env = dict(os.environ, PYTHONPATH=str(Path(vim_mm.__file__).parents[1]))
     out = subprocess.run([sys.executable, '-c', code,
                           str(zoo.root)],
@@ -56,7 +58,7 @@ def test_round_trip_in_a_fresh_process(zoo):
                          text=True,
                          check=True).stdout
     data = (zoo.root / 'm' / MODULE).read_bytes()
-    assert out.split() == ['m', files.sha256(data)]
+    assert out.split() == ['m', sha256(data)]
 
 
 def test_parameters_that_require_grad_are_saved_as_values(

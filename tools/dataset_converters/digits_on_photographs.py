@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vim_mm.datasets.prepare import default_out, digits_recipe, run_recipe
+from vim_mm.demo.data import default_out, digits_recipe, run_recipe
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vim_mm.datasets.prepare import default_out, run_recipe, tree_crowns_recipe
+from vim_mm.demo.data import default_out, run_recipe, tree_crowns_recipe
 
 
 def parse_args() -> argparse.Namespace:

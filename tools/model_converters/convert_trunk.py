@@ -10,8 +10,8 @@
 import argparse
 
 import vim_mm  # noqa: F401
+from vim_mm.interchange.trunks import FAMILIES, convert_trunk
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.trunk_weights import FAMILIES, convert_trunk
 
 
 def parse_args() -> argparse.Namespace:

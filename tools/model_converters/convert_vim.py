@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 import vim_mm  # noqa: F401
+from vim_mm.interchange import convert_release
 from vim_mm.utils.cli import run_cli
-from vim_mm.zoo.interchange import convert_release
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'vim'
 

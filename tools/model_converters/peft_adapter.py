@@ -12,10 +12,10 @@ import argparse
 from mmengine.config import Config
 
 import vim_mm  # noqa: F401
+from vim_mm.interchange import LAYOUTS, export_adapter, import_adapter
 from vim_mm.models.backbones import build_trunk
 from vim_mm.utils.cli import run_cli
 from vim_mm.zoo import ZooError
-from vim_mm.zoo.interchange import LAYOUTS, export_adapter, import_adapter
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,9 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .comparison import Variant, VariantResult, run_variant, variants
-from .inferencer import ViMInferencer
-from .report import Row, Step, write_report
+"""What users call: inference, ranking a zoo, baking modules into a trunk."""
 
-__all__ = [
-    'Row', 'Step', 'Variant', 'VariantResult', 'ViMInferencer', 'run_variant',
-    'variants', 'write_report'
-]
+from vim_mm._moved import moved_names
+from .bake import bake
+from .inferencer import ViMInferencer
+from .ranking import Ranking, rank_modules
+
+__all__ = ['Ranking', 'ViMInferencer', 'bake', 'rank_modules']
+__getattr__ = moved_names(__name__)

@@ -2,7 +2,6 @@
 """Which modules of a zoo help a task: scored before any training."""
 
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
@@ -10,15 +9,17 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.engine.module_rows import TRUNK, Progress, module_rows
-from vim_mm.engine.transfer_score import held_out_scores, thinned
-from vim_mm.engine.transferability import h_score, library, log_me, n_leep
-from vim_mm.engine.unlike_halves import DEALS
+from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
+from vim_mm.evaluation.unlike_halves import DEALS
+from vim_mm.features.module_rows import TRUNK, Progress, module_rows
+from vim_mm.features.rows import thinned
+from vim_mm.models import build_model
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
@@ -161,7 +162,7 @@ def fitting_model(cfg: Config,
         ZooError: If none fits.
     """
     fits, skipped, model = Zoo(zoo).names(), {}, None
-    bare = build_model(cfg, zoo, []).backbone
+    bare = unfused_model(cfg, zoo, []).backbone
     for name in fits:
         try:
             bare.load_modules(zoo, [name])
@@ -172,7 +173,7 @@ def fitting_model(cfg: Config,
     del bare  # a second trunk may be large
     fits = [name for name in fits if name not in skipped]
     try:
-        model = build_model(cfg, zoo, fits)
+        model = unfused_model(cfg, zoo, fits)
     except ValueError:
         misfits = _misfits(cfg, zoo, fits)
         fits = [name for name in fits if name not in misfits]
@@ -182,7 +183,7 @@ def fitting_model(cfg: Config,
                           for name, why in skipped.items())
         raise ZooError(f'No module of the zoo {zoo!r} fits this config; it '
                        f'holds {len(skipped)}.{reasons}')
-    return model or build_model(cfg, zoo, fits), skipped
+    return model or unfused_model(cfg, zoo, fits), skipped
 
 
 def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
@@ -190,17 +191,14 @@ def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
     reasons = {}
     for name in names:
         try:
-            build_model(cfg, zoo, [name])
+            unfused_model(cfg, zoo, [name])
         except ValueError as error:
             reasons[name] = str(error)
     return reasons
 
 
-def build_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
+def unfused_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
     """The config's model with these modules instead of its own, no fusion."""
-    model_cfg = deepcopy(cfg.model)
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model_cfg.backbone.update(
-        zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
-    return MODELS.build(model_cfg).to(get_device()).eval()
+    model = build_model(
+        cfg, zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
+    return model.to(get_device()).eval()

@@ -15,16 +15,11 @@ from mmengine.structures import BaseDataElement
 
 from vim_mm.utils.config import type_name
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.kinds import KINDS, find_kind
 from .serving import class_of
 
-#: Each kind's own visualizer; the picture is seen through the classes.
-VISUALIZER = dict(
-    cls=dict(type='mmpretrain.UniversalVisualizer'),
-    det=dict(type='mmdet.DetLocalVisualizer'),
-    seg=dict(type='mmseg.SegLocalVisualizer', alpha=0.5))
 #: Pictures below this side are enlarged before drawing: text needs room.
 MIN_SIDE = 320
-_FIELDS = dict(pred_label='cls', pred_instances='det', pred_sem_seg='seg')
 
 
 def kind_of(sample: BaseDataElement) -> str:
@@ -33,12 +28,13 @@ def kind_of(sample: BaseDataElement) -> str:
     Raises:
         ValueError: If it holds another kind.
     """
-    for field, kind in _FIELDS.items():
-        if field in sample:
-            return kind
-    raise ValueError(f'Predictions of the fields {sorted(sample.keys())} have '
-                     'no plain form here; set return_datasamples=True, and '
-                     'no_save_vis=True and no_save_pred=True beside out_dir.')
+    kind = find_kind(sample, 'pred')
+    if kind is None:
+        raise ValueError(
+            f'Predictions of the fields {sorted(sample.keys())} have no plain '
+            'form here; set return_datasamples=True, and no_save_vis=True and '
+            'no_save_pred=True beside out_dir.')
+    return kind
 
 
 def describe(sample: BaseDataElement, classes: Sequence[str]) -> dict:
@@ -140,7 +136,7 @@ class Painter:
             for key in ('name', 'vis_backends', 'save_dir'):
                 cfg.pop(key, None)
             if type_name(cfg) == 'Visualizer':
-                cfg = dict(VISUALIZER[kind])
+                cfg = dict(KINDS[kind].visualizer)
             # found, not built, by the registry: it would keep one for all
             made_by = class_of(cfg, VISUALIZERS)
             made = made_by(

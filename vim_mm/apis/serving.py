@@ -20,12 +20,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_from_file
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
+from mmengine.registry import DATASETS, DefaultScope, Registry
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from vim_mm.engine.fit import check_fit
+from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import read_config, type_name
@@ -169,13 +170,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         ValueError: If there is no model or it has no :class:`ViMBackbone`,
             or the checkpoint is of another model.
     """
-    if not cfg.get('model'):
-        raise ValueError('Its config has no `model`; give one of a whole '
-                         'task.')
-    model_cfg = ConfigDict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg)
+    model = build_model(cfg)
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ViMBackbone):
         raise ValueError(f'Its backbone is {type(backbone).__name__} and not '
@@ -238,10 +233,15 @@ def class_names(dataset: ConfigDict, meta: dict,
     if not classes:
         counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
         classes = range(max(n for n in counts if isinstance(n, int)))
-    palette = found.get('palette') or []
-    if len(palette) < len(classes):
-        palette = get_palette('random', len(classes))
-    return [str(c) for c in classes], [tuple(map(int, c)) for c in palette]
+    palette = colours(found.get('palette'), len(classes))
+    return [str(c) for c in classes], palette
+
+
+def colours(palette: Optional[Sequence], num: int) -> List[tuple]:
+    """A palette as RGB tuples, or another one if it lacks some of ``num``."""
+    if len(palette or ()) < num:
+        palette = get_palette('random', num)
+    return [tuple(map(int, colour)) for colour in palette]
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.zoo import same_trunk
 
 
 def tensors(model: nn.Module) -> Iterator[Tuple[nn.Module, str, str, Tensor]]:
@@ -57,8 +58,14 @@ def check_trunk(backbone: ViMBackbone, served: ViMBackbone,
                          'an inferencer of its own.')
     theirs: Dict[str, Tensor] = {n: v for _, _, n, v in tensors(other)}
     inside = tuple(f'{slot}.' for slot in backbone.slots)
+    slots = backbone.own_slots()
+    same = slots and slots == served.own_slots() and same_trunk(
+        trunk, other, slots)
+    hashed = tuple(f'{slot}.' for slot in slots) if same else ()
     for _, _, name, value in tensors(trunk):
         kept = theirs.get(name, value)
+        if name.startswith(hashed) and kept.dtype == value.dtype:
+            continue
         resized = kept.shape != value.shape and not name.startswith(inside)
         if not resized and not equal(value, kept):
             raise ValueError(

@@ -1,2 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from . import adapters, backbones, fusion, heads, necks  # noqa: F401
+from . import adapters, backbones, fusion, heads, necks
+from .build import build_model
+
+__all__ = [
+    'adapters', 'backbones', 'build_model', 'fusion', 'heads', 'necks'
+]

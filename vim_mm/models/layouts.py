@@ -3,6 +3,7 @@
 
 from typing import Iterable, List, Optional, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,32 @@ def tokens_like(tokens: Tensor, features: Tensor) -> Tensor:
     if features.dim() == 4:
         return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
     return tokens[:, 0] if features.dim() == 2 else tokens
+
+
+def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:
+    """Extra tokens, mean and maximum of the patches, of every level.
+
+    Args:
+        features (Sequence[Tensor]): Tokens (B, E + H * W, C), as from
+            ``out_type='raw'``, maps (B, C, H, W), or vectors (B, C), as from
+            ``out_type='cls_token'``, which are taken as they are.
+        num_extra_tokens (int): E, for tokens.
+
+    Returns:
+        Tensor: Shape (B, D), D the sum of ``(E + 2) * C`` (maps: ``2 * C``,
+        vectors: C) over the levels.
+    """
+    parts = []
+    for level in features:
+        if level.dim() == 2:
+            parts.append(level)
+            continue
+        patches = as_tokens(level)
+        if level.dim() == 3:
+            parts.append(level[:, :num_extra_tokens].flatten(1))
+            patches = level[:, num_extra_tokens:]
+        parts += [patches.mean(dim=1), patches.amax(dim=1)]
+    return torch.cat(parts, dim=1)
 
 
 class Streams(tuple):

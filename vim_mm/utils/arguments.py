@@ -66,6 +66,23 @@ def check_is_list(names: Any, what: str) -> None:
                          f'names, [{names!r}].')
 
 
+def refuse_init_cfg(part: Any, what: str) -> None:
+    """Refuse an ``init_cfg`` of a part that nobody would apply.
+
+    Args:
+        part (BaseModule): The part as it was built.
+        what (str): Where its config stands.
+
+    Raises:
+        ValueError: If it was given one.
+    """
+    if getattr(part, 'init_cfg', None):
+        raise ValueError(
+            f'`{what}.init_cfg` would never be applied: what is inside a '
+            'ViMBackbone is ready when it is built. Leave it out; to start '
+            'from a checkpoint set `model.backbone.init_cfg`.')
+
+
 def check_width(value: Any, what: str) -> None:
     """Refuse what is no number of channels, ranks or modules.
 

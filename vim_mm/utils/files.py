@@ -1,7 +1,23 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Files and folders that appear all at once, and their hashes."""
+
+import hashlib
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Iterator, Optional, Type, Union
+
+
+def sha256(source: Union[bytes, Path]) -> str:
+    """Return the sha256 of bytes or of a file in hexadecimal."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    with source.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_atomic(path: Path, content: Union[str, bytes]) -> None:
@@ -19,3 +35,66 @@ def write_atomic(path: Path, content: Union[str, bytes]) -> None:
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(dst: Path,
+               error: Optional[Type[Exception]] = None,
+               mark: Optional[str] = None) -> Iterator[Path]:
+    """A hidden neighbour of ``dst``, moved into its place when all went well.
+
+    A folder cannot be replaced in one step: an older version goes through a
+    second neighbour, and comes back if the new one does not get there.
+
+    Args:
+        dst (Path): The folder to make, or to make anew.
+        error (type, optional): What is raised if something is there that is
+            no empty folder. Defaults to None, which replaces it.
+        mark (str, optional): Tells apart who writes the same folder: the
+            neighbours are ``.NAME{mark}.new`` and ``.NAME{mark}.old``.
+            Defaults to None, which is the process; a writer that holds a lock
+            gives ``''``, so that others find what a crash left.
+
+    Yields:
+        Path: The empty folder to fill.
+    """
+    if error is not None:
+        dst = dst.resolve()  # a link to an empty folder stays one
+        if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+            raise error(f"'{dst}' is there already: name a new folder")
+    mark = f'.{os.getpid()}' if mark is None else mark
+    draft = dst.with_name(f'.{dst.name}{mark}.new')
+    old = dst.with_name(f'.{dst.name}{mark}.old')
+    discard(draft)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        sync_folder(draft)
+        if dst.is_dir():
+            discard(old)
+            os.replace(dst, old)
+        os.replace(draft, dst)
+        sync_folder(dst.parent)
+    finally:
+        if old.is_dir() and not dst.is_dir():
+            os.replace(old, dst)
+        discard(draft)
+    discard(old)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, or a link to one, if it is there."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, where the system can (Windows cannot)."""
+    if os.name == 'posix':
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

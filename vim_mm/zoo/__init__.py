@@ -3,10 +3,10 @@
 
 from .card import ModuleCard, ZooError
 from .export import head_state, is_head, save_module
-from .fingerprint import trunk_fingerprint
+from .fingerprint import same_trunk, trunk_fingerprint
 from .zoo import Zoo
 
 __all__ = [
     'ModuleCard', 'Zoo', 'ZooError', 'head_state', 'is_head', 'save_module',
-    'trunk_fingerprint'
+    'same_trunk', 'trunk_fingerprint'
 ]

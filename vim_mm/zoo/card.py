@@ -7,10 +7,10 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Dict, List, Mapping, Optional, Union
 
+from vim_mm.utils.kinds import KINDS
 from vim_mm.version import __version__
 
 FORMAT_VERSION = 1
-TASKS = ('det', 'seg', 'cls')
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
 _SLOT = re.compile(r'\w+(\.\w+)*', re.ASCII)
 _SHA256 = re.compile(r'[0-9a-f]{64}')
@@ -174,9 +174,9 @@ class ModuleCard:
                            'positive integers')
 
     def _check_results(self) -> None:
-        if self.task is not None and self.task not in TASKS:
+        if self.task is not None and self.task not in KINDS:
             self._fail(f'its task is {self.task!r}, not one of '
-                       f'{", ".join(TASKS)}')
+                       f'{", ".join(KINDS)}')
         for metric in self.metrics:
             if not isinstance(metric, dict) or not isinstance(
                     metric.get('name'), str) or not all(

@@ -1,16 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Bytes of a zoo: safetensors in memory, folders that appear all at once.
 
-A folder cannot be replaced in one step, so an overwrite goes through two
-hidden neighbours: ``.NAME.new`` is written and flushed to the disk, the
-present folder is renamed to ``.NAME.old``, the new one takes its place, and
-the old one is deleted. Whoever finds no NAME but a ``.NAME.old`` reads that,
-so at every moment one complete version can be read.
+An overwrite (:func:`new_folder`) renames the present folder to ``.NAME.old``
+before the new one takes its place. Whoever finds no NAME but a ``.NAME.old``
+reads that, so at every moment one complete version can be read.
 """
 
-import hashlib
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, Mapping, Optional
@@ -20,6 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from vim_mm.utils.files import discard, new_folder, sync_folder
 from .card import ZooError
 
 LOCK_SECONDS = 60
@@ -36,11 +33,6 @@ def check_writable(root: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ZooError(f"The zoo '{root}' cannot be written: {there} is no "
                        'folder that this user may write in; name another.')
-
-
-def sha256(data: bytes) -> str:
-    """Return the sha256 of some bytes in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -102,20 +94,12 @@ def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
     new one is complete.
     """
     _recover(root, name)
-    final, new, old = (root / name, root / f'.{name}.new',
-                       root / f'.{name}.old')
-    new.mkdir()
-    for file_name, data in files.items():
-        with open(new / file_name, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_folder(new)
-    if final.is_dir():
-        os.replace(final, old)
-    os.replace(new, final)
-    _sync_folder(root)
-    _discard(old)
+    with new_folder(root / name, mark='') as draft:
+        for file_name, data in files.items():
+            with open(draft / file_name, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def withdraw(root: Path, name: str) -> None:
@@ -123,32 +107,15 @@ def withdraw(root: Path, name: str) -> None:
     _recover(root, name)
     doomed = root / f'.{name}.new'
     os.replace(root / name, doomed)
-    _sync_folder(root)
-    _discard(doomed)
+    sync_folder(root)
+    discard(doomed)
 
 
 def _recover(root: Path, name: str) -> None:
     """Finish or undo what a crash may have interrupted."""
     final, old = root / name, root / f'.{name}.old'
-    _discard(root / f'.{name}.new')
+    discard(root / f'.{name}.new')
     if final.is_dir():
-        _discard(old)
+        discard(old)
     elif old.is_dir():
         os.replace(old, final)
-
-
-def _discard(folder: Path) -> None:
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, where the system can (Windows cannot)."""
-    if os.name == 'posix':
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -3,11 +3,12 @@
 
 import hashlib
 import re
-from typing import Dict, Sequence
+from typing import Dict, Mapping, MutableMapping, Sequence, Tuple, Union
+from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from .card import ZooError
 
@@ -15,6 +16,11 @@ from .card import ZooError
 _OUTPUT = re.compile(r'outputs\.\d+')
 #: made anew for every image size
 _POSITION = re.compile(r'pos_embed|position_embed')
+#: Values of each tensor that tell whether it has changed.
+SAMPLES = 16
+#: By trunk: slots to what their tensors were, and their digest.
+_KNOWN: MutableMapping[nn.Module, Dict[Tuple[str, ...], Tuple[list, str]]] = \
+    WeakKeyDictionary()
 
 
 def get_slot(trunk: nn.Module, slot: str) -> nn.Module:
@@ -53,6 +59,9 @@ def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
     bfloat16 has other weights. Non-persistent buffers are derived from the
     config and do not count.
 
+    What was hashed is kept with the trunk until one of its tensors changes,
+    see :func:`_stamp`.
+
     Args:
         trunk: The trunk, with its weights loaded.
         slots: Names of its submodules, in any order.
@@ -67,14 +76,42 @@ def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
     if not slots:
         raise ZooError('A trunk has a fingerprint for given slots only, and '
                        'none is given.')
-    digest = hashlib.sha256()
+    if is_model_wrapper(trunk):
+        trunk = trunk.module
     # outputs share one entry; no sense in hashing the trunk for each
-    names = {
-        'outputs.0' if _OUTPUT.fullmatch(slot) else slot
-        for slot in slots
-    }
-    for slot in sorted(names):
-        state = _state(trunk, slot)
+    names = tuple(
+        sorted({
+            'outputs.0' if _OUTPUT.fullmatch(slot) else slot
+            for slot in slots
+        }))
+    states = {name: _state(trunk, name) for name in names}
+    stamp = [_stamp(state) for state in states.values()]
+    known = _KNOWN.setdefault(trunk, {})
+    if names not in known or known[names][0] != stamp:
+        known[names] = (stamp, _digest(states))
+    return known[names][1]
+
+
+def same_trunk(trunk: nn.Module, other: Union[nn.Module, str],
+               slots: Sequence[str]) -> bool:
+    """Whether a trunk has the weights of another in some slots.
+
+    Args:
+        trunk: A trunk, with its weights loaded.
+        other: Another one, or its fingerprint for these slots.
+        slots: Names of submodules of both.
+
+    Raises:
+        ZooError: See :func:`trunk_fingerprint`.
+    """
+    if not isinstance(other, str):
+        other = trunk_fingerprint(other, slots)
+    return trunk_fingerprint(trunk, slots) == other
+
+
+def _digest(states: Mapping[str, Dict[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for slot, state in states.items():
         digest.update(f'{slot}\n'.encode())
         for key in sorted(state):
             value = state[key].detach().to('cpu', torch.float32).contiguous()
@@ -83,7 +120,26 @@ def trunk_fingerprint(trunk: nn.Module, slots: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _state(trunk: nn.Module, slot: str) -> Dict[str, torch.Tensor]:
+def _stamp(state: Mapping[str, Tensor]) -> list:
+    """What differs as soon as one of the tensors has changed.
+
+    Changes in place are counted by torch, but for those through ``.data``,
+    and a trunk cast to half precision and back may lie where it lay before.
+    So a few values of each tensor belong to it; what changes but others, and
+    through ``.data``, is not seen.
+    """
+    stamp: list = []
+    for key, value in state.items():
+        value = value.detach()
+        # of a tensor made in inference mode torch counts nothing
+        version = -1 if value.is_inference() else value._version
+        few = value.flatten()[::max(1, value.numel() // SAMPLES)]
+        stamp += [key, value.data_ptr(), version, value.dtype, value.shape]
+        stamp += [value.stride(), few.tolist()]
+    return stamp
+
+
+def _state(trunk: nn.Module, slot: str) -> Dict[str, Tensor]:
     state = get_slot(trunk, slot).state_dict()
     if not _OUTPUT.fullmatch(slot):
         return state

@@ -6,6 +6,7 @@ from typing import Dict, Optional, Tuple
 
 from torch import Tensor
 
+from vim_mm.utils.files import sha256
 from . import files
 from .card import ModuleCard, ZooError
 from .checks import check_head, check_module
@@ -57,14 +58,14 @@ def read_head(
     return data, head
 
 
-def _read(path: Path, sha256: str) -> Tuple[bytes, Dict[str, Tensor]]:
+def _read(path: Path, digest: str) -> Tuple[bytes, Dict[str, Tensor]]:
     """Read a tensor file once: what is hashed is what is parsed."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ZooError(f'{str(path)!r} is missing, but the card names it; '
                        'get the module again from its source.') from None
-    if files.sha256(data) != sha256:
+    if sha256(data) != digest:
         raise ZooError(f'{str(path)!r} is damaged or was exchanged: its '
                        'sha256 is not the one on the card; get the module '
                        'again from its source.')

@@ -8,6 +8,7 @@ from typing import Dict, List, Mapping, MutableMapping, Optional, Tuple, Union
 
 from torch import Tensor, nn
 
+from vim_mm.utils.files import sha256
 from vim_mm.version import __version__
 from . import files
 from .card import Dims, ModuleCard, ZooError, check_name, is_name
@@ -136,8 +137,8 @@ class Zoo:
         card = replace(
             card,
             num_params=count_params(tensors),
-            sha256=files.sha256(data),
-            head_sha256=head_data and files.sha256(head_data),
+            sha256=sha256(data),
+            head_sha256=head_data and sha256(head_data),
             vim_mm_version=__version__)
         check_module(card, tensors)
         check_head(card.name, head or {})

@@ -10,11 +10,11 @@ from mmengine.runner import Runner
 
 from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, model_cfg, same, save_trunk, snapshot)
-from vim_mm.engine.feature_cache import CachedBatch, preprocess
-from vim_mm.engine.hold_out import held_out_loss
 from vim_mm.engine.hooks import HoldOutGatesHook, hold_out_gates_hook
-from vim_mm.engine.transfer_score import rows_of
-from vim_mm.engine.unlike_halves import unlike_halves
+from vim_mm.evaluation.ridge import held_out_loss
+from vim_mm.evaluation.unlike_halves import unlike_halves
+from vim_mm.features.cache import CachedBatch, preprocess
+from vim_mm.features.rows import rows_of
 from vim_mm.zoo import save_module
 
 HOOK = dict(steps=6, batches=2, num_extra_tokens=0)

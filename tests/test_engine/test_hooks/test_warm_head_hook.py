@@ -9,9 +9,9 @@ from mmengine.runner import Runner
 
 from _tiny import (DIMS, KINDS, build_runner, fusion_neck, losses, model_cfg,
                    same, save_trunk, snapshot)
-from vim_mm.engine.feature_cache import finite
 from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.engine.hooks.warm_head_hook import head_parameters
+from vim_mm.features.cache import finite
 
 
 def runner(kind: str, folder: Path, neck: dict = None, **kwargs) -> Runner:

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
+from vim_mm.models.layouts import pool_tokens
 from vim_mm.models.necks import TokenPooling
-from vim_mm.models.necks.token_pooling import pool_tokens
 
 
 def test_tokens_by_hand() -> None:

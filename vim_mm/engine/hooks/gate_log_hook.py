@@ -2,8 +2,8 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
-from ..feature_cache import unwrap
 from ..model_parts import fusing_part
 
 

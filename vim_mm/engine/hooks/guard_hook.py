@@ -6,8 +6,8 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import BaseLoop, Runner
 
+from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
-from ..feature_cache import unwrap
 from ..fit import check_classes, check_fit
 from ..resume import check_counters, keep_numbers
 

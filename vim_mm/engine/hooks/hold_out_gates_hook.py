@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from vim_mm.evaluation.ridge import held_out_loss
+from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
+from vim_mm.features.cache import (CachedBatch, check_filled, finite,
+                                   preprocess, to_device, unmixed, unwrap)
+from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
-from ..feature_cache import (CachedBatch, check_filled, finite, preprocess,
-                             to_device, unmixed, unwrap)
-from ..hold_out import held_out_loss
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, restart_averages, running_parameters,
                            weighs_levels)
-from ..transfer_score import rows_of
-from ..unlike_halves import DEALS, unlike_halves
 from .warm_head_hook import average_gradients
 
 

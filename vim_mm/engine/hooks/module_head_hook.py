@@ -5,9 +5,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import Zoo, ZooError, is_head
-from ..feature_cache import unwrap
 from ..model_parts import restart_averages
 
 

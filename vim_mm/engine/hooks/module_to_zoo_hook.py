@@ -14,10 +14,10 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
-from ..feature_cache import unwrap
 
 
 @HOOKS.register_module()

@@ -6,13 +6,13 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.evaluation.unlike_halves import DEALS
+from vim_mm.features.cache import unwrap
+from vim_mm.features.module_rows import TRUNK, module_rows
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
-from ..feature_cache import unwrap
 from ..model_parts import extra_tokens, fusing_part, restart_averages
-from ..module_rows import TRUNK, module_rows
-from ..transfer_score import held_out_scores
-from ..unlike_halves import DEALS
 
 #: The score of weighing no module at all, where a fusion can.
 ZERO = 'zero module'

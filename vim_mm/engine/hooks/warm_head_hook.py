@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
+                                   to_device, unwrap)
 from vim_mm.registry import HOOKS
-from ..feature_cache import (CachedBatch, cache_features, cached_loss,
-                             to_device, unwrap)
 from ..model_parts import first_neck, restart_averages, running_parameters
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_arguments, check_is_config
+from vim_mm.utils.arguments import (check_arguments, check_is_config,
+                                    refuse_init_cfg)
 from .base_adapter import BaseAdapter, Grid
 from .group import Group
 
@@ -171,7 +172,10 @@ class AdapterBank(nn.Module):
             _key(slot): build_adapter(adapter_cfg, width)
             for slot, width in dims.items()
         })
-        if tensors is not None:
+        if tensors is None:
+            for adapter in adapters.values():
+                refuse_init_cfg(adapter, 'model.backbone.adapter')
+        else:
             state = {}
             for full_name, tensor in tensors.items():
                 slot, param = self._split(full_name, dims)

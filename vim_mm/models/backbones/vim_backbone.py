@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_is_config, check_is_list
+from vim_mm.utils.arguments import (check_is_config, check_is_list,
+                                    refuse_init_cfg)
 from vim_mm.zoo import Zoo
 from ..adapters import AdapterBank, adapter_class
 from ..fusion import FusionHolder, build_fusion
@@ -213,6 +214,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                 task some sit in the trunk and some beside it.
         """
         made = build_fusion(fusion, self._occupied(self.bank.names))
+        refuse_init_cfg(made, 'model.backbone.fusion')
         for names in made.task_modules.values():
             self._check_place(names)
         self.fusion = made.to(next(self.trunk.parameters()).device)

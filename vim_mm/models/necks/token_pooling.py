@@ -7,33 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vim_mm.registry import MODELS
-from ..layouts import as_tokens
-
-
-def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:
-    """Extra tokens, mean and maximum of the patches, of every level.
-
-    Args:
-        features (Sequence[Tensor]): Tokens (B, E + H * W, C), as from
-            ``out_type='raw'``, maps (B, C, H, W), or vectors (B, C), as from
-            ``out_type='cls_token'``, which are taken as they are.
-        num_extra_tokens (int): E, for tokens.
-
-    Returns:
-        Tensor: Shape (B, D), D the sum of ``(E + 2) * C`` (maps: ``2 * C``,
-        vectors: C) over the levels.
-    """
-    parts = []
-    for level in features:
-        if level.dim() == 2:
-            parts.append(level)
-            continue
-        patches = as_tokens(level)
-        if level.dim() == 3:
-            parts.append(level[:, :num_extra_tokens].flatten(1))
-            patches = level[:, num_extra_tokens:]
-        parts += [patches.mean(dim=1), patches.amax(dim=1)]
-    return torch.cat(parts, dim=1)
+from ..layouts import pool_tokens
 
 
 @MODELS.register_module()

@@ -1,0 +1,153 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What version 0.1.0 wrote is read, and gives what it gave then."""
+
+import shutil
+from pathlib import Path
+from typing import Dict
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vim_mm.zoo import Zoo, trunk_fingerprint
+
+DATA = Path(__file__).parent / 'data' / '0.1.0'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to run in, since paths of the config are relative."""
+    folder = tmp_path / '0.1.0'
+    shutil.copytree(DATA, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def expected() -> Dict[str, Tensor]:
+    return load_file(DATA / 'expected.safetensors')
+
+
+def close(value: Tensor, expected: Tensor, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=atol)
+
+
+def build(**backbone) -> BaseModel:
+    """The run's model with other arguments of its backbone, in eval mode."""
+    cfg = Config.fromfile('run.py')
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.update(new_module=None, fusion=None, **backbone)
+    return MODELS.build(cfg.model).eval()
+
+
+@torch.no_grad()
+def logits(model: BaseModel, x: Tensor) -> Tensor:
+    """What a classifier says in eval mode, whatever mode it is in."""
+    training = model.training
+    model.eval()
+    scores = model.head(model.neck(model.backbone(x)))
+    model.train(training)
+    return scores
+
+
+# -------------------------------------------------------------------- zoo
+
+
+def test_zoo_is_whole(folder):
+    zoo = Zoo('zoo')
+    assert zoo.names() == ['first', 'second'] and zoo.verify() == []
+    trunk = build(modules=[]).backbone.trunk
+    for name in zoo.names():
+        card, tensors = zoo.load(name)
+        assert card.vim_mm_version == '0.1.0' and card.task == 'cls'
+        assert card.trunk['fingerprint'] == trunk_fingerprint(
+            trunk, card.slots)
+        assert sum(t.numel() for t in tensors.values()) == card.num_params
+
+
+@torch.no_grad()
+def test_modules_give_their_outputs(folder, expected):
+    x = expected['x']
+    close(build(modules=[]).backbone(x)[1], expected['zoo.trunk.1'])
+    for name in ('first', 'second'):
+        alone = build(modules=[name]).backbone(x)
+        for level, value in enumerate(alone):
+            close(value, expected[f'zoo.{name}.{level}'])
+    together = build(modules=['first', 'second']).backbone(x)
+    for name, levels in zip(('first', 'second'), together):
+        for level, value in enumerate(levels):
+            close(value, expected[f'zoo.{name}.{level}'])
+
+
+def test_head_gives_its_outputs(folder, expected):
+    model = build(modules=['first'])
+    head = Zoo('zoo').load_head('first')
+    missing, unexpected = model.load_state_dict(head, strict=False)
+    assert not unexpected
+    assert all(key.startswith('backbone.') for key in missing)
+    close(logits(model, expected['x']), expected['zoo.first.logits'])
+
+
+# ------------------------------------------------------------- checkpoint
+
+
+class Look(Hook):
+    """Notes the logits where the model holds what it is judged by."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.seen: Dict[str, Tensor] = {}
+
+    def after_test_epoch(self, runner, metrics=None):
+        self.seen['tested'] = logits(runner.model, self.x)
+
+    def before_train(self, runner):
+        self.seen['resumed'] = logits(runner.model, self.x)
+
+    def after_train(self, runner):
+        self.seen['trained_on'] = logits(runner.model, self.x)
+
+
+def runner_with(look: Look, priority: str, name: str, **changes) -> Runner:
+    cfg = Config.fromfile('run.py')
+    cfg.merge_from_dict(dict(load_from='iter_4.pth', **changes))
+    # one of this name may be there of another test
+    cfg.experiment_name = f'compatibility_{name}'
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(look, priority=priority)
+    return runner
+
+
+def test_checkpoint_is_tested(folder, expected):
+    look = Look(expected['x'])
+    # before the averages of the weights leave the model again
+    metrics = runner_with(look, 'VERY_HIGH', 'test').test()
+    assert metrics == {'accuracy/top1': 100.}
+    close(look.seen['tested'], expected['run.tested'])
+
+
+def test_checkpoint_is_resumed(folder, expected):
+    look = Look(expected['x'])
+    runner = runner_with(look, 'LOWEST', 'resume', resume=True,
+                         train_cfg=dict(max_iters=6))
+    runner.train()
+    assert runner.iter == 6
+    close(look.seen['resumed'], expected['run.resumed'])
+    # two steps of AdamW magnify how another machine rounds
+    close(look.seen['trained_on'], expected['run.trained_on'], 1e-4)
+    assert runner.message_hub.get_scalar('train/loss').data[0].size == 6
+
+
+def test_names_and_shapes_of_the_checkpoint_are_ours(folder):
+    stored = torch.load('iter_4.pth', weights_only=False)
+    cfg = Config.fromfile('run.py')
+    init_default_scope(cfg.default_scope)
+    own = MODELS.build(cfg.model).state_dict()
+    shapes = {key: value.shape for key, value in stored['state_dict'].items()}
+    assert shapes == {key: value.shape for key, value in own.items()}

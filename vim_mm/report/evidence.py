@@ -1,0 +1,102 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""How well a ranking agrees with what modules turned out to be worth."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Tuple
+
+from vim_mm.evaluation.transferability import library
+from vim_mm.features.module_rows import TRUNK
+
+
+@dataclass
+class Agreement:
+    """How well a score ranked modules whose true usefulness is known.
+
+    Attributes:
+        tau (float): Kendall's tau-b of both orders; NaN if one is constant.
+        weighted_tau (float): Kendall's tau in which the top weighs more.
+        top (str): The module that the score ranks first.
+        regret (float): Metric of the truly best module, minus that of
+            ``top``.
+        modules (list[str]): The modules compared.
+    """
+    tau: float
+    weighted_tau: float
+    top: str
+    regret: float
+    modules: List[str]
+
+
+def usefulness(report: Path, step: str) -> Tuple[str, Dict[str, float]]:
+    """What each module alone achieved on a task, from a demo's report.
+
+    Args:
+        report (Path): A ``report.json``; rows of the method 'single: NAME'
+            are read, and several runs of one are averaged.
+        step (str): The step of the report, which is the config's file name.
+
+    Returns:
+        tuple[str, dict[str, float]]: Name of the metric, larger being better,
+        and its value for each module, and for the bare trunk if it is there.
+
+    Raises:
+        ValueError: If the report has no such step, or no single modules.
+    """
+    try:
+        rows = json.loads(Path(report).read_text(encoding='utf-8'))
+        ours = [row for row in rows if row['step'] == step]
+        values: Dict[str, List[float]] = {}
+        for row in ours:
+            method = row['method']
+            if method.startswith('single: ') or method == TRUNK:
+                name = method.replace('single: ', '', 1)
+                values.setdefault(name, []).append(float(row['value']))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{str(report)!r} is no report.json of the demo '
+                         f'({error!r}).') from error
+    if not set(values) - {TRUNK}:
+        steps = sorted({row['step'] for row in rows})
+        raise ValueError(
+            f"{str(report)!r} has no rows 'single: NAME' of the step "
+            f'{step!r}, which would say how useful each module is; it holds '
+            f'the steps {steps}.')
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return ours[0]['metric'], means
+
+
+def agreement(scores: Mapping[str, Mapping[str, float]],
+              truth: Mapping[str, float]) -> Dict[str, Agreement]:
+    """Compare the order of every score with the true one.
+
+    Args:
+        scores: Module to name of the score to value.
+        truth: Module to what it achieved, larger being better.
+
+    Returns:
+        dict[str, Agreement]: By name of the score, over the modules known to
+        both; the bare trunk is none.
+
+    Raises:
+        ValueError: If they have fewer than two modules in common.
+    """
+    modules = [m for m in scores if m in truth and m != TRUNK]
+    if len(modules) < 2:
+        raise ValueError(
+            f'Evidence and ranking have {len(modules)} modules in common '
+            f'({modules}), and an order takes two; the evidence knows '
+            f'{sorted(set(truth) - {TRUNK})}.')
+    stats = library('scipy.stats')
+    true = [truth[m] for m in modules]
+    result = {}
+    for kind in scores[modules[0]]:
+        values = [scores[m][kind] for m in modules]
+        top = modules[values.index(max(values))]
+        result[kind] = Agreement(
+            tau=float(stats.kendalltau(values, true).statistic),
+            weighted_tau=float(stats.weightedtau(values, true).statistic),
+            top=top,
+            regret=max(true) - truth[top],
+            modules=modules)
+    return result

@@ -1,8 +1,0 @@
-# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Modules in the formats of others: ViM's release, PEFT's adapters."""
-
-from .peft_adapter import export_adapter, import_adapter
-from .peft_layouts import LAYOUTS
-from .vim_release import convert_release
-
-__all__ = ['LAYOUTS', 'convert_release', 'export_adapter', 'import_adapter']
