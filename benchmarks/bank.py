@@ -1,145 +1,119 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What K modules cost beside one trunk: the wide bank against the loop.
+"""What K modules cost beside one trunk, for a range of K.
 
-    python benchmarks/bank.py [--device cuda] [--amp] [--train] [--json FILE]
+    python benchmarks/bank.py [--device cuda] [--batch 32] [--amp] \\
+        [--train] [--compile] [--graph] [--json FILE]
 
-Random weights; a trunk of ViT-B/16 size at 224 px and ConvPass of h = 8 by
-default. Medians over repeats. The loop is :meth:`BaseAdapter.wide`, which runs
-one adapter after the other.
+ViT-B/16 at 224 px with random weights and ConvPass of h = 8. All columns of a
+row take turns; they are medians in milliseconds. *Bank* is what users get,
+*loop* runs one adapter after the other. With ``--compile`` and ``--graph``
+(CUDA graphs) bank and trunk are compiled too.
 """
 
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
 import json
-import platform
-import statistics
-import time
-from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
+import vit_models
+from bench_bank import bare, compiled, forward, learning_steps
+from harness import Settings, take_turns
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.models.adapters import BaseAdapter, ConvPass
-from vim_mm.registry import MODELS
 
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Time the wide bank')
+def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Time the bank over K')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--arch', default='base', help='of VisionTransformer')
-    parser.add_argument('--size', type=int, default=224, help='in pixels')
     parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--modules', type=int, nargs='+',
-                        default=[1, 2, 4, 8, 16])
+    parser.add_argument(
+        '--modules', type=int, nargs='+', default=[1, 2, 4, 8, 16])
     parser.add_argument('--repeats', type=int, default=20)
     parser.add_argument('--amp', action='store_true', help='bf16 autocast')
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        '--train',
+        action='store_true',
+        help='gates learn: forward and backward, of the trunk to its input')
+    way.add_argument('--compile', action='store_true')
+    way.add_argument('--graph', action='store_true', help='with CUDA graphs')
     parser.add_argument(
-        '--train', action='store_true', help='gates learn: with backward')
+        '--quick', action='store_true', help='a tiny trunk, no figures')
     parser.add_argument('--json', help='also write the figures to a file')
-    return parser.parse_args()
+    return parser.parse_args(args)
 
 
-def build(args: argparse.Namespace, num: int) -> torch.nn.Module:
-    """A backbone whose fusion weighs ``num`` filled, frozen modules."""
-    backbone = MODELS.build(
-        dict(
-            type='ViMBackbone',
-            trunk=dict(
-                type='mmpretrain.VisionTransformer',
-                arch=args.arch,
-                img_size=args.size,
-                patch_size=16)))
-    dims = {name: spec.dims for name, spec in backbone.slots.items()}
-    names = [f'm{i}' for i in range(num)]
-    for name in names:
-        backbone.bank.add(name, dict(type='ConvPass'), dims, trainable=False)
-        for param in backbone.bank.members[name].parameters():
-            torch.nn.init.normal_(param, std=.02)
-    backbone.set_fusion(dict(type='EnsMoE'))
-    return backbone.to(args.device).train(args.train)
+def runs_of(num: int, x: torch.Tensor,
+            args: argparse.Namespace) -> Dict[str, Callable[[], Any]]:
+    """What takes turns for one K."""
+    settings = Settings(args.device, args.quick)
+    models = {
+        name:
+        vit_models.bank(settings, num, adapter=adapter, learn=args.train)
+        for name, adapter in dict(bank=None, loop=dict(
+            type='LonelyConvPass')).items()
+    }
+    if args.train:
+        steps = {n: learning_steps(m, x, args.amp) for n, m in models.items()}
+        return dict(
+            trunk=steps['bank']['trunk'],
+            **{
+                name: each['ours']
+                for name, each in steps.items()
+            })
+    runs = {name: forward(m, x, args.amp) for name, m in models.items()}
+    runs = dict(trunk=bare(models['bank'], runs['bank']), **runs)
+    if args.compile or args.graph:
+        both = compiled(models['bank'], vit_models.trunk(settings), x,
+                        args.amp,
+                        'reduce-overhead' if args.graph else 'default')
+        how = 'graph' if args.graph else 'compiled'
+        runs.update({
+            f'{how} trunk': both['trunk'],
+            f'{how} bank': both['ours']
+        })
+    return runs
 
 
-@contextmanager
-def loop_instead_of_wide() -> Iterator[None]:
-    """Within this context the bank runs one adapter after the other."""
-    wide = ConvPass.__dict__['wide']
-    ConvPass.wide = BaseAdapter.__dict__['wide']
-    try:
-        yield
-    finally:
-        ConvPass.wide = wide
+def table(rows: List[dict], title: str) -> Table:
+    """Milliseconds, and each bank against the trunk of its kind."""
+    shown = Table(title=title)
+    names = [name for name in rows[0] if name != 'modules']
+    pairs = [(name, name.replace('bank', 'trunk').replace('loop', 'trunk'))
+             for name in names if 'trunk' not in name]
+    for name in ('K', *(f'{n} ms' for n in names), *(f'{a} / {b}'
+                                                     for a, b in pairs)):
+        shown.add_column(name, justify='right')
+    for row in rows:
+        shown.add_row(
+            str(row['modules']), *(f'{row[name]:.1f}' for name in names),
+            *(f'{row[a] / row[b]:.3f}' for a, b in pairs))
+    return shown
 
 
-def median_ms(run: Callable[[], None], args: argparse.Namespace) -> float:
-    """Median wall time of a pass, in milliseconds."""
-    times: List[float] = []
-    for index in range(args.repeats + 3):
-        synchronize(args.device)
-        start = time.perf_counter()
-        run()
-        synchronize(args.device)
-        if index >= 3:
-            times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def synchronize(device: str) -> None:
-    """Wait for what the device still has to do."""
-    if device.startswith('cuda'):
-        torch.cuda.synchronize()
-
-
-def measure(backbone: torch.nn.Module, x: torch.Tensor,
-            args: argparse.Namespace) -> Dict[str, float]:
-    """Times of the bare trunk, the wide bank and the loop."""
-
-    def run() -> None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.amp):
-            with torch.set_grad_enabled(args.train):
-                out = backbone(x)[-1]
-        if args.train and out.requires_grad:
-            out.float().square().mean().backward()
-
-    with backbone.only():
-        trunk = median_ms(run, args)
-    wide = median_ms(run, args)
-    with loop_instead_of_wide():
-        loop = median_ms(run, args)
-    return dict(trunk_ms=trunk, wide_ms=wide, loop_ms=loop)
-
-
-def main() -> None:
-    args = parse_args()
+def main(args: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(args)
     MMLogger.get_current_instance().setLevel('ERROR')
-    x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
-    device = platform.processor() or platform.machine()
-    if args.device.startswith('cuda'):
-        device = torch.cuda.get_device_name()
+    settings = Settings(args.device, args.quick)
+    x = settings.images(args.batch)
     rows = []
     for num in args.modules:
-        row = measure(build(args, num), x, args)
-        rows.append(dict(modules=num, **{k: round(v, 3)
-                                         for k, v in row.items()}))
-    settings = dict(vars(args), device_name=device, torch=torch.__version__)
-    title = (f'{args.arch}, {args.size} px, batch {args.batch}, {device}, '
+        runs = runs_of(num, x, args)
+        times = take_turns(runs, args.repeats, args.device)
+        rows.append(
+            dict(
+                modules=num,
+                **{n: round(1e3 * times.median(n), 3)
+                   for n in runs}))
+    title = (f'{settings.size} px, batch {args.batch}, {args.device}, '
              f'{"bf16" if args.amp else "fp32"}, '
-             f'{"training" if args.train else "inference"}')
-    table = Table(title=title)
-    for name in ('K', 'trunk ms', 'wide ms', 'loop ms', 'wide / trunk',
-                 'loop / trunk'):
-        table.add_column(name, justify='right')
-    for row in rows:
-        trunk, wide, loop = (row[k]
-                             for k in ('trunk_ms', 'wide_ms', 'loop_ms'))
-        table.add_row(
-            str(row['modules']), f'{trunk:.1f}', f'{wide:.1f}', f'{loop:.1f}',
-            f'{wide / trunk:.3f}', f'{loop / trunk:.3f}')
-    Console(width=90).print(table)
+             f'{"gates learn" if args.train else "inference"}')
+    Console(width=130).print(table(rows, title))
     if args.json:
+        settings = dict(vars(args), torch=torch.__version__)
         with open(args.json, 'w') as file:
             json.dump(dict(settings=settings, rows=rows), file, indent=1)
 

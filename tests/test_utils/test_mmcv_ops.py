@@ -16,11 +16,12 @@ from mmcv.utils import ext_loader
 from torch import Tensor
 from torch.nn import functional as F
 
-from vim_mm.utils import mmcv_ops
+from vim_mm.utils.import_hooks import (OpsFinder, install_ops_finder,
+                                       ops_are_stand_in)
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_stand_in = pytest.mark.skipif(
-    not mmcv_ops.ops_are_stand_in(), reason='mmcv has compiled ops here')
+    not ops_are_stand_in(), reason='mmcv has compiled ops here')
 
 
 def random_boxes(n: int, seed: int = 0) -> Tuple[Tensor, Tensor]:
@@ -294,7 +295,7 @@ def test_compiled_ops_are_preferred(tmp_path: Path) -> None:
     (tmp_path / 'mmcv' / '_ext.py').write_text('nms = "compiled"')
     code = ('import sys; sys.path.insert(0, sys.argv[1]); import vim_mm; '
             'import mmcv._ext; assert mmcv._ext.nms == "compiled"; '
-            'from vim_mm.utils.mmcv_ops import ops_are_stand_in; '
+            'from vim_mm.utils.import_hooks import ops_are_stand_in; '
             'assert not ops_are_stand_in()')
     subprocess.run([sys.executable, '-c', code, tmp_path],
                    check=True,
@@ -302,9 +303,9 @@ def test_compiled_ops_are_preferred(tmp_path: Path) -> None:
 
 
 def test_installing_twice_adds_one_finder() -> None:
-    mmcv_ops.install_ops_finder()
-    mmcv_ops.install_ops_finder()
-    finders = [f for f in sys.meta_path if isinstance(f, mmcv_ops.OpsFinder)]
+    install_ops_finder()
+    install_ops_finder()
+    finders = [f for f in sys.meta_path if isinstance(f, OpsFinder)]
     assert len(finders) == 1
     # every real module is found before
     assert sys.meta_path.index(PathFinder) < sys.meta_path.index(finders[0])

@@ -23,8 +23,6 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -47,14 +45,14 @@ class UntrustedPickleError(CheckpointError):
 
 def register_loaders() -> None:
     """Put the loaders in place of mmengine's."""
+    # not above: that import is what calls this function
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+    register = mmengine_checkpoint.CheckpointLoader.register_scheme
     # Loaders are chosen by `re.match` in reverse alphabetical order of the
     # patterns: this one comes after the URL schemes and before '', the rest.
-    CheckpointLoader.register_scheme(
-        r'.+\.safetensors$', load_from_safetensors, force=True)
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'),
-                                     load_from_http,
-                                     force=True)
+    register(r'.+\.safetensors$', load_from_safetensors, force=True)
+    register('', load_from_local, force=True)
+    register(('http://', 'https://'), load_from_http, force=True)
     # the remaining schemes (petrel, openmmlab) read through this function
     if hasattr(mmengine_checkpoint, '_safe_torch_load'):
         mmengine_checkpoint._safe_torch_load = load_pickle

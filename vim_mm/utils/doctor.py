@@ -144,7 +144,8 @@ def check_imports() -> List[Check]:
 
 def check_ops() -> List[Check]:
     """Which mmcv ops are compiled, stand-ins or missing."""
-    from .mmcv_ops import STAND_IN_OPS, ops_are_stand_in
+    from .import_hooks import ops_are_stand_in
+    from .mmcv_ops import STAND_IN_OPS
     if not ops_are_stand_in():
         return [
             _check('mmcv ops', 'all', lambda: _import('mmcv.ops'),

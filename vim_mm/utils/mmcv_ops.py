@@ -4,65 +4,18 @@
 Compiling mmcv's operators takes half an hour and a matching compiler, yet
 ``import mmdet.models`` fails without the extension module. torchvision ships
 the operators that detectors need, on CPU and on GPU, so an import finder
-behind all others offers a module made from them. Compiled ops, when present,
-are found first and the stand-in is never used.
+behind all others (``import_hooks``) offers a module made from them. Compiled
+ops, when present, are found first and the stand-in is never used.
 
 Each function below keeps the argument contract of mmcv's C++ binding: results
 are mostly written into tensors the caller allocated.
 """
 
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-EXT_NAME = 'mmcv._ext'
-
-
-def install_ops_finder() -> None:
-    """Let ``mmcv._ext`` be imported when there are no compiled ops."""
-    if not any(isinstance(f, OpsFinder) for f in sys.meta_path):
-        sys.meta_path.append(OpsFinder())
-
-
-def ops_are_stand_in() -> bool:
-    """Whether mmcv would run, or runs, on the stand-in.
-
-    Raises:
-        ModuleNotFoundError: mmcv itself is not installed.
-    """
-    from importlib.util import find_spec
-    spec = find_spec(EXT_NAME)
-    return spec is not None and isinstance(spec.loader, OpsLoader)
-
-
-class OpsFinder(MetaPathFinder):
-    """Finds ``mmcv._ext`` after every other finder has failed to."""
-
-    def find_spec(self,
-                  fullname: str,
-                  path: Optional[Sequence[str]] = None,
-                  target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
-        if fullname != EXT_NAME:
-            return None
-        return ModuleSpec(fullname, OpsLoader(), origin='vim_mm stand-in')
-
-
-class OpsLoader(Loader):
-    """Fills the module with the ops of this file."""
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        import torchvision  # noqa: F401  (registers torch.ops.torchvision)
-        module.__dict__.update(STAND_IN_OPS)
-        module.__dict__['__getattr__'] = missing_op
 
 
 def missing_op(name: str) -> Callable:

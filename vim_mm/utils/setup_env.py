@@ -3,8 +3,7 @@
 
 from mmengine.config import utils as config_utils
 
-from .checkpoint import register_loaders
-from .mmcv_ops import install_ops_finder
+from .import_hooks import install_ops_finder, when_imported
 
 
 def prepare_stack() -> None:
@@ -20,4 +19,10 @@ def prepare_stack() -> None:
     # mmengine takes an editable install's distribution for site-packages.
     config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm.version'
     install_ops_finder()
+    when_imported('mmengine.runner.checkpoint', make_loading_safe)
+
+
+def make_loading_safe() -> None:
+    """Replace mmengine's loaders; imports torch, as they do."""
+    from .checkpoint import register_loaders
     register_loaders()
