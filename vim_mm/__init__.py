@@ -8,12 +8,18 @@ checkpoints, and runners look at data and checkpoints before they work.
 """
 
 from ._moved import install as install_moved
-from .engine.runner import guard_runner
+from .utils.import_hooks import when_imported
 from .utils.setup_env import prepare_stack
 from .version import __version__
 
+
+def _guard_runner() -> None:
+    from .engine.runner import guard_runner
+    guard_runner()
+
+
 install_moved()
 prepare_stack()
-guard_runner()
+when_imported('mmengine.runner', _guard_runner)
 
 __all__ = ['__version__']

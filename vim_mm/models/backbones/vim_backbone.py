@@ -88,7 +88,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         self.bank = AdapterBank()
         self.fusion = self._only = self._mixed = None
         self._plans: Dict[tuple, Plan] = {}
-        self._plans_of = (0, 0, 0)
+        self._plans_of: tuple = ()
         self._traced = Namespace()
         self._tuned: List[str] = []
         adapter = adapter or dict(type='ConvPass', hidden_dims=8)
@@ -218,6 +218,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         for names in made.task_modules.values():
             self._check_place(names)
         self.fusion = made.to(next(self.trunk.parameters()).device)
+        self.changes += 1
         self.select_task(None)
         self.learn_tasks()
 
@@ -392,8 +393,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
             return getattr(
                 self._traced,
                 self._trace_plan(names, tasks, device, dtype, *now))
-        if self._plans_of != now:
-            self._plans, self._plans_of = {}, now
+        if self._plans_of != (self.fusion, *now):
+            self._plans, self._plans_of = {}, (self.fusion, *now)
         # a trace is checked in another mode than it is made in
         learns = torch.is_grad_enabled() or torch.jit.is_tracing()
         key = names, tasks, learns, device, dtype
@@ -436,4 +437,4 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
 
     def __getstate__(self) -> dict:
         # what a plan holds is made anew, and cannot be copied in a graph
-        return dict(super().__getstate__(), _plans={}, _traced=Namespace())
+        return dict(super().__getstate__(), _plans={}, _plans_of=(), _traced=Namespace())
