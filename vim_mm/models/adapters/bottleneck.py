@@ -64,7 +64,7 @@ class BottleneckAdapter(LowRankAdapter):
     def forward(self, x: Tensor, grid: Optional[Grid] = None) -> Tensor:
         """See :meth:`BaseAdapter.forward`; the grid does not matter."""
         hidden = ACTIVATIONS[self.act](self.down(x))
-        return self.scale * self.up(self.dropout(hidden))
+        return self.times_scale(self.up(self.dropout(hidden)))
 
     def cfg(self) -> dict:
         """See :meth:`BaseAdapter.cfg`."""

@@ -81,9 +81,9 @@ def as_blocks(weight: Tensor, groups: int) -> Tuple[Tensor, int]:
         groups (int): The number of groups g.
 
     Returns:
-        tuple[Tensor, int]: The kernel, (g * h, n * h, 3, 3), channels last,
-        and its number of groups, g / n, with n the divisor of g that brings
-        n * h closest to 128.
+        tuple[Tensor, int]: The kernel, (g * h, n * h, 3, 3), and its number
+        of groups, g / n, with n the divisor of g that brings n * h closest to
+        128.
     """
     channels, width = weight.shape[:2]
     divisors = [n for n in range(1, groups + 1) if groups % n == 0]
@@ -92,9 +92,7 @@ def as_blocks(weight: Tensor, groups: int) -> Tuple[Tensor, int]:
     kernels = weight.view(groups // num, num, width, width, 3, 3)
     for index in range(num):
         blocks[:, index, :, index] = kernels[:, index]
-    blocks = blocks.view(channels, num * width, 3, 3)
-    blocks = blocks.contiguous(memory_format=torch.channels_last)
-    return blocks, groups // num
+    return blocks.view(channels, num * width, 3, 3), groups // num
 
 
 @MODELS.register_module()
@@ -164,7 +162,7 @@ class ConvPass(LowRankAdapter):
         u = quick_gelu(self.down(x))
         v = conv_tokens(u, self.conv.weight, self.conv.bias, grid,
                         self.conv.groups)
-        return self.scale * self.up(self.dropout(quick_gelu(v)))
+        return self.times_scale(self.up(self.dropout(quick_gelu(v))))
 
     def cfg(self) -> dict:
         """See :meth:`BaseAdapter.cfg`."""
@@ -224,5 +222,6 @@ class ConvPass(LowRankAdapter):
             down, down_bias = QUICK * down, QUICK * down_bias
             conv_bias, packed = QUICK * conv_bias, packed.times(1 / QUICK)
         centre = centre_tap(conv, groups).contiguous()
+        conv = conv.contiguous(memory_format=torch.channels_last)
         tensors = down, down_bias, conv, conv_bias, centre
         return replace(packed, tensors=tensors, act=act, groups=groups)

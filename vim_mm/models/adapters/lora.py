@@ -54,7 +54,7 @@ class LoRA(LowRankAdapter):
 
     def forward(self, x: Tensor, grid: Optional[Grid] = None) -> Tensor:
         """See :meth:`BaseAdapter.forward`; the grid does not matter."""
-        return self.scale * self.up(self.dropout(self.down(x)))
+        return self.times_scale(self.up(self.dropout(self.down(x))))
 
     def cfg(self) -> dict:
         """See :meth:`BaseAdapter.cfg`."""

@@ -7,10 +7,12 @@ from typing import ContextManager, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-#: layers whose weights autocast casts as they are
-LAYERS = (nn.Linear, nn.Conv2d)
+#: layers whose weights autocast casts as they are; mmcv's own only treat
+#: empty inputs of an old torch differently
+LAYERS = (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
 
 
 def autocast_dtype(device: str) -> Optional[torch.dtype]:

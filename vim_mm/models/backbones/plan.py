@@ -3,6 +3,7 @@
 
 from collections import defaultdict
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
@@ -64,8 +65,10 @@ class Plan:
         gates = None if weighing is None else weighing.gates()
         self.folds = gates is None or not (
             gates.requires_grad or gates.dim() > 2 or weighing.in_slots)
-        self.made_of = self.frozen + (
+        made_of = self.frozen + (
             list(weighing.tensors()) if gates is not None else [])
+        # tensors of inference mode count no changes
+        self.made_of = [t for t in made_of if not t.is_inference()]
         self.entries: Entries = [[None] * len(g) for g in self.groups]
         self.stacks: List[Stack] = []
         # it outlives this pass, in whatever mode that runs
@@ -111,7 +114,7 @@ class Plan:
             self.stacks.append(Stack(stacked, rows, where, gates.device))
 
     def _version(self) -> int:
-        return sum(t._version for t in self.made_of if not t.is_inference())
+        return sum(map(attrgetter('_version'), self.made_of))
 
     @property
     def is_current(self) -> bool:

@@ -49,6 +49,7 @@ class SlottedTrunk(BaseModule):
         self._probe_size = probe_size
         self._ladder: List[OutputSlot] = []
         self._running = Running()
+        self._recompute = False
         #: counts what may change how this backbone runs
         self.changes = 0
         cast_once(self.trunk)
@@ -73,6 +74,8 @@ class SlottedTrunk(BaseModule):
                 submodules[name].register_forward_hook(
                     Slot(spec, place, self._running).add_delta,
                     with_kwargs=True)
+        if self._recompute:
+            self.grad_checkpointing()
 
     def _slots_for(self, kind: Type[BaseAdapter],
                    pattern: Optional[str]) -> List[str]:
@@ -214,6 +217,7 @@ class SlottedTrunk(BaseModule):
             ValueError: If the trunk has no repeated blocks around its slots.
         """
         set_recompute(self.trunk, self.slots, enable)
+        self._recompute = enable
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""

@@ -57,6 +57,9 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         probe_size (int): Side of the blank picture that finds the slots'
             shapes, in pixels. Defaults to 224.
         save_trunk (bool): Keep the trunk in checkpoints. Defaults to False.
+        grad_checkpointing (bool): Keep only the inputs of the trunk's blocks
+            for the backward pass, see :meth:`grad_checkpointing`. Defaults to
+            False.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
@@ -82,6 +85,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                  slots: Optional[str] = None,
                  probe_size: int = 224,
                  save_trunk: bool = False,
+                 grad_checkpointing: bool = False,
                  init_cfg: Optional[dict] = None) -> None:
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
@@ -106,6 +110,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
             self.set_fusion(fusion)
         self.select_task(task)
         self.learn_tasks(learn_tasks)
+        if grad_checkpointing:
+            self.grad_checkpointing()
         self._guard_checkpoints()
         self.train()
 
@@ -437,4 +443,6 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
 
     def __getstate__(self) -> dict:
         # what a plan holds is made anew, and cannot be copied in a graph
-        return dict(super().__getstate__(), _plans={}, _plans_of=(), _traced=Namespace())
+        return dict(
+            super().__getstate__(), _plans={}, _plans_of=(),
+            _traced=Namespace())
