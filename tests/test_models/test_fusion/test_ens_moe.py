@@ -226,7 +226,7 @@ def test_every_learned_fusion_loads_in_another_order(cfg: dict) -> None:
     order = [2, 0, 1]
     gates = first.gates('default'), second.gates('default')
     torch.testing.assert_close(gates[1], gates[0][:, order])
-    rows = first.row('default', 1, x), second.row('default', 1, x)
+    rows = first.rows('default')(1, x), second.rows('default')(1, x)
     torch.testing.assert_close(rows[1], rows[0][..., order])
 
 
@@ -243,9 +243,10 @@ def test_every_learned_fusion_finds_its_slots(cfg: dict) -> None:
     second.load_state_dict(first.state_dict())
     for slot, width in widths.items():
         x = torch.randn(2, 3, width)
-        rows = (f.row('default', list(f.task_slots['default']).index(slot), x)
-                for f in (first, second))
-        rows = list(rows)
+        rows = [
+            f.rows('default')(list(f.task_slots['default']).index(slot), x)
+            for f in (first, second)
+        ]
         torch.testing.assert_close(rows[1], rows[0][..., [1, 2, 0]])
     named = second.named_gates('default')
     assert {slot: sorted(row) for slot, row in named.items()} == dict(

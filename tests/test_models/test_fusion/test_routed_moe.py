@@ -57,7 +57,7 @@ def test_rows_of_single_pictures(top_k: int, zero_module: bool) -> None:
         fusion.select(task)
         for slot, width in enumerate(dims):
             x = torch.randn(4, 7, width)
-            rows = fusion.row(task, slot, x)
+            rows = fusion.rows(task)(slot, x)
             expected = [slow_row(fusion, dims, slot, p, task) for p in x]
             torch.testing.assert_close(rows, torch.tensor(expected))
 
@@ -76,7 +76,7 @@ def test_a_fresh_router_is_the_ensemble_of_the_task() -> None:
         outputs.append(backbone(x))
     assert isinstance(fusion, RoutedMoE)
     gates = [fusion.gates('default'),
-             fusion.row('default', 1, x[:, :, :32, 0])]
+             fusion.rows('default')(1, x[:, :, :32, 0])]
     assert torch.equal(gates[1], gates[0][1].expand(2, -1))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
@@ -98,10 +98,11 @@ def test_a_batch_in_the_trunk_is_its_pictures_one_by_one() -> None:
 
 def spread(backbone: nn.Module, x: Tensor) -> Tensor:
     """Largest deviation of a weight over the pictures, in any slot."""
-    rows, row = [], backbone.fusion.row
-    backbone.fusion.row = lambda *args: rows.append(row(*args)) or rows[-1]
+    rows, row = [], backbone.fusion.rows('default')
+    backbone.fusion.rows = lambda task: lambda *args: rows.append(
+        row(*args)) or rows[-1]
     backbone(x)
-    del backbone.fusion.row
+    del backbone.fusion.rows
     assert len(rows) == len(backbone.slots)
     return max(row.std(0).max() for row in rows)
 
@@ -134,7 +135,7 @@ def test_neck_and_trunk_give_the_same_delta() -> None:
     backbone.set_fusion(dict(type='EnsMoE'))
     neck = ViMFusionNeck([32], scales=[1], modules=NAMES)
     for fusion in (backbone.fusion, neck.fusion):
-        fusion.per_picture, fusion.row = True, lambda *_: gates
+        fusion.per_picture, fusion.rows = True, lambda _: lambda *_: gates
     torch.testing.assert_close(
         backbone(x)[-1], neck([[m] for m in maps])[0], rtol=1e-4, atol=1e-4)
 
@@ -166,7 +167,7 @@ def test_one_step_moves_logits_alike_through_both_paths() -> None:
     fusion = RoutedMoE(occupy('ab', 64))
     with torch.no_grad():  # one step of sign descent, as Adam's first
         fusion.router['default'][0] += 0.1 * target
-    row = fusion.row('default', 0, x)[0]
+    row = fusion.rows('default')(0, x)[0]
     moved = float((row[0] / row[1]).log())
     assert 0.06 < moved <= 0.1 + 1e-6
 
@@ -175,9 +176,9 @@ def test_a_copy_routes_by_its_own_weights() -> None:
     fusion = RoutedMoE(occupy(NAMES, 4))
     copied, x = deepcopy(fusion), torch.randn(2, 3, 4)
     randomise(copied)
-    assert torch.equal(fusion.row('default', 0, x), torch.full((2, 3), 1 / 3))
+    assert torch.equal(fusion.rows('default')(0, x), torch.full((2, 3), 1 / 3))
     assert not torch.equal(
-        copied.row('default', 0, x), torch.full((2, 3), 1 / 3))
+        copied.rows('default')(0, x), torch.full((2, 3), 1 / 3))
 
 
 @pytest.mark.parametrize('kind', [

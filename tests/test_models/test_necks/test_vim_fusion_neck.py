@@ -44,7 +44,7 @@ def test_vectors_tokens_and_maps(kind: str, shape: tuple) -> None:
     dims = {2: (), 3: (1, ), 4: (2, 3)}[len(shape)]
     read = streams[:, 0].mean(0)
     read = read.mean(dims) if dims else read
-    gates = neck.fusion.row('default', 0, read[:, None])
+    gates = neck.fusion.rows('default')(0, read[:, None])
     for index, found in enumerate(output):
         row = gates[index] if gates.dim() == 2 else gates
         torch.testing.assert_close(

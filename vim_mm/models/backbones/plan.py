@@ -4,7 +4,8 @@
 from collections import defaultdict
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import (Callable, Dict, Iterator, List, Optional, Sequence, Set,
+                    Tuple, Union)
 
 import torch
 from torch import Size, Tensor
@@ -134,8 +135,10 @@ class Plan:
             ValueError: If each image has a task of its own and their number
                 is another one.
         """
-        if self.folds or self.weighing.in_slots:
+        if self.folds:
             return Pass(self, image, self.entries)
+        if self.weighing.in_slots:
+            return Pass(self, image, self.entries, self.weighing.rows())
         gates = self.weighing.gates()
         if gates.dim() == 3 and gates.shape[1] != image[0]:
             raise ValueError(f'A batch of {image[0]} images got tasks for '
@@ -198,12 +201,19 @@ class Pass:
         plan (Plan): What runs.
         image (torch.Size): Shape of the batch.
         entries (Entries): What the groups take as gates.
+        gates_in (callable, optional): The gates, where they depend on what a
+            slot reads, see :meth:`BaseFusion.rows`.
     """
 
-    def __init__(self, plan: Plan, image: Size, entries: Entries) -> None:
+    def __init__(self,
+                 plan: Plan,
+                 image: Size,
+                 entries: Entries,
+                 gates_in: Optional[Callable] = None) -> None:
         self.plan = plan
         self.image = image
         self.entries = entries
+        self.gates_in = gates_in
         self.grids: Dict[Tuple[int, int], Tuple[int, int]] = {}
 
     def delta(self,
@@ -232,8 +242,8 @@ class Pass:
             x = x.reshape(1 if shared else self.image[0], -1, x.shape[-1])
         if grid is None and plan.needs_grid[place]:
             grid = self._grid(spec, x.shape[1])
-        if plan.weighing is not None and plan.weighing.in_slots:
-            row = plan.weighing.row(plan.rows[place], x)
+        if self.gates_in is not None:
+            row = self.gates_in(plan.rows[place], x)
             entries = [group.mine(row) for group in groups]
         for group, gates in zip(groups, entries):
             if states is None:

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Where the gates of a pass come from."""
 
-from typing import Dict, Iterator, List, Sequence
+from typing import Callable, Dict, Iterator, List, Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ class TaskWeighing:
         """Shape (S, N), see :meth:`BaseFusion.gates`."""
         return self.fusion.gates(self.task)
 
-    def row(self, place: int, x: Tensor) -> Tensor:
-        """Gates, (B, N), that depend on what a slot reads."""
-        return self.fusion.row(self.task, place, x)
+    def rows(self) -> Callable[[int, Tensor], Tensor]:
+        """Gates that depend on what a slot reads, for one pass."""
+        return self.fusion.rows(self.task)
 
     def tensors(self) -> Iterator[Tensor]:
         """What gates are made of."""

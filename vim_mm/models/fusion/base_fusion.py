@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from abc import ABCMeta, abstractmethod
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Union
+from typing import (Callable, Dict, List, Mapping, Optional, Sequence, Set,
+                    Union)
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -154,18 +155,19 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             for slot, row in zip(self.task_slots[task], rows)
         }
 
-    def row(self, task: str, place: int, x: Tensor) -> Tensor:
-        """A task's weights in one slot, which may depend on the image.
+    def rows(self, task: str) -> Callable[[int, Tensor], Tensor]:
+        """A task's weights slot by slot, which may depend on the image.
 
         Args:
             task (str): The task.
-            place (int): Which of ``task_slots[task]`` the slot is.
-            x (Tensor): Tokens the slot reads, (B, L, C).
 
         Returns:
-            Tensor: Shape (N, ), or (B, N).
+            callable: From the place of a slot among ``task_slots[task]`` and
+            the tokens that it reads, (B, L, C), to weights (N, ) or (B, N).
+            For one pass: it holds what this has in common.
         """
-        return self.gates(task)[place]
+        gates = self.gates(task)
+        return lambda place, x: gates[place]
 
 
 def build_fusion(cfg: dict, modules: Occupied) -> BaseFusion:

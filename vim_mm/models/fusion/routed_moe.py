@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,15 @@ class RoutedMoE(EnsMoE):
         router = torch.zeros(columns, sum(self.slot_sizes(task)['router']))
         return dict(values, router=router)
 
-    def row(self, task: str, place: int, x: Tensor) -> Tensor:
-        """See :meth:`BaseFusion.row`; (B, N)."""
-        mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
+    def rows(self, task: str) -> Callable[[int, Tensor], Tensor]:
+        """See :meth:`BaseFusion.rows`; (B, N)."""
+        logits, num = self.logits[task], len(self.task_modules[task])
         widths = self.slot_sizes(task)['router']
-        router = self.router[task].split(widths, dim=1)[place]
-        logits = self.logits[task][place] + F.linear(mean,
-                                                     router) / widths[place]
-        return self.weights(logits, len(self.task_modules[task]))
+        routers = self.router[task].split(widths, dim=1)
+
+        def row(place: int, x: Tensor) -> Tensor:
+            mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
+            routed = F.linear(mean, routers[place]) / widths[place]
+            return self.weights(logits[place] + routed, num)
+
+        return row

@@ -204,13 +204,13 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             if name not in known for level in stream
         ]
         streams = [streams[self.stream_names.index(name)] for name in known]
-        gates = self.fusion.gates(self.task)
+        rows = self.fusion.rows(self.task)
         fused = []
         for level, maps in enumerate(map(torch.stack, zip(*streams))):
-            row = gates[level]
+            read = maps
             if self.fusion.per_picture:
-                row = self.fusion.row(self.task, level,
-                                      as_tokens(maps.mean(dim=0)))
+                read = as_tokens(maps.mean(dim=0))
+            row = rows(level, read)
             picture = 'b' if row.dim() == 2 else ''
             fused.append(
                 torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
