@@ -26,7 +26,7 @@ custom_hooks = [
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/demo/zoo',
         overwrite=True,
-        dataset='Tree crowns (deepforest 2.1.0), 225 tiles of one picture',
+        dataset='Tree crowns (deepforest 2.1.0), 225 tiles of one image',
         task='det',
         licence='MIT')
 ]
