@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few-shot task of the demo: classify the digit, 20 images a class.
+"""Few-shot task of the demo: classify the digit, 20 images per class.
 
     python tools/train.py configs/demo/downstream_digits_cls.py
 

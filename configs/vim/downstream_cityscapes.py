@@ -6,7 +6,7 @@ Command, on 4 GPUs:
     tools/dist_train.sh configs/vim/downstream_cityscapes.py 4 --amp
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. Whether images of a midstream set recur in
+folder leave them there. Whether images of a midstream set are also in
 Cityscapes was not examined. Expected result: not measured at this scale, and
 no number of the paper's is available. Hardware, an estimate and not measured
 (README.md of this folder says how it is made): 0.6 M crops, 1.5 hours on 4

@@ -11,10 +11,10 @@ First draw the tenth, from the folder that holds ``data``:
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
 folder leave them there. The modules 'coco' and 'coco-stuff' are left out: they
-have learned all of the training images, with boxes and with masks of the
-same things. Expected result: not measured at this scale, and no number of the
-paper's is available. Hardware, an estimate and not measured (README.md of this
-folder says how it is made): 0.3 M images, 45 minutes on 8 GPUs.
+were trained on all of these images, with boxes and with masks. Expected
+result: not measured at this scale, and no number of the paper's is available.
+Hardware, an estimate and not measured (README.md of this folder says how it is
+made): 0.3 M images, 45 minutes on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch

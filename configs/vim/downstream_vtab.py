@@ -11,8 +11,8 @@ and, once, on the test images, with the same variable:
         work_dirs/downstream_vtab/svhn/epoch_100.pth
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. Whether images of a midstream set recur in a task of
-VTAB was not examined. Expected result: not measured at this scale, and no
+folder leave them there. Whether images of a midstream set are also in a task
+of VTAB was not examined. Expected result: not measured at this scale, and no
 number of the paper's is available. Hardware, an estimate and not measured
 (README.md of this folder says how it is made): 3 minutes a task on one GPU, an
 hour for all; the test sets of up to 74,000 images come on top.
@@ -27,9 +27,9 @@ resizing, no augmentation, the schedule (all borrowed; drop path and what
 Convpass chooses per task are left out), gates that start from
 each module's score and a head that is warmed on cached features, CLIP's
 projection 768 -> 512 left out (it is linear, and so is the head). No image
-of the test set chooses anything: there is no validation, and the last
-checkpoint is the one to test. To tune something first, learn from 800 images
-and judge on 200:
+of the test set is used for a choice: there is no validation, and the last
+checkpoint is the one to test. To tune something first, train on 800 images and
+evaluate on 200:
 
     --cfg-options train_dataloader.dataset.ann_file=train800.txt \\
         test_dataloader.dataset.ann_file=val200.txt

@@ -40,7 +40,7 @@ assert task in class_counts, (f'VTAB_TASK={task} is no task of VTAB-1k; set '
 num_classes = class_counts[task]
 data_root = f'data/vtab-1k/{task}'
 
-# squashed to 224 x 224 whatever its shape; no augmentation
+# squashed to 224 x 224 from any shape; no augmentation
 train_pipeline = [
     dict(type='mmpretrain.LoadImageFromFile'),
     dict(
