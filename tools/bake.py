@@ -61,7 +61,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     limit = f', of {TOLERANCE:.0e} allowed' if not num_dropped else ''
     print(f'Saved {args.name} ({baked.card.num_params:,} parameters) to '
           f'{args.zoo}: {num_kept} adapters folded, {num_dropped} dropped.\n'
-          'Outputs on random pictures differ by at most '
+          'Outputs on random images differ by at most '
           f'{baked.difference:.1e} of the largest{limit}.\n'
           f"Run it with model.backbone.zoo='{args.zoo}', "
           f"modules=['{args.name}'] and fusion=None, and {args.checkpoint} "

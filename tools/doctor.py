@@ -8,7 +8,7 @@ import argparse
 import sys
 
 #: What the examination itself needs, by the name that cannot be imported.
-MENDS = dict(
+FIXES = dict(
     vim_mm='pip install -e . (on a clone)',
     mmengine='pip install onedl-mmengine',
     cv2='pip install opencv-python-headless')
@@ -21,14 +21,14 @@ except ImportError as error:
     # mmengine needs OpenCV, which may need libGL
     missing = (error.name or 'cv2').split('.')[0]
     sys.exit(f'broken import of {missing}: {error}\nbroken {missing} -> '
-             f'{MENDS.get(missing, f"pip install {missing}")}')
+             f'{FIXES.get(missing, f"pip install {missing}")}')
 
 COLORS = dict(ok='green', note='yellow', broken='red')
 
 
 def main() -> int:
     argparse.ArgumentParser(
-        description='Examine the installation and say how to mend it'
+        description='Examine the installation and say how to fix it'
     ).parse_args()
     console = table_console()
     checks = examine()

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Answer pictures with one or several tasks that share a trunk.
+"""Answer images with one or several tasks that share a trunk.
 
     python tools/infer.py photos/ \\
         --model digits-cls=configs/demo/downstream_digits_cls.py,cls.pth \\
@@ -24,10 +24,10 @@ from vim_mm.utils.config import add_cfg_options, read_config
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Answer pictures with tasks that share a trunk',
+        description='Answer images with tasks that share a trunk',
         epilog='What is printed and written, and how to serve from Python, '
         'is in docs/serving.md.')
-    parser.add_argument('inputs', nargs='+', help='pictures, folders, URLs')
+    parser.add_argument('inputs', nargs='+', help='images, folders, URLs')
     parser.add_argument(
         '--model',
         action='append',
@@ -39,10 +39,10 @@ def parse_args() -> argparse.Namespace:
         '--task',
         nargs='+',
         metavar='NAME',
-        help='the tasks that answer every picture (default: all)')
+        help='the tasks that answer every image (default: all)')
     parser.add_argument('--out-dir', default='', help='folder for results')
     parser.add_argument(
-        '--batch-size', type=int, default=1, help='pictures a batch')
+        '--batch-size', type=int, default=1, help='images a batch')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device', help='cpu, cuda, cuda:1, … (default: best)')
     parser.add_argument(
-        '--json', action='store_true', help='print one JSON line a picture')
+        '--json', action='store_true', help='print one JSON line an image')
     parser.add_argument(
         '--show', action='store_true', help='show drawings in a window')
     add_cfg_options(parser)
@@ -83,7 +83,7 @@ def build(args: argparse.Namespace) -> ViMInferencer:
 
 
 def answer(args: argparse.Namespace) -> dict:
-    """The results of all tasks on all pictures."""
+    """The results of all tasks on all images."""
     inferencer = build(args)
     held, apart = (size / 2**20 for size in inferencer.memory())
     print(f'{len(inferencer.tasks)} tasks in {held:.0f} MB of weights, '
@@ -99,7 +99,7 @@ def answer(args: argparse.Namespace) -> dict:
 
 def main() -> int:
     args = parse_args()
-    # answers alone go to stdout, whatever libraries have to say
+    # stdout is for answers; output of libraries goes elsewhere
     with contextlib.redirect_stdout(sys.stderr):
         results = answer(args)
     for found in filter(None, results['predictions']):

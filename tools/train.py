@@ -108,7 +108,7 @@ def set_resume(cfg: Config, resume: str) -> None:
 def refuse_checkpointing(cfg: Config) -> None:
     """Nothing beside a frozen trunk learns through mmengine's checkpoints.
 
-    They are reentrant, and pictures need no gradient: the graph ends there.
+    They are reentrant, and images need no gradient: the graph ends there.
 
     Raises:
         ValueError: They are asked for around or inside the backbone.

@@ -79,7 +79,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--pictures',
         type=int,
         default=2000,
-        help='training pictures to look at, at most (default: 2000)')
+        help='training images to look at, at most (default: 2000)')
     sub.add_argument('--json', action='store_true', help='print JSON')
     add_cfg_options(sub)
     return parser.parse_args(argv)
@@ -251,7 +251,7 @@ def show_ranking(ranking: Any, metric: str, truth: Dict[str, float],
             cells.append(f'{truth[name]:.3f}' if name in truth else '')
         table.add_row(name, *cells)
     console.print(table)
-    console.print(f'{ranking.num_pictures} pictures, {ranking.num_rows} rows, '
+    console.print(f'{ranking.num_pictures} images, {ranking.num_rows} rows, '
                   f'{ranking.num_classes} classes, {ranking.seconds} s. '
                   'Larger is better, within a column.')
     for name, why in ranking.skipped.items():
@@ -273,7 +273,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
-    except BrokenPipeError:  # nobody reads on: run_cli knows
+    except BrokenPipeError:  # stdout was closed: see run_cli
         raise
     except OSError as error:  # such as a zoo that may not be written
         raise ZooError(str(error)) from error

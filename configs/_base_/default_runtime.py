@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# What every run shares, whatever its task; tasks add their own visualizer.
+# Settings that all tasks share; tasks add their own visualizer.
 default_scope = 'vim_mm'
 
 default_hooks = dict(

@@ -6,12 +6,11 @@ Command, on 4 GPUs:
     tools/dist_train.sh configs/vim/downstream_ade20k.py 4 --amp
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. The module 'ade20k' is left out: it has learned the
-very pictures. ADE20K took pictures from Places, so 'places365' may have seen
-some, with scene labels. Expected result: not measured at this scale, and no
-number of the paper's is available. Hardware, an estimate and not measured
-(README.md of this folder says how it is made): 1.3 M crops, 1.5 hours on 4
-GPUs.
+folder leave them there. The module 'ade20k' is left out: it was trained on the
+same images. ADE20K took images from Places, so 'places365' may have seen some,
+with scene labels. Expected result: not measured at this scale, and no number
+of the paper's is available. Hardware, an estimate and not measured (README.md
+of this folder says how it is made): 1.3 M crops, 1.5 hours on 4 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch
@@ -22,10 +21,10 @@ with 128 channels, batch norm, dropout 0.1.
 Ours, since the paper is silent: ADE20K as a downstream task, gates that start
 from each module's score and a head that is warmed on cached features, crops of
 512 x 512 for which position embeddings are resized, 80,000 iterations of 16
-pictures, AdamW and its rates. The last checkpoint counts, never the one that
+images, AdamW and its rates. The last checkpoint counts, never the one that
 validates best.
 
-Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+Batch norm sees the 4 images of one GPU; ``--cfg-options sync_bn=torch`` lets
 it see all. Data: ``data/ade/ADEChallengeData2016`` as mmseg reads it.
 """
 _base_ = [

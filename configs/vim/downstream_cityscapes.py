@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Cityscapes segmentation, 2,975 pictures, by fused modules.
+"""Cityscapes segmentation, 2,975 images, by fused modules.
 
 Command, on 4 GPUs:
 
     tools/dist_train.sh configs/vim/downstream_cityscapes.py 4 --amp
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. Whether pictures of a midstream set recur in
+folder leave them there. Whether images of a midstream set are also in
 Cityscapes was not examined. Expected result: not measured at this scale, and
 no number of the paper's is available. Hardware, an estimate and not measured
 (README.md of this folder says how it is made): 0.6 M crops, 1.5 hours on 4
@@ -21,10 +21,10 @@ with 128 channels, batch norm, dropout 0.1.
 Ours, since the paper is silent: Cityscapes as a downstream task, gates that
 start from each module's score and a head that is warmed on cached features,
 crops of 512 x 1024 for which position embeddings are resized, windows of that
-size when tested, 80,000 iterations of 8 pictures, AdamW and its rates. The
+size when tested, 80,000 iterations of 8 images, AdamW and its rates. The
 last checkpoint counts, never the one that validates best.
 
-Batch norm sees the 2 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+Batch norm sees the 2 images of one GPU; ``--cfg-options sync_bn=torch`` lets
 it see all. Data: ``data/cityscapes`` as mmseg reads it.
 """
 _base_ = [

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""COCO detection from a tenth of its pictures, by fused modules.
+"""COCO detection from a tenth of its images, by fused modules.
 
 First draw the tenth, from the folder that holds ``data``:
 
@@ -11,10 +11,10 @@ First draw the tenth, from the folder that holds ``data``:
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
 folder leave them there. The modules 'coco' and 'coco-stuff' are left out: they
-have learned all of the training pictures, with boxes and with masks of the
-same things. Expected result: not measured at this scale, and no number of the
-paper's is available. Hardware, an estimate and not measured (README.md of this
-folder says how it is made): 0.3 M pictures, 45 minutes on 8 GPUs.
+were trained on all of these images, with boxes and with masks. Expected
+result: not measured at this scale, and no number of the paper's is available.
+Hardware, an estimate and not measured (README.md of this folder says how it is
+made): 0.3 M images, 45 minutes on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch

@@ -1,15 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""PASCAL VOC 07+12 detection, 16,551 pictures, by fused modules.
+"""PASCAL VOC 07+12 detection, 16,551 images, by fused modules.
 
 Command, on 8 GPUs:
 
     tools/dist_train.sh configs/vim/downstream_voc0712-det.py 8 --amp
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. Whether pictures of a midstream set recur in VOC was
+folder leave them there. Whether images of a midstream set are also in VOC was
 not examined. Expected result: not measured at this scale, and no number of the
 paper's is available. Hardware, an estimate and not measured (README.md of this
-folder says how it is made): 0.2 M pictures, 20 minutes on 8 GPUs.
+folder says how it is made): 0.2 M images, 20 minutes on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): trunk and
 modules stay frozen; learned are one gate per module, layer and branch

@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""PASCAL VOC 2012 segmentation, 1,464 pictures, by fused modules.
+"""PASCAL VOC 2012 segmentation, 1,464 images, by fused modules.
 
 Command, on 4 GPUs:
 
     tools/dist_train.sh configs/vim/downstream_voc2012-seg.py 4 --amp
 
 Needs the modules below in ``work_dirs/zoo``: the midstream configs of this
-folder leave them there. Whether pictures of a midstream set recur in VOC was
+folder leave them there. Whether images of a midstream set are also in VOC was
 not examined. Expected result: not measured at this scale, and no number of the
 paper's is available. Hardware, an estimate and not measured (README.md of this
 folder says how it is made): 0.3 M crops, half an hour on 4 GPUs.
@@ -21,10 +21,10 @@ VOC, 1.5 K"; the released task is this one.
 Ours, since the paper is silent: gates that start from each module's score and
 a head that is warmed on cached features, crops of 512 x 512 for which position
 embeddings are resized (the release works at 224 x 224 only;
-``release_seg-voc.py`` is that), 20,000 iterations of 16 pictures, AdamW and
+``release_seg-voc.py`` is that), 20,000 iterations of 16 images, AdamW and
 its rates. The last checkpoint counts, never the one that validates best.
 
-Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+Batch norm sees the 4 images of one GPU; ``--cfg-options sync_bn=torch`` lets
 it see all. Data: ``data/VOCdevkit/VOC2012`` as mmseg reads it.
 """
 _base_ = [

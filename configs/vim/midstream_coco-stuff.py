@@ -20,9 +20,9 @@ downstream tasks (raw maps of blocks 3, 5, 7 and 11, a pyramid of transposed
 convolutions at full width, FPN, Semantic FPN with 128 channels, batch norm,
 dropout 0.1), cross entropy, h = 8, crops of 512 x 512 for which position
 embeddings are resized (the release works at 224 x 224 only), 80,000 iterations
-of 16 pictures, AdamW and its rates.
+of 16 images, AdamW and its rates.
 
-Batch norm sees the 4 pictures of one GPU; ``--cfg-options sync_bn=torch`` lets
+Batch norm sees the 4 images of one GPU; ``--cfg-options sync_bn=torch`` lets
 it see all. Data: ``data/coco_stuff164k`` as mmseg reads it.
 """
 _base_ = [

@@ -8,11 +8,11 @@ Command, on 8 GPUs:
 The run leaves ``work_dirs/zoo/imagenet1k`` (module, card, head) when it ends.
 Expected result: not measured at this scale, and the paper publishes none.
 Hardware, an estimate and not measured (README.md of this folder says how it is
-made): 26 M pictures, 2 hours on 8 GPUs.
+made): 26 M images, 2 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, the statistics that pictures are normalised by.
+blocks, a frozen trunk, the statistics that images are normalised by.
 
 Ours, since the paper is silent: ImageNet-1k as a midstream set (the paper's
 figure has the larger ImageNet), h = 8, a linear head on the class token (the

@@ -8,12 +8,12 @@ Command, on 8 GPUs:
 The run leaves ``work_dirs/zoo/imagenet21k`` (module, card, head) when it ends.
 Expected result: not measured at this scale, and the paper publishes none.
 Hardware, an estimate and not measured (README.md of this folder says how it is
-made): 59 M pictures, 4 hours on 8 GPUs if the disks keep up with 4,000
-pictures a second.
+made): 59 M images, 4 hours on 8 GPUs if the disks deliver 4,000
+images per second.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, the statistics that pictures are normalised by. The
+blocks, a frozen trunk, the statistics that images are normalised by. The
 paper's figure says "ImageNet, 12 M"; that this is the filtered ImageNet-21k-P
 is read off its size.
 

@@ -8,19 +8,19 @@ Command, on 8 GPUs:
 The run leaves ``work_dirs/zoo/inat2021`` (module, card, head) when it ends.
 Expected result: not measured at this scale, and the paper publishes none.
 Hardware, an estimate and not measured (README.md of this folder says how it is
-made): 54 M pictures, 3.5 hours on 8 GPUs if the disks keep up with 4,000
-pictures a second.
+made): 54 M images, 3.5 hours on 8 GPUs if the disks deliver 4,000
+images per second.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, the statistics that pictures are normalised by. The
+blocks, a frozen trunk, the statistics that images are normalised by. The
 paper's figure says "iNaturalist, 2.79 M"; that this is the 2021 set, train and
 val together, is read off its size.
 
 Ours, since the paper is silent: h = 8, a linear head on the class token (the
 one of the released downstream tasks), training on train alone so that val can
-judge, the crop and flip, AdamW and its rates, 20 epochs, CLIP's projection 768
--> 512 left out (it is linear, and so is the head).
+be used for validation, the crop and flip, AdamW and its rates, 20 epochs,
+CLIP's projection 768 -> 512 left out (it is linear, and so is the head).
 
 Data: see ``configs/_base_/datasets/inat2021.py``.
 """

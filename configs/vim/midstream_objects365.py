@@ -8,11 +8,11 @@ Command, on 8 GPUs:
 The run leaves ``work_dirs/zoo/objects365`` (module, card, head) when it ends.
 Expected result: not measured at this scale, and the paper publishes none.
 Hardware, an estimate and not measured (README.md of this folder says how it is
-made): 5.2 M pictures, 14 hours on 8 GPUs.
+made): 5.2 M images, 14 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, the statistics that pictures are normalised by. The
+blocks, a frozen trunk, the statistics that images are normalised by. The
 paper's figure says "Objects365, 1.8 M"; that this is version 2 is read off its
 size.
 

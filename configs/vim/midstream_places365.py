@@ -8,11 +8,11 @@ Command, on 8 GPUs:
 The run leaves ``work_dirs/zoo/places365`` (module, card, head) when it ends.
 Expected result: not measured at this scale, and the paper publishes none.
 Hardware, an estimate and not measured (README.md of this folder says how it is
-made): 18 M pictures, 1.2 hours on 8 GPUs.
+made): 18 M images, 1.2 hours on 8 GPUs.
 
 From the paper (ViM, arXiv 2303.06911, and its released code): the trunk, one
 ConvPass adapter beside attention and one beside the FFN of each of the 12
-blocks, a frozen trunk, the statistics that pictures are normalised by. The
+blocks, a frozen trunk, the statistics that images are normalised by. The
 paper's figure says "Places365, 1.80 M"; that this is Places365-Standard is
 read off its size.
 

@@ -16,7 +16,7 @@ modules and all sizes that it found in the file. Testing takes a GPU of 4 GB
 (an estimate) or a CPU. Not measured.
 
 From the release: trunk, modules, gates, the linear head on CLIP's projected
-class token, the squashed 224 x 224 pictures with ImageNet's mean and
+class token, the squashed 224 x 224 images with ImageNet's mean and
 deviation. Ours: the projection folded into the head, which is exact, and the
 names of the modules.
 """

@@ -13,10 +13,10 @@ user. Testing takes a GPU of 4 GB (an estimate) or a CPU; no result is
 published for it, and none was measured here.
 
 From the release: trunk, modules, gates, pyramid, neck, head, the squashed
-224 x 224 pictures with ImageNet's mean and deviation. Ours: the names of the
+224 x 224 images with ImageNet's mean and deviation. Ours: the names of the
 modules and their number here (the paper's figure names six data sets; the file
 has no names), and how a class is chosen: mmseg upsamples the logits
-(``align_corners=False``) to the original picture, the release upsamples
+(``align_corners=False``) to the original image, the release upsamples
 probabilities (``align_corners=True``) to 224 x 224.
 """
 _base_ = [

@@ -94,7 +94,7 @@ def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
     code, out, _ = rank(capsys, monkeypatch, *common, '--pictures', '5')
     assert code == 0
     # one of the two batches is whole, and so is the other
-    assert '8 pictures, ' in out and 'not scored: foreign. Module' in out
+    assert '8 images, ' in out and 'not scored: foreign. Module' in out
     assert 'Kendall tau' in out and 'mIoU lost' in out
     assert 'Over 2 modules with known mIoU.' in out
     assert sorted(tmp_path.rglob('*')) == before
@@ -134,7 +134,7 @@ def test_the_config_may_name_the_zoo(tmp_path: Path, capsys,
     code, out, _ = rank(capsys, monkeypatch, config, '--cfg-options',
                         f'model.backbone.zoo={tmp_path}/zoo',
                         'train_dataloader.dataset.num=9')
-    assert code == 0 and '9 pictures, 9 rows, 2 classes' in out
+    assert code == 0 and '9 images, 9 rows, 2 classes' in out
     assert 'agreement' not in out
 
 

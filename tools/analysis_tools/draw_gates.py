@@ -29,7 +29,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         'the iterations, and a heat map of where they ended.')
     parser.add_argument(
         'run', help='work_dir of a run, or a vis_data/scalars.json of it')
-    parser.add_argument('--out', default='gates.png', help='picture to write')
+    parser.add_argument('--out', default='gates.png', help='image to write')
     return parser.parse_args(argv)
 
 
@@ -76,7 +76,7 @@ def read_gates(path: Path) -> Dict[int, Gates]:
 
 
 def draw(steps: Dict[int, Gates], out: Path) -> None:
-    """Write the picture.
+    """Write the image.
 
     Args:
         steps (dict[int, Gates]): From :func:`read_gates`.
@@ -87,7 +87,7 @@ def draw(steps: Dict[int, Gates], out: Path) -> None:
     """
     formats = FigureCanvasBase.get_supported_filetypes()
     if out.suffix[1:].lower() not in formats:
-        raise ValueError(f"A picture cannot be written to '{out}'; give a "
+        raise ValueError(f"An image cannot be written to '{out}'; give a "
                          f'file with one of the suffixes {sorted(formats)}.')
     last = steps[max(steps)]
     modules = list(dict.fromkeys(m for row in last.values() for m in row))

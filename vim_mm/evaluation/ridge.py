@@ -48,13 +48,14 @@ def held_out_scores(rows: Mapping[str, Tuple[Tensor, Tensor, Tensor]],
     Args:
         rows (Mapping[str, tuple]): Name to what :func:`rows_of` gives, of the
             same rows.
-        deals (int): See :func:`unlike_halves`. Defaults to 8.
+        deals (int): Number of splits, see :func:`unlike_halves`. Defaults to
+            8.
 
     Returns:
         dict[str, float]: Name to :func:`held_out_score`.
 
     Raises:
-        ValueError: If the pictures cannot be dealt, or not be scored.
+        ValueError: If the images cannot be split, or not be scored.
     """
     _, labels, pictures = next(iter(rows.values()))
     halves = unlike_halves([x for x, *_ in rows.values()], labels, pictures,
@@ -74,17 +75,17 @@ def held_out_score(x: Tensor,
     Args:
         x (Tensor): Features (n, d).
         labels (Tensor): Class of every row, (n, ), integers.
-        halves (Tensor): Booleans (deals, n), see :func:`unlike_halves`.
+        halves (Tensor): Booleans (splits, n), see :func:`unlike_halves`.
         l2 (float): Ridge penalty in units of the features' mean squared
             norm after standardising. Defaults to 1.
 
     Returns:
         float: Recall averaged over the classes that both halves show, then
-        over deals; those that share fewer than two classes do not count: one
-        class alone is never mistaken.
+        over splits. Splits that share fewer than two classes do not count,
+        since a single class is always predicted right.
 
     Raises:
-        ValueError: If no deal shares two classes.
+        ValueError: If the halves of no split share two classes.
     """
     x = x.double()
     classes, y = labels.unique(return_inverse=True)
@@ -101,9 +102,9 @@ def held_out_score(x: Tensor,
         counted = shared[y]
         scores.append(balanced_accuracy(prediction[counted], y[counted]))
     if not scores:
-        raise ValueError('Modules cannot be scored: halves of the pictures '
+        raise ValueError('Modules cannot be scored: halves of the images '
                          f'({len(classes)} classes, {len(y)} rows) share '
-                         'fewer than two classes; use at least two pictures '
+                         'fewer than two classes; use at least two images '
                          'of each class.')
     return sum(scores) / len(scores)
 
@@ -139,7 +140,7 @@ def held_out_loss(x: Tensor,
                   labels: Tensor,
                   halves: Tensor,
                   l2: float = 1.) -> Tensor:
-    """Error of a closed-form head on pictures that it was not solved on.
+    """Error of a closed-form head on images that it was not solved on.
 
     Each half's ridge head predicts the other. The result is differentiable
     in ``x``.
@@ -147,12 +148,12 @@ def held_out_loss(x: Tensor,
     Args:
         x (Tensor): Features (n, d).
         labels (Tensor): Class of every row, (n, ), integers.
-        halves (Tensor): Booleans (deals, n), see :func:`unlike_halves`.
+        halves (Tensor): Booleans (splits, n), see :func:`unlike_halves`.
         l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 1.
 
     Returns:
         Tensor: Squared error of the one-hot targets, averaged within classes,
-        then over classes, halves and deals. A class that only one half shows
+        then over classes, halves and splits. A class that only one half shows
         counts nothing.
     """
     x = x.double()

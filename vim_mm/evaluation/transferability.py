@@ -179,7 +179,7 @@ def leep(posterior: Tensor, labels: Tensor) -> float:
         float: Not above zero.
     """
     posterior, onehot = _columns(posterior, labels)
-    # a component nobody belongs to counts for nobody
+    # a component without members counts for no row
     mass = posterior.sum(0).clamp(min=1e-300)
     conditional = posterior.T @ onehot / mass[:, None]
     return float(((posterior @ conditional) * onehot).sum(1).log().mean())
@@ -189,7 +189,7 @@ def library(name: str) -> ModuleType:
     """A module of scikit-learn or SciPy, which only ranking needs.
 
     Raises:
-        ValueError: If the package is not installed; names the mend.
+        ValueError: If the package is not installed; names the fix.
     """
     try:
         return import_module(name)

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Deal few pictures into halves that look as different as they can."""
+"""Split few images into halves that look as different as possible."""
 
 from typing import Sequence
 
@@ -8,49 +8,50 @@ from torch import Tensor
 
 #: Axes with a smaller share of the first one's variance are rounding noise.
 NOISE = 1e-9
-#: Ways to deal where nobody asks for another number.
+#: Default number of splits.
 DEALS = 8
 
 
 def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,
                   num: int) -> Tensor:
-    """Deal pictures into unlike halves, in several ways. Ours.
+    """Split images into unlike halves, in several ways. Ours.
 
-    The few pictures of a task share photographs, cameras, seasons. Dealt at
-    random, what is held out looks like what was learned from, and features
-    that only fit these surroundings do well: the trunk's own do. So pictures
-    are sorted by how they look, apart from their classes: along a principal
-    axis of their mean features, from which class means are taken first. One
-    half lies below the median, the other above; each axis is one deal.
-    Pictures of one class only are halved class by class.
+    The few images of a task share photographs, cameras, seasons. After a
+    random split the held-out half looks like the training half, and features
+    that only fit these surroundings do well, those of the trunk above all. So
+    images are sorted by appearance, not by class: along a principal axis of
+    their mean features, after class means are subtracted. One half lies below
+    the median, the other above; each axis gives one split. Images that show a
+    single class are split class by class.
 
-    Features that are to be compared deal together: those that deal alone are
-    tested hardest, for halves lie farthest apart in their own space.
+    Features that are compared must be split together. A kind of features that
+    makes the split alone is tested hardest, because the halves are farthest
+    apart in its own space.
 
     Args:
         features (Sequence[Tensor]): Features (n, d) of the same rows, one of
             several kinds, each weighing the same.
         labels (Tensor): Class of every row, (n, ), integers.
-        picture (Tensor): Picture of every row, (n, ), integers. Memory
+        picture (Tensor): Image of every row, (n, ), integers. Memory
             grows with their number squared, time with its cube: seconds for
             2000.
-        num (int): Ways to deal; fewer where pictures have fewer axes.
+        num (int): Number of splits; fewer where images have fewer axes.
 
     Returns:
-        Tensor: Booleans (deals, n): whether a row lies in the second half.
+        Tensor: Booleans (splits, n): whether a row lies in the second half.
 
     Raises:
-        ValueError: If there are fewer pictures than two, or features are not
+        ValueError: If there are fewer images than two, or features are not
             finite.
     """
     pictures, place = picture.unique(return_inverse=True)
     if len(pictures) < 2:
-        raise ValueError('Pictures are to be dealt into halves, but there is '
+        raise ValueError('Images are to be split into halves, but there is '
                          f'{len(pictures)}; use more of them.')
     classes, y = labels.unique(return_inverse=True)
     likeness = sum(_likeness(x.detach(), y, place) for x in features)
     if not torch.isfinite(likeness).all():
-        raise ValueError('Pictures cannot be dealt into halves by features '
+        raise ValueError('Images cannot be split into halves by features '
                          'that are not finite. Check the weights of the trunk '
                          'and of the modules.')
     variance, axes = torch.linalg.eigh(likeness)
@@ -61,7 +62,7 @@ def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,
 
 
 def _likeness(x: Tensor, y: Tensor, place: Tensor) -> Tensor:
-    """Inner products of the pictures' centred looks, of mean square one."""
+    """Inner products of the images' centred looks, of mean square one."""
     x = x.double()
     x = x - x.mean(0)
     x = x / x.square().mean(0).clamp(min=1e-12).sqrt()
@@ -78,7 +79,7 @@ def group_mean(x: Tensor, group: Tensor) -> Tensor:
 
 
 def _only_class(y: Tensor, place: Tensor, num_classes: int) -> Tensor:
-    """The class of each picture, ``num_classes`` where it has several."""
+    """The class of each image, ``num_classes`` where it has several."""
     shows = torch.zeros(
         int(place.max()) + 1, num_classes, dtype=torch.bool, device=y.device)
     shows[place, y] = True
@@ -92,7 +93,7 @@ def _above_median(axis: Tensor, strata: Tensor) -> Tensor:
     for stratum in strata.unique():
         members = (strata == stratum).nonzero()[:, 0]
         order = members[axis[members].argsort()]
-        # pictures left over go to either half in turn
+        # images left over go to either half in turn
         half[order[(len(order) + odd) // 2:]] = True
         odd = (odd + len(order)) % 2
     return half

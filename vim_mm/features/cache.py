@@ -21,7 +21,7 @@ class CachedBatch:
     Attributes:
         features (tuple): The backbone's output, on CPU.
         data_samples (list): Annotations after preprocessing, on CPU.
-        input_shape (torch.Size): Shape of the batch of pictures.
+        input_shape (torch.Size): Shape of the batch of images.
     """
     features: tuple
     data_samples: list
@@ -45,9 +45,9 @@ def preprocess(model: BaseModel, data: dict) -> dict:
 
 @contextmanager
 def unmixed(model: BaseModel) -> Iterator[None]:
-    """Within this context pictures are not mixed (Mixup, CutMix).
+    """Within this context images are not mixed (Mixup, CutMix).
 
-    A mixed picture has no class of its own, though it keeps one's label.
+    A mixed image has no class of its own, though it keeps one's label.
     """
     preprocessor = model.data_preprocessor
     mixes = getattr(preprocessor, 'batch_augments', None)
@@ -82,13 +82,13 @@ def finite(dataloader: DataLoader) -> DataLoader:
 
 
 def check_filled(dataloader: DataLoader) -> None:
-    """Refuse pictures of which no batch is left.
+    """Refuse images of which no batch is left.
 
     Raises:
         ValueError: If the loader has no batch.
     """
     if not len(dataloader):
-        raise ValueError('The training pictures do not fill one batch of '
+        raise ValueError('The training images do not fill one batch of '
                          f'{dataloader.batch_sampler.batch_size}, and '
                          'train_dataloader drops the last; set '
                          'train_dataloader.drop_last=False.')
@@ -154,7 +154,7 @@ def cached_loss(model: BaseModel, batch: CachedBatch) -> Tensor:
         Tensor: The summed loss, a scalar.
     """
     device = next(model.parameters()).device
-    # heads may ask for the pictures' shape, never for their pixels
+    # heads may ask for the images' shape, never for their pixels
     inputs = torch.zeros((), device=device).expand(batch.input_shape)
     with replay(model, to_device(batch.features, device)):
         losses = model.loss(inputs, to_device(batch.data_samples, device))

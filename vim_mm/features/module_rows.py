@@ -15,7 +15,7 @@ from .rows import rows_of, thinned
 
 #: The entry without any module; evidence calls it so as well.
 TRUNK = 'frozen trunk'
-#: Rows of a module at most: patches of all pictures are many.
+#: Rows of a module at most: patches of all images are many.
 MAX_ROWS = 20000
 
 Rows = Tuple[Tensor, Tensor, Tensor]
@@ -29,10 +29,10 @@ def module_rows(model: BaseModel,
                 num_extra_tokens: int,
                 max_pictures: Optional[int] = None,
                 progress: Progress = lambda each, _: each) -> Dict[str, Rows]:
-    """Features, labels and pictures with each module alone, and with none.
+    """Features, labels and images with each module alone, and with none.
 
     Every batch runs once for each, so that all see the same augmentation, and
-    is thinned as it comes, so that memory does not grow with the pictures.
+    is thinned as it comes, so that memory does not grow with the images.
 
     Args:
         model (BaseModel): Not wrapped, in eval mode, with the modules in its

@@ -21,9 +21,9 @@ def rows_of(cached: List[CachedBatch],
             max_rows: int = 20000,
             seed: int = 0,
             all_levels: bool = False) -> Tuple[Tensor, Tensor, Tensor]:
-    """Feature rows, their classes and their pictures, for any kind of task.
+    """Feature rows, their classes and their images, for any kind of task.
 
-    Classification gives one pooled row a picture. Detection and segmentation
+    Classification gives one pooled row an image. Detection and segmentation
     give one row a patch of the last map, with the class found at its centre;
     patches outside all boxes are a class of their own.
 
@@ -50,7 +50,7 @@ def rows_of(cached: List[CachedBatch],
             x = pool_tokens(batch.features, num_extra_tokens)[:, None]
             y = [s.gt_label for s in batch.data_samples]
             if any(len(each) != 1 for each in y):
-                raise ValueError('Modules can be scored on pictures of one '
+                raise ValueError('Modules can be scored on images of one '
                                  'class each; some have several, or none.')
             y = torch.stack(y)
         elif kind is not None:
@@ -69,7 +69,7 @@ def rows_of(cached: List[CachedBatch],
         picture = torch.arange(start, start + len(x))
         start += len(x)
         pictures.append(picture[:, None].expand(x.shape[:2]).flatten())
-        rows.append(x)  # a view: patches of all pictures are many
+        rows.append(x)  # a view: patches of all images are many
         labels.append(y.flatten())
     y, picture = torch.cat(labels), torch.cat(pictures)
     labelled = (y != IGNORED).nonzero()[:, 0]
@@ -88,7 +88,7 @@ def thinned(num: int, limit: int, seed: int = 0) -> Tensor:
 
     Drawn rather than taken at even steps, which may fall on one column of
     the grid of patches; drawn alike every time, so that features of the same
-    pictures stay comparable.
+    images stay comparable.
     """
     if num <= limit:
         return torch.arange(num)

@@ -75,7 +75,7 @@ def read_adapter(folder: Path) -> Dict[str, LinearChange]:
 
 
 def _check(config: dict) -> None:
-    """Refuse whatever is not plain LoRA, known here or not."""
+    """Refuse everything but plain LoRA, known here or not."""
     kind = config.get('peft_type')
     if kind != 'LORA':
         raise ZooError(f'its peft_type is {kind!r}, and only LORA has a twin '

@@ -21,11 +21,11 @@ from vim_mm.features.cache import unwrap
 
 @dataclass
 class Variant:
-    """One trained config, judged once or twice.
+    """One trained config, evaluated once or twice.
 
     Attributes:
-        methods (tuple[str]): What it is, for people: after the head's
-            warm-up, and after training if it goes on to train.
+        methods (tuple[str]): Its name in reports: after the head's warm-up,
+            and after training if it goes on to train.
         cfg (Config): The whole config.
     """
     methods: Tuple[str, ...]
@@ -34,7 +34,7 @@ class Variant:
 
 @dataclass
 class Stage:
-    """What a variant had achieved when it was validated.
+    """Results of a variant at one validation.
 
     Attributes:
         metrics (dict[str, float]): Metrics on the validation set.
@@ -49,12 +49,12 @@ class Stage:
 
 @dataclass
 class VariantResult:
-    """What came out of one variant.
+    """Results of one variant.
 
     Attributes:
         stages (dict[str, Stage]): By method.
-        n_train (int): Pictures it learned from.
-        n_test (int): Pictures behind the metrics.
+        n_train (int): Images it learned from.
+        n_test (int): Images behind the metrics.
         gates (dict): Slot name to module name to weight.
     """
     stages: Dict[str, Stage]
@@ -90,7 +90,7 @@ class SameHeadHook(Hook):
     """Let neck and head start alike in all variants.
 
     What is drawn before the head differs with the modules, and heads learned
-    from few pictures depend on where they start more than methods differ.
+    from few images depend on where they start more than methods differ.
 
     Args:
         start (dict[str, Tensor]): Where the first variant's neck and head
@@ -125,7 +125,7 @@ def variants(cfg: Config) -> List[Variant]:
     All warm the same head from the same values on cached features with the
     same settings. Fused
     ones then learn gates and head together; for as many epochs more the other
-    heads learn on cached features, so that none has seen the few pictures
+    heads learn on cached features, so that none has seen the few images
     more often than another.
 
     Args:
@@ -138,7 +138,7 @@ def variants(cfg: Config) -> List[Variant]:
         fusion, which starts from scores, likewise.
     """
     cfg = deepcopy(cfg)
-    # all are judged on the test pictures, and none is chosen by them
+    # all are evaluated on the test images, and none is chosen by them
     cfg.val_cfg = dict(type='ValLoop')
     cfg.val_dataloader = cfg.test_dataloader
     cfg.val_evaluator = cfg.test_evaluator
@@ -184,7 +184,7 @@ def _unfused(cfg: Config, modules: List[str]) -> Config:
 
 def run_variant(variant: Variant, work_dir: str,
                 head: Dict[str, Tensor]) -> Tuple[VariantResult, Runner]:
-    """Train one variant; it is judged by its validations.
+    """Train one variant and evaluate it.
 
     Args:
         variant (Variant): The config to run; its ``WarmHeadHook`` evaluates.
@@ -205,13 +205,13 @@ def run_variant(variant: Variant, work_dir: str,
     cfg.work_dir = osp.join(work_dir, slug)
     cfg.experiment_name = f'{Path(work_dir).name}_{slug}_{time.time_ns()}'
     reset_peak_memory()
-    judge = StageHook(time.perf_counter())
+    recorder = StageHook(time.perf_counter())
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(judge)
+    runner.register_hook(recorder)
     runner.register_hook(SameHeadHook(head))
     runner.train()
     result = VariantResult(
-        stages=dict(zip(variant.methods, judge.stages, strict=True)),
+        stages=dict(zip(variant.methods, recorder.stages, strict=True)),
         n_train=len(runner.train_dataloader.dataset),
         n_test=len(runner.val_dataloader.dataset),
         gates=unwrap(runner.model).backbone.gates())

@@ -32,7 +32,7 @@ border-radius:2px;vertical-align:middle}
 .gates td{border:2px solid #fff;text-align:center;min-width:4.2rem;
 padding:.1rem .4rem;font-size:.85rem}
 .gates th{border:0;padding:.1rem .5rem;font-size:.85rem}
-.pictures{display:flex;flex-wrap:wrap;gap:.7rem}
+.images{display:flex;flex-wrap:wrap;gap:.7rem}
 figure{margin:0}figure img{height:11rem;display:block;border-radius:4px}
 figcaption{font-size:.8rem;max-width:16rem}
 '''
@@ -48,8 +48,8 @@ class Row:
         method (str): What the row distinguishes within the step.
         metric (str): Name of the metric.
         value (float): Its value.
-        n_train (int): Pictures learned from.
-        n_test (int): Pictures behind the value.
+        n_train (int): Images learned from.
+        n_test (int): Images behind the value.
         seconds (float): Wall time of the method.
         peak_mb (float): Peak memory of the method, in MB.
     """
@@ -91,7 +91,7 @@ def write_report(folder: str, title: str, intro: str,
     """Write ``report.json`` and ``report.html`` into a folder.
 
     Args:
-        folder (str): Where to write; pictures of steps are relative to it.
+        folder (str): Where to write; images of steps are relative to it.
         title (str): Title of the page.
         intro (str): What was run, on what.
         steps (Sequence[Step]): Finished steps, in order.
@@ -119,7 +119,7 @@ def _section(folder: Path, step: Step) -> str:
         parts.append(_heat_map(step.gates))
     if step.pictures:
         figures = ''.join(_figure(folder, p) for p in step.pictures)
-        parts.append(f'<div class="pictures">{figures}</div>')
+        parts.append(f'<div class="images">{figures}</div>')
     return ''.join(parts) + '</section>'
 
 

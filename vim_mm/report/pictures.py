@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Predictions drawn on test pictures, as the inferencer draws them."""
+"""Predictions drawn on test images, as the inferencer draws them."""
 
 from pathlib import Path
 from typing import List, Tuple
@@ -17,14 +17,14 @@ from vim_mm.apis.serving import colours
 
 def draw_predictions(runner: Runner, dataloader: DataLoader, folder: Path,
                      method: str, num: int) -> List[Tuple[Path, str]]:
-    """Draw a model's predictions on a few pictures.
+    """Draw a model's predictions on a few images.
 
     Args:
         runner (Runner): With a trained model.
-        dataloader (DataLoader): Of the pictures it was judged on.
+        dataloader (DataLoader): Of the images it was evaluated on.
         folder (Path): Where to write the PNG files; made if missing.
         method (str): Name of the model, for file names and captions.
-        num (int): Number of pictures.
+        num (int): Number of images.
 
     Returns:
         list[tuple[Path, str]]: Files and captions.
@@ -48,7 +48,7 @@ def draw_predictions(runner: Runner, dataloader: DataLoader, folder: Path,
 
 
 def evenly_spaced(length: int, num: int) -> List[int]:
-    """``num`` indices at even distances over ``length`` pictures."""
+    """``num`` indices at even distances over ``length`` images."""
     return np.linspace(0, length - 1, min(num, length)).astype(int).tolist()
 
 

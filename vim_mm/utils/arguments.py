@@ -67,7 +67,7 @@ def check_is_list(names: Any, what: str) -> None:
 
 
 def refuse_init_cfg(part: Any, what: str) -> None:
-    """Refuse an ``init_cfg`` of a part that nobody would apply.
+    """Refuse an ``init_cfg`` of a part where it would never be applied.
 
     Args:
         part (BaseModule): The part as it was built.

@@ -125,7 +125,7 @@ def load_from_http(filename: str,
 def load_pickle(file: Any,
                 map_location: MapLocation = None,
                 weights_only: Optional[bool] = None) -> Any:
-    """``torch.load`` restricted to the allow-list, whatever the caller asks.
+    """``torch.load`` restricted to the allow-list; callers cannot lift it.
 
     Args:
         file: Path or readable binary file.

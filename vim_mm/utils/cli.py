@@ -24,8 +24,8 @@ def run_cli(main: Callable[[], Optional[int]]) -> NoReturn:
     the tool itself. Setting ``VIM_MM_TRACEBACK=1`` brings the traceback back.
     Ctrl-C ends with 130. Other exceptions are bugs and keep their traceback.
 
-    One of several processes leaves their group here, whoever made it: after
-    success together with the others, otherwise without waiting for them.
+    In a distributed run the process leaves its group here: after success
+    together with the other processes, otherwise without waiting for them.
 
     Args:
         main: Does the work; returns an exit code, or None for 0.
@@ -58,7 +58,7 @@ def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
         print('Interrupted.', file=sys.stderr)
         return 130
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _stdout_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -71,8 +71,8 @@ def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
         return 1
 
 
-def _nobody_reads() -> bool:
-    """Whether whoever read stdout, such as `head`, has seen enough."""
+def _stdout_closed() -> bool:
+    """Whether the reader of stdout, such as `head`, has closed it."""
     try:
         print(flush=True)
     except BrokenPipeError:

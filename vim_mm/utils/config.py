@@ -63,12 +63,12 @@ def _read(config: str) -> Config:
             f'The config {config}, or a `_base_` of it, is not valid: '
             f'{said}.') from error
     except FileNotFoundError as error:
-        mend = 'check its `_base_`'
+        fix = 'check its `_base_`'
         if '.mim/model-index' in str(error.filename):
-            mend += ' (a scope, vim_mm::, needs an install: pip install -e .)'
+            fix += ' (a scope, vim_mm::, needs an install: pip install -e .)'
         raise FileNotFoundError(f'The config {config} needs a file that is '
                                 f'not there ({error.filename or error}); '
-                                f'{mend}.') from error
+                                f'{fix}.') from error
     if 'model' not in cfg:
         raise ValueError(f'The config {config} has no `model`; give one of a '
                          'whole run.')

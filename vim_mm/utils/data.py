@@ -63,7 +63,7 @@ def _check(key: str, dataset: dict) -> None:
 def _prefixes(option: str, dataset: dict) -> dict:
     """The prefixes that a data set reads from, by the option that sets each.
 
-    Pictures to test on may come without label maps.
+    Images to test on may come without label maps.
     """
     prefix = dataset.get('data_prefix') or {}
     if isinstance(prefix, str):

@@ -89,11 +89,11 @@ def leave_group(timeout: float = 60) -> None:
 def quit_group(code: int) -> NoReturn:
     """End a process whose group cannot be left, with its exit code.
 
-    Waits for nobody, and for no thread of the group either: the interpreter's
-    own end might hang or abort in one of them.
+    It does not wait for other processes or for threads of the group: in one
+    of these the interpreter's normal exit can hang or abort.
     """
     logging.shutdown()
-    with contextlib.suppress(OSError):  # nobody may read them any more
+    with contextlib.suppress(OSError):  # their reader may be gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

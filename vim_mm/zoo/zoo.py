@@ -23,7 +23,7 @@ class Zoo:
     ``<root>/<name>/`` holds ``card.json``, ``module.safetensors`` and, if the
     task head that was trained with the module is kept, ``head.safetensors``.
     Adding, overwriting and removing touch that one folder only, each in one
-    step, whatever the size of the zoo.
+    step, independent of the size of the zoo.
 
     Args:
         root: The directory. The first save or add creates it.

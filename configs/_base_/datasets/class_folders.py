@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# Pictures in a folder per class, at mmpretrain's ImageNet crops. A child names
+# Images in a folder per class, at mmpretrain's ImageNet crops. A child names
 # the root and the folders of both splits.
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs32_pil_bicubic.py'
 

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # ImageNet-21k-P of the Fall 2011 release: 11,221 classes with at least 500
-# pictures, 11.8 M to learn from, 50 a class to validate. A folder per class,
+# images, 11.8 M to learn from, 50 a class to validate. A folder per class,
 # as the processing scripts of ImageNet-21k-P leave them.
 _base_ = './class_folders.py'
 

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# Places365-Standard: 365 scenes, 1.80 M pictures to learn from and 36,500 to
-# validate. A folder per scene, as in the archive of small pictures with
+# Places365-Standard: 365 scenes, 1.80 M images to learn from and 36,500 to
+# validate. A folder per scene, as in the archive of small images with
 # folders (`places365standard_easyformat`).
 _base_ = './class_folders.py'
 

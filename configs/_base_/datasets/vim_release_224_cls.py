@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# What ViM's release sees of a picture, for classification: squashed to 224 x
-# 224 whatever its shape (PIL's bilinear filter), ImageNet's mean and deviation
+# What ViM's release sees of an image, for classification: squashed to 224 x
+# 224 from any shape (PIL's bilinear filter), ImageNet's mean and deviation
 # and not CLIP's. Data: a folder per class under `data_root`. The release
 # predicts only, and so do these.
 dataset_type = 'mmpretrain.CustomDataset'

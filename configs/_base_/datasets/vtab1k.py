@@ -4,7 +4,7 @@
 #     data/vtab-1k/<task>/images/...
 #     data/vtab-1k/<task>/{train800,val200,train800val200,test}.txt
 #
-# Each line of a list is the path of a picture below the folder of its task, a
+# Each line of a list is the path of an image below the folder of its task, a
 # space and the label. Learn from `train800val200.txt`, test once on
 # `test.txt`. The environment variable VTAB_TASK names the task. Class counts
 # are those of the label lists in tensorflow-datasets 4.9.10 (natural and
@@ -40,7 +40,7 @@ assert task in class_counts, (f'VTAB_TASK={task} is no task of VTAB-1k; set '
 num_classes = class_counts[task]
 data_root = f'data/vtab-1k/{task}'
 
-# squashed to 224 x 224 whatever its shape; no augmentation
+# squashed to 224 x 224 from any shape; no augmentation
 train_pipeline = [
     dict(type='mmpretrain.LoadImageFromFile'),
     dict(

@@ -30,9 +30,9 @@ model = dict(
             type='mmdet.GaussianFocalLoss', pos_weight=0.25, neg_weight=0.75),
         loss_bbox=dict(type='mmdet.GIoULoss', loss_weight=2.0),
         norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
-        # distances pass a ReLU: about zero, where mmdet starts them, half of
-        # them have no gradient, and in a short schedule some stay dead (in one
-        # of three seeds all: AP50 0.03). Two strides is the size of a crown.
+        # distances pass a ReLU: started about zero, as in mmdet, half of them
+        # have no gradient, and in a short schedule some stay dead. They start
+        # at two strides, the size of a tree crown.
         init_cfg=dict(
             type='Normal',
             layer='Conv2d',

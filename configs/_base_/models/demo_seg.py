@@ -28,7 +28,7 @@ model = dict(
         num_classes=11,
         norm_cfg=None,
         align_corners=False,
-        # digits cover a small part of a picture
+        # digits cover a small part of an image
         loss_decode=dict(
             type='mmseg.CrossEntropyLoss', class_weight=[0.05] + [1.] * 10)),
     test_cfg=dict(mode='whole'))

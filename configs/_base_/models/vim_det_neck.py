@@ -2,7 +2,7 @@
 # From four maps of one stride to five of a feature pyramid: the steps of
 # ViM's segmentation head, narrowed to 256 channels, then mmdet's FPN. Ours:
 # the release knows no detection. Its raw maps are normalised here first, and
-# LN takes the place of BN inside, for two pictures a GPU.
+# LN takes the place of BN inside, for two images per GPU.
 det_neck = dict(
     type='vim_mm.ViMFusionNeck',
     in_channels=(768, 768, 768, 768),

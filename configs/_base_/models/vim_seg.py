@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # The segmentor of ViM's release with the statistics it normalises by, at any
-# size: pictures are padded to multiples of 32 when tested.
+# size: images are padded to multiples of 32 when tested.
 _base_ = './vim_release_seg.py'
 
 model = dict(

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# AdamW at 1e-3 for 1,024 pictures, weight decay 1e-4, warmed up and cosine,
+# AdamW at 1e-3 for 1,024 images, weight decay 1e-4, warmed up and cosine,
 # after Convpass on VTAB-1k; the number of epochs is each config's own.
 max_epochs = 10
 train_cfg = dict(

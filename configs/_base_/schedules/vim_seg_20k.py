@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# A quarter of the 80k schedule, for a thousand pictures or so.
+# A quarter of the 80k schedule, for a thousand images or so.
 _base_ = './vim_seg_80k.py'
 
 max_iters = 20000

@@ -14,8 +14,8 @@ publishers (LAION, DataComp) fits too, but was mostly trained with plain GELU:
 convert it as ``clip-gelu`` and override in ``model.backbone``
 ``trunk=dict(layer_cfgs=dict(act_cfg=dict(type='GELU')))``.
 
-The position embedding (14 x 14) is resized (bicubic) to every picture while
-the trunk runs. Sides of pictures should be multiples of 16.
+The position embedding (14 x 14) is resized (bicubic) to every image while
+the trunk runs. Sides of images should be multiples of 16.
 
 For dense heads: raw maps after the blocks that ViM takes. The file's ``ln1.*``
 (CLIP's ``ln_post``) are then reported as unexpected keys, which is right. For

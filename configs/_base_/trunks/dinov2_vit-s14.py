@@ -12,8 +12,8 @@ Set ``VIM_MM_WEIGHTS`` to keep weights in another folder. Variants with
 registers do not fit.
 
 ``img_size`` is the grid the position embedding was trained on (37 x 37), so
-the file loads as it is; the embedding is resized (bicubic) to every picture
-while the trunk runs. Sides of pictures should be multiples of 14.
+the file loads as it is; the embedding is resized (bicubic) to every image
+while the trunk runs. Sides of images should be multiples of 14.
 
 For dense heads: raw maps of four blocks. The file's ``ln1.*`` are then
 reported as unexpected keys, which is right. For classification override in

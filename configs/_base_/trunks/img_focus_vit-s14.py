@@ -14,8 +14,8 @@ The architecture is DINOv2's, but the net was fine-tuned for saliency: strong
 dense features, weaker class features. Never call it DINOv2.
 
 ``img_size`` is the grid the position embedding was trained on (37 x 37), so
-the file loads as it is; the embedding is resized (bicubic) to every picture
-while the trunk runs. Sides of pictures should be multiples of 14.
+the file loads as it is; the embedding is resized (bicubic) to every image
+while the trunk runs. Sides of images should be multiples of 14.
 
 For dense heads: raw maps of four blocks. The file's ``ln1.*`` are then
 reported as unexpected keys, which is right. For classification override in

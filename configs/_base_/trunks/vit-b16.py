@@ -13,8 +13,8 @@ Those of transformers (``google/vit-base-patch16-224-in21k``) are converted as
 Variants with LayerScale, registers or norms of queries do not fit.
 
 Set ``VIM_MM_WEIGHTS`` to keep weights in another folder. The position
-embedding (14 x 14) is resized (bicubic) to every picture while the trunk runs.
-Sides of pictures should be multiples of 16.
+embedding (14 x 14) is resized (bicubic) to every image while the trunk runs.
+Sides of images should be multiples of 16.
 
 For dense heads: raw maps of four blocks. The file's ``ln1.*`` are then
 reported as unexpected keys, which is right. For classification override in

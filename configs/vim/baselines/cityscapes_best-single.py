@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Cityscapes: the one module of the best score.
 
-Chosen by ``ScoreGatesHook`` on training pictures alone, weight one everywhere.
+Chosen by ``ScoreGatesHook`` on training images alone, weight one everywhere.
 """
 _base_ = '../downstream_cityscapes.py'
 

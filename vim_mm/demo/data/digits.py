@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Handwritten digits on photographs: class, mask and boxes of one picture."""
+"""Handwritten digits on photographs: class, mask and boxes of one image."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,19 +22,19 @@ GROUND_TINT = (0.75, 1.25)
 
 @dataclass(frozen=True)
 class Split:
-    """One split of the composed pictures.
+    """One split of the composed images.
 
     Args:
         name (str): Its folder.
         stream (int): Number of its random stream.
-        pictures (int): How many pictures.
+        pictures (int): How many images.
         digits (Tuple[int, int]): First and past-the-last index into the
             1,797 digits of scikit-learn.
         photographs (Tuple[str, ...]): Grounds to crop from.
-        side (int): Side of a picture in pixels.
-        per_picture (Tuple[int, int]): Fewest and most digits a picture.
+        side (int): Side of an image in pixels.
+        per_picture (Tuple[int, int]): Fewest and most digits an image.
         size (Tuple[int, int]): Smallest and largest side of a digit's cell.
-        few (Tuple[int, ...]): Few-shot lists to write, pictures a class.
+        few (Tuple[int, ...]): Few-shot lists to write, images a class.
     """
 
     name: str
@@ -155,7 +155,7 @@ def draw_corners(rng: np.random.Generator, sizes: np.ndarray,
     Args:
         rng (np.random.Generator): Source of the choices.
         sizes (np.ndarray): (N,) sides of the cells.
-        side (int): Side of the picture; N cells must fit into it.
+        side (int): Side of the image; N cells must fit into it.
 
     Returns:
         np.ndarray: (N, 2) x and y of the upper left corners.
@@ -191,7 +191,7 @@ def compose(rng: np.random.Generator, ground: np.ndarray,
         size (Tuple[int, int]): Smallest and largest side of a digit's cell.
 
     Returns:
-        Tuple[np.ndarray, np.ndarray]: The picture, uint8 (S, S, 3), and for
+        Tuple[np.ndarray, np.ndarray]: The image, uint8 (S, S, 3), and for
         each digit its mask, bool (N, S, S).
     """
     side = len(ground)
@@ -222,8 +222,8 @@ def _as_json(split: Split) -> Dict[str, Any]:
     }
 
 
-def _deal(rng: np.random.Generator, indices: np.ndarray) -> Iterator[int]:
-    """Deal indices for ever, each once before any comes again."""
+def _shuffled(rng: np.random.Generator, indices: np.ndarray) -> Iterator[int]:
+    """Yield indices for ever, each once before any comes again."""
     while True:
         yield from rng.permutation(indices).tolist()
 
@@ -242,21 +242,21 @@ def _write(folder: Path, seed: int,
 
 def _write_split(folder: Path, split: Split, seed: int, images: np.ndarray,
                  labels: np.ndarray) -> Dict[str, int]:
-    """Write pictures, label maps, lists and boxes of one split.
+    """Write images, label maps, lists and boxes of one split.
 
-    All ten classes are dealt, in random order, before any comes again: the
-    first n pictures are balanced for any n divisible by ten, and no class
-    tells which others share its picture.
+    All ten classes come, in random order, before any comes again: the
+    first n images are balanced for any n divisible by ten, and no class
+    tells which others share its image.
     """
     rng = np.random.default_rng([seed, split.stream])
     grounds = {name: load_photograph(name) for name in split.photographs}
     indices = np.arange(*split.digits)
-    decks = [_deal(rng, indices[labels[indices] == c]) for c in range(10)]
+    queues = [_shuffled(rng, indices[labels[indices] == c]) for c in range(10)]
     coco = dict(
         images=[],
         annotations=[],
         categories=[dict(id=c + 1, name=str(c)) for c in range(10)])
-    classes = _deal(rng, np.arange(10))
+    classes = _shuffled(rng, np.arange(10))
     for kind in ('img', 'ann'):
         (folder / kind).mkdir(parents=True)
     for number in range(split.pictures):
@@ -264,7 +264,7 @@ def _write_split(folder: Path, split: Split, seed: int, images: np.ndarray,
         ground = draw_ground(rng, grounds[photograph], split.side)
         count = int(rng.integers(split.per_picture[0],
                                  split.per_picture[1] + 1))
-        chosen = [next(decks[next(classes)]) for _ in range(count)]
+        chosen = [next(queues[next(classes)]) for _ in range(count)]
         picture, masks = compose(rng, ground, images[chosen], labels[chosen],
                                  split.size)
         name = f'{number:05d}'
@@ -293,7 +293,7 @@ def _add_picture(coco: Dict[str, list], name: str, photograph: str,
 
 def _add_digit(coco: Dict[str, list], index: int, label: int,
                mask: np.ndarray) -> None:
-    """Add the box of one digit, mask bool (S, S), to the last picture."""
+    """Add the box of one digit, mask bool (S, S), to the last image."""
     coco['annotations'].append(
         dict(
             id=len(coco['annotations']) + 1,
@@ -306,7 +306,7 @@ def _add_digit(coco: Dict[str, list], index: int, label: int,
 
 
 def _write_lists(folder: Path, split: Split, coco: Dict[str, list]) -> None:
-    """Write class lists, where a picture shows one digit."""
+    """Write class lists, where an image shows one digit."""
     if split.per_picture != (1, 1):
         return
     names = [image['file_name'] for image in coco['images']]

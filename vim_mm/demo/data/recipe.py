@@ -20,7 +20,7 @@ JPEG_PARAMS = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 class PreparationError(RuntimeError):
-    """A dataset cannot be prepared; the message says why and the mend."""
+    """A dataset cannot be prepared; the message says why and names the fix."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def default_out(name: str) -> Path:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write a picture; the suffix of ``path`` decides the format.
+    """Write an image; the suffix of ``path`` decides the format.
 
     Args:
         path (Path): Target in a folder that exists.

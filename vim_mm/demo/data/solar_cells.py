@@ -23,7 +23,7 @@ NOTES = (
     'The package does not say which solar module a cell comes from. In file '
     'order the look of the mono-crystalline cells changes at 17 places, which '
     'makes 18 stretches of 48 to 72 cells; val is four of these, so train and '
-    'val presumably share no module. That is read off the pictures and not '
+    'val presumably share no module. That is read off the images and not '
     'documented.',
     'The share of defective cells differs much between modules (nine tenths '
     'in the first four stretches), so part of what a classifier can use is '
@@ -34,7 +34,7 @@ def solar_cells_recipe(side: int = 150) -> Recipe:
     """Return how the solar cells are made.
 
     Args:
-        side (int): Side of the written pictures in pixels (source: 300).
+        side (int): Side of the written images in pixels (source: 300).
     """
     return Recipe(
         name='solar_cells',
@@ -44,7 +44,7 @@ def solar_cells_recipe(side: int = 150) -> Recipe:
             type='mono',
             defective_above=0.5,
             val_blocks=[list(block) for block in VAL_BLOCKS]),
-        licences={'elpv-dataset': 'CC BY-NC-SA 4.0 (pictures and labels)'},
+        licences={'elpv-dataset': 'CC BY-NC-SA 4.0 (images and labels)'},
         notes=NOTES,
         write=partial(_write, side=side))
 

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Tree crowns from the air: three pictures cut into tiles, with boxes."""
+"""Tree crowns from the air: three images cut into tiles, with boxes."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from .recipe import Package, Recipe, write_image, write_json
 
 DEEPFOREST = Package('deepforest',
                      'pip install --no-deps deepforest==2.1.0', 'deepforest')
-# split -> picture; a picture belongs to one split, so tiles never leak
+# split -> image; an image belongs to one split, so tiles never leak
 PICTURES = dict(
     train='2019_YELL_2_528000_4978000_image_crop2',
     val='2019_YELL_2_541000_4977000_image_crop',
@@ -22,10 +22,10 @@ NOTES = (
     'Train and val show two places of one site (Yellowstone), test shows '
     'another site (Ordway-Swisher, Florida) and is a single tile.',
     'Train tiles overlap, so one tree shows in several of them. Val and test '
-    'tiles do not; they lie on a centred grid, and the margin of the picture '
+    'tiles do not; they lie on a centred grid, and the margin of the image '
     'that holds no whole tile is left out.',
     'Dead standing trees are annotated, fallen trunks are not. Crowns cut by '
-    'the border of a source picture are often without a box.')
+    'the border of a source image are often without a box.')
 
 
 def tree_crowns_recipe(tile: int = 300,
@@ -35,7 +35,7 @@ def tree_crowns_recipe(tile: int = 300,
 
     Args:
         tile (int): Side of a tile in pixels.
-        train_grid (int): Tiles a row and a column of the train picture;
+        train_grid (int): Tiles a row and a column of the train image;
             they overlap.
         min_visible (float): A box clipped by a tile is kept if at least
             this share of its area is inside.
@@ -75,7 +75,7 @@ def clip_boxes(boxes: np.ndarray, x: int, y: int, tile: int,
     """Clip boxes to one tile.
 
     Args:
-        boxes (np.ndarray): (N, 4), x1 y1 x2 y2 in pixels of the picture.
+        boxes (np.ndarray): (N, 4), x1 y1 x2 y2 in pixels of the image.
         x (int): Left edge of the tile.
         y (int): Upper edge of the tile.
         tile (int): Side of the tile.

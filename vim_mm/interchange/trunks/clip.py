@@ -4,7 +4,7 @@
 Other publishers trained mostly with plain GELU, which no tensor tells.
 
 ``ln_post`` becomes the final norm. The projection into the joint space of
-pictures and texts has no place in a backbone and is left out, as is the text
+images and texts has no place in a backbone and is left out, as is the text
 tower. Half precision weights are stored as float32, which is exact.
 """
 

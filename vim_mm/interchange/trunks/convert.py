@@ -136,7 +136,7 @@ def _check(state: StateDict, backbone: dict) -> None:
 
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
     dst.parent.mkdir(parents=True, exist_ok=True)
-    # save_file of safetensors lets nobody else read what it writes
+    # save_file of safetensors makes files that other users cannot read
     write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
 
 

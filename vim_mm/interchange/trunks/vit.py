@@ -115,7 +115,7 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         **cfg: What tensors cannot tell, e.g. the activation.
 
     Returns:
-        dict: The config; width, depth, patch and picture size (pixels) are
+        dict: The config; width, depth, patch and image size (pixels) are
         read off the tensors.
 
     Raises:

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# 20 pictures a class by other writers and on other photographs than
+# 20 images per class by other writers and on other photographs than
 # midstream; `fewshot/cls_5.txt` lists 5 a class.
 _base_ = './digits_cls.py'
 

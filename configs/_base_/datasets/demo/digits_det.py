@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# Boxes of the midstream pictures: one digit in 98 px. Written by
+# Boxes of the midstream images: one digit in 98 px. Written by
 # `python tools/dataset_converters/digits_on_photographs.py`. No flips: they
 # would turn one digit into another.
 dataset_type = 'mmdet.CocoDataset'

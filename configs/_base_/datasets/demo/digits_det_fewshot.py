@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# 64 pictures of 168 px with one to four digits, by other writers and on
+# 64 images of 168 px with one to four digits, by other writers and on
 # other photographs than midstream.
 _base_ = './digits_det.py'
 

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# 200 pictures by other writers and on other photographs than midstream.
+# 200 images by other writers and on other photographs than midstream.
 _base_ = './digits_seg.py'
 
 train_dataloader = dict(

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 # Tree crowns from the air, one class. Written by
 # `python tools/dataset_converters/tree_crowns.py`. Train, val and test show
-# different pictures.
+# different images.
 dataset_type = 'mmdet.CocoDataset'
 data_root = '{{$VIM_MM_DEMO_DATA:data/demo}}/tree_crowns/'
 metainfo = dict(classes=('tree', ), palette=[(34, 139, 34)])
