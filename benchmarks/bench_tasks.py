@@ -29,8 +29,7 @@ def save_zoo(root: Path, settings: Settings, cfg: dict,
     model = vit_models.backbone(
         settings, cfg, new_module=names[0], adapter=adapter)
     for name in names[1:]:
-        model.bank.add(name, model.bank.adapter_cfg(names[0]),
-                       model.bank.dims_of(names[0]))
+        model.add(name, adapter)
     vit_models.fill(model.bank)
     for name in names:
         save_module(model, name, str(root))
@@ -183,7 +182,7 @@ BENCHMARKS = [
         Goal(f'eight tasks on one image, {kind}', 'one trunk pass + heads',
              1.3)
     ], partial(one_image, dict(type=f'vim_mm.{kind}')))
-      for kind in ('ConvPass', 'PluginNeck')),
+      for kind in ('ConvPass', 'SideLadder')),
     Benchmark(MIXED, [
         Goal(MIXED, "peft's mixed batch, LoRA of rank 8", 1.),
         Goal(MIXED, 'a call for each task', 1.)

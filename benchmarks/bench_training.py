@@ -139,7 +139,7 @@ def ladder(settings: Settings) -> nn.Module:
         settings,
         vit_models.vit(settings, out_type='featmap', out_indices=stages),
         new_module='m',
-        adapter=dict(type='PluginNeck'))
+        adapter=dict(type='SideLadder'))
     return model.to(settings.device).train()
 
 

@@ -55,9 +55,8 @@ def build(cfg: Config) -> BaseModel:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = build_model(cfg)
     for name in names:
-        dims = {slot: s.dims for slot, s in model.backbone.slots.items()}
-        model.backbone.bank.add(
-            name, dict(type='vim_mm.ConvPass'), dims, trainable=False)
+        model.backbone.add(name, dict(type='vim_mm.ConvPass'))
+        model.backbone.bank.members[name].requires_grad_(False)
     if fusion:
         model.backbone.set_fusion(fusion)
     return model.train()

@@ -73,11 +73,10 @@ def add_modules(model: ViMBackbone,
                 names: Sequence[str],
                 adapter: Optional[dict] = None) -> None:
     """Add frozen, filled modules in all slots."""
-    dims = {name: spec.dims for name, spec in model.slots.items()}
     for name in names:
-        model.bank.add(
-            name, adapter or dict(type='ConvPass'), dims, trainable=False)
-        fill(model.bank.members[name])
+        model.add(name, adapter or dict(type='ConvPass'))
+        fill(model.bank.members[name].requires_grad_(False))
+    model.train(model.training)
 
 
 def bank(settings: Settings,

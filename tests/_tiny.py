@@ -95,9 +95,10 @@ def add_modules(backbone: ViMBackbone, *names: str, std: float = 0.2,
                 trainable: bool = False, **adapter) -> None:
     """Add learned modules to the bank, each different."""
     cfg = dict(dict(type='ConvPass', hidden_dims=4), **adapter)
-    dims = {name: slot.dims for name, slot in backbone.slots.items()}
     for name in names:
-        backbone.bank.add(name, cfg, dims, trainable=trainable)
+        backbone.add(name, cfg)
+        backbone.bank.members[name].requires_grad_(trainable)
+        backbone.bank.train(backbone.training)
         fill(backbone.bank.members[name], std, seed=sum(map(ord, name)))
 
 

@@ -96,14 +96,13 @@ def test_invariant_2_a_fresh_module_leaves_outputs_exactly_unchanged(
     x = pictures()[..., :SIZE] if 'vit' in kind else torch.randn(2, 3, 64, 96)
     plain = backbone(x)
     cfg = dict(type='ConvPass', hidden_dims=4, conv_init='xavier')
-    dims = {name: slot.dims for name, slot in backbone.slots.items()}
     for name in NAMES:
-        backbone.bank.add(name, cfg, dims)
+        backbone.add(name, cfg)
     streams = backbone(x)
     assert len(streams) == 3 and all(equal(s, plain) for s in streams)
     # any zoo of zero modules, any gates
     backbone.set_fusion(dict(type='EnsMoE'))
-    backbone.fusion.set_logits('default', torch.randn(len(dims), 3))
+    backbone.fusion.set_logits('default', torch.randn(len(backbone.slots), 3))
     assert equal(backbone(x), plain)
 
 
@@ -251,7 +250,7 @@ model = dict(
 def test_invariant_7_ordinary_registry_types(folder: Path) -> None:
     types = [
         'ViMBackbone', 'ConvPass', 'EnsMoE', 'FixedFusion', 'ViMFusionNeck',
-        'TokenPooling'
+        'StandardizedPooling'
     ]
     from mmdet.registry import MODELS as other
     for name in types:

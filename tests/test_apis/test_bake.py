@@ -93,7 +93,7 @@ KINDS_OF_ADAPTER = [
     dict(type='ConvPass', hidden_dims=3, scale=2.),
     dict(type='BottleneckAdapter', hidden_dims=3),
     dict(type='LoRA', rank=2, alpha=6),
-    dict(type='PluginNeck', hidden_dims=3),
+    dict(type='SideLadder', hidden_dims=3),
 ]
 
 
@@ -142,7 +142,7 @@ def test_small_weights_are_dropped_and_the_rest_is_not_scaled(
 def test_modules_beside_the_trunk_are_dropped_altogether(
         tmp_path: Path) -> None:
     """What a rung hands on matters at levels where its own weight does not."""
-    model = fused(tmp_path, dict(type='LinearMoE'), type='PluginNeck')
+    model = fused(tmp_path, dict(type='LinearMoE'), type='SideLadder')
     weights = model.backbone.fusion.logits['default']
     weights.data = torch.tensor([[0., .7, .001], [.9, .001, .002],
                                  [.8, .6, 0]])

@@ -65,7 +65,7 @@ def task_config(kind: str, folder: Path, **backbone) -> Config:
     trunk = dict(save_trunk(folder / 'trunk.pth'), **TRUNK[kind])
     if kind == 'cls':
         width = 2 * 3 * DIMS
-        neck = dict(type='vim_mm.TokenPooling', in_channels=width)
+        neck = dict(type='vim_mm.StandardizedPooling', in_channels=width)
     else:
         neck = fusion_neck(kind)
         levels = range(len(TRUNK[kind]['out_indices']))

@@ -17,8 +17,8 @@ from vim_mm.zoo import Zoo, save_module
 @pytest.mark.parametrize(('cfg', 'sentence'), [
     (dict(type='LoRA', r=8, lora_alpha=16),
      'LoRA takes no lora_alpha, r; it takes rank, alpha, drop_rate'),
-    (dict(type='PluginNeck', hidden_dim=8),
-     'PluginNeck takes no hidden_dim; it takes hidden_dims'),
+    (dict(type='SideLadder', hidden_dim=8),
+     'SideLadder takes no hidden_dim; it takes hidden_dims'),
     (dict(type='ConvPass', hidden_dims=0), '`hidden_dims` is 0'),
     (dict(type='BottleneckAdapter', hidden_dims=2.5), '`hidden_dims` is 2.5'),
     (dict(type='LoRA', rank=0), '`rank` is 0'),
@@ -70,7 +70,7 @@ INIT = dict(type='Constant', val=3., layer='Linear')
 
 @pytest.mark.parametrize('init_cfg', [INIT, [INIT]])
 @pytest.mark.parametrize('kind', [
-    'ConvPass', 'BottleneckAdapter', 'LoRA', 'PluginNeck'
+    'ConvPass', 'BottleneckAdapter', 'LoRA', 'SideLadder'
 ])
 def test_an_init_cfg_of_adapters_is_refused(kind, init_cfg) -> None:
     cfg = dict(type=kind, init_cfg=init_cfg)

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The three layouts of a trunk's features, and streams of them."""
 
-from typing import Iterable, List, Optional, Sequence
+from typing import Iterable, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -35,6 +35,31 @@ def tokens_like(tokens: Tensor, features: Tensor) -> Tensor:
     if features.dim() == 4:
         return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
     return tokens[:, 0] if features.dim() == 2 else tokens
+
+
+def channels_of(features: Union[Tensor, Sequence[Tensor]]) -> List[int]:
+    """Channels of every level of a trunk's or neck's outputs.
+
+    Args:
+        features: A map (B, C, H, W), tokens (B, L, C) or a vector (B, C), or
+            a sequence of them.
+
+    Raises:
+        ValueError: If one is something else.
+    """
+    levels = [features] if isinstance(features, Tensor) else features
+    if not isinstance(levels, (list, tuple)):
+        raise ValueError(f'The output is a {type(levels).__name__}, and parts '
+                         'read a tensor or a tuple of them; wrap the model in '
+                         'one that returns these.')
+    for index, level in enumerate(levels):
+        if not isinstance(level, Tensor) or not 2 <= level.dim() <= 4:
+            raise ValueError(
+                f'Output {index} is a {type(level).__name__} of shape '
+                f"{tuple(getattr(level, 'shape', ()))}, and parts read maps "
+                '(B, C, H, W), tokens (B, L, C) and vectors (B, C); set the '
+                "trunk's `out_type`.")
+    return [as_tokens(level).shape[-1] for level in levels]
 
 
 def pool_tokens(features: Sequence[Tensor], num_extra_tokens: int) -> Tensor:

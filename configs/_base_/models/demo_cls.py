@@ -8,10 +8,10 @@ trunk.update(out_indices=(8, 11), out_type='raw')
 model = dict(
     type='mmpretrain.ImageClassifier',
     backbone=dict(type='vim_mm.ViMBackbone', trunk=trunk),
-    neck=dict(type='vim_mm.TokenPooling', in_channels=2 * 3 * 384),
+    neck=dict(type='vim_mm.StandardizedPooling', in_channels='auto'),
     head=dict(
         type='mmpretrain.LinearClsHead',
         num_classes=10,
-        in_channels=2 * 3 * 384,
+        in_channels='auto',
         loss=dict(type='mmpretrain.CrossEntropyLoss'),
         init_cfg=dict(type='Constant', layer='Linear', val=0.)))

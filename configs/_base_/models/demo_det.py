@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(type='vim_mm.ViMBackbone', trunk=trunk),
     neck=dict(
         type='vim_mm.ViMFusionNeck',
-        in_channels=(384, 384, 384),
+        in_channels='auto',
         sources=((0, 1, 2), ),
         scales=(2, ),
         out_channels=96,
@@ -20,7 +20,7 @@ model = dict(
     bbox_head=dict(
         type='mmdet.CenterNetUpdateHead',
         num_classes=1,
-        in_channels=96,
+        in_channels='auto',
         feat_channels=96,
         stacked_convs=2,
         strides=[7],

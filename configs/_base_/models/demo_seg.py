@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(type='vim_mm.ViMBackbone', trunk=trunk),
     neck=dict(
         type='vim_mm.ViMFusionNeck',
-        in_channels=(384, 384, 384),
+        in_channels='auto',
         sources=((0, 1, 2), ),
         scales=(4, ),
         out_channels=64,
@@ -18,7 +18,7 @@ model = dict(
         norm_cfg=dict(type='mmpretrain.LN2d')),
     decode_head=dict(
         type='mmseg.FCNHead',
-        in_channels=64,
+        in_channels='auto',
         in_index=0,
         channels=64,
         num_convs=1,

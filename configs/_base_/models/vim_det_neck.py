@@ -5,13 +5,13 @@
 # LN takes the place of BN inside, for two images per GPU.
 det_neck = dict(
     type='vim_mm.ViMFusionNeck',
-    in_channels=(768, 768, 768, 768),
+    in_channels='auto',
     scales=(4, 2, 1, 0.5),
     out_channels=256,
     pre_norm_cfg=dict(type='mmpretrain.LN2d'),
     norm_cfg=dict(type='mmpretrain.LN2d'),
     inner_neck=dict(
         type='mmdet.FPN',
-        in_channels=[256, 256, 256, 256],
+        in_channels='auto',
         out_channels=256,
         num_outs=5))

@@ -126,8 +126,7 @@ def test_a_module_no_task_weighs_is_refused(tmp_path: Path) -> None:
     run = runner(tmp_path, new_module=None)
     backbone = run.model.backbone
     for name in 'an':
-        backbone.bank.add(name, dict(type='ConvPass', hidden_dims=2),
-                          {s: spec.dims for s, spec in backbone.slots.items()})
+        backbone.add(name, dict(type='ConvPass', hidden_dims=2))
     backbone.set_fusion(dict(type='EnsMoE', tasks=dict(t=['a'])))
     backbone.new_module = 'n'
     with pytest.raises(ValueError, match="'t' does not weigh the new module"):

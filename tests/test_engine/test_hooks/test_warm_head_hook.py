@@ -40,7 +40,9 @@ def test_the_first_loss_is_lower(kind: str, tmp_path: Path) -> None:
 
 def test_standardisers_are_fitted(tmp_path: Path) -> None:
     neck = dict(
-        type='vim_mm.TokenPooling', in_channels=6 * DIMS, num_extra_tokens=0)
+        type='vim_mm.StandardizedPooling',
+        in_channels=6 * DIMS,
+        num_extra_tokens=0)
     run = runner('cls', tmp_path, neck)
     run.model.head.fc = torch.nn.Linear(6 * DIMS, 2)
     WarmHeadHook(epochs=0).before_train(run)

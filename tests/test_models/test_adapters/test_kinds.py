@@ -13,7 +13,7 @@ from torch import Tensor
 from _tiny import fill
 from vim_mm.models.adapters import (AdapterBank, BaseAdapter,
                                     BottleneckAdapter, ConvPass, LoRA,
-                                    PluginNeck, build_adapter)
+                                    SideLadder, build_adapter)
 
 DIMS, OUT = 6, 9
 CFGS = dict(
@@ -33,9 +33,9 @@ CFGS = dict(
         dict(type='LoRA', rank=1, alpha=.5),
     ],
     neck=[
-        dict(type='PluginNeck', hidden_dims=3, scale=2.),
-        dict(type='PluginNeck', hidden_dims=3),
-        dict(type='PluginNeck', hidden_dims=6, groups=2),
+        dict(type='SideLadder', hidden_dims=3, scale=2.),
+        dict(type='SideLadder', hidden_dims=3),
+        dict(type='SideLadder', hidden_dims=6, groups=2),
     ])
 KINDS = list(CFGS)
 
@@ -97,7 +97,7 @@ def test_bottleneck_is_its_equation(act: str, function) -> None:
     assert sum(p.numel() for p in adapter.parameters()) == 2 * 6 * 4 + 4 + 6
 
 
-def climb(rungs: Sequence[PluginNeck], levels: Sequence[Tensor],
+def climb(rungs: Sequence[SideLadder], levels: Sequence[Tensor],
           extras: Sequence[Optional[Tensor]]) -> List[Tensor]:
     """A ladder written out: maps are pooled cell by cell.
 
@@ -142,7 +142,7 @@ def climb(rungs: Sequence[PluginNeck], levels: Sequence[Tensor],
                                    [(6, 8), (3, 4), (2, 2)],
                                    [(5, 7), (3, 4), (1, 1)]])
 def test_plugin_neck_is_its_equation(grids: list, with_extra: bool) -> None:
-    rungs = [PluginNeck(DIMS, 4, scale=.7).double() for _ in grids]
+    rungs = [SideLadder(DIMS, 4, scale=.7).double() for _ in grids]
     for seed, rung in enumerate(rungs):
         fill(rung, 0.5, seed)
     levels = [
@@ -202,7 +202,7 @@ def test_a_wide_ladder_is_the_loop_with_all_gradients(
     wide, state, states = [], None, [None] * 3
     loop = []
     for rungs, x, grid, row in zip(ladders, levels, grids, rows):
-        delta, state = PluginNeck.wide(rungs, row, x, grid, state)
+        delta, state = SideLadder.wide(rungs, row, x, grid, state)
         wide.append(delta)
         results = [rung(x, grid, s) for rung, s in zip(rungs, states)]
         states = [s for _, s in results]
@@ -261,8 +261,8 @@ def test_a_folded_ladder_is_the_gated_ensemble() -> None:
     state = folded_state = None
     for rungs, row in zip(ladders, rows):
         x = tokens(2, 12)
-        wide, state = PluginNeck.wide(rungs, row, x, (3, 4), state)
-        folded = PluginNeck.fold(rungs, row, width=4)
+        wide, state = SideLadder.wide(rungs, row, x, (3, 4), state)
+        folded = SideLadder.fold(rungs, row, width=4)
         delta, folded_state = folded(x, (3, 4), folded_state)
         torch.testing.assert_close(delta, wide)
 
@@ -347,7 +347,7 @@ def test_a_bank_of_all_kinds_is_the_loop(per_picture: bool) -> None:
 def test_a_bank_hands_the_states_of_ladders_on() -> None:
     bank, slots = AdapterBank(), {'outputs.0': DIMS, 'outputs.1': DIMS}
     for index, hidden in enumerate((3, 4, 3)):
-        bank.add(f'm{index}', dict(type='PluginNeck', hidden_dims=hidden),
+        bank.add(f'm{index}', dict(type='SideLadder', hidden_dims=hidden),
                  slots)
         fill(bank.members[f'm{index}'], 0.5, index)
     bank.double()

@@ -21,7 +21,7 @@ ADAPTERS = dict(
     conv=dict(type='ConvPass', hidden_dims=4),
     bottleneck=dict(type='BottleneckAdapter', hidden_dims=4),
     lora=dict(type='LoRA', rank=3, alpha=6),
-    neck=dict(type='PluginNeck', hidden_dims=4))
+    neck=dict(type='SideLadder', hidden_dims=4))
 COMBINATIONS = [(kind, trunk) for kind in ADAPTERS for trunk in TRUNKS
                 if kind != 'lora' or trunk not in ('resnet', 'timm')]
 
@@ -159,7 +159,7 @@ def test_lora_on_a_table_that_pictures_share() -> None:
      [f'layers.{i}.ffn' for i in range(3)]),
     (dict(type='LoRA', slots=r'layers\.1\.ffn\.layers\.(0\.0|1)'),
      ['layers.1.ffn.layers.0.0', 'layers.1.ffn.layers.1']),
-    (dict(type='PluginNeck', slots=r'outputs\.[02]'),
+    (dict(type='SideLadder', slots=r'outputs\.[02]'),
      ['outputs.0', 'outputs.2'])])
 def test_a_module_may_name_its_slots(adapter: dict, names: List[str],
                                      tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_module_may_name_its_slots(adapter: dict, names: List[str],
     (dict(trunk=dict(type='mmpretrain.TIMMBackbone',
                      model_name='vit_tiny_patch16_384')),
      'refuses a picture of 56 px.*set `model.backbone.probe_size`'),
-    (dict(adapter=dict(type='PluginNeck', slots='layers.*')),
+    (dict(adapter=dict(type='SideLadder', slots='layers.*')),
      'matches none of the outputs'),
-    (dict(adapter=dict(type='PluginNeck', levels=[0, 1])),
+    (dict(adapter=dict(type='SideLadder', levels=[0, 1])),
      r"'n' reads the trunk's stages \[0, 1\], and this .*\[0, 1, 2\]"),
     (dict(adapter=dict(type='ConvPass', slots=r'layers\.2\.attn'),
           trunk=vit(out_indices=[1])), 'No output of the trunk depends'),
@@ -314,8 +314,7 @@ class RowPerPicture(BaseFusion):
     ('conv', 'resnet'), ('neck', 'convnext')])
 def test_gates_of_single_pictures(kind: str, trunk: str) -> None:
     backbone = backbone_of(trunk, new_module='a', adapter=ADAPTERS[kind])
-    dims = backbone.bank.dims_of('a')
-    backbone.bank.add('b', ADAPTERS[kind], dims)
+    backbone.add('b', ADAPTERS[kind])
     fill(backbone.bank, 0.1)
     rows, x = torch.rand(3, 2), pictures(trunk, batch=3)
     backbone.fusion = RowPerPicture(['a', 'b'], rows)
@@ -517,7 +516,7 @@ def test_meta_device_and_parameters_at_full_size() -> None:
     sizes = dict(
         BottleneckAdapter=24 * (2 * 768 * 8 + 8 + 768),
         LoRA=12 * 8 * (768 + 3 * 768 + 2 * 768),
-        PluginNeck=4 * (2 * 768 * 32 + 32 + 9 * 32**2 + 32 + 768))
+        SideLadder=4 * (2 * 768 * 32 + 32 + 9 * 32**2 + 32 + 768))
     for kind, size in sizes.items():
         with torch.device('meta'):
             backbone = MODELS.build(

@@ -183,7 +183,7 @@ def test_a_copy_routes_by_its_own_weights() -> None:
 
 @pytest.mark.parametrize('kind', [
     dict(type='LoRA', rank=2),
-    dict(type='PluginNeck', hidden_dims=3),
+    dict(type='SideLadder', hidden_dims=3),
 ], ids=lambda kind: kind['type'])
 def test_other_kinds_of_module_are_routed_too(kind: dict) -> None:
     """Whose slots differ in width, or are the outputs themselves."""

@@ -55,7 +55,8 @@ def test_vectors_tokens_and_maps(kind: str, shape: tuple) -> None:
 def test_an_inner_neck_that_standardises_is_fitted() -> None:
     neck = ViMFusionNeck([4, 6], scales=[1, 1], modules=['a', 'b'],
                          inner_neck=dict(
-                             type='vim_mm.TokenPooling', in_channels=20))
+                             type='vim_mm.StandardizedPooling',
+                             in_channels=20))
     batches = [(stream(0), stream(1)), (stream(2), stream(3))]
     neck.fit(batches)
     pooled = torch.cat([neck(batch)[0] for batch in batches])

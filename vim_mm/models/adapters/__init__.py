@@ -6,10 +6,13 @@ from .conv_pass import ConvPass
 from .group import Group, PackedGroup, ReadOut
 from .lora import LoRA
 from .low_rank_adapter import LowRankAdapter, Packed
-from .plugin_neck import PluginNeck
+from .side_ladder import SideLadder
+
+#: The name it had in 0.1.0.
+PluginNeck = SideLadder
 
 __all__ = [
     'AdapterBank', 'BaseAdapter', 'BottleneckAdapter', 'ConvPass', 'Group',
     'LoRA', 'LowRankAdapter', 'Packed', 'PackedGroup', 'PluginNeck',
-    'ReadOut', 'adapter_class', 'build_adapter'
+    'ReadOut', 'SideLadder', 'adapter_class', 'build_adapter'
 ]

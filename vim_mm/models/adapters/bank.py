@@ -44,9 +44,10 @@ def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
     MODELS.import_from_location()
     cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
     if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):
-        known = sorted(
-            name for name, value in MODELS.module_dict.items()
-            if isinstance(value, type) and issubclass(value, BaseAdapter))
+        known = sorted({
+            value.__name__ for value in MODELS.module_dict.values()
+            if isinstance(value, type) and issubclass(value, BaseAdapter)
+        })
         raise ValueError(f"'{kind}' is no kind of adapter; known are {known}.")
     return cls
 

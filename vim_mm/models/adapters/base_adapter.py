@@ -25,7 +25,7 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
             input and output may differ in width; ``dims`` may be two numbers.
         beside (bool): Whether it reads the trunk's outputs instead of sitting
             inside it; then its methods take a ``state`` more, see
-            :class:`PluginNeck`.
+            :class:`SideLadder`.
         needs_grid (bool): Whether it asks for the rows and columns of the
             tokens.
     """

@@ -1,13 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .probe import find_slots, probe_slots
+from .folding import Weights, gates_to_fold
+from .probe import blank_outputs, find_slots, probe_slots
 from .slots import (DEFAULT_LINEAR_SLOTS, DEFAULT_SLOTS, OUTPUT_SLOTS,
                     SlotSpec, match_slots)
 from .slotted_trunk import SlottedTrunk
+from .status import ModuleStatus, Status
 from .trunk import build_trunk, load_trunk_weights
 from .vim_backbone import ViMBackbone
 
 __all__ = [
-    'DEFAULT_LINEAR_SLOTS', 'DEFAULT_SLOTS', 'OUTPUT_SLOTS', 'SlotSpec',
-    'SlottedTrunk', 'ViMBackbone', 'build_trunk', 'find_slots',
+    'DEFAULT_LINEAR_SLOTS', 'DEFAULT_SLOTS', 'ModuleStatus', 'OUTPUT_SLOTS',
+    'SlotSpec', 'SlottedTrunk', 'Status', 'ViMBackbone', 'Weights',
+    'blank_outputs', 'build_trunk', 'find_slots', 'gates_to_fold',
     'load_trunk_weights', 'match_slots', 'probe_slots'
 ]

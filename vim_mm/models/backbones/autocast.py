@@ -87,10 +87,11 @@ class CastOnce:
 def cast_once(trunk: nn.Module) -> None:
     """Let the layers of a frozen trunk keep their weights in low precision.
 
-    Layers with a forward of their own (standardised weights, quantised ones)
-    are left as they are.
+    Layers with a forward of their own (standardised weights, quantised ones,
+    one that somebody has set) are left as they are.
     """
     stock = {kind.forward for kind in LAYERS}
     for layer in trunk.modules():
-        if isinstance(layer, LAYERS) and type(layer).forward in stock:
+        if (isinstance(layer, LAYERS) and type(layer).forward in stock
+                and 'forward' not in vars(layer)):
             layer.forward = CastOnce(layer)

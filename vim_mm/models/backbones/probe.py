@@ -2,6 +2,7 @@
 """What a trunk's slots look like, learned from one blank picture."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Set,
                     Tuple)
@@ -87,20 +88,13 @@ def probe_slots(trunk: nn.Module,
         module.register_forward_hook(count) for module in modules.values()
         if isinstance(module, nn.Linear)
     ]
-    modes = {module: module.training for module in trunk.modules()}
-    trunk.eval()
-    weight = next(trunk.parameters())
-    picture = torch.zeros(
-        1, 3, probe_size, probe_size, device=weight.device, dtype=weight.dtype)
     try:
-        with torch.enable_grad():
-            levels = _run(trunk, picture)
+        with in_eval(trunk), torch.enable_grad():
+            levels = _run(trunk, probe_size)
             total = sum(level.sum() for level in _tensors(levels))
             if total.requires_grad:  # not if no output reads a slot
                 total.backward()
     finally:
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     # a submodule the trunk never calls (a cut-off stage) is no slot
@@ -128,22 +122,57 @@ def _check_strides(specs: Iterable[SlotSpec], probe_size: int) -> None:
             "trunk's largest stride.")
 
 
-def _run(trunk: nn.Module, picture: Tensor) -> object:
+def blank_outputs(backbone: nn.Module, probe_size: int = 224) -> object:
+    """What a backbone returns for one blank picture.
+
+    Args:
+        backbone (nn.Module): The backbone, in any state; left as it was.
+        probe_size (int): Side of the blank picture in pixels.
+
+    Raises:
+        ValueError: If it takes no picture of that size.
+    """
+    with in_eval(backbone), torch.no_grad():
+        return _run(backbone, probe_size)
+
+
+@contextmanager
+def in_eval(module: nn.Module) -> Iterator[None]:
+    """Within this context a module is in eval mode, in all its parts."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _run(trunk: nn.Module, probe_size: int) -> object:
+    weight = next(trunk.parameters())
+    picture = torch.zeros(
+        1, 3, probe_size, probe_size, device=weight.device, dtype=weight.dtype)
     try:
         return trunk(picture)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f'{type(trunk).__name__} refuses a picture of {len(picture[0, 0])}'
-            f' px, which was to find its slots ({error}); set '
-            '`model.backbone.probe_size` to a size it takes.') from error
+            f'{type(trunk).__name__} refuses a picture of {probe_size} px, '
+            f'which was to find its slots ({error}); set '
+            '`model.backbone.probe_size` to a size it takes, or give a trunk '
+            'whose `forward` takes one batch of pictures.') from error
 
 
 def _tensors(outputs: object) -> Iterator[Tensor]:
     if isinstance(outputs, Tensor):
         yield outputs
-    else:
+    elif isinstance(outputs, (list, tuple)):
         for item in outputs:
             yield from _tensors(item)
+    else:
+        raise ValueError(
+            f'The trunk returns a {type(outputs).__name__}, and it is to '
+            'return a tensor or a tuple of them; wrap it in a module that '
+            'does.')
 
 
 def _refuse_checkpointing(name: str, modules: Dict[str, nn.Module]) -> None:

@@ -15,28 +15,38 @@ from ..layouts import as_tokens, tokens_like
 if TYPE_CHECKING:
     from .plan import Pass
 
+# timm's ViT; EfficientNet and its kin; ResNet; ConvNeXt, whose names are flat
+# with features_only; RegNet
+_TIMM = (r'(blocks\.\d+\.(attn|mlp|\d+)|layer\d+\.\d+|'
+         r'stages[._]\d+(\.blocks)?\.\d+|s\d+\.b\d+)')
+_TORCHVISION_VIT = r'encoder\.layers\.encoder_layer_\d+\.mlp'
+
 #: Slots of the trunks we know, as full-match patterns over submodule names.
+#: Classes of the OpenMMLab stack, timm and torchvision share some names.
 DEFAULT_SLOTS: Dict[str, str] = {
     'VisionTransformer':
-    r'layers\.\d+\.(attn|ffn)',
-    'SwinTransformer':
-    r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
-    'ConvNeXt':
-    r'stages\.\d+\.\d+',
-    'ResNet':
-    r'layer\d+\.\d+',
-    # timm's ViT; EfficientNet and its kin; ResNet; ConvNeXt, whose names are
-    # flat with features_only; RegNet
-    'TIMMBackbone':
-    r'timm_model\.(model\.)?(blocks\.\d+\.(attn|mlp|\d+)|layer\d+\.\d+|'
-    r'stages[._]\d+(\.blocks)?\.\d+|s\d+\.b\d+)',
+    rf'layers\.\d+\.(attn|ffn)|{_TIMM}|{_TORCHVISION_VIT}',
+    'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
+    'ConvNeXt': rf'stages\.\d+\.\d+|{_TIMM}|features\.[1357]\.\d+',
+    'ResNet': r'layer\d+\.\d+',
+    'EfficientNet': rf'{_TIMM}|features\.[1-7]\.\d+',
+    'EfficientNetFeatures': _TIMM,
+    'RegNet': _TIMM,
+    'FeatureListNet': _TIMM,
+    'FeatureGetterNet': rf'model\.{_TIMM}',
+    'TIMMBackbone': rf'timm_model\.(model\.)?{_TIMM}',
 }
 
 #: The same for kinds of adapter that sit in linear layers.
 DEFAULT_LINEAR_SLOTS: Dict[str, str] = {
-    'VisionTransformer': r'layers\.\d+\.attn\.(qkv|proj)',
+    'VisionTransformer':
+    r'layers\.\d+\.attn\.(qkv|proj)|blocks\.\d+\.attn\.(qkv|proj)|'
+    rf'{_TORCHVISION_VIT}\.[03]',
     'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.(qkv|proj)',
-    'ConvNeXt': r'stages\.\d+\.\d+\.pointwise_conv\d',
+    'ConvNeXt':
+    r'stages\.\d+\.\d+\.pointwise_conv\d|'
+    r'stages\.\d+\.blocks\.\d+\.mlp\.fc\d|features\.[1357]\.\d+\.block\.[35]',
+    'FeatureGetterNet': r'model\.blocks\.\d+\.attn\.(qkv|proj)',
     'TIMMBackbone': r'timm_model\.(.+\.)?attn\.(qkv|proj)',
 }
 

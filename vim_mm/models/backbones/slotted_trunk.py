@@ -1,15 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import re
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type
+from typing import (Callable, Dict, List, Optional, Sequence, Set, Tuple, Type,
+                    Union)
 
 import torch
 from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from ..adapters import BaseAdapter
+from ..layouts import channels_of
 from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
-from .probe import probe_slots
+from .probe import blank_outputs, probe_slots
 from .recompute import set_recompute
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
@@ -24,8 +26,8 @@ class SlottedTrunk(BaseModule):
     said by the pass that a subclass starts.
 
     Args:
-        trunk (dict): Config of the backbone to freeze. Weights named by its
-            ``init_cfg`` are loaded at once and must fit.
+        trunk (dict | nn.Module): Config of the backbone to freeze, or the
+            backbone itself, see :func:`build_trunk`.
         slots (str, optional): Pattern over submodule names whose matches are
             slots in any case, see :func:`match_slots`.
         probe_size (int): Side of the blank picture that finds the slots'
@@ -38,16 +40,22 @@ class SlottedTrunk(BaseModule):
         ValueError: If they do not fit, or the pattern matches nothing.
     """
 
-    def __init__(self, trunk: dict, slots: Optional[str], probe_size: int,
-                 save_trunk: bool, init_cfg: Optional[dict]) -> None:
+    def __init__(self, trunk: Union[dict, nn.Module], slots: Optional[str],
+                 probe_size: int, save_trunk: bool,
+                 init_cfg: Optional[dict]) -> None:
         super().__init__(init_cfg=init_cfg)
         self.trunk = build_trunk(trunk)
-        self.trunk_weights = pretrained(trunk).get('checkpoint')
+        self.trunk_weights = None
+        if not isinstance(trunk, nn.Module):
+            self.trunk_weights = pretrained(trunk).get('checkpoint')
         self.save_trunk = save_trunk
         self.slots: Dict[str, SlotSpec] = {}
         self._pattern = slots
         self._probe_size = probe_size
         self._ladder: List[OutputSlot] = []
+        # submodules that the trunk never calls
+        self._unused: Set[str] = set()
+        self._out_channels: Optional[List[int]] = None
         self._running = Running()
         self._recompute = False
         #: counts what may change how this backbone runs
@@ -60,11 +68,14 @@ class SlottedTrunk(BaseModule):
         """Find slots that are not known yet by one probe, and plug in."""
         outputs = outputs or any(re.fullmatch(OUTPUT_SLOTS, n) for n in names)
         outputs = outputs and not self._ladder
-        names = [name for name in names if name not in self.slots]
+        known = self._unused.union(self.slots)
+        names = [name for name in names if name not in known]
         if not names and not outputs:
             return
+        self.changes += 1
         submodules = dict(self.trunk.named_modules())
         found = probe_slots(self.trunk, names, self._probe_size, outputs)
+        self._unused.update(set(names) - set(found))
         for name, spec in found.items():
             place = len(self.slots)
             self.slots[name] = spec
@@ -113,6 +124,23 @@ class SlottedTrunk(BaseModule):
                 'slot.')
 
     @property
+    def device(self) -> torch.device:
+        """Where the trunk is."""
+        return next(self.trunk.parameters()).device
+
+    @property
+    def out_channels(self) -> List[int]:
+        """Channels of every output level, as the trunk returns them.
+
+        Raises:
+            ValueError: If an output is no map, tokens or vector.
+        """
+        if self._out_channels is None:
+            self._out_channels = channels_of(
+                blank_outputs(self.trunk, self._probe_size))
+        return list(self._out_channels)
+
+    @property
     def levels(self) -> List[int]:
         """Which stages of the trunk its outputs come from."""
         num = len(self._ladder)
@@ -141,9 +169,7 @@ class SlottedTrunk(BaseModule):
             return list(self.slots)
 
     def _check_size(self, x: Tensor) -> None:
-        strides = [
-            s.stride for s in self.slots.values() if s.stride
-        ]
+        strides = [s.stride for s in self.slots.values() if s.stride]
         patch = min(strides, default=1)
         height, width = x.shape[-2:]
         if height % patch or width % patch:

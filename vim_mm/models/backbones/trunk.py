@@ -2,7 +2,8 @@
 import json
 import logging
 import os.path as osp
-from typing import Dict, Mapping
+from numbers import Real
+from typing import Dict, Mapping, Union
 
 import torch
 from mmengine.logging import print_log
@@ -15,7 +16,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
 
 
-def build_trunk(cfg: dict) -> nn.Module:
+def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
     """Build a backbone with its weights, frozen and in eval mode.
 
     The weights are read here and not in ``init_weights``, which runs only
@@ -23,15 +24,36 @@ def build_trunk(cfg: dict) -> nn.Module:
     testing needs it too.
 
     Args:
-        cfg (dict): Config of any registry backbone. ``init_cfg`` of type
-            'Pretrained' is read strictly, see :func:`load_trunk_weights`.
+        cfg (dict | nn.Module): Config of any registry backbone. ``init_cfg``
+            of type 'Pretrained' is read strictly, see
+            :func:`load_trunk_weights`. Or a backbone that has its weights: it
+            is used in place and not copied, so it is frozen wherever else it
+            is used, too.
 
     Raises:
         FileNotFoundError: If the weights are missing.
         ValueError: If they do not fit the trunk, or there is no such trunk.
     """
-    check_is_config(cfg, 'model.backbone.trunk')
-    cfg = dict(cfg)
+    if isinstance(cfg, nn.Module):
+        trunk = cfg
+    else:
+        check_is_config(cfg, 'model.backbone.trunk')
+        trunk = _build(dict(cfg))
+    if not any(True for _ in trunk.parameters()):
+        raise ValueError(f'The trunk {type(trunk).__name__} has no '
+                         'parameters; give a backbone.')
+    for part in trunk.modules():
+        # mmcv's may be numpy's, which no compiler takes
+        if isinstance(getattr(part, 'drop_prob', None), Real):
+            part.drop_prob = float(part.drop_prob)
+    # not chained: train() of some backbones returns None
+    trunk.requires_grad_(False)
+    trunk.eval()
+    return trunk
+
+
+def _build(cfg: dict) -> nn.Module:
+    """Build a trunk from its config and load its weights."""
     source = pretrained(cfg)
     if source:
         cfg.pop('init_cfg')
@@ -59,12 +81,6 @@ def build_trunk(cfg: dict) -> nn.Module:
                 level=logging.WARNING)
         if hasattr(trunk, 'init_weights'):
             trunk.init_weights()
-    for part in trunk.modules():
-        if hasattr(part, 'drop_prob'):  # mmcv's may be numpy's, which no
-            part.drop_prob = float(part.drop_prob)  # compiler takes
-    # not chained: train() of some backbones returns None
-    trunk.requires_grad_(False)
-    trunk.eval()
     return trunk
 
 

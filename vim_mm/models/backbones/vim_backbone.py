@@ -1,38 +1,35 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from argparse import Namespace
 from contextlib import contextmanager
-from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
-                    Union)
+from typing import Dict, Iterable, Iterator, Optional, Sequence, Union
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
-from vim_mm.zoo import Zoo
-from ..adapters import AdapterBank, adapter_class
 from ..fusion import FusionHolder, build_fusion
-from ..layouts import Streams
-from .autocast import autocast_dtype
-from .plan import Plan, untraced
-from .slots import match_slots
-from .slotted_trunk import SlottedTrunk
-from .weighing import MixedWeighing, TaskWeighing
+from .folding import fold, gates_to_fold
+from .planned_trunk import PlannedTrunk
+from .plugged_trunk import DEFAULT_ADAPTER
+from .status import Status, status_of
+from .weighing import MixedWeighing
 
 
 @MODELS.register_module()
-class ViMBackbone(FusionHolder, SlottedTrunk):
+class ViMBackbone(FusionHolder, PlannedTrunk):
     """A frozen trunk from any registry, with a bank of modules beside it.
 
     With a fusion, or with one module, the output is that of the trunk: the
     usual tuple of maps. With several modules and no fusion it is one such
     tuple per module, for :class:`ViMFusionNeck`. Modules beside the trunk
-    (:class:`PluginNeck`) share one pass of it, without autograd.
+    (:class:`SideLadder`) share one pass of it, without autograd.
 
     Args:
-        trunk (dict): Config of the backbone to freeze. Weights named by its
-            ``init_cfg`` are loaded at once and must fit.
+        trunk (dict | nn.Module): Config of the backbone to freeze; weights
+            named by its ``init_cfg`` are loaded at once and must fit. From
+            Python also a ready module of any library that returns maps,
+            tokens or vectors: it is used in place, as PEFT does, and stays
+            frozen; give a ``deepcopy`` to keep yours as it is.
         adapter (dict, optional): Config of the adapters of ``new_module``.
             ``slots`` in it is a pattern over the names of the submodules it
             occupies, or of outputs; by default those of ``slots``, or what
@@ -73,7 +70,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
     no_fusion = 'this backbone has no `fusion` to hold tasks.'
 
     def __init__(self,
-                 trunk: dict,
+                 trunk: Union[dict, nn.Module],
                  adapter: Optional[dict] = None,
                  new_module: Optional[str] = None,
                  modules: Sequence[str] = (),
@@ -89,23 +86,13 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                  init_cfg: Optional[dict] = None) -> None:
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
-        self.bank = AdapterBank()
-        self.fusion = self._only = self._mixed = None
-        self._plans: Dict[tuple, Plan] = {}
-        self._plans_of: tuple = ()
-        self._traced = Namespace()
-        self._tuned: List[str] = []
-        adapter = adapter or dict(type='ConvPass', hidden_dims=8)
+        adapter = adapter or DEFAULT_ADAPTER
         check_is_config(adapter, 'model.backbone.adapter')
-        adapter = dict(adapter)
-        if isinstance(adapter.get('type'), type):  # a card holds its name
-            adapter['type'] = adapter['type'].__name__
-        pattern = adapter.pop('slots', None)
-        self._plan_slots(zoo, modules, new_module and adapter, pattern)
+        self._plan_slots(zoo, modules, adapter if new_module else None)
         self.load_modules(zoo, modules, tune_modules)
-        self.new_module = new_module
         if new_module is not None:
-            self._add_new(new_module, adapter, pattern)
+            self.add(new_module, adapter)
+            self.new_module = new_module
         if fusion is not None:
             self.set_fusion(fusion)
         self.select_task(task)
@@ -115,95 +102,67 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         self._guard_checkpoints()
         self.train()
 
-    # ------------------------------------------------------------ building
+    # ------------------------------------------------------------- modules
 
-    def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
-                    adapter: Optional[dict], pattern: Optional[str]) -> None:
-        """Find all slots anyone asks for by one probe, in trunk order."""
-        names: List[str] = []
-        if self._pattern is not None:
-            names += match_slots(self.trunk, self._pattern)
-        if adapter:
-            names += self._slots_for(adapter_class(adapter), pattern)
-        for module in modules if zoo is not None else ():
-            names += Zoo(zoo).card(module).slots
-        self._find_slots(names or match_slots(self.trunk))
-
-    def _add_new(self, name: str, adapter: dict,
-                 pattern: Optional[str]) -> None:
-        kind = adapter_class(adapter)
-        slots = [s for s in self._slots_for(kind, pattern) if s in self.slots]
-        for slot in slots:
-            self._check_kind(kind, slot)
-        if kind.beside:
-            self._check_levels(name, adapter.setdefault('levels', self.levels))
-        specs = [self.slots[slot] for slot in slots]
-        dims = {spec.name: spec.widths for spec in specs if spec.is_read}
-        if not dims:
-            raise ValueError(
-                f"No output of the trunk depends on any slot of '{name}', so "
-                'it could not learn; widen its `slots` pattern.')
-        self.bank.add(name, adapter, dims)
-
-    def load_modules(self,
-                     zoo: Optional[str],
-                     modules: Sequence[str],
-                     trainable: bool = False) -> None:
-        """Load modules from a zoo into the bank.
+    def remove(self, name: str) -> None:
+        """Remove a module; the others and the trunk stay as they are.
 
         Args:
-            zoo (str, optional): Directory of the zoo.
-            modules (Sequence[str]): Their names.
-            trainable (bool): Whether they learn in the slots that an output
-                of the trunk depends on. Defaults to False.
+            name (str): Its name.
 
         Raises:
-            ValueError: If modules are named without a zoo.
-            ZooError: If a module is unknown, damaged or of another trunk.
+            ValueError: If there is no module of that name, or a task of the
+                fusion weighs it.
         """
-        if modules and zoo is None:
-            raise ValueError(f'The modules {list(modules)} are to be loaded, '
-                             'but no `zoo` is given; set '
-                             '`model.backbone.zoo` to its directory.')
-        known: Dict[Tuple[str, ...], str] = {}
-        for name in modules:
-            card, tensors = Zoo(zoo).load(name)
-            Zoo(zoo).check_trunk(card, self.trunk, known=known)
-            self._find_slots(card.slots)
-            self._check_levels(name, card.adapter.get('levels'))
-            widths = {n: spec.widths for n, spec in self.slots.items()}
-            Zoo(zoo).check_trunk(card, self.trunk, widths, known)
-            self.bank.add(name, card.adapter,
-                          {slot: card.dims[slot] for slot in card.slots},
-                          tensors, trainable)
-            if trainable:
-                self._tuned.append(name)
-                self._tune(name, True)
-        self.bank.to(next(self.trunk.parameters()).device)
-
-    def _tune(self, name: str, learns: bool) -> None:
-        """Let a loaded module learn, where an output depends on it."""
-        for slot in self.bank.slots_of(name):
-            self.bank.adapter(name, slot).requires_grad_(
-                learns and self.slots[slot].is_read)
-        self.bank.train(self.training)
-
-    def _occupied(self, names: Sequence[str]) -> Dict[str, Dict[str, int]]:
-        """By module, its slots and the width of what each reads."""
-        return {
-            name: {
-                slot: self.slots[slot].in_dims
-                for slot in self.bank.slots_of(name)
-            }
-            for name in names
-        }
-
-    def _check_place(self, names: Sequence[str]) -> None:
-        if len({self.bank.is_beside(name) for name in names}) > 1:
+        self._check_known([name])
+        tasks = [t for t in self.tasks if name in self.fusion.task_modules[t]]
+        if tasks:
             raise ValueError(
-                f'Of the modules {list(names)} some sit in the trunk and some '
-                'beside it, which run in passes of their own; leave out '
-                '`fusion` and weigh their streams with ViMFusionNeck.')
+                f"Module '{name}' cannot be removed, since the tasks {tasks} "
+                'of the fusion weigh it; set a fusion without it '
+                '(`set_fusion`), or fold the running task (`merge`).')
+        self._check_no_context()
+        super().remove(name)
+
+    def merge(self, name: str = 'merged') -> None:
+        """Fold what the running task weighs into one plain module.
+
+        It takes the place of all modules and of the fusion: outputs stay what
+        they are for this task, up to rounding, at the cost of one module;
+        other tasks go. The module is frozen, and can be written into a zoo
+        (``save_module``). The trunk stays as it is. To fold weights of your
+        own, give them to ``set_fusion(dict(type='FixedFusion', weights=...))``
+        first; to leave this backbone as it is, merge a ``deepcopy``.
+
+        Args:
+            name (str): Name of the new module. Defaults to 'merged'.
+
+        Raises:
+            ValueError: If there is no fusion, it cannot be folded, or the
+                name is taken; nothing has changed then.
+        """
+        self._check_no_context()
+        kept, _ = gates_to_fold(self)
+        before = self.bank.names
+        self.bank.add(name, *fold(self, kept), trainable=False)
+        self.bank.to(self.device)
+        self.fusion = None
+        self.changes += 1
+        for member in before:
+            super().remove(member)
+
+    def status(self) -> Status:
+        """What is plugged in, what of it runs, and what learns.
+
+        Returns:
+            Status: Printed, it is a table.
+        """
+        return status_of(self)
+
+    def _check_no_context(self) -> None:
+        if self._only is not None or self._mixed is not None:
+            raise ValueError('Modules cannot go while `only` or `for_tasks` '
+                             'says what runs; leave that context first.')
 
     # --------------------------------------------------------------- tasks
 
@@ -223,7 +182,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         refuse_init_cfg(made, 'model.backbone.fusion')
         for names in made.task_modules.values():
             self._check_place(names)
-        self.fusion = made.to(next(self.trunk.parameters()).device)
+        self.fusion = made.to(self.device)
         self.changes += 1
         self.select_task(None)
         self.learn_tasks()
@@ -272,10 +231,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
             raise ValueError(f"Task '{task}' needs a `fusion` to hold it; "
                              'give ViMBackbone one.')
         names = self.bank.names if modules is None else list(modules)
-        unknown = sorted(set(names) - set(self.bank.names))
-        if unknown:
-            raise ValueError(f'The bank holds no modules {unknown}; it holds '
-                             f'{self.bank.names}.')
+        self._check_known(names)
         self._check_place(names)
         self.fusion.add_task(task, self._occupied(names))
 
@@ -288,10 +244,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         Raises:
             ValueError: If the bank holds no module of that name.
         """
-        unknown = sorted(set(modules) - set(self.bank.names))
-        if unknown:
-            raise ValueError(f'The bank holds no modules {unknown}; it holds '
-                             f'{self.bank.names}.')
+        self._check_known(modules)
         self._check_place(modules)
         before, self._only = self._only, list(modules)
         try:
@@ -346,103 +299,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                 task that does not learn runs in training.
         """
         self._check_size(x)
-        if self._only is None and self.fusion is None and len(
-                self.bank.names) > 1:
+        if self._gives_streams:
             return self._streams(x)
         outputs = self._run(x, self._plan(x.device.type))
         return outputs if self._only is not None else self.with_idle(outputs)
-
-    def _streams(self, x: Tensor) -> tuple:
-        """One tuple of outputs per module; those beside share one pass."""
-        names, device = self.bank.names, x.device.type
-        levels = None
-        if any(map(self.bank.is_beside, names)):
-            levels = self._read_levels(x)
-        return Streams.of(names, (self._run(
-            x, self._plan(device, (name, )),
-            levels if self.bank.is_beside(name) else None) for name in names))
-
-    def _run(self,
-             x: Tensor,
-             plan: Plan,
-             levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
-        before, self._running.now = self._running.now, plan.begin(x.shape)
-        try:
-            if levels is None and not plan.is_beside:
-                return self._run_trunk(x)
-            return self._climb(
-                self._read_levels(x) if levels is None else levels)
-        finally:
-            self._running.now = before
-
-    # --------------------------------------------------------------- plans
-
-    def _plan(self, device: str, names: Optional[tuple] = None) -> Plan:
-        """What is to run on a type of device, resolved again if need be.
-
-        Args:
-            device (str): The type of device.
-            names (tuple[str], optional): Modules that run without gates; what
-                is set on this backbone when None.
-        """
-        tasks = None
-        if names is None and self._only is not None:
-            names = tuple(self._only)
-        elif names is None and self.fusion is None:
-            names = tuple(self.bank.names)
-        elif names is None:
-            tasks = self._mixed or self.task
-        dtype, now = autocast_dtype(device), (
-            self.changes, self.bank.changes,
-            0 if self.fusion is None else self.fusion.changes)
-        if torch.compiler.is_compiling():
-            return getattr(
-                self._traced,
-                self._trace_plan(names, tasks, device, dtype, *now))
-        if self._plans_of != (self.fusion, *now):
-            self._plans, self._plans_of = {}, (self.fusion, *now)
-        # a trace is checked in another mode than it is made in
-        learns = torch.is_grad_enabled() or torch.jit.is_tracing()
-        key = names, tasks, learns, device, dtype
-        plan = self._plans.get(key)
-        if plan is None or not plan.is_current:
-            with torch.set_grad_enabled(learns), untraced():
-                plan = self._make_plan(names, tasks, device, dtype)
-            self._plans[key] = plan
-        return plan
-
-    def _make_plan(self, names: Optional[tuple], tasks: Union[None, str,
-                                                              tuple],
-                   device: str, dtype: Optional[torch.dtype]) -> Plan:
-        weighing = None
-        if names is None:
-            kind = TaskWeighing if isinstance(tasks, str) else MixedWeighing
-            weighing = kind(self.fusion, tasks)
-            names = weighing.names
-            self._check_place(names)
-        return Plan(self.bank, self.slots.values(), names, weighing, dtype,
-                    device)
-
-    @torch.compiler.assume_constant_result
-    @torch.enable_grad()
-    def _trace_plan(self, *key: object) -> str:
-        """Make the plan of a compiled graph: it holds what is frozen for good.
-
-        Args:
-            *key: What :meth:`_make_plan` takes, and what it depends on: once
-                that changes, the graph is made anew.
-
-        Returns:
-            str: Its name in :attr:`_traced`. The compiler takes this for a
-            constant, and looks at what it names.
-        """
-        name = f'plan{hash(key)}'
-        if not hasattr(self._traced, name):
-            setattr(self._traced, name, self._make_plan(*key[:4]))
-        return name
-
-    def __getstate__(self) -> dict:
-        # what a plan holds is made anew, and cannot be copied in a graph
-        return dict(
-            super().__getstate__(), _plans={}, _plans_of=(),
-            _traced=Namespace())

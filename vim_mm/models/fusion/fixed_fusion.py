@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
-from typing import Mapping, Optional
+from typing import Iterable, Mapping, Optional, Union
 
 import torch
 from torch import Tensor
@@ -8,50 +8,73 @@ from torch import Tensor
 from vim_mm.registry import MODELS
 from .base_fusion import BaseFusion, Occupied, Tasks
 
+Weights = Union[Mapping[str, float], Mapping[str, Mapping[str, float]]]
+
 
 @MODELS.register_module()
 class FixedFusion(BaseFusion):
-    """Given weights, the same in every slot, never learned.
+    """Given weights, never learned.
 
     Args:
         modules, tasks, init_cfg: See :class:`BaseFusion`.
-        weights (Mapping[str, float], optional): Weight of each module; need
-            not sum to one, absent modules weigh zero. Uniform, 1 / N, when
-            None. Defaults to None.
+        weights (Mapping, optional): Weight of each module, the same in every
+            slot; or such a mapping for every slot, as :meth:`named_gates`
+            gives. They need not sum to one, absent modules and slots weigh
+            zero. Uniform, 1 / N, when None. Defaults to None.
 
     Raises:
-        ValueError: If they are no finite numbers by names of modules.
+        ValueError: If they are no finite numbers by names of modules, or of
+            slots and modules.
     """
 
     def __init__(self,
                  modules: Occupied,
                  tasks: Tasks = ('default', ),
-                 weights: Optional[Mapping[str, float]] = None,
+                 weights: Optional[Weights] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(modules, tasks, init_cfg)
         if weights is not None and not isinstance(weights, Mapping):
             raise ValueError(f'`weights` is {weights}; name the modules, such '
                              f'as dict({next(iter(modules))}=1.).')
-        unknown = sorted(set(weights or ()) - set(modules))
-        if unknown:
-            raise ValueError(f'Weights are given for {unknown}, but the bank '
-                             f'holds {list(modules)}.')
-        if not all(map(math.isfinite, (weights or {}).values())):
-            raise ValueError(f'`weights` is {dict(weights)}; give finite '
-                             'numbers.')
+        values = list((weights or {}).values())
+        by_slot = [isinstance(value, Mapping) for value in values]
+        self.by_slot = any(by_slot)
+        if self.by_slot and not all(by_slot):
+            raise ValueError(f'`weights` is {dict(weights)}; give weights by '
+                             'module, or by slot and module, not both.')
+        rows = values if self.by_slot else [weights or {}]
+        if self.by_slot:
+            slots = [slot for occupied in modules.values()
+                     for slot in occupied]
+            _check_names(weights, dict.fromkeys(slots), 'the modules sit in')
+        for row in rows:
+            _check_names(row, modules, 'the bank holds')
+            if not all(map(math.isfinite, row.values())):
+                raise ValueError(f'`weights` is {dict(weights)}; give finite '
+                                 'numbers.')
         self.weights = None if weights is None else dict(weights)
         # follows the model to its device; nothing to save
         self.register_buffer('_one', torch.ones(()), persistent=False)
 
     def gates(self, task: str) -> Tensor:
         """See :meth:`BaseFusion.gates`."""
-        names = self.task_modules[task]
-        if self.weights is None:
-            row = [1 / len(names)] * len(names)
-        else:
-            row = [self.weights.get(name, 0.) for name in names]
-        slots = len(self.task_slots[task])
-        return self._one.new_tensor(row).expand(slots, -1)
+        names, slots = self.task_modules[task], self.task_slots[task]
+        weights = self.weights
+        if weights is None:
+            weights = dict.fromkeys(names, 1 / len(names))
+        if not self.by_slot:
+            weights = dict.fromkeys(slots, weights)
+        return self._one.new_tensor([[
+            weights.get(slot, {}).get(name, 0.) for name in names
+        ] for slot in slots])
+
+
+def _check_names(given: Iterable[str], known: Iterable[str],
+                 where: str) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f'Weights are given for {unknown}, but {where} '
+                         f'{list(known)}.')
 
 
 @MODELS.register_module()

@@ -1,5 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .token_pooling import TokenPooling
+from .standardized_pooling import StandardizedPooling
 from .vim_fusion_neck import ViMFusionNeck
 
-__all__ = ['TokenPooling', 'ViMFusionNeck']
+#: The name it had in 0.1.0.
+TokenPooling = StandardizedPooling
+
+__all__ = ['StandardizedPooling', 'TokenPooling', 'ViMFusionNeck']

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_list
+from vim_mm.utils.building import AUTO
+from ..auto_channels import behind, unknown_channels
 from ..fusion import FusionHolder, build_fusion
 from ..layouts import as_tokens
 
@@ -49,7 +51,8 @@ class ViMFusionNeck(FusionHolder, BaseModule):
     levels, so a plain ViT, whose maps all have one stride, becomes a pyramid.
 
     Args:
-        in_channels (Sequence[int]): Channels of the trunk's maps.
+        in_channels (Sequence[int] | str): Channels of the trunk's maps.
+            'auto' takes them from the backbone where a whole model is built.
         scales (Sequence[float]): Up- or downsampling of every output level,
             of 4, 2, 1 and 0.5. ViM's segmentation head has (4, 2, 1, 0.5).
         sources (Sequence[Sequence[int]], optional): Indices of the trunk's
@@ -70,7 +73,8 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             raw block outputs. Defaults to None.
         norm_cfg (dict): Norm inside scale 4. Defaults to ``dict(type='BN')``.
         inner_neck (dict, optional): Config of the neck that receives the
-            pyramid, e.g. ``mmdet.FPN``. Defaults to None.
+            pyramid, e.g. ``mmdet.FPN``; its ``in_channels`` may be 'auto'.
+            Defaults to None.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
@@ -80,7 +84,7 @@ class ViMFusionNeck(FusionHolder, BaseModule):
     no_fusion = 'this neck weighs no streams; name them in `modules`.'
 
     def __init__(self,
-                 in_channels: Sequence[int],
+                 in_channels: Union[Sequence[int], str],
                  scales: Sequence[float] = (4, 2, 1, 0.5),
                  sources: Optional[Sequence[Sequence[int]]] = None,
                  out_channels: Optional[int] = None,
@@ -93,6 +97,8 @@ class ViMFusionNeck(FusionHolder, BaseModule):
                  inner_neck: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        if in_channels == AUTO:
+            raise ValueError(unknown_channels(type(self).__name__))
         check_is_list(modules, 'neck.modules')
         if sources is None:
             sources = [[i] for i in range(len(in_channels))]
@@ -122,7 +128,8 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             for width, scale in zip(widths, scales))
         self.inner_neck = None
         if inner_neck is not None:
-            self.inner_neck = MODELS.build(inner_neck)
+            with behind(self, inner_neck):
+                self.inner_neck = MODELS.build(inner_neck)
 
     @staticmethod
     def _check(in_channels: Sequence[int], scales: Sequence[float],

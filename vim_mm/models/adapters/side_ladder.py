@@ -39,8 +39,9 @@ def pool_state(state: State, length: int, grid: Grid) -> Tensor:
     return torch.cat((extra, patches), dim=1)
 
 
-@MODELS.register_module()
-class PluginNeck(ConvPass):
+# configs, cards and checkpoints of 0.1.0 know it by its old name
+@MODELS.register_module(name=['SideLadder', 'PluginNeck'])
+class SideLadder(ConvPass):
     """One rung of a ladder beside the trunk, at one of its output levels.
 
     ``u_l = a(W_down z_l + b_down) + pool(v_{l-1})``,
@@ -49,7 +50,7 @@ class PluginNeck(ConvPass):
     added to the trunk's output ``z_l``; the layers are those of
     :class:`ConvPass`. Nothing is fed back into the trunk: it runs without
     autograd, and once for any number of modules. Ours, after ladder
-    side-tuning (arXiv 2206.06522).
+    side-tuning (arXiv 2206.06522); ``PluginNeck`` until 0.1.0.
 
     Args:
         dims (int): Width d of the level.
@@ -72,7 +73,7 @@ class PluginNeck(ConvPass):
 
     def cfg(self) -> dict:
         """See :meth:`BaseAdapter.cfg`."""
-        return dict(super().cfg(), type='PluginNeck', levels=self.levels)
+        return dict(super().cfg(), type='SideLadder', levels=self.levels)
 
     def forward(self,
                 x: Tensor,
@@ -103,7 +104,7 @@ class PluginNeck(ConvPass):
 
     @classmethod
     def wide(cls,
-             adapters: Sequence['PluginNeck'],
+             adapters: Sequence['SideLadder'],
              gates: Tensor,
              x: Tensor,
              grid: Grid,
@@ -119,9 +120,9 @@ class PluginNeck(ConvPass):
 
     @classmethod
     def fold(cls,
-             adapters: Sequence['PluginNeck'],
+             adapters: Sequence['SideLadder'],
              gates: Tensor,
-             width: Optional[int] = None) -> 'PluginNeck':
+             width: Optional[int] = None) -> 'SideLadder':
         """See :meth:`BaseAdapter.fold`; a scale of one, grouped.
 
         A rung hands its state on whatever its gate: give every level the

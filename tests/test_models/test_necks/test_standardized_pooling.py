@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vim_mm.models.layouts import pool_tokens
-from vim_mm.models.necks import TokenPooling
+from vim_mm.models.necks import StandardizedPooling
 
 
 def test_tokens_by_hand() -> None:
@@ -30,7 +30,7 @@ def test_maps_have_no_extra_tokens() -> None:
 
 def test_fit_standardises_over_all_batches() -> None:
     torch.manual_seed(0)
-    neck = TokenPooling(in_channels=9, num_extra_tokens=1)
+    neck = StandardizedPooling(in_channels=9, num_extra_tokens=1)
     batches = [[torch.randn(n, 5, 3) * 7 + 3] for n in (4, 1, 3)]
     neck.fit(batches)
     outputs = torch.cat([neck(batch)[0] for batch in batches])
@@ -38,13 +38,13 @@ def test_fit_standardises_over_all_batches() -> None:
         outputs.mean(0), torch.zeros(9), atol=1e-5, rtol=0)
     torch.testing.assert_close(outputs.std(0, correction=0), torch.ones(9))
     # measured once: it is part of a checkpoint
-    other = TokenPooling(in_channels=9)
+    other = StandardizedPooling(in_channels=9)
     other.load_state_dict(neck.state_dict())
     assert torch.equal(other(batches[0])[0], neck(batches[0])[0])
 
 
 def test_a_constant_feature_stays_finite() -> None:
-    neck = TokenPooling(in_channels=9)
+    neck = StandardizedPooling(in_channels=9)
     batch = [torch.ones(4, 5, 3) * 1000]
     neck.fit([batch])
     assert torch.equal(neck(batch)[0], torch.zeros(4, 9))
@@ -52,4 +52,4 @@ def test_a_constant_feature_stays_finite() -> None:
 
 def test_a_wrong_width_is_a_sentence() -> None:
     with pytest.raises(ValueError, match='in_channels=8, but 1 levels .* 9'):
-        TokenPooling(in_channels=8)([torch.randn(2, 5, 3)])
+        StandardizedPooling(in_channels=8)([torch.randn(2, 5, 3)])

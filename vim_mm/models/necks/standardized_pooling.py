@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Iterable, Optional, Sequence, Tuple
+from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -7,33 +7,50 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.building import AUTO
+from ..auto_channels import unknown_channels
 from ..layouts import pool_tokens
 
 
-@MODELS.register_module()
-class TokenPooling(BaseModule):
+# configs of 0.1.0 know it by its old name
+@MODELS.register_module(name=['StandardizedPooling', 'TokenPooling'])
+class StandardizedPooling(BaseModule):
     """Pool a trunk's features into one standardised vector, for cls heads.
 
     Frozen features differ in scale by orders of magnitude, which a linear
     head learns slowly. Their mean and deviation are therefore measured once,
-    on the features :class:`WarmHeadHook` caches, and divided out.
+    on the features :class:`WarmHeadHook` caches, and divided out. It was
+    ``TokenPooling`` until 0.1.0.
 
     Args:
-        in_channels (int): D, the width after pooling; see
-            :func:`pool_tokens`.
+        in_channels (int | str): D, the width after pooling; see
+            :func:`pool_tokens`. 'auto' takes it from the backbone where a
+            whole model is built.
         num_extra_tokens (int): Class and register tokens before the patches.
             Defaults to 1.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
     """
 
     def __init__(self,
-                 in_channels: int,
+                 in_channels: Union[int, str],
                  num_extra_tokens: int = 1,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        if in_channels == AUTO:
+            raise ValueError(unknown_channels(type(self).__name__))
         self.num_extra_tokens = num_extra_tokens
         self.register_buffer('mean', torch.zeros(in_channels))
         self.register_buffer('std', torch.ones(in_channels))
+
+    @staticmethod
+    def auto_channels(features: Sequence[Tensor], cfg: Mapping) -> int:
+        """``in_channels`` for features such as these.
+
+        Args:
+            features: As for :meth:`forward`.
+            cfg (Mapping): The other settings.
+        """
+        return pool_tokens(features, cfg.get('num_extra_tokens', 1)).shape[1]
 
     def forward(self, features: Sequence[Tensor]) -> Tuple[Tensor]:
         """Return a one-element tuple of shape (B, in_channels).
@@ -44,8 +61,9 @@ class TokenPooling(BaseModule):
         pooled = pool_tokens(features, self.num_extra_tokens)
         if pooled.shape[1] != self.mean.numel():
             raise ValueError(
-                f'TokenPooling was told in_channels={self.mean.numel()}, but '
-                f'{len(features)} levels pool to {pooled.shape[1]}.')
+                'StandardizedPooling was told '
+                f'in_channels={self.mean.numel()}, but {len(features)} levels '
+                f'pool to {pooled.shape[1]}.')
         return ((pooled - self.mean) / self.std, )
 
     @torch.no_grad()

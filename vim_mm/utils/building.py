@@ -1,0 +1,56 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Configs that leave ``in_channels='auto'``, noticed where models are built.
+
+Detectors, segmentors and classifiers build their parts one by one from
+configs, each from its own library's registry. All of them call
+``Registry.build``, so that is where to look; what is to be done then needs
+torch and is loaded when the first config asks for it.
+"""
+
+import threading
+from functools import wraps
+from typing import Any, Callable, Optional
+
+from mmengine.registry import Registry
+
+AUTO = 'auto'
+
+
+class Assembling(threading.local):
+    """The model that is being built, if its config asks; one per thread."""
+
+    now: Optional[Any] = None
+
+
+assembling = Assembling()
+
+
+def asks(cfg: Any) -> bool:
+    """Whether a config, or one inside it, leaves ``in_channels='auto'``."""
+    if isinstance(cfg, dict):
+        own = cfg.get('in_channels')
+        return (isinstance(own, str) and own == AUTO) or any(
+            map(asks, cfg.values()))
+    return isinstance(cfg, (list, tuple)) and any(map(asks, cfg))
+
+
+def watch_builds(load: Callable[[], Callable]) -> None:
+    """Let a function build the parts of models whose config asks. Idempotent.
+
+    Args:
+        load (Callable): Gives the function, which takes the registry, how it
+            builds, and the config.
+    """
+    original = Registry.build
+    if hasattr(original, 'watched'):
+        return
+
+    @wraps(original)
+    def build(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.name == 'model' and (assembling.now is not None or asks(cfg)):
+            return load()(
+                self, lambda part: original(self, part, *args, **kwargs), cfg)
+        return original(self, cfg, *args, **kwargs)
+
+    build.watched = True
+    Registry.build = build
