@@ -10,12 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vim_mm.zoo import Zoo, trunk_fingerprint
+from _tiny import SIZE, build_backbone, fill, save_trunk
+from vim_mm.models import adapters, necks
+from vim_mm.models.adapters import SideLadder
+from vim_mm.zoo import Zoo, save_module, trunk_fingerprint
 
 DATA = Path(__file__).parent / 'data' / '0.1.0'
 
@@ -92,6 +95,45 @@ def test_head_gives_its_outputs(folder, expected):
     assert not unexpected
     assert all(key.startswith('backbone.') for key in missing)
     close(logits(model, expected['x']), expected['zoo.first.logits'])
+
+
+# ------------------------------------------------------------------ names
+
+
+def test_a_ladder_goes_by_its_old_name(tmp_path: Path) -> None:
+    adapter = dict(type='PluginNeck', hidden_dims=3)
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    old = build_backbone(trunk, new_module='old', adapter=adapter)
+    new = build_backbone(
+        trunk, new_module='old', adapter=dict(adapter, type='SideLadder'))
+    fill(old.bank)
+    x = torch.randn(2, 3, SIZE, SIZE)
+    new.load_state_dict(old.state_dict())  # keys of a checkpoint
+    torch.testing.assert_close(new(x), old(x), rtol=0, atol=0)
+    save_module(old, 'old', tmp_path / 'zoo')
+    card = Zoo(tmp_path / 'zoo').card('old')
+    assert card.kind == card.adapter['type'] == 'PluginNeck'
+    again = build_backbone(
+        trunk, zoo=str(tmp_path / 'zoo'), modules=['old'])
+    torch.testing.assert_close(again(x), old(x), rtol=0, atol=0)
+    assert type(again.bank.adapter('old', 'outputs.0')) is SideLadder
+    # beside new ones it runs as one with them
+    again.add('new', dict(type='SideLadder', hidden_dims=3))
+    again.set_fusion(dict(type='FixedFusion', weights=dict(old=1., new=1.)))
+    torch.testing.assert_close(again(x), old(x))
+    again.merge()
+    torch.testing.assert_close(again(x), old(x))
+
+
+@pytest.mark.parametrize('scope', ['', 'vim_mm.'])
+def test_parts_go_by_their_old_names(scope: str) -> None:
+    assert adapters.PluginNeck is SideLadder
+    assert necks.TokenPooling is necks.StandardizedPooling
+    with DefaultScope.overwrite_default_scope('vim_mm'):
+        neck = MODELS.build(dict(type=f'{scope}TokenPooling', in_channels=6))
+    assert type(neck) is necks.StandardizedPooling
+    built = adapters.build_adapter(dict(type=f'{scope}PluginNeck'), 8)
+    assert type(built) is SideLadder
 
 
 # ------------------------------------------------------------- checkpoint

@@ -43,6 +43,13 @@ def test_of_adapters(cfg: object, sentence: str) -> None:
     (dict(type='EnsMoE', tasks=['x', 'x']), "a task 'x' already"),
     (dict(type='FixedFusion', weights=[.5, .5]), r'such as dict\(a=1.\)'),
     (dict(type='FixedFusion', weights=dict(a=float('nan'))), 'finite'),
+    (dict(type='FixedFusion', weights=dict(s0=dict(a=float('inf')))),
+     'finite'),
+    (dict(type='FixedFusion', weights=dict(s0=dict(z=1.))),
+     r"for \['z'\], but the bank holds \['a', 'b'\]"),
+    (dict(type='FixedFusion', weights=dict(s7=dict(a=1.))),
+     r"for \['s7'\], but the modules sit in \['s0'\]"),
+    (dict(type='FixedFusion', weights=dict(a=1., s0=dict(a=1.))), 'not both'),
 ])
 def test_of_fusions(cfg: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The three layouts of a trunk's features, and streams of them."""
 
-from typing import Iterable, List, Optional, Sequence, Union
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ def tokens_like(tokens: Tensor, features: Tensor) -> Tensor:
     return tokens[:, 0] if features.dim() == 2 else tokens
 
 
+def as_levels(outputs: Union[Tensor, Sequence[Tensor]]) -> Tuple[Tensor, ...]:
+    """Outputs of a trunk as the tuple of levels that necks read."""
+    return (outputs, ) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
 def channels_of(features: Union[Tensor, Sequence[Tensor]]) -> List[int]:
     """Channels of every level of a trunk's or neck's outputs.
 
@@ -47,11 +52,7 @@ def channels_of(features: Union[Tensor, Sequence[Tensor]]) -> List[int]:
     Raises:
         ValueError: If one is something else.
     """
-    levels = [features] if isinstance(features, Tensor) else features
-    if not isinstance(levels, (list, tuple)):
-        raise ValueError(f'The output is a {type(levels).__name__}, and parts '
-                         'read a tensor or a tuple of them; wrap the model in '
-                         'one that returns these.')
+    levels = as_levels(features)
     for index, level in enumerate(levels):
         if not isinstance(level, Tensor) or not 2 <= level.dim() <= 4:
             raise ValueError(

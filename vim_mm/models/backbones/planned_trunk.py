@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..fusion import BaseFusion
-from ..layouts import Streams
+from ..layouts import Streams, as_levels
 from .autocast import autocast_dtype
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
@@ -36,7 +36,7 @@ class PlannedTrunk(PluggedTrunk):
 
     def blank_outputs(self) -> tuple:
         """Outputs of a blank picture, of the shapes of the real ones."""
-        levels = blank_outputs(self.trunk, self._probe_size)
+        levels = as_levels(blank_outputs(self.trunk, self._probe_size))
         if not self._gives_streams:
             return levels
         names = self.bank.names

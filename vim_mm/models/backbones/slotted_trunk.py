@@ -8,7 +8,7 @@ from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from ..adapters import BaseAdapter
-from ..layouts import channels_of
+from ..layouts import as_levels, channels_of
 from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import blank_outputs, probe_slots
@@ -182,14 +182,13 @@ class SlottedTrunk(BaseModule):
 
     # ------------------------------------------------------------- running
 
-    def _run_trunk(self, x: Tensor) -> tuple:
+    def _run_trunk(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Run the trunk, with what :attr:`_running` adds in its slots."""
-        outputs = self.trunk(x)
+        levels = as_levels(self.trunk(x))
         if self._running.now is not None and torch.is_grad_enabled(
         ) and not torch.compiler.is_compiling():
-            levels = [outputs] if isinstance(outputs, Tensor) else outputs
             self._running.repeat_in_backward(levels)
-        return outputs
+        return levels
 
     def _read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
         """One pass for all modules beside the trunk, without autograd.
@@ -200,8 +199,7 @@ class SlottedTrunk(BaseModule):
         learns = x.requires_grad or any(p.requires_grad
                                         for p in self.trunk.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            levels = self._run_trunk(x)
-        return (levels, ) if isinstance(levels, Tensor) else tuple(levels)
+            return self._run_trunk(x)
 
     def _climb(self, levels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """Add the deltas of the output slots, level by level."""

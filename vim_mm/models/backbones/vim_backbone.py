@@ -20,9 +20,10 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
     """A frozen trunk from any registry, with a bank of modules beside it.
 
     With a fusion, or with one module, the output is that of the trunk: the
-    usual tuple of maps. With several modules and no fusion it is one such
-    tuple per module, for :class:`ViMFusionNeck`. Modules beside the trunk
-    (:class:`SideLadder`) share one pass of it, without autograd.
+    usual tuple of maps, of one if the trunk returns a tensor. With several
+    modules and no fusion it is one such tuple per module, for
+    :class:`ViMFusionNeck`. Modules beside the trunk (:class:`SideLadder`)
+    share one pass of it, without autograd.
 
     Args:
         trunk (dict | nn.Module): Config of the backbone to freeze; weights
