@@ -198,7 +198,7 @@ def rank(args: argparse.Namespace) -> None:
     # SciPy and models take seconds to import: not for listing a zoo
     from vim_mm.report.evidence import agreement
 
-    # what libraries print while they build is no part of the answer
+    # output of libraries is no part of the answer
     with contextlib.redirect_stdout(sys.stderr):
         ranking, metric, truth = ranked(args)
     found = agreement(ranking.scores, truth) if truth else {}
