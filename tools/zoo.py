@@ -28,8 +28,10 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(name: str, run: Any, text: str,
+                *aliases: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, aliases=aliases, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
@@ -68,7 +70,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     add_cfg_options(sub)
 
     sub = command('rank', rank, 'Score modules for the task of a config, '
-                  'before any training; see docs/ranking.md.')
+                  'before any training; see docs/ranking.md.', 'score')
     sub.add_argument('config', help='config of a downstream task')
     sub.add_argument(
         '--zoo', help='directory of the zoo (default: that of the config)')
@@ -196,7 +198,7 @@ def rank(args: argparse.Namespace) -> None:
     # SciPy and models take seconds to import: not for listing a zoo
     from vim_mm.report.evidence import agreement
 
-    # what libraries print while they build is no part of the answer
+    # output of libraries is no part of the answer
     with contextlib.redirect_stdout(sys.stderr):
         ranking, metric, truth = ranked(args)
     found = agreement(ranking.scores, truth) if truth else {}

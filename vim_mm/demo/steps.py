@@ -180,7 +180,7 @@ def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
 
 
 def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
-    """Hash of all a step reads: config, version, data, trunk and zoo."""
+    """Hash of all inputs of a step: config, version, data, trunk and zoo."""
     cfg = step_config(name, work_dir, seed)
     parts = [vim_mm.__version__, cfg.pretty_text]
     if trunk_path().is_file():
@@ -204,7 +204,7 @@ def module_hash(module: Optional[str], work_dir: Path) -> Optional[str]:
 
 
 def finished(name: str, work_dir: Path, seed: int = 0) -> bool:
-    """Whether a result of this very step is there."""
+    """Whether there is a result of exactly this step."""
     path = work_dir / name / 'result.json'
     if not path.is_file():
         return False

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""How well frozen features solve a few-shot task, in closed form."""
+"""Closed-form ridge scores of frozen features for a few-shot task."""
 
 from typing import Dict, Mapping, Tuple
 
@@ -70,7 +70,7 @@ def held_out_score(x: Tensor,
                    labels: Tensor,
                    halves: Tensor,
                    l2: float = 1.) -> float:
-    """Balanced accuracy of a ridge head on the half it was not solved on.
+    """Balanced accuracy of a ridge head on the half it was not fitted on.
 
     Args:
         x (Tensor): Features (n, d).
@@ -140,7 +140,7 @@ def held_out_loss(x: Tensor,
                   labels: Tensor,
                   halves: Tensor,
                   l2: float = 1.) -> Tensor:
-    """Error of a closed-form head on images that it was not solved on.
+    """Error of a closed-form head on images that it was not fitted on.
 
     Each half's ridge head predicts the other. The result is differentiable
     in ``x``.

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Published scores of how well features would transfer to labels.
+"""Published transferability scores of features for given labels.
 
 All take features (n, d) and integer labels (n, ), compute in float64 on the
 CPU, and are larger for better features. None of them trains anything.
@@ -62,7 +62,7 @@ def _spectrum(x: Tensor, y: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     else:
         energy, axes = torch.linalg.eigh(x.T @ x)
         along = axes.T @ (x.T @ y) / energy.clamp(min=1e-300).sqrt()[:, None]
-    # directions without energy say nothing, and the division above noise
+    # directions without energy carry no information, only rounding noise
     real = energy > energy.max() * 1e-12
     energy, along = energy[real], along[real]**2
     return energy, along, ((y**2).sum(0) - along.sum(0)).clamp(min=0)

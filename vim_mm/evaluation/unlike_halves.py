@@ -62,13 +62,13 @@ def unlike_halves(features: Sequence[Tensor], labels: Tensor, picture: Tensor,
 
 
 def _likeness(x: Tensor, y: Tensor, place: Tensor) -> Tensor:
-    """Inner products of the images' centred looks, of mean square one."""
+    """Gram matrix of the images' centred mean features."""
     x = x.double()
     x = x - x.mean(0)
     x = x / x.square().mean(0).clamp(min=1e-12).sqrt()
-    looks = group_mean(x - group_mean(x, y)[y], place)
-    looks = looks - looks.mean(0)
-    likeness = looks @ looks.T
+    means = group_mean(x - group_mean(x, y)[y], place)
+    means = means - means.mean(0)
+    likeness = means @ means.T
     return likeness / likeness.trace().clamp(min=1e-12)
 
 

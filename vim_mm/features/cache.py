@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 @dataclass
 class CachedBatch:
-    """What a head needs of one batch.
+    """The inputs of a head for one batch.
 
     Attributes:
         features (tuple): The backbone's output, on CPU.
@@ -62,7 +62,7 @@ def unmixed(model: BaseModel) -> Iterator[None]:
 
 
 def finite(dataloader: DataLoader) -> DataLoader:
-    """The same batches, once: an infinite sampler is replaced by a finite.
+    """The same batches once: a finite sampler replaces an infinite one.
 
     Its one stream of indices would never end, and cannot be left halfway
     without ending it for the training that follows.
@@ -82,7 +82,7 @@ def finite(dataloader: DataLoader) -> DataLoader:
 
 
 def check_filled(dataloader: DataLoader) -> None:
-    """Refuse images of which no batch is left.
+    """Refuse a data set that fills no batch.
 
     Raises:
         ValueError: If the loader has no batch.
@@ -154,7 +154,7 @@ def cached_loss(model: BaseModel, batch: CachedBatch) -> Tensor:
         Tensor: The summed loss, a scalar.
     """
     device = next(model.parameters()).device
-    # heads may ask for the images' shape, never for their pixels
+    # heads may read the shape of images, not their pixels
     inputs = torch.zeros((), device=device).expand(batch.input_shape)
     with replay(model, to_device(batch.features, device)):
         losses = model.loss(inputs, to_device(batch.data_samples, device))

@@ -13,7 +13,7 @@ from .cache import (CachedBatch, check_filled, finite, preprocess, to_device,
                     unmixed)
 from .rows import rows_of, thinned
 
-#: The entry without any module; evidence calls it so as well.
+#: Name of the entry without modules; evidence uses it too.
 TRUNK = 'frozen trunk'
 #: Rows of a module at most: patches of all images are many.
 MAX_ROWS = 20000

@@ -115,7 +115,7 @@ def patch_labels(sample: object, grid: Tuple[int, int],
         classes = seg[rows.long()][:, cols.long()].flatten().long()
         return classes.masked_fill(classes == 255, IGNORED)
     target = torch.zeros(grid, dtype=torch.long)
-    # padding and what annotators left open (crowds) are no background
+    # padding and unannotated regions (crowds) are no background
     height, width = sample.img_shape[:2]
     target[(rows > height)[:, None] | (cols > width)] = IGNORED
     if 'ignored_instances' in sample:
@@ -123,7 +123,7 @@ def patch_labels(sample: object, grid: Tuple[int, int],
         target[inside.any(0)] = IGNORED
     boxes, inside = _inside(sample.gt_instances, rows, cols)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    # large boxes first, so that the smallest box over a patch names it
+    # large boxes first, so that a patch gets the class of its smallest box
     for index in area.argsort(descending=True):
         target[inside[index]] = sample.gt_instances.labels[index] + 1
     return target.flatten()

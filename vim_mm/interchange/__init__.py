@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Weights in the formats of others: trunks, ViM's release, PEFT's adapters."""
+"""Weights in other formats: trunks, ViM's release, PEFT adapters."""
 
 from .peft_adapter import export_adapter, import_adapter
 from .peft_layouts import LAYOUTS

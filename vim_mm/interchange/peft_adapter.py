@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""LoRA modules of ours as adapters of PEFT, and back.
+"""LoRA modules to PEFT adapters, and back.
 
 Both directions are exact. Three of their linears (queries, keys, values) may
 be one of ours: the change ``[B_q; B_k; B_v] A`` of one splits into three with

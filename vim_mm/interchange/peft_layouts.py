@@ -131,7 +131,7 @@ LAYOUTS = {
 
 _PARTS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
 
-#: Trunks of ours, by what stands before the names in them.
+#: Our trunks, by the prefix of their names.
 TRUNKS = {
     '':
     PeftLayout(
@@ -147,7 +147,7 @@ TRUNKS = {
 
 
 def layer_of(slot: str) -> Optional[str]:
-    """The layer that a slot of a trunk of ours is, None if it is none."""
+    """The layer at a slot of one of our trunks, None if there is none."""
     for prefix, layout in TRUNKS.items():
         found = layout.locate(slot)
         if found and found[0] == prefix:
@@ -156,7 +156,7 @@ def layer_of(slot: str) -> Optional[str]:
 
 
 def slot_of(layer: str, trunk: nn.Module) -> str:
-    """What a layer is called in a trunk of ours."""
+    """Name of a layer in one of our trunks."""
     names = {name for name, _ in trunk.named_modules()}
     prefix = next((p for p in TRUNKS if p + TRUNKS[p].blocks in names), '')
     return prefix + TRUNKS[prefix].targets(layer)[0]

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What the checkpoint of ViM's release holds, in our names."""
+"""Contents of the checkpoint of ViM's release, in our names."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .trunks import ConversionError
 
 StateDict = Dict[str, Tensor]
 
-#: Submodules of a block in our trunk, to the release's names of what is there.
+#: Submodules of a block in our trunk, to the release's names of their parts.
 BRANCHES = dict(attn='vim_att', ffn='vim_mlp')
 PARAMS = {
     f'adapter_{part}.{leaf}': f'{part}.{leaf}'

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Experiments side by side: their variants, evidence, images and page."""
+"""Comparison of experiments: variants, evidence, images and report page."""
 
 from .comparison import Variant, VariantResult, run_variant, variants
 from .page import Row, Step, write_report

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""A fused task against its baselines, every one an ordinary config."""
+"""A fused task and its baselines, each an ordinary config."""
 
 import os.path as osp
 import resource
@@ -64,7 +64,7 @@ class VariantResult:
 
 
 class StageHook(Hook):
-    """Note metrics and costs at every validation.
+    """Record metrics and costs at every validation.
 
     Args:
         start (float): ``time.perf_counter()`` when the variant began.
@@ -104,7 +104,7 @@ class SameHeadHook(Hook):
         self.start = start
 
     def before_train(self, runner: Runner) -> None:
-        """Note or set the values."""
+        """Record or set the values."""
         model = unwrap(runner.model)
         if not self.start:
             self.start.update(deepcopy(_outside_backbone(model)))
@@ -120,7 +120,7 @@ def _outside_backbone(model: BaseModel) -> Dict[str, Tensor]:
 
 
 def variants(cfg: Config) -> List[Variant]:
-    """The baselines of a fused downstream config, and itself, cheapest first.
+    """The baselines of a fused downstream config, and the config itself.
 
     All warm the same head from the same values on cached features with the
     same settings. Fused
@@ -159,7 +159,7 @@ def variants(cfg: Config) -> List[Variant]:
 
 
 def _without_gates(cfg: Config) -> List[dict]:
-    """The hooks, but those that start gates."""
+    """The hooks, except those that start gates."""
     return [
         h for h in cfg.custom_hooks if h['type'].split('.')[-1] not in
         ('ScoreGatesHook', 'HoldOutGatesHook')

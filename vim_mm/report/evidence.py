@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""How well a ranking agrees with what modules turned out to be worth."""
+"""How well a ranking agrees with the measured usefulness of modules."""
 
 import json
 from dataclasses import dataclass

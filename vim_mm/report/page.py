@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""One self-contained page, and one JSON file, of what a set of runs gave."""
+"""Report of a set of runs: one self-contained page and one JSON file."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ figcaption{font-size:.8rem;max-width:16rem}
 
 @dataclass
 class Row:
-    """One measured number and what it took.
+    """One measured value and its cost.
 
     Attributes:
         step (str): The step of the demo.
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass
 class Step:
-    """What a step shows on the page.
+    """The part of a report for one step.
 
     Attributes:
         title (str): Heading.

@@ -53,7 +53,7 @@ def evenly_spaced(length: int, num: int) -> List[int]:
 
 
 def _caption(sample: BaseDataElement, classes: List[str]) -> str:
-    """What is predicted, and beside a class the true one."""
+    """The prediction as text; for a class also the true one."""
     caption = words(describe(sample, classes))
     if 'pred_label' in sample:
         true = ', '.join(classes[i] for i in sample.gt_label.tolist())

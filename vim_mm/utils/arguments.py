@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a config may say, refused in a sentence where it says otherwise."""
+"""Checks of config arguments; errors are one sentence."""
 
 import inspect
 from typing import Any, Iterable, List, Mapping, Sequence
 
 
 def arguments_of(kind: type) -> List[str]:
-    """Names of the arguments a class takes, those it hands on included."""
+    """Names of the arguments of a class, with those it passes on."""
     names: List[str] = []
     for cls in kind.__mro__:
         params = inspect.signature(cls.__init__).parameters.values()
@@ -84,7 +84,7 @@ def refuse_init_cfg(part: Any, what: str) -> None:
 
 
 def check_width(value: Any, what: str) -> None:
-    """Refuse what is no number of channels, ranks or modules.
+    """Refuse values that are no number of channels, ranks or modules.
 
     Raises:
         ValueError: If it is no whole number of 1 or more.

@@ -177,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_device_error(error: RuntimeError) -> bool:
-    """Asking for an absent GPU says nothing about the file."""
+    """Whether the error is about a missing GPU, not about the file."""
     return 'deserialize object on' in str(error)
 
 
@@ -229,7 +229,7 @@ def _allowed() -> ContextManager:
 
 
 def _method(owner: type, name: str) -> Callable:
-    """Stands in for ``getattr``, which opens every door when allowed.
+    """Restricted replacement of ``getattr``, which must not be allowed.
 
     A HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, name)``,
     a one-cycle schedule its curve alike; nothing else in a checkpoint needs

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""How the tools end: one sentence for a user's mistake, no traceback."""
+"""Exit of the tools: one sentence for a user's mistake, no traceback."""
 
 import os
 import signal
@@ -81,7 +81,7 @@ def _stdout_closed() -> bool:
 
 
 def table_console() -> Console:
-    """For tables on stdout, which stay legible in a file or a pipe."""
+    """A console for tables on stdout, wide enough in a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else 120)
 
 

@@ -27,7 +27,7 @@ def _setting(text: str) -> str:
 
 def read_config(config: Union[str, Config],
                 options: Optional[dict] = None) -> Config:
-    """A config of one's own: read from a file, or copied.
+    """A config read from a file, or a copy of one.
 
     Args:
         config (str | Config): The file, or what was read from it.

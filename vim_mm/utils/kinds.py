@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Kinds of tasks, and what each library calls their parts."""
+"""Kinds of tasks, and the names of their parts in each library."""
 
 from dataclasses import dataclass
 from typing import Container, Dict, Optional

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What ``import vim_mm`` does to the OpenMMLab stack, in one place."""
+"""Setup of the OpenMMLab stack by ``import vim_mm``."""
 
 from mmengine.config import utils as config_utils
 

@@ -41,7 +41,7 @@ Dims = Union[int, List[int]]
 
 
 class ZooError(ValueError):
-    """Something about a zoo, a module or its trunk is not as it must be."""
+    """A zoo, a module or its trunk is not valid."""
 
 
 def is_name(name: Any) -> bool:
@@ -65,7 +65,7 @@ def check_name(name: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleCard:
-    """What a module's ``card.json`` says; checked whenever one is made.
+    """Contents of a module's ``card.json``, checked on construction.
 
     Args:
         name: Its name, which is also its folder in a zoo.
@@ -131,7 +131,7 @@ class ModuleCard:
                        f'{reason}.')
 
     def _to_plain_json(self) -> None:
-        """Turn config dicts and tuples into what a JSON file gives back."""
+        """Turn config dicts and tuples into plain JSON types."""
         for item in fields(self):
             value = getattr(self, item.name)
             try:
@@ -202,7 +202,7 @@ class ModuleCard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> 'ModuleCard':
-        """Read what :meth:`to_dict` wrote, perhaps of a newer vim_mm.
+        """Read the result of :meth:`to_dict`, also of a newer vim_mm.
 
         Fields that this version does not know are ignored with a warning; a
         change that old readers must not ignore raises ``format_version``.

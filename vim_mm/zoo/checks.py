@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What must hold of a module's tensors, given its card."""
+"""Checks of a module's tensors against its card."""
 
 from typing import Dict, List, Mapping, Optional
 

@@ -112,7 +112,7 @@ def withdraw(root: Path, name: str) -> None:
 
 
 def _recover(root: Path, name: str) -> None:
-    """Finish or undo what a crash may have interrupted."""
+    """Finish or undo a change that a crash interrupted."""
     final, old = root / name, root / f'.{name}.old'
     discard(root / f'.{name}.new')
     if final.is_dir():

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""A name for the weights that a module was trained beside."""
+"""Fingerprint of the weights that a module was trained with."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from .card import ZooError
 
 #: what a module beside the trunk reads, its output levels
 _OUTPUT = re.compile(r'outputs\.\d+')
-#: made anew for every image size
+#: computed for every image size
 _POSITION = re.compile(r'pos_embed|position_embed')
 #: Values of each tensor that tell whether it has changed.
 SAMPLES = 16
@@ -121,7 +121,7 @@ def _digest(states: Mapping[str, Dict[str, Tensor]]) -> str:
 
 
 def _stamp(state: Mapping[str, Tensor]) -> list:
-    """What differs as soon as one of the tensors has changed.
+    """A value that differs once one of the tensors has changed.
 
     Changes in place are counted by torch, but for those through ``.data``,
     and a trunk cast to half precision and back may lie where it lay before.
@@ -131,7 +131,7 @@ def _stamp(state: Mapping[str, Tensor]) -> list:
     stamp: list = []
     for key, value in state.items():
         value = value.detach()
-        # of a tensor made in inference mode torch counts nothing
+        # torch keeps no version of tensors made in inference mode
         version = -1 if value.is_inference() else value._version
         few = value.flatten()[::max(1, value.numel() // SAMPLES)]
         stamp += [key, value.data_ptr(), version, value.dtype, value.shape]

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Reading one module's folder, wherever it lies."""
+"""Reading the folder of one module."""
 
 from pathlib import Path
 from typing import Dict, Optional, Tuple

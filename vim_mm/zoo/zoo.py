@@ -116,7 +116,7 @@ class Zoo:
              tensors: Mapping[str, Tensor],
              head: Optional[Mapping[str, Tensor]] = None,
              overwrite: bool = False) -> ModuleCard:
-        """Write a module, all of it or nothing.
+        """Write a module completely or not at all.
 
         Args:
             card: Its card. The number of parameters, checksums and versions
@@ -187,7 +187,7 @@ class Zoo:
             files.withdraw(self.root, name)
 
     def verify(self, name: Optional[str] = None) -> List[str]:
-        """Look for what is wrong with a module, or with all of them.
+        """Find errors in a module, or in all of them.
 
         Args:
             name: The module; all when None.
@@ -223,7 +223,7 @@ class Zoo:
         dims: Optional[Mapping[str, Dims]] = None,
         known: Optional[MutableMapping[Tuple[str, ...], str]] = None
     ) -> None:
-        """Refuse a trunk that the module was not trained beside.
+        """Refuse a trunk with other weights than the module was trained with.
 
         Args:
             card: Card of the module.

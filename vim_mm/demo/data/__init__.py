@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Ordinary on-disk datasets from data that travels in pip packages."""
+"""Ordinary on-disk datasets, made from data in pip packages."""
 
 from .digits import digits_recipe
 from .recipe import (Package, PreparationError, Recipe, default_out, prepare,

@@ -223,7 +223,7 @@ def _as_json(split: Split) -> Dict[str, Any]:
 
 
 def _shuffled(rng: np.random.Generator, indices: np.ndarray) -> Iterator[int]:
-    """Yield indices for ever, each once before any comes again."""
+    """Yield all indices in random order, again and again."""
     while True:
         yield from rng.permutation(indices).tolist()
 
@@ -244,7 +244,7 @@ def _write_split(folder: Path, split: Split, seed: int, images: np.ndarray,
                  labels: np.ndarray) -> Dict[str, int]:
     """Write images, label maps, lists and boxes of one split.
 
-    All ten classes come, in random order, before any comes again: the
+    Classes come in rounds of all ten in random order: the
     first n images are balanced for any n divisible by ten, and no class
     tells which others share its image.
     """

@@ -94,7 +94,7 @@ class Recipe:
     write: Callable[[Path], Dict[str, Any]]
 
     def manifest(self) -> Dict[str, Any]:
-        """Return what is known before anything is written."""
+        """Return the part of the manifest that is known in advance."""
         return dict(
             name=self.name,
             # another release may write other files from the same settings
@@ -198,7 +198,7 @@ def _read_manifest(out: Path) -> Optional[Dict[str, Any]]:
 
 
 def _is_current(out: Path, old: Dict[str, Any], new: Dict[str, Any]) -> bool:
-    """Whether the data under ``out`` is what the recipe would write."""
+    """Whether the recipe would write the data that is under ``out``."""
     same = all(old.get(key) == value for key, value in new.items())
     return same and old.get('files') == _count_files(out)
 

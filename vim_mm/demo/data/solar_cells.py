@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Mono-crystalline solar cells in electroluminescence, sound or not."""
+"""Mono-crystalline solar cells in electroluminescence, two classes."""
 
 from functools import partial
 from itertools import product

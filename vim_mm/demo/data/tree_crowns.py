@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Tree crowns from the air: three images cut into tiles, with boxes."""
+"""Tree crowns in aerial images: three images cut into tiles, with boxes."""
 
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a family of pretrained trunks has to say about itself."""
+"""Description of a family of pretrained trunks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

