@@ -20,6 +20,11 @@ def autocast_dtype(device: str) -> Optional[torch.dtype]:
     return None
 
 
+def is_cast(tensor: Tensor) -> bool:
+    """Whether autocast takes a tensor; it leaves double precision alone."""
+    return tensor.dtype != torch.float64
+
+
 def exact(device: str) -> ContextManager:
     """A context without autocast on a type of device."""
     if device == 'meta':
@@ -48,8 +53,9 @@ class CastOnce:
         layer = self.layer
         dtype = autocast_dtype(x.device.type)
         weight, bias = layer.weight, layer.bias
-        if dtype is not None and not weight.requires_grad and not (
-                bias is not None and bias.requires_grad):
+        learns = weight.requires_grad or (bias is not None
+                                          and bias.requires_grad)
+        if dtype is not None and not learns and is_cast(weight):
             if torch.compiler.is_compiling():
                 weight, bias = getattr(self._traced, self._trace(dtype))
             else:

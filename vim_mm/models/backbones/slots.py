@@ -106,13 +106,20 @@ class SlotSpec:
 class Running(threading.local):
     """The pass that runs, for the hooks inside a trunk; one in each thread.
 
+    ``only`` and ``mixed`` say what this thread runs instead of the selected
+    task: named modules, or a task for each image.
+
     While gradients are computed, blocks of the trunk may run again
     (activation checkpointing). They belong to the pass whose gradients
     arrived last: autograd finishes one pass before an earlier one.
     """
 
-    now: Optional['Pass'] = None
-    again: Optional['ReferenceType[Pass]'] = None
+    def __init__(self) -> None:
+        # a compiler watches what is set here, and no defaults of the class
+        self.now: Optional['Pass'] = None
+        self.again: Optional['ReferenceType[Pass]'] = None
+        self.only: Optional[Tuple[str, ...]] = None
+        self.mixed: Optional[Tuple[str, ...]] = None
 
     @property
     def current(self) -> Optional['Pass']:

@@ -192,7 +192,6 @@ class SlottedTrunk(BaseModule):
         """Train the parts beside the trunk; the trunk stays in eval mode."""
         super().train(mode)
         self.trunk.eval()
-        self.changes += 1
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> 'SlottedTrunk':

@@ -86,7 +86,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
         self.bank = AdapterBank()
-        self.fusion = self._only = self._mixed = None
+        self.fusion = None
         self._plans: Dict[tuple, Plan] = {}
         self._plans_of: tuple = ()
         self._traced = Namespace()
@@ -180,6 +180,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         for slot in self.bank.slots_of(name):
             self.bank.adapter(name, slot).requires_grad_(
                 learns and self.slots[slot].is_read)
+        self.changes += 1
         self.bank.train(self.training)
 
     def _occupied(self, names: Sequence[str]) -> Dict[str, Dict[str, int]]:
@@ -287,11 +288,12 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
             raise ValueError(f'The bank holds no modules {unknown}; it holds '
                              f'{self.bank.names}.')
         self._check_place(modules)
-        before, self._only = self._only, list(modules)
+        running = self._running
+        before, running.only = running.only, modules
         try:
             yield
         finally:
-            self._only = before
+            running.only = before
 
     @contextmanager
     def for_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
@@ -312,11 +314,12 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                              '`fusion` in the backbone to hold tasks.')
         check_is_list(tasks, 'tasks')
         MixedWeighing(self.fusion, tasks)
-        before, self._mixed = self._mixed, tuple(tasks)
+        running = self._running
+        before, running.mixed = running.mixed, tuple(tasks)
         try:
             yield
         finally:
-            self._mixed = before
+            running.mixed = before
 
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The current task's gates: slot name to module name to weight."""
@@ -340,11 +343,13 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                 task that does not learn runs in training.
         """
         self._check_size(x)
-        if self._only is None and self.fusion is None and len(
+        if self._running.only is None and self.fusion is None and len(
                 self.bank.names) > 1:
             return self._streams(x)
         outputs = self._run(x, self._plan(x.device.type))
-        return outputs if self._only is not None else self.with_idle(outputs)
+        if self._running.only is not None:
+            return outputs
+        return self.with_idle(outputs)
 
     def _streams(self, x: Tensor) -> tuple:
         """One tuple of outputs per module; those beside share one pass."""
@@ -380,29 +385,33 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                 is set on this backbone when None.
         """
         tasks = None
-        if names is None and self._only is not None:
-            names = tuple(self._only)
-        elif names is None and self.fusion is None:
+        if names is None:
+            names = self._running.only
+        if names is None and self.fusion is None:
             names = tuple(self.bank.names)
-        elif names is None:
-            tasks = self._mixed or self.task
+        if names is None:
+            tasks = self._running.mixed or self.task
         dtype, now = autocast_dtype(device), (
             self.changes, self.bank.changes,
             0 if self.fusion is None else self.fusion.changes)
         if torch.compiler.is_compiling():
             return getattr(
                 self._traced,
-                self._trace_plan(names, tasks, device, dtype, *now))
-        if self._plans_of != (self.fusion, *now):
-            self._plans, self._plans_of = {}, (self.fusion, *now)
+                self._trace_plan(names, tasks, device, dtype,
+                                 self.bank.training, *now))
+        made_of = (self.bank, self.fusion, self.bank.modes, *now)
+        plans = self._plans
+        if self._plans_of != made_of:
+            plans = self._plans = {}
+            self._plans_of = made_of
         # a trace is checked in another mode than it is made in
         learns = torch.is_grad_enabled() or torch.jit.is_tracing()
         key = names, tasks, learns, device, dtype
-        plan = self._plans.get(key)
+        plan = plans.get(key)
         if plan is None or not plan.is_current:
             with torch.set_grad_enabled(learns), untraced():
                 plan = self._make_plan(names, tasks, device, dtype)
-            self._plans[key] = plan
+            plans[key] = plan
         return plan
 
     def _make_plan(self, names: Optional[tuple], tasks: Union[None, str,
@@ -437,4 +446,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
 
     def __getstate__(self) -> dict:
         # what a plan holds is made anew, and cannot be copied in a graph
-        return dict(super().__getstate__(), _plans={}, _plans_of=(), _traced=Namespace())
+        return dict(
+            super().__getstate__(),
+            _plans={},
+            _plans_of=(),
+            _traced=Namespace())
