@@ -240,6 +240,8 @@ class Pass:
 
     def _grid(self, spec: SlotSpec, length: int) -> Tuple[int, int]:
         """Rows and columns of a slot's tokens, found once for all alike."""
+        if torch.compiler.is_compiling():  # it folds them, and nothing is kept
+            return spec.grid(self.image[-2:], length)
         key = spec.stride, spec.num_extra_tokens
         rows, cols = self.grids.get(key, (0, 0))
         if rows * cols + spec.num_extra_tokens != length:

@@ -124,8 +124,13 @@ class Running(threading.local):
     @property
     def current(self) -> Optional['Pass']:
         """The pass that runs, or runs again."""
-        if self.now is not None or self.again is None:
-            return self.now
+        return self.now or self.repeated
+
+    @property
+    def repeated(self) -> Optional['Pass']:
+        """The pass that runs again while gradients are computed."""
+        if self.again is None or torch.compiler.is_compiling():
+            return None
         in_backward = torch._C._current_graph_task_id() >= 0
         return self.again() if in_backward else None
 

@@ -3,6 +3,7 @@ import re
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from ..adapters import BaseAdapter
 from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import probe_slots
-from .recompute import set_recompute
+from .recompute import set_recompute, stop_checkpoints
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
 from .trunk import build_trunk, pretrained
@@ -52,6 +53,13 @@ class SlottedTrunk(BaseModule):
         #: counts what may change how this backbone runs
         self.changes = 0
         cast_once(self.trunk)
+        self._recomputes = stop_checkpoints(self.trunk)
+        if self._recomputes:
+            print_log(
+                '`model.backbone.trunk.with_cp` cannot pass gradients to '
+                'modules beside a frozen trunk: it is switched off, and '
+                '`model.backbone.grad_checkpointing` on instead.',
+                logger='current')
 
     # --------------------------------------------------------------- slots
 
@@ -73,6 +81,8 @@ class SlottedTrunk(BaseModule):
                 submodules[name].register_forward_hook(
                     Slot(spec, place, self._running).add_delta,
                     with_kwargs=True)
+        if self._recomputes:
+            set_recompute(self.trunk, self.slots, True)
 
     def _slots_for(self, kind: Type[BaseAdapter],
                    pattern: Optional[str]) -> List[str]:
@@ -209,10 +219,19 @@ class SlottedTrunk(BaseModule):
         The blocks, and what the modules do in them, then run once more there:
         the same gradients for less memory and more time.
 
+        Args:
+            enable (bool): Whether to. Defaults to True.
+
         Raises:
             ValueError: If the trunk has no repeated blocks around its slots.
         """
-        set_recompute(self.trunk, self.slots, enable)
+        found = set_recompute(self.trunk, self.slots, enable)
+        if enable and not found:
+            raise ValueError(
+                f'{type(self.trunk).__name__} has no repeated blocks around '
+                'its slots to run again; leave out '
+                '`model.backbone.grad_checkpointing`.')
+        self._recomputes = enable
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""

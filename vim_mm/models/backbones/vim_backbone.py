@@ -386,6 +386,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         """
         tasks = None
         if names is None:
+            if self._running.repeated is not None:  # whatever is set by now
+                return self._running.repeated.plan
             names = self._running.only
         if names is None and self.fusion is None:
             names = tuple(self.bank.names)
