@@ -7,10 +7,10 @@ from typing import Dict, List
 
 import pytest
 import torch
-from _recompute import (ALL, backbone_of, check, count_calls, gradients,
-                        loss_of, one_pass, pictures, side_of)
 from torch import Tensor, nn
 
+from _recompute import (ALL, backbone_of, check, count_calls, gradients,
+                        loss_of, one_pass, pictures, side_of)
 from _tiny import build_backbone, fill, vit
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.recompute import Recompute, blocks_of

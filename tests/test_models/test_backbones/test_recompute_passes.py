@@ -7,11 +7,11 @@ from typing import Callable, Dict, List
 
 import pytest
 import torch
-from _recompute import (backbone_of, check, gradients, loss_of, one_pass,
-                        pictures)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from _recompute import (backbone_of, check, gradients, loss_of, one_pass,
+                        pictures)
 from vim_mm.models.backbones import ViMBackbone
 
 
