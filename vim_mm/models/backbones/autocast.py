@@ -7,10 +7,13 @@ from typing import ContextManager, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
 #: layers whose weights autocast casts as they are
 LAYERS = (nn.Linear, nn.Conv2d)
+#: their forwards; mmcv's differ for empty tensors in old versions of torch
+STOCK = {kind.forward for kind in (*LAYERS, wrappers.Linear, wrappers.Conv2d)}
 
 
 def autocast_dtype(device: str) -> Optional[torch.dtype]:
@@ -94,7 +97,6 @@ def cast_once(trunk: nn.Module) -> None:
     Layers with a forward of their own (standardised weights, quantised ones)
     are left as they are.
     """
-    stock = {kind.forward for kind in LAYERS}
     for layer in trunk.modules():
-        if isinstance(layer, LAYERS) and type(layer).forward in stock:
+        if isinstance(layer, LAYERS) and type(layer).forward in STOCK:
             layer.forward = CastOnce(layer)
