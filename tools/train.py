@@ -105,29 +105,9 @@ def set_resume(cfg: Config, resume: str) -> None:
     cfg.load_from = None
 
 
-def refuse_checkpointing(cfg: Config) -> None:
-    """Nothing beside a frozen trunk learns through mmengine's checkpoints.
-
-    They are reentrant, and images need no gradient: the graph ends there.
-
-    Raises:
-        ValueError: They are asked for around or inside the backbone.
-    """
-    names = cfg.get('activation_checkpointing') or []
-    names = [names] if isinstance(names, str) else names
-    backbone = cfg.get('model', {}).get('backbone') or {}
-    inside = [name for name in names if name.split('.')[0] == 'backbone']
-    if inside and type_name(backbone) == 'ViMBackbone':
-        raise ValueError(
-            f'`activation_checkpointing` names {inside}, where no gradient '
-            'would reach the modules of a ViMBackbone: name parts of neck '
-            'and head alone.')
-
-
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
-    refuse_checkpointing(cfg)
     build_runner(cfg, TRAINING).train()
 
 

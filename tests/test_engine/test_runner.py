@@ -8,11 +8,14 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import Pictures, build_runner, model_cfg, vit
 from vim_mm.engine import runner as guards
 from vim_mm.engine.hooks import GuardHook
+from vim_mm.engine.hooks.guard_hook import recompute_trunks
+from vim_mm.registry import MODELS
 from vim_mm.utils.config import type_name
 
 PARTS = ('train', 'val', 'test')
@@ -127,3 +130,39 @@ def test_classes_in_another_order_are_not_judged(part: str,
 
 def test_the_guard_comes_first(tmp_path: Path) -> None:
     assert isinstance(judged(tmp_path).hooks[0], GuardHook)
+
+
+@pytest.mark.parametrize('names', [
+    'backbone', 'backbone.trunk', ['backbone.trunk.layers.1'],
+    ['backbone.trunk.layers.0', 'backbone.trunk.layers.1']
+])
+def test_activation_checkpointing_of_a_frozen_trunk(names: object,
+                                                    tmp_path: Path) -> None:
+    """mmengine's is reentrant: no gradient would reach the modules."""
+    seen = []
+    for index, asked in enumerate((None, names)):
+        run = build_runner(
+            'cls', model(), tmp_path / str(index), iters=2,
+            cfg=dict(activation_checkpointing=asked))
+        layer = run.model.backbone.trunk.layers[1].ln1
+        calls = []
+        layer.register_forward_hook(lambda *_: calls.append(1))
+        run.train()
+        bank = run.model.backbone.bank
+        seen.append((len(calls), [p.detach() for p in bank.parameters()]))
+    (once, plain), (twice, recomputed) = seen
+    assert twice == 2 * once
+    assert all(map(torch.equal, plain, recomputed))
+    assert run.cfg['activation_checkpointing'] is None
+
+
+def test_other_parts_are_left_to_mmengine() -> None:
+    init_default_scope('mmpretrain')
+    parts = MODELS.build(model())
+    for left in (['head'], ['neck', 'backbones']):
+        cfg = Config(dict(activation_checkpointing=['backbone', *left]))
+        recompute_trunks(parts, cfg)
+        assert cfg.activation_checkpointing == left
+    before = Config(dict(activation_checkpointing='head'))
+    recompute_trunks(parts, before)
+    assert before.activation_checkpointing == 'head'

@@ -270,17 +270,6 @@ def test_slurm_train_passes_the_options_on(tmp_path: Path,
     ]
 
 
-def test_checkpoints_around_a_trunk_are_refused(toy: Path) -> None:
-    """mmengine's are reentrant: no gradient would reach the modules."""
-    refused = tool('train.py', toy / 'toy.py', '--cfg-options',
-                   'activation_checkpointing=backbone.trunk',
-                   'model.backbone.type=vim_mm.ViMBackbone', cwd=toy)
-    assert refused.returncode == 1
-    assert "`activation_checkpointing` names ['backbone.trunk']" in (
-        refused.stderr)
-    assert 'Traceback' not in refused.stderr
-
-
 def test_classes_in_another_order_are_refused(toy: Path) -> None:
     trained = tool('train.py', toy / 'toy.py', '--work-dir', toy / 'order',
                    cwd=toy)

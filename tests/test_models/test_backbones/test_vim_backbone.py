@@ -266,28 +266,6 @@ def test_sizes_that_are_not_divisible(size: tuple) -> None:
         backbone(pictures(*size))
 
 
-def test_activation_checkpoints() -> None:
-    with pytest.raises(ValueError, match='set .*with_cp=False'):
-        MODELS.build(
-            dict(
-                type='ViMBackbone',
-                trunk=dict(TRUNKS['swin'], with_cp=True),
-                probe_size=64))
-    # around a checkpoint, not inside it, adapters learn as without
-    grads = []
-    for with_cp in (False, True):
-        torch.manual_seed(0)
-        trunk = dict(TRUNKS['resnet'], with_cp=with_cp)
-        backbone = build_backbone(
-            trunk, new_module='n', fusion=dict(type='EnsMoE'))
-        fill(backbone.bank, 0.1)
-        backbone.train()
-        loss = sum(o.square().sum() for o in backbone(pictures(64, 64)))
-        loss.backward()
-        grads.append([p.grad for p in backbone.bank.parameters()])
-    torch.testing.assert_close(*grads)
-
-
 def test_a_slot_pattern_of_ones_own() -> None:
     backbone = build_backbone(slots=r'layers\.[12]\.attn', new_module='n')
     assert backbone.bank.slots_of('n') == ['layers.1.attn', 'layers.2.attn']

@@ -2,11 +2,15 @@
 import re
 from typing import Optional
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import HOOKS
 from ..fit import check_classes, check_fit
 from ..resume import check_counters, keep_numbers
@@ -14,16 +18,20 @@ from ..resume import check_counters, keep_numbers
 
 @HOOKS.register_module()
 class GuardHook(Hook):
-    """Look at a checkpoint before anything else takes something from it.
+    """Look at a run before it starts, and at a checkpoint before it is used.
 
-    Of its notes, what a run does not need is dropped. One that is to be
-    tested or validated must hold all that the model has learned, and number
-    the classes as the data set does; training may start from less.
+    Of a checkpoint's notes, what a run does not need is dropped. One that is
+    to be tested or validated must hold all that the model has learned, and
+    number the classes as the data set does; training may start from less.
 
     Every runner has this hook: see :func:`vim_mm.engine.runner.guard_runner`.
     """
 
     priority = 'HIGHEST'
+
+    def before_run(self, runner: Runner) -> None:
+        """Let no reentrant checkpoint end the graph of a frozen trunk."""
+        recompute_trunks(runner.model, runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.
@@ -61,3 +69,36 @@ def _judging_loop(runner: Runner) -> Optional[BaseLoop]:
         return None
     loops = (runner._test_loop, runner._val_loop)
     return next((loop for loop in loops if isinstance(loop, BaseLoop)), None)
+
+
+def recompute_trunks(model: nn.Module, cfg: Config) -> None:
+    """Let trunks run again in backward where mmengine is asked to do that.
+
+    Its ``activation_checkpointing`` makes reentrant checkpoints, through which
+    nothing beside a frozen trunk would learn.
+
+    Args:
+        model (nn.Module): The model of a run, wrapped or not.
+        cfg (Config): The run's config. Names inside a ViMBackbone are taken
+            out of it, and the backbone runs its trunk's blocks again.
+    """
+    names = cfg.get('activation_checkpointing')
+    if not names:
+        return
+    names = [names] if isinstance(names, str) else list(names)
+    backbones = {
+        f'{name}.': part
+        for name, part in unwrap(model).named_modules()
+        if isinstance(part, ViMBackbone)
+    }
+    left = [n for n in names if not f'{n}.'.startswith(tuple(backbones))]
+    if left == names:
+        return
+    for prefix, backbone in backbones.items():
+        if any(f'{name}.'.startswith(prefix) for name in names):
+            backbone.grad_checkpointing()
+    print_log(
+        f'`activation_checkpointing` names {sorted(set(names) - set(left))}: '
+        'there `model.backbone.grad_checkpointing=True` is set instead.',
+        logger='current')
+    cfg['activation_checkpointing'] = left or None

@@ -91,6 +91,9 @@ class AdapterBank(nn.Module):
         self._dims: Dict[str, Dict[str, Dims]] = {}
         #: counts what may change how modules run
         self.changes = 0
+        #: counts calls of :meth:`train`, before which weights may have been
+        #: exchanged through ``.data``, where torch does not count
+        self.modes = 0
         self._register_load_state_dict_pre_hook(self._check_shapes)
 
     def _check_shapes(self, state_dict: dict, prefix: str, *_) -> None:
@@ -191,6 +194,7 @@ class AdapterBank(nn.Module):
         self.members[name] = adapters
         self._cfgs[name] = deepcopy(dict(adapter_cfg))
         self._dims[name] = dict(dims)
+        self.changes += 1
         self.train(self.training)
 
     @staticmethod
@@ -230,11 +234,16 @@ class AdapterBank(nn.Module):
     def train(self, mode: bool = True) -> 'AdapterBank':
         """Frozen modules stay in eval mode: no dropout in what is fixed."""
         super().train(mode)
-        self.changes += 1
+        self.modes += 1
         for adapters in self.members.values():
             if not any(p.requires_grad for p in adapters.parameters()):
                 adapters.eval()
         return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> 'AdapterBank':
+        """See :meth:`torch.nn.Module.requires_grad_`."""
+        self.changes += 1
+        return super().requires_grad_(requires_grad)
 
     def _apply(self, *args, **kwargs) -> 'AdapterBank':
         self.changes += 1

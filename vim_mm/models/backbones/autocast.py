@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-#: layers whose weights autocast casts as they are; mmcv's own only treat
-#: empty inputs of an old torch differently
-LAYERS = (nn.Linear, nn.Conv2d, wrappers.Linear, wrappers.Conv2d)
+#: layers whose weights autocast casts as they are
+LAYERS = (nn.Linear, nn.Conv2d)
+#: their forwards; mmcv's differ for empty tensors in old versions of torch
+STOCK = {kind.forward for kind in (*LAYERS, wrappers.Linear, wrappers.Conv2d)}
 
 
 def autocast_dtype(device: str) -> Optional[torch.dtype]:
@@ -20,6 +21,11 @@ def autocast_dtype(device: str) -> Optional[torch.dtype]:
     if device != 'meta' and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
+
+
+def is_cast(tensor: Tensor) -> bool:
+    """Whether autocast takes a tensor; it leaves double precision alone."""
+    return tensor.dtype != torch.float64
 
 
 def exact(device: str) -> ContextManager:
@@ -50,8 +56,9 @@ class CastOnce:
         layer = self.layer
         dtype = autocast_dtype(x.device.type)
         weight, bias = layer.weight, layer.bias
-        if dtype is not None and not weight.requires_grad and not (
-                bias is not None and bias.requires_grad):
+        learns = weight.requires_grad or (bias is not None
+                                          and bias.requires_grad)
+        if dtype is not None and not learns and is_cast(weight):
             if torch.compiler.is_compiling():
                 weight, bias = getattr(self._traced, self._trace(dtype))
             else:
@@ -90,8 +97,7 @@ def cast_once(trunk: nn.Module) -> None:
     Layers with a forward of their own (standardised weights, quantised ones,
     one that somebody has set) are left as they are.
     """
-    stock = {kind.forward for kind in LAYERS}
     for layer in trunk.modules():
-        if (isinstance(layer, LAYERS) and type(layer).forward in stock
+        if (isinstance(layer, LAYERS) and type(layer).forward in STOCK
                 and 'forward' not in vars(layer)):
             layer.forward = CastOnce(layer)

@@ -3,7 +3,6 @@
 
 from collections import defaultdict
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import (Callable, Dict, Iterator, List, Optional, Sequence, Set,
                     Tuple, Union)
 
@@ -11,7 +10,8 @@ import torch
 from torch import Size, Tensor
 
 from ..adapters import AdapterBank, Group, PackedGroup, ReadOut
-from .autocast import exact
+from .autocast import exact, is_cast
+from .made_of import MadeOf
 from .slots import SlotSpec
 from .weighing import MixedWeighing, TaskWeighing
 
@@ -54,7 +54,7 @@ class Plan:
                  dtype: Optional[torch.dtype], device: str) -> None:
         self.specs = list(specs)
         self.weighing = weighing
-        self.dtype = dtype
+        self.dtype = dtype if all(map(is_cast, bank.parameters())) else None
         self.device = device
         self.is_beside = any(map(bank.is_beside, names))
         merge = weighing is not None and weighing.merges
@@ -62,14 +62,15 @@ class Plan:
         places = {} if weighing is None else weighing.places
         self.rows = [places.get(spec.name) for spec in self.specs]
         fixed = {g for groups in self.groups for g in groups if g.is_fixed}
-        self.frozen = [p for group in fixed for p in group.parameters()]
         gates = None if weighing is None else weighing.gates()
         self.folds = gates is None or not (
             gates.requires_grad or gates.dim() > 2 or weighing.in_slots)
-        made_of = self.frozen + (
-            list(weighing.tensors()) if gates is not None else [])
-        # tensors of inference mode count no changes
-        self.made_of = [t for t in made_of if not t.is_inference()]
+        watched = [a for gs in self.groups for g in gs for a in g.adapters]
+        kept = [a for group in fixed for a in group.adapters]
+        if gates is not None:
+            watched.append(weighing.fusion)
+            kept += [weighing.fusion] * self.folds
+        self.made_of = MadeOf(kept, watched)
         self.entries: Entries = [[None] * len(g) for g in self.groups]
         self.stacks: List[Stack] = []
         # it outlives this pass, in whatever mode that runs
@@ -82,7 +83,6 @@ class Plan:
             any(a.needs_grid for g in groups for a in g.adapters)
             for groups in self.groups
         ]
-        self.version = self._version()
 
     def _fold(self, fixed: Set[Group], gates: Optional[Tensor]) -> None:
         """Pack what is frozen, gates included."""
@@ -114,16 +114,10 @@ class Plan:
             rows = [self.rows[place] for place, _ in where]
             self.stacks.append(Stack(stacked, rows, where, gates.device))
 
-    def _version(self) -> int:
-        return sum(map(attrgetter('_version'), self.made_of))
-
     @property
     def is_current(self) -> bool:
         """Whether what it was made of is still the same, and still frozen."""
-        if torch.is_grad_enabled() and any(p.requires_grad
-                                           for p in self.frozen):
-            return False
-        return self.version == self._version()
+        return self.made_of.is_same
 
     def begin(self, image: Size) -> 'Pass':
         """Start a pass.
@@ -256,6 +250,8 @@ class Pass:
 
     def _grid(self, spec: SlotSpec, length: int) -> Tuple[int, int]:
         """Rows and columns of a slot's tokens, found once for all alike."""
+        if torch.compiler.is_compiling():  # it folds them, and nothing is kept
+            return spec.grid(self.image[-2:], length)
         key = spec.stride, spec.num_extra_tokens
         rows, cols = self.grids.get(key, (0, 0))
         if rows * cols + spec.num_extra_tokens != length:

@@ -28,8 +28,6 @@ class PlannedTrunk(PluggedTrunk):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.fusion = None
-        self._only: Optional[List[str]] = None
-        self._mixed: Optional[Tuple[str, ...]] = None
         self._plans: Dict[tuple, Plan] = {}
         self._plans_of: tuple = ()
         self._traced = Namespace()
@@ -44,7 +42,7 @@ class PlannedTrunk(PluggedTrunk):
 
     @property
     def _gives_streams(self) -> bool:
-        return (self._only is None and self.fusion is None
+        return (self._running.only is None and self.fusion is None
                 and len(self.bank.names) > 1)
 
     def _streams(self, x: Tensor) -> tuple:
@@ -75,11 +73,11 @@ class PlannedTrunk(PluggedTrunk):
     @property
     def running(self) -> List[str]:
         """The modules that take part in the next pass, in order."""
-        if self._only is not None:
-            return self._only
+        if self._running.only is not None:
+            return list(self._running.only)
         if self.fusion is None:
             return self.bank.names
-        tasks = self._mixed or [self.task]
+        tasks = self._running.mixed or [self.task]
         known = {n for t in tasks for n in self.fusion.task_modules[t]}
         return [name for name in self.bank.names if name in known]
 
@@ -92,27 +90,35 @@ class PlannedTrunk(PluggedTrunk):
                 is set on this backbone when None.
         """
         tasks = None
-        if names is None and (self._only is not None or self.fusion is None):
-            names = tuple(self.running)
-        elif names is None:
-            tasks = self._mixed or self.task
+        if names is None:
+            if self._running.repeated is not None:  # whatever is set by now
+                return self._running.repeated.plan
+            names = self._running.only
+        if names is None and self.fusion is None:
+            names = tuple(self.bank.names)
+        if names is None:
+            tasks = self._running.mixed or self.task
         dtype, now = autocast_dtype(device), (
             self.changes, self.bank.changes,
             0 if self.fusion is None else self.fusion.changes)
         if torch.compiler.is_compiling():
             return getattr(
                 self._traced,
-                self._trace_plan(names, tasks, device, dtype, *now))
-        if self._plans_of != (self.fusion, *now):
-            self._plans, self._plans_of = {}, (self.fusion, *now)
+                self._trace_plan(names, tasks, device, dtype,
+                                 self.bank.training, *now))
+        made_of = (self.bank, self.fusion, self.bank.modes, *now)
+        plans = self._plans
+        if self._plans_of != made_of:
+            plans = self._plans = {}
+            self._plans_of = made_of
         # a trace is checked in another mode than it is made in
         learns = torch.is_grad_enabled() or torch.jit.is_tracing()
         key = names, tasks, learns, device, dtype
-        plan = self._plans.get(key)
+        plan = plans.get(key)
         if plan is None or not plan.is_current:
             with torch.set_grad_enabled(learns), untraced():
                 plan = self._make_plan(names, tasks, device, dtype)
-            self._plans[key] = plan
+            plans[key] = plan
         return plan
 
     def _make_plan(self, names: Optional[tuple], tasks: Union[None, str,

@@ -133,6 +133,7 @@ class PluggedTrunk(SlottedTrunk):
         for slot in self.bank.slots_of(name):
             self.bank.adapter(name, slot).requires_grad_(
                 learns and self.slots[slot].is_read)
+        self.changes += 1
         self.bank.train(self.training)
 
     def _occupied(self, names: Sequence[str]) -> Dict[str, Dict[str, int]]:

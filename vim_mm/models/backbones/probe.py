@@ -53,14 +53,11 @@ def probe_slots(trunk: nn.Module,
         last.
 
     Raises:
-        ValueError: If a submodule returns neither tokens nor a map, or lies
-            inside an activation checkpoint, or the trunk takes no picture of
-            that size.
+        ValueError: If a submodule returns neither tokens nor a map, or the
+            trunk takes no picture of that size.
     """
     modules = dict(trunk.named_modules())
     names = [name for name in modules if name in set(names)]
-    for name in names:
-        _refuse_checkpointing(name, modules)
     seen: Dict[str, Tuple[Size, Optional[Size]]] = {}
     deltas: Dict[str, Tensor] = {}
 
@@ -173,18 +170,6 @@ def _tensors(outputs: object) -> Iterator[Tensor]:
             f'The trunk returns a {type(outputs).__name__}, and it is to '
             'return a tensor or a tuple of them; wrap it in a module that '
             'does.')
-
-
-def _refuse_checkpointing(name: str, modules: Dict[str, nn.Module]) -> None:
-    # what runs again in backward would meet the gates of a later pass, or a
-    # graph that is freed; the trunk itself only hands the setting on
-    parts = name.split('.')
-    owners = ['.'.join(parts[:end]) for end in range(1, len(parts))]
-    if any(getattr(modules[owner], 'with_cp', False) for owner in owners):
-        raise ValueError(
-            f"Slot '{name}' lies inside an activation checkpoint, where its "
-            'adapters would learn from wrong gates; set '
-            '`model.backbone.trunk.with_cp=False`.')
 
 
 def _observed(name: str, module: nn.Module, probe_size: int, inputs: Size,

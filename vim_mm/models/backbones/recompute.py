@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Activation checkpointing of any trunk's blocks."""
 
-from typing import Iterable, List
+from typing import Iterable, Iterator, List, Tuple
 
 import torch
 from torch import nn
@@ -34,36 +34,38 @@ class Recompute:
 
 
 def blocks_of(trunk: nn.Module, slots: Iterable[str]) -> List[str]:
-    """Names of the repeated blocks that slots lie in, or are.
+    """Names of the trunk's repeated blocks.
 
     A block is an item of a list of modules that is no list itself and holds
-    none, as a stage does.
+    none, as a stage does. Those of the classes that slots lie in, or are,
+    count: what comes behind a slot keeps its inputs too.
 
     Args:
         trunk (nn.Module): The trunk.
         slots (Iterable[str]): Names of its slots.
     """
-    modules = dict(trunk.named_modules())
-    found: List[str] = []
-    for slot in slots:
-        parts = slot.split('.')
-        for end in range(2, len(parts) + 1):
-            name, owner = '.'.join(parts[:end]), '.'.join(parts[:end - 1])
-            if name not in modules or not isinstance(modules[owner], _LISTS):
-                continue
-            block = modules[name]
-            if isinstance(block, _LISTS) or any(
-                    isinstance(part, nn.ModuleList)
-                    for part in block.children()):
-                continue
-            if name not in found:
-                found.append(name)
-            break
-    return found
+    blocks = dict(_blocks(trunk))
+    kinds = {
+        type(block)
+        for name, block in blocks.items()
+        if any(f'{slot}.'.startswith(f'{name}.') for slot in slots)
+    }
+    return [name for name, block in blocks.items() if type(block) in kinds]
+
+
+def _blocks(module: nn.Module,
+            prefix: str = '') -> Iterator[Tuple[str, nn.Module]]:
+    for name, part in module.named_children():
+        is_list = isinstance(part, _LISTS)
+        if isinstance(module, _LISTS) and not is_list and not any(
+                isinstance(inner, nn.ModuleList) for inner in part.children()):
+            yield f'{prefix}{name}', part
+        else:
+            yield from _blocks(part, f'{prefix}{name}.')
 
 
 def set_recompute(trunk: nn.Module, slots: Iterable[str],
-                  enable: bool) -> None:
+                  enable: bool) -> bool:
     """Checkpoint the blocks of a trunk, or stop doing so.
 
     Args:
@@ -71,18 +73,30 @@ def set_recompute(trunk: nn.Module, slots: Iterable[str],
         slots (Iterable[str]): Names of its slots.
         enable (bool): Whether to.
 
-    Raises:
-        ValueError: If no slot lies in a repeated block.
+    Returns:
+        bool: Whether there are any blocks around its slots.
     """
     names = blocks_of(trunk, slots)
-    if enable and not names:
-        raise ValueError(
-            f'{type(trunk).__name__} has no repeated blocks around its slots '
-            'to run again; leave out `model.backbone.grad_checkpointing`.')
     for name in names:
         block = trunk.get_submodule(name)
         before = block.__dict__.get('forward')
-        if enable and before is None:
-            block.forward = Recompute(block)
-        elif isinstance(before, Recompute):
+        if isinstance(before, Recompute):
             before.enabled = enable
+        elif enable and before is None:
+            block.forward = Recompute(block)
+    return bool(names)
+
+
+def stop_checkpoints(trunk: nn.Module) -> bool:
+    """Switch off the checkpoints that blocks of mm* backbones make.
+
+    Those are reentrant: beside a frozen trunk, whose input needs no gradient,
+    nothing would learn through them.
+
+    Returns:
+        bool: Whether there were any.
+    """
+    blocks = [m for m in trunk.modules() if getattr(m, 'with_cp', False)]
+    for block in blocks:
+        block.with_cp = False
+    return bool(blocks)

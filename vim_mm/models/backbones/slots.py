@@ -116,20 +116,31 @@ class SlotSpec:
 class Running(threading.local):
     """The pass that runs, for the hooks inside a trunk; one in each thread.
 
+    ``only`` and ``mixed`` say what this thread runs instead of the selected
+    task: named modules, or a task for each image.
+
     While gradients are computed, blocks of the trunk may run again
     (activation checkpointing). They belong to the pass whose gradients
     arrived last: autograd finishes one pass before an earlier one.
     """
 
-    def __init__(self) -> None:  # once in each thread
+    def __init__(self) -> None:
+        # a compiler watches what is set here, and no defaults of the class
         self.now: Optional['Pass'] = None
         self.again: Optional['ReferenceType[Pass]'] = None
+        self.only: Optional[Tuple[str, ...]] = None
+        self.mixed: Optional[Tuple[str, ...]] = None
 
     @property
     def current(self) -> Optional['Pass']:
         """The pass that runs, or runs again."""
-        if self.now is not None or self.again is None:
-            return self.now
+        return self.now or self.repeated
+
+    @property
+    def repeated(self) -> Optional['Pass']:
+        """The pass that runs again while gradients are computed."""
+        if self.again is None or torch.compiler.is_compiling():
+            return None
         in_backward = torch._C._current_graph_task_id() >= 0
         return self.again() if in_backward else None
 

@@ -4,6 +4,7 @@ from typing import (Callable, Dict, List, Optional, Sequence, Set, Tuple, Type,
                     Union)
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from ..layouts import as_levels, channels_of
 from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import blank_outputs, probe_slots
-from .recompute import set_recompute
+from .recompute import set_recompute, stop_checkpoints
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
 from .trunk import build_trunk, pretrained
@@ -57,10 +58,17 @@ class SlottedTrunk(BaseModule):
         self._unused: Set[str] = set()
         self._out_channels: Optional[List[int]] = None
         self._running = Running()
-        self._recompute = False
+        self._recomputes = False
         #: counts what may change how this backbone runs
         self.changes = 0
         cast_once(self.trunk)
+        self._recomputes = stop_checkpoints(self.trunk)
+        if self._recomputes:
+            print_log(
+                '`model.backbone.trunk.with_cp` cannot pass gradients to '
+                'modules beside a frozen trunk: it is switched off, and '
+                '`model.backbone.grad_checkpointing` on instead.',
+                logger='current')
 
     # --------------------------------------------------------------- slots
 
@@ -85,8 +93,8 @@ class SlottedTrunk(BaseModule):
                 submodules[name].register_forward_hook(
                     Slot(spec, place, self._running).add_delta,
                     with_kwargs=True)
-        if self._recompute:
-            self.grad_checkpointing()
+        if self._recomputes:
+            set_recompute(self.trunk, self.slots, True)
 
     def _slots_for(self, kind: Type[BaseAdapter],
                    pattern: Optional[str]) -> List[str]:
@@ -219,7 +227,6 @@ class SlottedTrunk(BaseModule):
         """Train the parts beside the trunk; the trunk stays in eval mode."""
         super().train(mode)
         self.trunk.eval()
-        self.changes += 1
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> 'SlottedTrunk':
@@ -237,11 +244,19 @@ class SlottedTrunk(BaseModule):
         The blocks, and what the modules do in them, then run once more there:
         the same gradients for less memory and more time.
 
+        Args:
+            enable (bool): Whether to. Defaults to True.
+
         Raises:
             ValueError: If the trunk has no repeated blocks around its slots.
         """
-        set_recompute(self.trunk, self.slots, enable)
-        self._recompute = enable
+        found = set_recompute(self.trunk, self.slots, enable)
+        if enable and not found:
+            raise ValueError(
+                f'{type(self.trunk).__name__} has no repeated blocks around '
+                'its slots to run again; leave out '
+                '`model.backbone.grad_checkpointing`.')
+        self._recomputes = enable
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""

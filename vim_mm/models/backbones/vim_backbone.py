@@ -161,7 +161,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         return status_of(self)
 
     def _check_no_context(self) -> None:
-        if self._only is not None or self._mixed is not None:
+        if (self._running.only, self._running.mixed) != (None, None):
             raise ValueError('Modules cannot go while `only` or `for_tasks` '
                              'says what runs; leave that context first.')
 
@@ -247,11 +247,12 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         """
         self._check_known(modules)
         self._check_place(modules)
-        before, self._only = self._only, list(modules)
+        running = self._running
+        before, running.only = running.only, modules
         try:
             yield
         finally:
-            self._only = before
+            running.only = before
 
     @contextmanager
     def for_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
@@ -272,11 +273,12 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
                              '`fusion` in the backbone to hold tasks.')
         check_is_list(tasks, 'tasks')
         MixedWeighing(self.fusion, tasks)
-        before, self._mixed = self._mixed, tuple(tasks)
+        running = self._running
+        before, running.mixed = running.mixed, tuple(tasks)
         try:
             yield
         finally:
-            self._mixed = before
+            running.mixed = before
 
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The current task's gates: slot name to module name to weight."""
@@ -303,4 +305,6 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         if self._gives_streams:
             return self._streams(x)
         outputs = self._run(x, self._plan(x.device.type))
-        return outputs if self._only is not None else self.with_idle(outputs)
+        if self._running.only is not None:
+            return outputs
+        return self.with_idle(outputs)

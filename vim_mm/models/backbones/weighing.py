@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Where the gates of a pass come from."""
 
-from typing import Callable, Dict, Iterator, List, Sequence
+from typing import Callable, Dict, List, Sequence
 
 import torch
 from torch import Tensor
@@ -33,11 +33,6 @@ class TaskWeighing:
     def rows(self) -> Callable[[int, Tensor], Tensor]:
         """Gates that depend on what a slot reads, for one pass."""
         return self.fusion.rows(self.task)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """What gates are made of."""
-        yield from self.fusion.parameters()
-        yield from self.fusion.buffers()
 
 
 class MixedWeighing:
@@ -85,10 +80,6 @@ class MixedWeighing:
             columns = torch.tensor(columns, device=own.device)
             whole.append(part.index_put((rows, columns), own))
         return torch.stack(whole, dim=1)[:, self._of_image]
-
-    def tensors(self) -> Iterator[Tensor]:
-        """What gates are made of."""
-        return TaskWeighing.tensors(self)
 
 
 def _places(slots: Sequence[str]) -> Dict[str, int]:

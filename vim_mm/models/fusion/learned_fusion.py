@@ -127,6 +127,7 @@ class LearnedFusion(BaseFusion):
     def learn_tasks(self, tasks: Sequence[str]) -> None:
         """See :meth:`BaseFusion.learn_tasks`; none if not to ``learn``."""
         super().learn_tasks(tasks)
+        self.changes += 1
         for task in self.tasks:
             for param in self.parameters_of(task):
                 param.requires_grad_(self.learn and task in self.learning)
