@@ -90,6 +90,7 @@ class AdapterBank(nn.Module):
         self._dims: Dict[str, Dict[str, Dims]] = {}
         #: counts what may change how modules run
         self.changes = 0
+        self._learned: List[bool] = []
         self._register_load_state_dict_pre_hook(self._check_shapes)
 
     def _check_shapes(self, state_dict: dict, prefix: str, *_) -> None:
@@ -229,7 +230,10 @@ class AdapterBank(nn.Module):
     def train(self, mode: bool = True) -> 'AdapterBank':
         """Frozen modules stay in eval mode: no dropout in what is fixed."""
         super().train(mode)
-        self.changes += 1
+        learns = [p.requires_grad for p in self.parameters()]
+        # nothing changes from epoch to epoch, and no graph is compiled anew
+        self.changes += learns != self._learned
+        self._learned = learns
         for adapters in self.members.values():
             if not any(p.requires_grad for p in adapters.parameters()):
                 adapters.eval()

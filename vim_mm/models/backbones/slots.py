@@ -111,8 +111,9 @@ class Running(threading.local):
     arrived last: autograd finishes one pass before an earlier one.
     """
 
-    now: Optional['Pass'] = None
-    again: Optional['ReferenceType[Pass]'] = None
+    def __init__(self) -> None:  # once in each thread
+        self.now: Optional['Pass'] = None
+        self.again: Optional['ReferenceType[Pass]'] = None
 
     @property
     def current(self) -> Optional['Pass']:

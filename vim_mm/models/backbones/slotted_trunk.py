@@ -162,12 +162,20 @@ class SlottedTrunk(BaseModule):
             self._running.repeat_in_backward(levels)
         return outputs
 
-    def _read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
         """One pass for all modules beside the trunk, without autograd.
 
-        With autograd only where somebody asks for the pictures' gradients or
-        has thawed the trunk.
+        Args:
+            x (Tensor): Normalised pictures, (B, 3, H, W).
+
+        Returns:
+            tuple[Tensor]: The bare trunk's outputs; with autograd only where
+            somebody asks for the pictures' gradients or has thawed the trunk.
+
+        Raises:
+            ValueError: If H or W is not divisible by the patch size.
         """
+        self._check_size(x)
         learns = x.requires_grad or any(p.requires_grad
                                         for p in self.trunk.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
@@ -192,7 +200,6 @@ class SlottedTrunk(BaseModule):
         """Train the parts beside the trunk; the trunk stays in eval mode."""
         super().train(mode)
         self.trunk.eval()
-        self.changes += 1
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> 'SlottedTrunk':

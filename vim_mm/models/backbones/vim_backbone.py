@@ -5,6 +5,7 @@ from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
                     Union)
 
 import torch
+from mmengine.device import get_device
 from torch import Tensor
 
 from vim_mm.registry import MODELS
@@ -15,6 +16,7 @@ from ..adapters import AdapterBank, adapter_class
 from ..fusion import FusionHolder, build_fusion
 from ..layouts import Streams
 from .autocast import autocast_dtype
+from .compiling import compile_options
 from .plan import Plan, untraced
 from .slots import match_slots
 from .slotted_trunk import SlottedTrunk
@@ -57,6 +59,9 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         probe_size (int): Side of the blank picture that finds the slots'
             shapes, in pixels. Defaults to 224.
         save_trunk (bool): Keep the trunk in checkpoints. Defaults to False.
+        compile (bool | dict): Compile the pass into one graph, in training
+            and in tests; a dict holds arguments of :func:`torch.compile`.
+            Defaults to False.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
@@ -82,6 +87,7 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
                  slots: Optional[str] = None,
                  probe_size: int = 224,
                  save_trunk: bool = False,
+                 compile: Union[bool, dict] = False,
                  init_cfg: Optional[dict] = None) -> None:
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
@@ -108,6 +114,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         self.learn_tasks(learn_tasks)
         self._guard_checkpoints()
         self.train()
+        if compile:
+            self.compile(**compile_options(compile, get_device()))
 
     # ------------------------------------------------------------ building
 
@@ -326,11 +334,16 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
 
     # ------------------------------------------------------------- forward
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self,
+                x: Tensor,
+                levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
         """Features of a batch of pictures.
 
         Args:
             x (Tensor): Normalised pictures, (B, 3, H, W).
+            levels (tuple[Tensor], optional): What :meth:`read_levels` gave
+                for them. Modules beside the trunk then need no pass of it;
+                modules in the trunk do all the same. Defaults to None.
 
         Returns:
             tuple: The trunk's outputs, or one tuple of them per module.
@@ -342,19 +355,19 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
         self._check_size(x)
         if self._only is None and self.fusion is None and len(
                 self.bank.names) > 1:
-            return self._streams(x)
-        outputs = self._run(x, self._plan(x.device.type))
+            return self._streams(x, levels)
+        outputs = self._run(x, self._plan(x.device.type), levels)
         return outputs if self._only is not None else self.with_idle(outputs)
 
-    def _streams(self, x: Tensor) -> tuple:
+    def _streams(self, x: Tensor,
+                 levels: Optional[Tuple[Tensor, ...]]) -> tuple:
         """One tuple of outputs per module; those beside share one pass."""
         names, device = self.bank.names, x.device.type
-        levels = None
-        if any(map(self.bank.is_beside, names)):
-            levels = self._read_levels(x)
-        return Streams.of(names, (self._run(
-            x, self._plan(device, (name, )),
-            levels if self.bank.is_beside(name) else None) for name in names))
+        if levels is None and any(map(self.bank.is_beside, names)):
+            levels = self.read_levels(x)
+        return Streams.of(
+            names, (self._run(x, self._plan(device, (name, )), levels)
+                    for name in names))
 
     def _run(self,
              x: Tensor,
@@ -362,10 +375,10 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
              levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
         before, self._running.now = self._running.now, plan.begin(x.shape)
         try:
-            if levels is None and not plan.is_beside:
+            if not plan.is_beside:
                 return self._run_trunk(x)
             return self._climb(
-                self._read_levels(x) if levels is None else levels)
+                self.read_levels(x) if levels is None else levels)
         finally:
             self._running.now = before
 
@@ -388,7 +401,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
             tasks = self._mixed or self.task
         dtype, now = autocast_dtype(device), (
             self.changes, self.bank.changes,
-            0 if self.fusion is None else self.fusion.changes)
+            0 if self.fusion is None else self.fusion.changes,
+            self.training, self.bank.training)
         if torch.compiler.is_compiling():
             return getattr(
                 self._traced,
@@ -437,4 +451,8 @@ class ViMBackbone(FusionHolder, SlottedTrunk):
 
     def __getstate__(self) -> dict:
         # what a plan holds is made anew, and cannot be copied in a graph
-        return dict(super().__getstate__(), _plans={}, _plans_of=(), _traced=Namespace())
+        return dict(
+            super().__getstate__(),
+            _plans={},
+            _plans_of=(),
+            _traced=Namespace())
