@@ -30,7 +30,7 @@ import bench_tasks
 import bench_training
 import bench_zoo
 import torch
-from harness import Benchmark, Goal, NotRun, Result, Settings
+from harness import Benchmark, Goal, Result, Settings
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.utils import get_git_hash
@@ -111,8 +111,6 @@ def measure(bench: Benchmark, settings: Settings) -> Iterator[Row]:
         if not note:
             try:
                 result = next(results)
-            except NotRun as reason:
-                note = str(reason)
             except Exception as error:  # the other rows go on
                 note = FAILED + sentence(error)
         yield row(goal, result, settings, note)

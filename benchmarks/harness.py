@@ -11,10 +11,6 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 import torch
 
 
-class NotRun(Exception):
-    """Why a row cannot be measured here; no failure of the row."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """How rows are measured.

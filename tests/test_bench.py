@@ -77,15 +77,11 @@ def test_names_of_benchmarks_choose_one(bench: Any,
 def test_a_row_that_fails_stops_no_other(
         bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture) -> None:
-    from harness import Benchmark, Goal, NotRun, Result
+    from harness import Benchmark, Goal, Result
 
     def fails(_) -> Iterator[Result]:
         yield Result(.5, .1, 7., 3)
         raise RuntimeError('the [first] thing broke\n\nand more')
-
-    def absent(_) -> Iterator[Result]:
-        raise NotRun('skipped: nothing there')
-        yield
 
     def works(_) -> Iterator[Result]:
         yield Result(2., .1, None, 3)
@@ -93,7 +89,6 @@ def test_a_row_that_fails_stops_no_other(
     goals = [Goal(name, 'other', 1.) for name in 'abc']
     monkeypatch.setattr(bench, 'BENCHMARKS', [
         Benchmark('fails', goals, fails),
-        Benchmark('absent', goals[:1], absent),
         Benchmark('gpu', goals[:1], fails, needs_gpu=True),
         Benchmark('works', goals[:1], works)
     ])
@@ -102,11 +97,9 @@ def test_a_row_that_fails_stops_no_other(
     assert code == 1
     notes = [row['note'] for row in report['rows']]
     said = 'failed: RuntimeError: the [first] thing broke; and more'
-    assert notes == [
-        '', said, said, 'skipped: nothing there', 'not run: no GPU', ''
-    ]
+    assert notes == ['', said, said, 'not run: no GPU', '']
     assert [row['met'] for row in report['rows']] == [
-        True, None, None, None, None, False
+        True, None, None, None, False
     ]
     assert report['rows'][0] == dict(
         name='a', against='other', ratio=.5, target=1., met=True,

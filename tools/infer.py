@@ -17,6 +17,7 @@ import sys
 from typing import List, Tuple
 
 from vim_mm.apis.inferencer import ViMInferencer
+from vim_mm.apis.inputs import one_task
 from vim_mm.apis.results import words
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
@@ -32,8 +33,9 @@ def parse_args() -> argparse.Namespace:
         '--model',
         action='append',
         required=True,
-        metavar='NAME=CONFIG,CHECKPOINT[,GATES]',
-        help='a task to serve; once for each. GATES names the task of the '
+        metavar='[NAME=]CONFIG,CHECKPOINT[,GATES]',
+        help='a task to serve; once for each. NAME is that of the config file '
+        'if it is not given. GATES names the task of the '
         "model's fusion where it has several (default: NAME, if it is one)")
     parser.add_argument(
         '--task',
@@ -51,6 +53,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device', help='cpu, cuda, cuda:1, … (default: best)')
     parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile the backbones: slow to start, then faster')
+    parser.add_argument(
         '--json', action='store_true', help='print one JSON line an image')
     parser.add_argument(
         '--show', action='store_true', help='show drawings in a window')
@@ -59,22 +65,28 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_model(text: str) -> Tuple[str, List[str]]:
-    """``NAME=CONFIG,CHECKPOINT[,GATES]`` in parts.
+    """``[NAME=]CONFIG,CHECKPOINT[,GATES]`` in parts.
 
     Raises:
         ValueError: If it has another form.
     """
-    name, _, rest = text.partition('=')
-    parts = rest.split(',')
-    if not name or len(parts) not in (2, 3) or not all(parts):
+    name, named, rest = text.partition('=')
+    parts = (rest if named else text).split(',')
+    if named and not name or len(parts) not in (2, 3) or not all(parts):
         raise ValueError(f'--model {text} is not NAME=CONFIG,CHECKPOINT or '
-                         'NAME=CONFIG,CHECKPOINT,GATES.')
+                         'NAME=CONFIG,CHECKPOINT,GATES, NAME= left out or '
+                         'not.')
+    if not named:
+        (name, _), = one_task(*parts[:2]).items()
     return name, parts
 
 
 def build(args: argparse.Namespace) -> ViMInferencer:
     """The inferencer of all ``--model``."""
-    inferencer = ViMInferencer({}, args.device, sys.stderr.isatty())
+    inferencer = ViMInferencer({},
+                               device=args.device,
+                               show_progress=sys.stderr.isatty(),
+                               compile=args.compile or None)
     for text in args.model:
         name, (config, *rest) = parse_model(text)
         cfg = read_config(config, args.cfg_options)

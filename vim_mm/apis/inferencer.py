@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import logging
 import re
-from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
-                    Tuple, Union)
+from collections import defaultdict
+from itertools import zip_longest
+from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
+                    Sequence, Tuple, Union)
 
 import numpy as np
 from mmengine.config import Config
@@ -15,10 +17,11 @@ from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
 from .inputs import (Inputs, Request, and_more, check_device, list_requests,
-                     make_folder)
+                     make_folder, one_task)
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
+from .trunk_pass import read_once
 
 
 @INFERENCERS.register_module()
@@ -29,19 +32,29 @@ class ViMInferencer(BaseInferencer):
     left. Its predictions are bit for bit those of its own model alone.
 
     Args:
-        tasks (Mapping[str, tuple]): Task name to ``(config, checkpoint)`` or,
-            to use other gates of the model's fusion than those of the task's
-            own name or of the config, ``(config, checkpoint, gates)``.
+        tasks (Mapping[str, tuple] | str | Config): Task name to ``(config,
+            checkpoint)`` or, to use other gates of the model's fusion than
+            those of the task's own name or of the config, ``(config,
+            checkpoint, gates)``. Or the config of one task, which goes by
+            the name of its file.
+        checkpoint (str, optional): What the training of that one task left.
+            With a mapping the device may stand here. Defaults to None.
         device (str, optional): Where the models run; the best there is when
             None. Defaults to None.
         show_progress (bool): Whether to show a bar. Defaults to True.
+        compile (bool | dict, optional): Compile every backbone into one
+            graph; a dict holds arguments of :func:`torch.compile` that come
+            before those :func:`~vim_mm.apis.serving.choose_graph` chooses.
+            What ``model.backbone.compile`` says when None, the default.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a checkpoint does not fit its config, or the tasks do
-            not have one trunk.
+        ValueError: If a checkpoint does not fit its config, the tasks do
+            not have one trunk, or nothing can compile.
 
     Examples:
+        >>> inferencer = ViMInferencer('flowers.py', 'flowers.pth')
+        >>> inferencer('photos/', out_dir='out')
         >>> inferencer = ViMInferencer({
         ...     'flowers': ('flowers.py', 'flowers.pth'),
         ...     'roads': ('roads.py', 'roads.pth')})
@@ -53,13 +66,22 @@ class ViMInferencer(BaseInferencer):
     postprocess_kwargs = {'print_result', 'no_save_pred', 'no_save_vis'}
 
     def __init__(self,
-                 tasks: Mapping[str, Tuple[Union[str, Config], str]],
+                 tasks: Union[Mapping[str, tuple], str, Config],
+                 checkpoint: Optional[str] = None,
                  device: Optional[str] = None,
-                 show_progress: bool = True) -> None:
+                 show_progress: bool = True,
+                 compile: Union[bool, dict, None] = None) -> None:
+        if not isinstance(tasks, Mapping):
+            tasks = one_task(tasks, checkpoint)
+        elif checkpoint is not None:  # positions of (tasks, device, …)
+            if device is not None:
+                show_progress = device
+            device = checkpoint
         self.scope = 'vim_mm'
         self.device = device or get_device()
         check_device(self.device)
         self.show_progress = show_progress
+        self.compile = compile
         self.tasks: Dict[str, ServedTask] = {}
         self.painters: Dict[str, Painter] = {}
         self._num_arrays = 0
@@ -94,7 +116,8 @@ class ViMInferencer(BaseInferencer):
                              "a folder of that name. Use letters, digits, "
                              "'_', '-' and '.'.")
         task = ServedTask(name, config, checkpoint, gates,
-                          list(self.tasks.values()), self.device)
+                          list(self.tasks.values()), self.device,
+                          self.compile)
         self.painters[name] = self._init_visualizer(task)
         self.tasks[name] = task
 
@@ -166,13 +189,7 @@ class ViMInferencer(BaseInferencer):
         if self.show_progress:
             batches = track(
                 batches, 'Inference', console=Console(stderr=True))
-        for batch in batches:
-            try:
-                samples = self.forward(batch)
-            except ValueError as error:
-                # a size the trunk cannot take, say; all here have that size
-                self._fail(batch, error)
-                continue
+        for batch, samples in self._samples(batches):
             drawings = self.visualize(batch, samples, keep=keep, **drawing)
             done = self.postprocess(
                 samples,
@@ -188,16 +205,33 @@ class ViMInferencer(BaseInferencer):
         results['errors'] = self._report(num)
         return results
 
+    def _samples(
+        self, batches: Iterable[List[Request]]
+    ) -> Iterator[Tuple[List[Request], List[BaseDataElement]]]:
+        """Batches with what their tasks say of them."""
+        passes = [task.trunk_pass for task in self.tasks.values()]
+        with read_once(filter(None, passes)):
+            for batch in batches:
+                try:
+                    samples = self.forward(batch)
+                except ValueError as error:
+                    # a size the trunk cannot take, say; all here have it
+                    self._fail(batch, error)
+                    continue
+                yield batch, samples
+
     def preprocess(self,
                    inputs: List[Request],
                    batch_size: int = 1,
                    **kwargs) -> Iterator[List[Request]]:
         """Read pictures and group them by task and size.
 
-        Few pictures wait in memory, however many sizes there are. What
-        cannot be read is noted, and the others go on.
+        Few pictures of a task wait in memory, however many sizes there are.
+        Its batches are those it would have without other tasks, so tasks that
+        are asked the same, picture by picture, have their batches in common.
+        What cannot be read is noted, and the others go on.
         """
-        waiting: Dict[tuple, List[Request]] = {}
+        waiting: Dict[str, Dict[tuple, List[Request]]] = defaultdict(dict)
         for one in inputs:
             read = self.tasks[one.task].read
             try:
@@ -205,13 +239,15 @@ class ViMInferencer(BaseInferencer):
             except Exception as error:  # loaders raise all kinds
                 self._fail([one], error)
                 continue
-            key = (one.task, one.data['inputs'].shape)
-            waiting.setdefault(key, []).append(one)
-            if len(waiting[key]) == batch_size:
-                yield waiting.pop(key)
-            elif sum(map(len, waiting.values())) > 4 * batch_size:
-                yield waiting.pop(next(iter(waiting)))
-        yield from waiting.values()
+            sizes, key = waiting[one.task], one.data['inputs'].shape
+            sizes.setdefault(key, []).append(one)
+            if len(sizes[key]) == batch_size:
+                yield sizes.pop(key)
+            elif sum(map(len, sizes.values())) > 4 * batch_size:
+                yield sizes.pop(next(iter(sizes)))
+        # of all tasks the first size, then the second
+        for batches in zip_longest(*map(dict.values, waiting.values())):
+            yield from filter(None, batches)
 
     def forward(self, inputs: List[Request],
                 **kwargs) -> List[BaseDataElement]:

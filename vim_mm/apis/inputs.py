@@ -3,12 +3,14 @@
 
 import os
 import os.path as osp
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 Picture = Union[str, np.ndarray]
@@ -116,6 +118,27 @@ def list_pictures(entry: Union[Picture, os.PathLike]) -> List[Picture]:
             f'An input is a {type(entry).__name__} {form}; give paths, '
             'folders, or arrays of shape (H, W, 3), uint8 and BGR.')
     return [entry]
+
+
+def one_task(config: Union[str, os.PathLike, Config],
+             checkpoint: Optional[str]) -> Dict[str, tuple]:
+    """The mapping of a single task, which goes by its config's file name.
+
+    Args:
+        config (str | Config): Its config.
+        checkpoint (str): What its training left.
+
+    Raises:
+        ValueError: If there is no checkpoint.
+    """
+    path = getattr(config, 'filename', None) if isinstance(
+        config, Config) else os.fspath(config)
+    if checkpoint is None:
+        raise ValueError(f"The task of {path or 'a config'} needs what its "
+                         'training left; give its checkpoint.')
+    name = re.sub(r'[^\w.-]', '_', Path(path or 'task').stem).lstrip('.-')
+    config = config if isinstance(config, Config) else path
+    return {name or 'task': (config, checkpoint)}
 
 
 def check_files(pictures: Sequence[Picture]) -> None:

@@ -28,10 +28,13 @@ from torch import nn
 from vim_mm.engine.fit import check_fit
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.backbones.compiling import compile_options
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import read_config, type_name
+from vim_mm.utils.kinds import KINDS
 from .inputs import Picture
 from .sharing import check_trunk, share
+from .trunk_pass import ReadsLevels, TrunkPass, gives_same_levels, is_beside
 
 
 class ServedTask:
@@ -47,17 +50,22 @@ class ServedTask:
         beside (Sequence[ServedTask]): Tasks that are served already; their
             tensors are taken where they are equal. Defaults to none.
         device (str): Where the model runs. Defaults to 'cpu'.
+        compile (bool | dict, optional): See :class:`ViMInferencer`; what the
+            config says of its backbone when None. Defaults to None.
 
     Attributes:
         model (BaseModel): In eval mode, without gradients.
+        trunk_pass (TrunkPass, optional): Where modules beside the trunk read
+            it; None for modules in the trunk.
         classes (list[str]): Class names.
         palette (list[tuple[int]]): An RGB colour for each.
 
     Raises:
         FileNotFoundError: If the config, the checkpoint or the trunk's
             weights do not exist.
-        ValueError: If the checkpoint does not fit the model, or the trunk is
-            another one than that of the tasks beside.
+        ValueError: If the checkpoint does not fit the model, the trunk is
+            another one than that of the tasks beside, or ``compile`` cannot
+            be done.
     """
 
     def __init__(self,
@@ -66,7 +74,8 @@ class ServedTask:
                  checkpoint: str,
                  gates: Optional[str] = None,
                  beside: Sequence['ServedTask'] = (),
-                 device: str = 'cpu') -> None:
+                 device: str = 'cpu',
+                 compile: Union[bool, dict, None] = None) -> None:
         self.name = name
         self.cfg = read_config(config)
         self.scope = self.cfg.get('default_scope', 'mmengine')
@@ -79,6 +88,7 @@ class ServedTask:
                                 other.name)
                     share(self.model, other.model)
                 self._read_dataset(meta)
+                self._prepare_pass(beside, device, compile)
         except ValueError as error:
             raise ValueError(f"Task '{name}' cannot be served. "
                              f'{error}') from error
@@ -98,6 +108,37 @@ class ServedTask:
         elif gates:
             raise ValueError(f"Its model has no gates '{gates}'; it has "
                              f'{known or "no fusion"}.')
+
+    def _prepare_pass(self, beside: Sequence['ServedTask'], device: str,
+                      compile: Union[bool, dict, None]) -> None:
+        """Compile the backbone, and let its trunk run once for many tasks."""
+        backbone, cfg, options = self.model.backbone, self.backbone_cfg, None
+        if compile is None:
+            compile = cfg.get('compile', False)
+        if compile is not False:
+            sizes = choose_graph(self.cfg, device)
+            options = compile_options(compile, device, **sizes)
+        self.options = options
+        self.trunk_pass = None
+        if not is_beside(backbone):
+            if options is not None:
+                backbone.compile(**options)
+            return
+        for other in beside:
+            if other.trunk_pass and options == other.options and (
+                    gives_same_levels(backbone, cfg.trunk,
+                                      other.model.backbone,
+                                      other.backbone_cfg.trunk)):
+                self.trunk_pass = other.trunk_pass
+                break
+        else:
+            self.trunk_pass = TrunkPass(backbone, options)
+        backbone.forward = ReadsLevels(backbone, self.trunk_pass, options)
+
+    @property
+    def backbone_cfg(self) -> ConfigDict:
+        """The config of its backbone."""
+        return self.cfg.model.backbone
 
     def _read_dataset(self, meta: dict) -> None:
         dataset = test_dataset(self.cfg)
@@ -170,7 +211,10 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         ValueError: If there is no model or it has no :class:`ViMBackbone`,
             or the checkpoint is of another model.
     """
-    model = build_model(cfg)
+    plain = {}
+    if 'compile' in (cfg.get('model') or {}).get('backbone', {}):
+        plain = dict(compile=False)  # left to who serves it
+    model = build_model(cfg, **plain)
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ViMBackbone):
         raise ValueError(f'Its backbone is {type(backbone).__name__} and not '
@@ -186,6 +230,19 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     model = revert_sync_batchnorm(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta
+
+
+def choose_graph(cfg: Config, device: str) -> dict:
+    """Arguments of ``torch.compile`` for the images that a task sees.
+
+    Classifiers and segmentors that slide a window see one size; on a GPU its
+    kernels start together, as a CUDA graph. Detectors and other segmentors
+    see many, for which one graph is made that takes them all.
+    """
+    slides = (cfg.model.get('test_cfg') or {}).get('mode') == 'slide'
+    if not slides and cfg.get('default_scope') != KINDS['cls'].scope:
+        return dict(dynamic=True)
+    return dict(mode='reduce-overhead') if 'cuda' in device else {}
 
 
 def test_dataset(cfg: Config) -> ConfigDict:

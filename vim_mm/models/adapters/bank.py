@@ -94,6 +94,7 @@ class AdapterBank(nn.Module):
         #: counts calls of :meth:`train`, before which weights may have been
         #: exchanged through ``.data``, where torch does not count
         self.modes = 0
+        self._learned: List[bool] = []
         self._register_load_state_dict_pre_hook(self._check_shapes)
 
     def _check_shapes(self, state_dict: dict, prefix: str, *_) -> None:
@@ -235,6 +236,10 @@ class AdapterBank(nn.Module):
         """Frozen modules stay in eval mode: no dropout in what is fixed."""
         super().train(mode)
         self.modes += 1
+        learns = [p.requires_grad for p in self.parameters()]
+        # nothing changes from epoch to epoch, and no graph is compiled anew
+        self.changes += learns != self._learned
+        self._learned = learns
         for adapters in self.members.values():
             if not any(p.requires_grad for p in adapters.parameters()):
                 adapters.eval()

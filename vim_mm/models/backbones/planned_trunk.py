@@ -45,15 +45,15 @@ class PlannedTrunk(PluggedTrunk):
         return (self._running.only is None and self.fusion is None
                 and len(self.bank.names) > 1)
 
-    def _streams(self, x: Tensor) -> tuple:
+    def _streams(self, x: Tensor,
+                 levels: Optional[Tuple[Tensor, ...]]) -> tuple:
         """One tuple of outputs per module; those beside share one pass."""
         names, device = self.bank.names, x.device.type
-        levels = None
-        if any(map(self.bank.is_beside, names)):
-            levels = self._read_levels(x)
-        return Streams.of(names, (self._run(
-            x, self._plan(device, (name, )),
-            levels if self.bank.is_beside(name) else None) for name in names))
+        if levels is None and any(map(self.bank.is_beside, names)):
+            levels = self.read_levels(x)
+        return Streams.of(
+            names, (self._run(x, self._plan(device, (name, )), levels)
+                    for name in names))
 
     def _run(self,
              x: Tensor,
@@ -61,10 +61,10 @@ class PlannedTrunk(PluggedTrunk):
              levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
         before, self._running.now = self._running.now, plan.begin(x.shape)
         try:
-            if levels is None and not plan.is_beside:
+            if not plan.is_beside:
                 return self._run_trunk(x)
             return self._climb(
-                self._read_levels(x) if levels is None else levels)
+                self.read_levels(x) if levels is None else levels)
         finally:
             self._running.now = before
 
@@ -105,7 +105,7 @@ class PlannedTrunk(PluggedTrunk):
             return getattr(
                 self._traced,
                 self._trace_plan(names, tasks, device, dtype,
-                                 self.bank.training, *now))
+                                 self.training, self.bank.training, *now))
         made_of = (self.bank, self.fusion, self.bank.modes, *now)
         plans = self._plans
         if self._plans_of != made_of:

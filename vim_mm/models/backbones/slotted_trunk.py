@@ -198,12 +198,20 @@ class SlottedTrunk(BaseModule):
             self._running.repeat_in_backward(levels)
         return levels
 
-    def _read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def read_levels(self, x: Tensor) -> Tuple[Tensor, ...]:
         """One pass for all modules beside the trunk, without autograd.
 
-        With autograd only where somebody asks for the pictures' gradients or
-        has thawed the trunk.
+        Args:
+            x (Tensor): Normalised pictures, (B, 3, H, W).
+
+        Returns:
+            tuple[Tensor]: The bare trunk's outputs; with autograd only where
+            somebody asks for the pictures' gradients or has thawed the trunk.
+
+        Raises:
+            ValueError: If H or W is not divisible by the patch size.
         """
+        self._check_size(x)
         learns = x.requires_grad or any(p.requires_grad
                                         for p in self.trunk.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):

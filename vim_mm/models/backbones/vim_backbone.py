@@ -1,13 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, Optional, Sequence, Union
+from typing import Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
 
+from mmengine.device import get_device
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
 from ..fusion import FusionHolder, build_fusion
+from .compiling import compile_options
 from .folding import fold, gates_to_fold
 from .planned_trunk import PlannedTrunk
 from .plugged_trunk import DEFAULT_ADAPTER
@@ -58,6 +60,9 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         grad_checkpointing (bool): Keep only the inputs of the trunk's blocks
             for the backward pass, see :meth:`grad_checkpointing`. Defaults to
             False.
+        compile (bool | dict): Compile the pass into one graph, in training
+            and in tests; a dict holds arguments of :func:`torch.compile`.
+            Defaults to False.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
@@ -84,6 +89,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
                  probe_size: int = 224,
                  save_trunk: bool = False,
                  grad_checkpointing: bool = False,
+                 compile: Union[bool, dict] = False,
                  init_cfg: Optional[dict] = None) -> None:
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
@@ -102,6 +108,8 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
             self.grad_checkpointing()
         self._guard_checkpoints()
         self.train()
+        if compile:
+            self.compile(**compile_options(compile, get_device()))
 
     # ------------------------------------------------------------- modules
 
@@ -288,11 +296,16 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
 
     # ------------------------------------------------------------- forward
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self,
+                x: Tensor,
+                levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
         """Features of a batch of pictures.
 
         Args:
             x (Tensor): Normalised pictures, (B, 3, H, W).
+            levels (tuple[Tensor], optional): What :meth:`read_levels` gave
+                for them. Modules beside the trunk then need no pass of it;
+                modules in the trunk do all the same. Defaults to None.
 
         Returns:
             tuple: The trunk's outputs, or one tuple of them per module.
@@ -303,8 +316,8 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         """
         self._check_size(x)
         if self._gives_streams:
-            return self._streams(x)
-        outputs = self._run(x, self._plan(x.device.type))
+            return self._streams(x, levels)
+        outputs = self._run(x, self._plan(x.device.type), levels)
         if self._running.only is not None:
             return outputs
         return self.with_idle(outputs)
