@@ -17,8 +17,9 @@ from .version import __version__
 
 
 def _guard_runner() -> None:
-    from .engine.runner import guard_runner
-    guard_runner()
+    # it does so when it has been imported, which it may be about to be: it
+    # imports mmengine's runners itself
+    from .engine import runner  # noqa: F401
 
 
 def _watch_builds() -> None:

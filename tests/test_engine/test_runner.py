@@ -1,6 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What runners of mmengine look at, built from Python without a tool."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,16 @@ def judged(work_dir: Path, **kwargs) -> Runner:
         cfg[f'{part}_evaluator'] = dict(type='Accuracy')
         cfg[f'{part}_cfg'] = dict()
     return build_runner('cls', model(), work_dir, iters=1, **cfg)
+
+
+@pytest.mark.parametrize('first', [
+    'import vim_mm.engine.runner', 'import vim_mm, mmengine.runner',
+    'import mmengine.runner, vim_mm', 'import vim_mm.engine.hooks',
+    'import vim_mm.apis'])
+def test_whatever_is_imported_first_runners_are_guarded(first: str) -> None:
+    check = ('from mmengine.runner import Runner; '
+             'assert Runner.train.preceded_by')
+    subprocess.run([sys.executable, '-c', f'{first}; {check}'], check=True)
 
 
 def test_guarding_twice_changes_nothing() -> None:

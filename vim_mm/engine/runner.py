@@ -112,3 +112,6 @@ def keep_float32_on_cpu(wrapper: object) -> None:
     wrapper['type'] = 'OptimWrapper'
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(key, None)
+
+
+guard_runner()

@@ -200,7 +200,7 @@ def test_add_in_slots_of_its_own_between_passes() -> None:
     (('a', dict(type='LoRA'), r'layers\.\d\.attn\.qkv'), 'already holds'),
     (('no dots.', ), 'cannot name a module'),
     (('n', 'LoRA'), "adapter` is 'LoRA'; give a config"),
-    (('n', dict(type='Lora')), "'Lora' is no kind .*'LoRA', 'SideLadder'"),
+    (('n', dict(type='Lora')), "'Lora' is no kind .*'LoRA', .*'SideLadder'"),
     (('n', dict(type='LoRA', r=8)), 'LoRA takes no r'),
     (('n', dict(type='LoRA'), r'layers\.\d\.ffn'), 'sits in linear layers'),
     (('n', None, 'nothing'), 'matches no submodule'),
