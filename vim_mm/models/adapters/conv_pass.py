@@ -81,9 +81,9 @@ def as_blocks(weight: Tensor, groups: int) -> Tuple[Tensor, int]:
         groups (int): The number of groups g.
 
     Returns:
-        tuple[Tensor, int]: The kernel, (g * h, n * h, 3, 3), channels last,
-        and its number of groups, g / n, with n the divisor of g that brings
-        n * h closest to 128.
+        tuple[Tensor, int]: The kernel, (g * h, n * h, 3, 3), and its number
+        of groups, g / n, with n the divisor of g that brings n * h closest to
+        128.
     """
     channels, width = weight.shape[:2]
     divisors = [n for n in range(1, groups + 1) if groups % n == 0]
@@ -92,9 +92,7 @@ def as_blocks(weight: Tensor, groups: int) -> Tuple[Tensor, int]:
     kernels = weight.view(groups // num, num, width, width, 3, 3)
     for index in range(num):
         blocks[:, index, :, index] = kernels[:, index]
-    blocks = blocks.view(channels, num * width, 3, 3)
-    blocks = blocks.contiguous(memory_format=torch.channels_last)
-    return blocks, groups // num
+    return blocks.view(channels, num * width, 3, 3), groups // num
 
 
 @MODELS.register_module()
@@ -219,6 +217,8 @@ class ConvPass(LowRankAdapter):
         act, groups = packed.act, packed.groups
         if conv.is_cuda:
             conv, groups = as_blocks(conv, groups)
+        # as its input lies, so that no compiled pass turns it around
+        conv = conv.contiguous(memory_format=torch.channels_last)
         if low and not cls.beside:  # what hands on a state keeps its size
             act = F.silu
             down, down_bias = QUICK * down, QUICK * down_bias
