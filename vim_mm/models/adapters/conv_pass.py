@@ -217,6 +217,8 @@ class ConvPass(LowRankAdapter):
         act, groups = packed.act, packed.groups
         if conv.is_cuda:
             conv, groups = as_blocks(conv, groups)
+        # as its input lies, so that no compiled pass turns it around
+        conv = conv.contiguous(memory_format=torch.channels_last)
         if low and not cls.beside:  # what hands on a state keeps its size
             act = F.silu
             down, down_bias = QUICK * down, QUICK * down_bias
