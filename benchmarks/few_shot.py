@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Few pictures of a config, in memory, and a head in closed form on them."""
+"""Few images of a config, in memory, and a head in closed form on them."""
 
 from collections import Counter
 from copy import deepcopy
@@ -43,13 +43,13 @@ class Loaded(Dataset):
 def load_pictures(
         cfg: Config,
         num_test: int) -> Tuple[List[dict], List[dict]]:
-    """The few-shot training set, and test pictures that it does not hold.
+    """The few-shot training set, and test images that it does not hold.
 
-    Test pictures take the training pipeline, in which the annotations are
+    Test images take the training pipeline, in which the annotations are
     sure to fit the pixels.
 
     Raises:
-        ValueError: If a test picture is one of the training set.
+        ValueError: If a test image is one of the training set.
     """
     check_data(cfg, ('train_dataloader', 'test_dataloader'))
     train, test = (deepcopy(cfg[f'{part}_dataloader'].dataset)
@@ -66,7 +66,7 @@ def load_pictures(
     paths = [{s['data_samples'].get('img_path') for s in part} - {None}
              for part in (pool, tested)]
     if shared := sorted(set.intersection(*paths)):
-        raise ValueError(f'{len(shared)} test pictures are training pictures '
+        raise ValueError(f'{len(shared)} test images are training images '
                          f'as well, such as {shared[0]!r}; test on others.')
     return pool, tested
 
@@ -87,7 +87,7 @@ def draw(pool: Sequence[dict], num: int, seed: int) -> List[int]:
 
 
 def scorable(samples: Sequence[dict]) -> bool:
-    """Whether halves of the pictures can share two classes."""
+    """Whether halves of the images can share two classes."""
     labels = [s['data_samples'] for s in samples]
     if 'gt_label' not in labels[0]:
         return len(samples) > 1
@@ -96,16 +96,16 @@ def scorable(samples: Sequence[dict]) -> bool:
 
 
 class FewShot:
-    """A config's model with all its modules, and the pictures of its task.
+    """A config's model with all its modules, and the images of its task.
 
     Args:
         cfg (Config): A downstream config.
         zoo (str, optional): Directory of the zoo; the config's when None.
-        num_test (int): Number of test pictures.
-        batch_size (int): Pictures in a pass.
+        num_test (int): Number of test images.
+        batch_size (int): Images in a pass.
 
     Attributes:
-        passes (int): Pictures sent through the trunk so far.
+        passes (int): Images sent through the trunk so far.
         backward (int): How many of them with a graph, to be sent back.
 
     Raises:
@@ -140,7 +140,7 @@ class FewShot:
 
     @torch.no_grad()
     def rows(self, samples: Sequence[dict]) -> Rows:
-        """Features, classes and pictures (as indices) of the rows."""
+        """Features, classes and images (as indices) of the rows."""
         parts, size = [], self.batch_size
         for start in range(0, len(samples), size):
             data = pseudo_collate(deepcopy(samples[start:start + size]))

@@ -1,15 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Which fusion helps a task of few pictures, whatever the head.
+"""Which fusion helps a task of few images, whatever the head.
 
     python benchmarks/fusions.py [CONFIG ...] [--zoo ZOO] [--out FILE.json]
 
-For every draw of a few training pictures and every method: fuse the zoo's
-modules, solve the closed-form ridge head on the drawn pictures, and report
-its balanced accuracy on test pictures that are never drawn: over pictures in
+For every draw of a few training images and every method: fuse the zoo's
+modules, solve the closed-form ridge head on the drawn images, and report
+its balanced accuracy on test images that are never drawn: over images in
 classification, over patches in detection and segmentation. Nothing but the
-row called oracle is chosen by the test pictures.
+row called oracle is chosen by the test images.
 
-Every picture goes through the config's training pipeline once, for all
+Every image goes through the config's training pipeline once, for all
 methods. The trunk, the single modules and fixed weights do not depend on the
 draw: their features are taken once, and scores are made from them. Seconds
 and passes are those of fusing alone, the passes behind the scores included
@@ -59,14 +59,14 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--zoo', help="instead of the configs' own")
     parser.add_argument('--draws', type=int, default=3)
     parser.add_argument(
-        '--num-train', type=int, default=50, help='pictures in a draw')
+        '--num-train', type=int, default=50, help='images in a draw')
     parser.add_argument(
         '--num-test', type=int, default=100,
-        help='test pictures, drawn once')
+        help='test images, drawn once')
     parser.add_argument(
         '--steps', type=int, default=6, help='of HoldOutGatesHook')
     parser.add_argument(
-        '--step-pictures', type=int, default=24, help='pictures in a step')
+        '--step-pictures', type=int, default=24, help='images in a step')
     parser.add_argument(
         '--lr', type=float, default=0.3, help='of logits; few steps, large')
     parser.add_argument(
@@ -82,18 +82,18 @@ class Bench:
     """All figures of one config.
 
     Args:
-        task (FewShot): Model and pictures.
+        task (FewShot): Model and images.
         args (argparse.Namespace): See :func:`parse_args`.
 
     Raises:
-        ValueError: If a draw would take all training pictures.
+        ValueError: If a draw would take all training images.
     """
 
     def __init__(self, task: FewShot, args: argparse.Namespace) -> None:
         if not 2 <= args.num_train < len(task.pool):
             raise ValueError(
                 f'--num-train {args.num_train} of {len(task.pool)} training '
-                'pictures leaves nothing to draw; use at least 2, and fewer '
+                'images leaves nothing to draw; use at least 2, and fewer '
                 'than there are.')
         self.task, self.args = task, args
         known = ScoreGatesHook()
@@ -111,7 +111,7 @@ class Bench:
             if not scorable([self.task.pool[i] for i in drawn]):
                 raise ValueError(
                     f'--num-train {args.num_train} draws fewer than two '
-                    'classes twice, and halves of such pictures share '
+                    'classes twice, and halves of such images share '
                     'nothing to be scored by; draw more.')
         # only what some draw needs
         self.union = sorted(set().union(*draws))
@@ -252,8 +252,8 @@ def measure(path: str, args: argparse.Namespace) -> Dict[str, Any]:
     seconds = round(time.perf_counter() - start, 1)
     print_table(
         f'{path}: {args.draws} draws of {args.num_train} of '
-        f'{len(task.pool)} pictures, {len(task.tested)} test pictures; '
-        f'hold-out: {args.steps} steps of {args.step_pictures} pictures, '
+        f'{len(task.pool)} images, {len(task.tested)} test images; '
+        f'hold-out: {args.steps} steps of {args.step_pictures} images, '
         f'Adam {args.lr:g}, LinearMoE {args.linear_lr:g}; {seconds:.0f} s',
         bench.results)
     methods = {

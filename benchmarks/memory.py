@@ -4,8 +4,8 @@
     python benchmarks/memory.py configs/vim/midstream_coco.py \\
         --size 800 1216 --batch 2 --amp
 
-Random weights, noise pictures with one object, the loss of one and of
-``--batch`` pictures. Printed are the gigabytes of the model and those that
+Random weights, noise images with one object, the loss of one and of
+``--batch`` images. Printed are the gigabytes of the model and those that
 autograd keeps for the backward pass, every storage once, with ``--amp`` in
 bfloat16, as large as float16; it also keeps weights in this precision. On a
 GPU come gradients and optimizer states of what learns, the largest temporary
@@ -38,9 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument(
         '--size', type=int, nargs=2, default=(224, 224),
-        metavar=('HEIGHT', 'WIDTH'), help='of the pictures, in pixels')
+        metavar=('HEIGHT', 'WIDTH'), help='of the images, in pixels')
     parser.add_argument(
-        '--batch', type=int, default=2, help='pictures a GPU, 2 or more')
+        '--batch', type=int, default=2, help='images a GPU, 2 or more')
     parser.add_argument('--amp', action='store_true')
     add_cfg_options(parser)
     return parser.parse_args()
@@ -72,7 +72,7 @@ def batch(model: BaseModel, size: Sequence[int], num: int) -> dict:
 
 def samples(model: BaseModel, size: Sequence[int],
             num: int) -> List[BaseDataElement]:
-    """One object a picture, as the model's kind of task annotates it."""
+    """One object an image, as the model's kind of task annotates it."""
     height, width = size
     box = torch.tensor([[0., 0., width / 2, height / 2]])
     mask = torch.zeros(1, height, width, dtype=torch.uint8)
@@ -124,7 +124,7 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
     if args.batch < 2:
-        raise ValueError(f'--batch {args.batch} does not tell what a picture '
+        raise ValueError(f'--batch {args.batch} does not tell what an image '
                          'adds; give 2 or more.')
     cfg = read_config(args.config, args.cfg_options)
     # where the runner finds it, too
@@ -140,9 +140,9 @@ def main() -> None:
     weights = sum(p.nbytes for p in model.parameters()) / 1e9
     each = (kept[1] - kept[0]) / (args.batch - 1)
     print(f'{args.config}: {weights + kept[1]:.2f} GB for {args.batch} '
-          f'pictures of {args.size[0]} x {args.size[1]}: weights '
+          f'images of {args.size[0]} x {args.size[1]}: weights '
           f'{weights:.2f}, kept for the backward pass {kept[0] - each:.2f} '
-          f'and {each:.3f} a picture')
+          f'and {each:.3f} an image')
 
 
 if __name__ == '__main__':

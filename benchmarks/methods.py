@@ -10,7 +10,7 @@ ORACLE, CHOSEN = 'best single by test (oracle)', 'single chosen by score'
 
 @dataclass
 class Method:
-    """A fusion whose weights depend on the drawn pictures.
+    """A fusion whose weights depend on the drawn images.
 
     Attributes:
         name (str): For people.
@@ -51,9 +51,9 @@ class Result:
     """What a method achieved, one entry a draw.
 
     Attributes:
-        accuracy (list[float]): Balanced accuracy on the test pictures.
+        accuracy (list[float]): Balanced accuracy on the test images.
         seconds (list[float]): Wall time of fusing.
-        passes (list[int]): Pictures that fusing sent through the trunk.
+        passes (list[int]): Images that fusing sent through the trunk.
         backward (list[int]): How many of them were sent back as well.
         chosen (list[str]): The single module, where one was chosen.
         gates (list[dict]): Mean weight of each module over the slots.

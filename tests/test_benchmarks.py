@@ -137,7 +137,7 @@ def test_training_pictures_are_not_tested_on(tmp_path: Path,
                     dict(img_path=f'{index}.png'))
 
     DATASETS.module_dict['Pictures'] = Named
-    with pytest.raises(ValueError, match='5 test pictures are training'):
+    with pytest.raises(ValueError, match='5 test images are training'):
         benchmark.main([str(config(tmp_path, 'seg')), *FEW.split()])
 
 
@@ -206,7 +206,7 @@ def test_memory_of_a_step(tmp_path: Path, kind: str, benchmark: Any,
         'sys.argv',
         ['memory.py', str(path), '--size', '56', '56', '--batch', '3'])
     memory.main()
-    assert 'GB for 3 pictures of 56 x 56' in capsys.readouterr().out
+    assert 'GB for 3 images of 56 x 56' in capsys.readouterr().out
     cfg = Config.fromfile(path)  # as the demo's configs have it
     cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
     cfg.dump(path.with_name('outside.py'))

@@ -157,7 +157,7 @@ def test_modules_beside_the_trunk_are_dropped_altogether(
 def test_refusals(tmp_path: Path) -> None:
     zoo = str(tmp_path / 'zoo')
     model = fused(tmp_path, dict(type='RoutedMoE'))
-    with pytest.raises(ValueError, match='anew for every picture'):
+    with pytest.raises(ValueError, match='anew for every image'):
         bake(model, 'one', zoo, size=SIZE)
     backbone = model.backbone
     backbone.fusion = None

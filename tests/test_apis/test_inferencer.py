@@ -463,7 +463,7 @@ def test_mistakes_are_named_before_anything_runs(
         (good, 'birds', "no task 'birds'.*'cls', 'det', 'seg'"),
         (good, None, 'which `task`'),
         ([good, good], ['cls'], '1 tasks for 2 inputs'),
-        (str(tmp_path / 'empty'), 'cls', 'empty holds no picture'),
+        (str(tmp_path / 'empty'), 'cls', 'empty holds no image'),
         ([], 'cls', 'no picture'),
         (np.zeros((4, 4), np.uint8), 'cls', r'ndarray \(4, 4\)'),
         (np.zeros((4, 4, 3)), 'cls', 'uint8'),

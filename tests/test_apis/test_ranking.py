@@ -151,7 +151,7 @@ def test_constant_features_are_not_scored(tmp_path: Path) -> None:
     for name in backbone.bank.names:
         save_module(backbone, name, str(tmp_path / 'zoo'))
     ranking = rank_modules(config('cls', trunk), str(tmp_path / 'zoo'))
-    assert 'same for every picture' in ranking.skipped['dead']
+    assert 'same for every image' in ranking.skipped['dead']
     assert 'mild' in ranking.scores
 
 

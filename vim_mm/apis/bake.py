@@ -27,7 +27,7 @@ class Baked:
         kept (Weights): The weights that were folded.
         dropped (Weights): Weights other than zero that were left out.
         difference (float): Largest difference between the outputs of the
-            fused and of the baked backbone on random pictures, in units of
+            fused and of the baked backbone on random images, in units of
             the largest output.
     """
     card: ModuleCard
@@ -63,7 +63,7 @@ def bake(model: BaseModel,
             magnitude are dropped. Modules beside the trunk hand a state from
             level to level and are dropped in all slots or in none. Defaults
             to 0.01.
-        size (int): Side of the random pictures, in pixels. Defaults to 224.
+        size (int): Side of the random images, in pixels. Defaults to 224.
         overwrite (bool): Replace a module of that name. Defaults to False.
         card (dict, optional): What else the card says: ``task``, ``dataset``
             and so on, see :func:`save_module`. Defaults to None.

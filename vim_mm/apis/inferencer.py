@@ -136,9 +136,9 @@ class ViMInferencer(BaseInferencer):
                  task: Union[str, Sequence[str], None] = None,
                  out_dir: str = '',
                  **kwargs) -> Dict[str, Any]:
-        """Answer pictures; tasks may be mixed within a call.
+        """Answer images; tasks may be mixed within a call.
 
-        A batch holds pictures of one task and one size, so that no picture
+        A batch holds images of one task and one size, so that no image
         is padded for the sake of another.
 
         Args:
@@ -146,7 +146,7 @@ class ViMInferencer(BaseInferencer):
                 order, or a list of these.
             return_datasamples (bool): Return data samples of the task's
                 library instead of plain values. Defaults to False.
-            batch_size (int): Pictures a batch. Defaults to 1.
+            batch_size (int): Images a batch. Defaults to 1.
             task (str | Sequence[str], optional): The task, or one for every
                 entry of ``inputs``. May be None if one task is served.
             out_dir (str): Where to write ``vis/TASK/*.png`` and
@@ -163,14 +163,14 @@ class ViMInferencer(BaseInferencer):
         Returns:
             dict: ``predictions``, see
             :func:`~vim_mm.apis.results.describe`, and ``visualization``, one
-            entry a picture in the order of the inputs, and ``errors``, index
-            to sentence. A picture that cannot be answered is None in both
+            entry an image in the order of the inputs, and ``errors``, index
+            to sentence. An image that cannot be answered is None in both
             lists and leaves no file.
 
         Raises:
             FileNotFoundError: If a path does not exist.
-            ValueError: If a task is unknown, a folder holds no picture, an
-                argument is not as above, or no picture can be answered.
+            ValueError: If a task is unknown, a folder holds no image, an
+                argument is not as above, or no image can be answered.
         """
         _, _, drawing, saving = self._dispatch_kwargs(**kwargs)
         if batch_size < 1:
@@ -224,11 +224,11 @@ class ViMInferencer(BaseInferencer):
                    inputs: List[Request],
                    batch_size: int = 1,
                    **kwargs) -> Iterator[List[Request]]:
-        """Read pictures and group them by task and size.
+        """Read images and group them by task and size.
 
-        Few pictures of a task wait in memory, however many sizes there are.
+        Few images of a task wait in memory, however many sizes there are.
         Its batches are those it would have without other tasks, so tasks that
-        are asked the same, picture by picture, have their batches in common.
+        are asked the same, image by image, have their batches in common.
         What cannot be read is noted, and the others go on.
         """
         waiting: Dict[str, Dict[tuple, List[Request]]] = defaultdict(dict)
@@ -304,10 +304,10 @@ class ViMInferencer(BaseInferencer):
         return dict(predictions=predictions, visualization=visualization)
 
     def _fail(self, batch: List[Request], error: Exception) -> None:
-        """Note why pictures have no answer.
+        """Note why images have no answer.
 
         Only the first error itself is kept: each holds, by its traceback,
-        the pictures that it is about.
+        the images that it is about.
         """
         self._cause = self._cause or error
         reason = (str(error) or type(error).__name__).rstrip('.')
@@ -317,7 +317,7 @@ class ViMInferencer(BaseInferencer):
                                        f'{one.path or one.name}: {reason}.')
 
     def _report(self, num: int) -> Dict[int, str]:
-        """All sentences in the order of the pictures."""
+        """All sentences in the order of the images."""
         errors, cause = dict(sorted(self._errors.items())), self._cause
         self._cause = None
         if errors and len(errors) == num:
@@ -330,7 +330,7 @@ class ViMInferencer(BaseInferencer):
     # ------------------------------------------- one pipeline for each task
 
     def _init_pipeline(self, cfg: Config) -> None:
-        """Every task reads pictures its own way: :class:`ServedTask`."""
+        """Every task reads images its own way: :class:`ServedTask`."""
 
     def _init_visualizer(self, cfg: ServedTask) -> Painter:
         return Painter(cfg.cfg.get('visualizer'), cfg.classes, cfg.palette)

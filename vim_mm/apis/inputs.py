@@ -19,7 +19,7 @@ Inputs = Union[Picture, os.PathLike, Sequence[Union[Picture, os.PathLike]]]
 
 @dataclass
 class Request:
-    """One picture to answer.
+    """One image to answer.
 
     Attributes:
         index (int): Its place in the results.
@@ -27,7 +27,7 @@ class Request:
         picture (str | np.ndarray): A path, a URL or an array.
         name (str): Name of its files, without suffix.
         data (dict, optional): What the model takes, once it is read.
-        loaded (np.ndarray, optional): The picture as read, BGR.
+        loaded (np.ndarray, optional): The image as read, BGR.
     """
     index: int
     task: str
@@ -38,13 +38,13 @@ class Request:
 
     @property
     def path(self) -> Optional[str]:
-        """Where the picture is from, None for an array."""
+        """Where the image is from, None for an array."""
         return self.picture if isinstance(self.picture, str) else None
 
 
 def list_requests(inputs: Inputs, task: Union[str, Sequence[str], None],
                   served: List[str], counted: int) -> List[Request]:
-    """What an inferencer is asked, picture by picture.
+    """What an inferencer is asked, image by image.
 
     Args:
         inputs: Paths, folders, URLs, arrays, or a list of these.
@@ -55,7 +55,7 @@ def list_requests(inputs: Inputs, task: Union[str, Sequence[str], None],
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If there is no picture, or a task is not served.
+        ValueError: If there is no image, or a task is not served.
     """
     groups = [list_pictures(one) for one in as_list(inputs)]
     if task is None:
@@ -89,15 +89,15 @@ def as_list(inputs: Inputs) -> list:
     """
     inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
     if not inputs:
-        raise ValueError('There is no picture: `inputs` is empty.')
+        raise ValueError('There is no image: `inputs` is empty.')
     return inputs
 
 
 def list_pictures(entry: Union[Picture, os.PathLike]) -> List[Picture]:
-    """The pictures one entry stands for; those of a folder in name order.
+    """The images one entry stands for; those of a folder in name order.
 
     Raises:
-        ValueError: If a folder holds none, or an array is no picture.
+        ValueError: If a folder holds none, or an array is no image.
     """
     if isinstance(entry, (str, os.PathLike)):
         entry = os.fspath(entry)
@@ -108,7 +108,7 @@ def list_pictures(entry: Union[Picture, os.PathLike]) -> List[Picture]:
             if name.lower().endswith(IMG_EXTENSIONS) and name[0] != '.'
         ]
         if not found:
-            raise ValueError(f'The folder {entry} holds no picture '
+            raise ValueError(f'The folder {entry} holds no image '
                              f'({", ".join(IMG_EXTENSIONS)}).')
         return [osp.join(entry, name) for name in found]
     if not (isinstance(entry, np.ndarray) and entry.dtype == np.uint8
@@ -152,7 +152,7 @@ def check_files(pictures: Sequence[Picture]) -> None:
         and '://' not in picture and not osp.isfile(picture)
     ]
     if missing:
-        raise FileNotFoundError(f'There is no picture {missing[0]}'
+        raise FileNotFoundError(f'There is no image {missing[0]}'
                                 f'{and_more(missing)}: check the path.')
 
 
@@ -184,9 +184,9 @@ def make_folder(path: str) -> None:
 
 def file_names(pictures: Sequence[Union[str, np.ndarray]], tasks: List[str],
                counted: int) -> List[str]:
-    """A file name, without suffix, for every picture's results.
+    """A file name, without suffix, for every image's results.
 
-    Pictures of one stem in one task get a number; arrays are numbered.
+    Images of one stem in one task get a number; arrays are numbered.
 
     Args:
         pictures (Sequence[str | np.ndarray]): Paths or arrays.

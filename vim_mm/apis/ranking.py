@@ -36,8 +36,8 @@ class Ranking:
         scores (dict): Module, or :data:`TRUNK`, to name of the score to
             value; the best by ``ours`` first.
         skipped (dict[str, str]): Modules that were not scored, and why.
-        num_pictures (int): Pictures behind the scores.
-        num_rows (int): Rows of features: pictures, or patches of them.
+        num_pictures (int): Images behind the scores.
+        num_rows (int): Rows of features: images, or patches of them.
         num_classes (int): Classes of the rows.
         seconds (float): Wall time.
     """
@@ -55,7 +55,7 @@ def rank_modules(cfg: Config,
                  progress: Progress = lambda each, _: each) -> Ranking:
     """Score every module of a zoo, and the bare trunk, for a config's task.
 
-    One pass over the training pictures, each batch run once with every
+    One pass over the training images, each batch run once with every
     module alone: all see the same augmentation. Nothing is trained or
     written.
 
@@ -72,7 +72,7 @@ def rank_modules(cfg: Config,
 
     Raises:
         FileNotFoundError: If data or weights of the trunk are missing.
-        ValueError: If the model is none of ours, or the pictures cannot be
+        ValueError: If the model is none of ours, or the images cannot be
             scored.
         ZooError: If no module of the zoo fits.
     """
@@ -89,17 +89,17 @@ def rank_modules(cfg: Config,
     _, labels, pictures = rows[TRUNK]
     num_classes = len(labels.unique())
     if num_classes < 2:
-        raise ValueError(f'All {len(labels)} rows of the training pictures '
+        raise ValueError(f'All {len(labels)} rows of the training images '
                          'have one class, so no feature can be better than '
                          'another; rank on data with two classes or more.')
     for name, (x, *_) in list(rows.items()):
         if not torch.isfinite(x).all() or (x == x[0]).all():
-            skipped[name] = 'Its features are the same for every picture, ' \
+            skipped[name] = 'Its features are the same for every image, ' \
                 'or not finite.'
             del rows[name]
     if not rows:
         raise ValueError('No features could be scored, not even those of the '
-                         'frozen trunk: they are the same for every picture, '
+                         'frozen trunk: they are the same for every image, '
                          'or not finite. Check the weights of the trunk.')
     ours = held_out_scores(rows, hook.get('deals', DEALS))
     scores = {
@@ -134,7 +134,7 @@ def _check(cfg: Config) -> None:
                          'that has one.')
     if not cfg.get('train_dataloader'):
         raise ValueError('This config has no train_dataloader, and modules '
-                         'are ranked on the pictures to be learned from.')
+                         'are ranked on the images to be learned from.')
     check_data(cfg, ('train_dataloader', ))
     for name in ('sklearn', 'scipy'):  # before minutes of features
         library(name)

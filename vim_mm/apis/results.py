@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Predictions of any kind of mm* model as plain values, words and pictures."""
+"""Predictions of any kind of mm* model as plain values, words and images."""
 
 import inspect
 import json
@@ -18,7 +18,7 @@ from vim_mm.utils.files import write_atomic
 from vim_mm.utils.kinds import KINDS, find_kind
 from .serving import class_of
 
-#: Pictures below this side are enlarged before drawing: text needs room.
+#: Images below this side are enlarged before drawing: text needs room.
 MIN_SIDE = 320
 
 
@@ -164,7 +164,7 @@ class Painter:
             pred_score_thr (float): Boxes from this score on are drawn.
 
         Returns:
-            np.ndarray: The drawing, RGB; small pictures come out enlarged.
+            np.ndarray: The drawing, RGB; small images come out enlarged.
         """
         kind = kind_of(sample)
         times = -(-MIN_SIDE // max(picture.shape[:2]))
@@ -186,7 +186,7 @@ class Painter:
 
 def enlarged(sample: BaseDataElement, kind: str,
              times: int) -> BaseDataElement:
-    """A copy of a prediction on a picture enlarged a whole number of times."""
+    """A copy of a prediction on an image enlarged a whole number of times."""
     sample = sample.clone()
     if kind == 'seg':
         data = sample.pred_sem_seg.data.numpy()

@@ -38,7 +38,7 @@ from .trunk_pass import ReadsLevels, TrunkPass, gives_same_levels, is_beside
 
 
 class ServedTask:
-    """A task's model, its pictures' way into it, and its class names.
+    """A task's model, its images' way into it, and its class names.
 
     Args:
         name (str): Name of the task.
@@ -162,7 +162,7 @@ class ServedTask:
     # ------------------------------------------------------------ inference
 
     def read(self, picture: Picture, index: int) -> Tuple[dict, np.ndarray]:
-        """Put one picture through the test pipeline.
+        """Put one image through the test pipeline.
 
         Args:
             picture (str | np.ndarray): Path or URL, or a (H, W, 3) BGR array.
@@ -170,7 +170,7 @@ class ServedTask:
 
         Returns:
             tuple[dict, np.ndarray]: What the model's preprocessor takes, and
-            the picture as loaded, (H, W, 3) uint8 BGR.
+            the image as loaded, (H, W, 3) uint8 BGR.
         """
         data = dict(img_id=index, sample_idx=index)
         with self.in_scope():
@@ -188,7 +188,7 @@ class ServedTask:
 
     @torch.no_grad()
     def predict(self, batch: List[dict]) -> List[BaseDataElement]:
-        """Data samples, on the CPU, of pictures from :meth:`read`."""
+        """Data samples, on the CPU, of images from :meth:`read`."""
         with self.in_scope():
             samples = self.model.test_step(pseudo_collate(batch))
         return [sample.cpu() for sample in samples]
@@ -261,7 +261,7 @@ def test_dataset(cfg: Config) -> ConfigDict:
         scope = dataset.get('_scope_', scope)
     if not dataset.get('pipeline'):
         raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
-                         'which says how pictures enter the model.')
+                         'which says how images enter the model.')
     return ConfigDict(dataset, _scope_=scope)
 
 
@@ -302,7 +302,7 @@ def colours(palette: Optional[Sequence], num: int) -> List[tuple]:
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:
-    """A loaded picture of any depth and channels as (H, W, 3) uint8."""
+    """A loaded image of any depth and channels as (H, W, 3) uint8."""
     image = image.clip(0, 255).astype(np.uint8)
     if image.ndim == 2 or image.shape[2] == 1:
         return mmcv.gray2bgr(image.reshape(image.shape[:2]))

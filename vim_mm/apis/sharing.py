@@ -40,7 +40,7 @@ def check_trunk(backbone: ViMBackbone, served: ViMBackbone,
                 task: str) -> None:
     """Refuse a trunk with other weights than one that is served already.
 
-    Only what depends on the picture's size may differ: a position embedding
+    Only what depends on the image's size may differ: a position embedding
     of another shape, outside all slots, stays the task's own.
 
     Args:

@@ -59,7 +59,7 @@ class Kept:
         self._versions = self._count()
 
     def _count(self) -> List[int]:
-        """It grows with whoever writes into one of the tensors."""
+        """It grows with every write into one of the tensors."""
         return [tensor._version for tensor in (self.x, *self.levels)]
 
     def is_of(self, x: Tensor) -> bool:

@@ -135,7 +135,7 @@ def behind(part: nn.Module, cfg: Any) -> Iterator[None]:
 
 
 def unknown_channels(cfg: Any) -> str:
-    """The sentence for a part that nobody tells what it will read."""
+    """The sentence for a part that is not told what it will read."""
     return (f"`in_channels='auto'` of {cfg} can only be known where a whole "
             'model is built from its config, after `import vim_mm`; give the '
             'number of channels.')

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def as_tokens(features: Tensor) -> Tensor:
-    """A map, tokens or a vector a picture, as tokens.
+    """A map, tokens or a vector an image, as tokens.
 
     Args:
         features (Tensor): A map (B, C, H, W), tokens (B, L, C) or a vector

@@ -149,8 +149,8 @@ def detector() -> nn.Module:
     (nn.Identity, 'Identity has no parameters'),
     (lambda: Gives(lambda y: dict(out=y)), 'returns a dict, .* wrap it'),
     (lambda: Gives(lambda y: (y, 'text')), 'returns a str'),
-    (lambda: Gives(lambda y: y(1, 2)), 'refuses a picture of 56 px'),
-    (lambda: nn.Bilinear(3, 3, 4), 'refuses a picture .* one batch'),
+    (lambda: Gives(lambda y: y(1, 2)), 'refuses an image of 56 px'),
+    (lambda: nn.Bilinear(3, 3, 4), 'refuses an image .* one batch'),
     (detector, 'No default slots are known for FCOS'),
 ])
 def test_what_is_no_trunk(trunk: Callable, sentence: str) -> None:
@@ -412,7 +412,7 @@ def test_merge_takes_the_task_that_runs_and_weights_that_are_given() -> None:
 
 @pytest.mark.parametrize(('change', 'sentence'), [
     (lambda b: setattr(b, 'fusion', None), 'no `fusion` to fold'),
-    (lambda b: b.set_fusion(dict(type='RoutedMoE')), 'for every picture'),
+    (lambda b: b.set_fusion(dict(type='RoutedMoE')), 'for every image'),
     (lambda b: b.set_fusion(dict(type='FixedFusion', weights={})), 'nothing'),
     (lambda b: b.add('merged'), "already holds a module 'merged'"),
     (lambda b: (b.add('d', dict(type='LoRA', rank=2), r'layers\.1\.attn\.qkv'),

@@ -13,7 +13,7 @@ class GateLogHook(Hook):
 
     Scalars are named ``gates/<slot>/<module>`` and reach whichever
     visualizer backends the config declares. Of a router they are the gates of
-    a picture that it has nothing to say about: the task's own.
+    an image that it has nothing to say about: the task's own.
 
     Args:
         interval (int): Iterations between two records. Defaults to 50.

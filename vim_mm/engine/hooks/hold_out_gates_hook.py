@@ -26,10 +26,10 @@ from .warm_head_hook import average_gradients
 
 @HOOKS.register_module()
 class HoldOutGatesHook(Hook):
-    """Learn the gates on pictures that the head has not seen. Ours.
+    """Learn the gates on images that the head has not seen. Ours.
 
-    A head that already fits the few pictures leaves the gates no gradient.
-    So before training the pictures of a step are dealt into halves that look
+    A head that already fits the few images leaves the gates no gradient.
+    So before training the images of a step are split into halves that look
     unlike to the model as it is (:func:`unlike_halves`), a ridge head is
     solved on one half in closed form, and its error on the other is
     back-propagated into the gates, through the head too. Works for
@@ -46,10 +46,10 @@ class HoldOutGatesHook(Hook):
     Args:
         steps (int): Number of steps. Defaults to 15.
         batches (int): Batches of the training set in a step, of every
-            process: the more pictures, the less the gradient depends on which
+            process: the more images, the less the gradient depends on which
             they are, and each half should show every class several times.
-            Defaults to 16, which with few pictures is all of them.
-        deals (int): Ways in which a step's pictures are dealt into halves,
+            Defaults to 16, which with few images is all of them.
+        deals (int): Ways in which a step's images are split into halves,
             see :func:`unlike_halves`. More cost next to nothing, since
             features are computed once. Defaults to 8.
         optimizer (dict): Config of the optimizer of the gates. Defaults to
@@ -115,9 +115,9 @@ class HoldOutGatesHook(Hook):
 
     def _average(self, model: BaseModel, group: List[dict],
                  params: List[nn.Parameter]) -> float:
-        """Gradients over the processes whose pictures have two halves.
+        """Gradients over the processes whose images have two halves.
 
-        One whose pictures have none must not leave the others waiting.
+        One whose images have none must not leave the others waiting.
         """
         able, loss, reason = torch.ones(1, device=params[0].device), 0., None
         try:

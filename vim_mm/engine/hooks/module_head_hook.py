@@ -21,7 +21,7 @@ class ModuleHeadHook(Hook):
     head of the midstream config. Skipped when a run is resumed.
 
     Runs before WarmHeadHook, which would train the loaded head further on the
-    few pictures, and fit standardising necks anew: leave WarmHeadHook out to
+    few images, and fit standardising necks anew: leave WarmHeadHook out to
     keep the head as it is, or give it ``epochs=0`` to fit the neck only.
 
     Args:

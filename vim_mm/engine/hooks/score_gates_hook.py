@@ -24,8 +24,8 @@ class ScoreGatesHook(Hook):
 
     A softmax over K modules that starts uniform divides each by K although
     it was trained at weight one, and gates that learn beside a head which
-    already fits the few pictures get no gradient. So before training every
-    module is scored alone: one pass over the training pictures, a closed-form
+    already fits the few images get no gradient. So before training every
+    module is scored alone: one pass over the training images, a closed-form
     ridge head on one half of them, its accuracy on the other, where the
     halves look as unlike as they can. The gates of every slot start from the
     scores: a softmax at logits ``score / temperature``, :class:`LinearMoE`
@@ -35,11 +35,11 @@ class ScoreGatesHook(Hook):
     Args:
         temperature (float): A softmax's scores are divided by it. Defaults to
             0.1.
-        deals (int): Ways in which the pictures are dealt into halves, see
+        deals (int): Ways in which the images are split into halves, see
             :func:`unlike_halves`. Defaults to 8.
         num_extra_tokens (int, optional): Class and register tokens in the
             trunk's output, for classification. Defaults to the trunk's own.
-        max_pictures (int): Pictures a process, in whole batches. Defaults to
+        max_pictures (int): Images a process, in whole batches. Defaults to
             2000, like ``zoo.py rank``.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
@@ -63,7 +63,7 @@ class ScoreGatesHook(Hook):
 
         Raises:
             ValueError: If the backbone's fusion learns no weights, or no
-                process has pictures that can be scored.
+                process has images that can be scored.
         """
         if runner.iter > 0:  # resumed
             return
@@ -82,7 +82,7 @@ class ScoreGatesHook(Hook):
         restart_averages(runner, model)
 
     def _averaged(self, runner: Runner) -> Dict[str, float]:
-        """Scores over the processes whose pictures could be scored.
+        """Scores over the processes whose images could be scored.
 
         Each has its own share, in which no class may occur twice; it must not
         leave the others waiting.
@@ -113,7 +113,7 @@ class ScoreGatesHook(Hook):
         A fusion's zero module has the score of the bare trunk.
 
         Raises:
-            ValueError: If the pictures cannot be scored.
+            ValueError: If the images cannot be scored.
         """
         model = unwrap(runner.model)
         part, training = fusing_part(model), model.training

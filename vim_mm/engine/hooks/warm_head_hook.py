@@ -63,7 +63,7 @@ class WarmHeadHook(Hook):
             return
         model = unwrap(runner.model)
         runner.logger.info('WarmHeadHook: caching trunk features of '
-                           f'{len(runner.train_dataloader.dataset)} pictures')
+                           f'{len(runner.train_dataloader.dataset)} images')
         cached = cache_features(model, runner.train_dataloader, self.views,
                                 self.max_batches)
         neck = first_neck(model)

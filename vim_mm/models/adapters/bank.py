@@ -271,7 +271,7 @@ class AdapterBank(nn.Module):
                 no module needs it.
             names (Sequence[str]): The modules that take part.
             gates (Tensor, optional): One weight per name, (K, ), or a row of
-                them for each picture, (B, K); None weighs each by one.
+                them for each image, (B, K); None weighs each by one.
             merge (bool): Apply the weights to parameters instead of outputs.
                 Defaults to False.
             states (MutableMapping, optional): For modules beside the trunk:

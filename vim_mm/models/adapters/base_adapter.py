@@ -92,7 +92,7 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
             adapters (Sequence[BaseAdapter]): K adapters of equal
                 :attr:`wide_key`.
             gates (Tensor): Weights of shape (K, ), or (B, K): a row for each
-                picture.
+                image.
             x (Tensor): Tokens of shape (B, E + H * W, dims).
             grid (tuple[int, int], optional): H and W, in patches.
 
@@ -120,7 +120,7 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
 
         Raises:
             ValueError: If the adapters differ in width or output scale, or
-                every picture has gates of its own.
+                every image has gates of its own.
         """
         mean = cls.merged_parameters(adapters, gates)
         return torch.func.functional_call(adapters[0], mean, (x, *args))
@@ -209,5 +209,5 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
 
 
 def weigh(gates: Tensor, values: Tensor) -> Tensor:
-    """Multiply (B, ...) values by one gate, or by one a picture, (B, )."""
+    """Multiply (B, ...) values by one gate, or by one an image, (B, )."""
     return gates.view(-1, *[1] * (values.dim() - 1)) * values

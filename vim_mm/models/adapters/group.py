@@ -67,7 +67,7 @@ class Group:
             gates (Tensor, optional): Its own, (K, ), or (B, K): a row for
                 each image; None weighs each adapter by one.
             grid (tuple[int, int], optional): H and W, in patches.
-            *state: For kinds beside the trunk, see :class:`PluginNeck`.
+            *state: For kinds beside the trunk, see :class:`SideLadder`.
 
         Returns:
             Tensor: The delta; beside the trunk a pair of it and the state

@@ -124,7 +124,7 @@ class LowRankAdapter(BaseAdapter):
             x (Tensor): Tokens of shape (B, L, dims).
             grid (tuple[int, int], optional): H and W, in patches.
             *state: What kinds beside the trunk take more, see
-                :class:`PluginNeck`.
+                :class:`SideLadder`.
 
         Returns:
             Tensor: Shape (B, L, sum of h).

@@ -69,7 +69,7 @@ def _check_fusion(backbone: 'ViMBackbone') -> None:
     if fusion.per_picture:
         raise ValueError(
             f'{type(fusion).__name__} weighs the modules anew for every '
-            'picture, so no one module equals it; train an EnsMoE, or serve '
+            'image, so no one module equals it; train an EnsMoE, or serve '
             'the fusion as it is.')
 
 

@@ -33,7 +33,7 @@ class PlannedTrunk(PluggedTrunk):
         self._traced = Namespace()
 
     def blank_outputs(self) -> tuple:
-        """Outputs of a blank picture, of the shapes of the real ones."""
+        """Outputs of a blank image, of the shapes of the real ones."""
         levels = as_levels(blank_outputs(self.trunk, self._probe_size))
         if not self._gives_streams:
             return levels

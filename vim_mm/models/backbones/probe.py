@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a trunk's slots look like, learned from one blank picture."""
+"""What a trunk's slots look like, learned from one blank image."""
 
 import math
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def find_slots(trunk: nn.Module,
     Args:
         trunk (nn.Module): The backbone, in any state; left as it was.
         pattern (str, optional): See :func:`match_slots`.
-        probe_size (int): Side of the blank picture in pixels.
+        probe_size (int): Side of the blank image in pixels.
 
     Returns:
         dict[str, SlotSpec]: Slots by name, in the trunk's order.
@@ -36,7 +36,7 @@ def probe_slots(trunk: nn.Module,
                 names: Sequence[str],
                 probe_size: int = 224,
                 outputs: bool = False) -> Dict[str, SlotSpec]:
-    """Learn the shapes of slots from one blank picture.
+    """Learn the shapes of slots from one blank image.
 
     Widths, layouts and strides are observed rather than declared, so any
     registry backbone works, whatever its attributes are called.
@@ -44,7 +44,7 @@ def probe_slots(trunk: nn.Module,
     Args:
         trunk (nn.Module): The backbone, in any state; left as it was.
         names (Sequence[str]): Names of its submodules.
-        probe_size (int): Side of the blank picture in pixels.
+        probe_size (int): Side of the blank image in pixels.
         outputs (bool): Whether to describe the trunk's outputs too, as
             ``outputs.0``, ``outputs.1`` and so on. Defaults to False.
 
@@ -54,7 +54,7 @@ def probe_slots(trunk: nn.Module,
 
     Raises:
         ValueError: If a submodule returns neither tokens nor a map, or the
-            trunk takes no picture of that size.
+            trunk takes no image of that size.
     """
     modules = dict(trunk.named_modules())
     names = [name for name in modules if name in set(names)]
@@ -113,21 +113,21 @@ def _check_strides(specs: Iterable[SlotSpec], probe_size: int) -> None:
     strides = [spec.stride for spec in specs if spec.stride]
     if any(stride % min(strides) for stride in strides):
         raise ValueError(
-            f'On a picture of {probe_size} px the slots seem to have the '
+            f'On an image of {probe_size} px the slots seem to have the '
             f'strides {sorted(set(strides))}, which are no multiples of the '
             'first; set `model.backbone.probe_size` to a multiple of the '
             "trunk's largest stride.")
 
 
 def blank_outputs(backbone: nn.Module, probe_size: int = 224) -> object:
-    """What a backbone returns for one blank picture.
+    """What a backbone returns for one blank image.
 
     Args:
         backbone (nn.Module): The backbone, in any state; left as it was.
-        probe_size (int): Side of the blank picture in pixels.
+        probe_size (int): Side of the blank image in pixels.
 
     Raises:
-        ValueError: If it takes no picture of that size.
+        ValueError: If it takes no image of that size.
     """
     with in_eval(backbone), torch.no_grad():
         return _run(backbone, probe_size)
@@ -153,10 +153,10 @@ def _run(trunk: nn.Module, probe_size: int) -> object:
         return trunk(picture)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f'{type(trunk).__name__} refuses a picture of {probe_size} px, '
+            f'{type(trunk).__name__} refuses an image of {probe_size} px, '
             f'which was to find its slots ({error}); set '
             '`model.backbone.probe_size` to a size it takes, or give a trunk '
-            'whose `forward` takes one batch of pictures.') from error
+            'whose `forward` takes one batch of images.') from error
 
 
 def _tensors(outputs: object) -> Iterator[Tensor]:
@@ -195,8 +195,8 @@ def _linear(name: str, module: nn.Linear, probe_size: int,
         is_map=False,
         in_dims=module.in_features,
         is_linear=True)
-    # windows of an attention lie in the batch: no grid of the picture; where
-    # there are some, a single one looks as if it were the picture
+    # windows of an attention lie in the batch: no grid of the image; where
+    # there are some, a single one looks as if it were the image
     if len(output) == 3 and output[0] == 1 and not windows:
         side = math.isqrt(output[1])
         if probe_size % side == 0:
@@ -221,7 +221,7 @@ def _tokens(name: str, shape: Size, probe_size: int) -> SlotSpec:
     stride, rest = divmod(probe_size, side)
     if rest:
         raise ValueError(
-            f"Slot '{name}' has {shape[1]} tokens for a picture of "
+            f"Slot '{name}' has {shape[1]} tokens for an image of "
             f'{probe_size} px, which is no whole stride; set `probe_size` '
             'to a multiple of the patch size.')
     return SlotSpec(
@@ -242,7 +242,7 @@ def _outputs(levels: object, probe_size: int) -> Dict[str, SlotSpec]:
             specs.append(_map(name, shape))
         elif len(shape) == 3:
             specs.append(_tokens(name, shape, probe_size))
-        elif len(shape) == 2:  # one token for the whole picture
+        elif len(shape) == 2:  # one token for the whole image
             specs.append(SlotSpec(name, dims=shape[1], is_map=False))
         else:
             raise ValueError(

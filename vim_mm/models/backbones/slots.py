@@ -95,7 +95,7 @@ class SlotSpec:
         return [self.in_dims, self.dims]
 
     def grid(self, picture: Tuple[int, int], length: int) -> Tuple[int, int]:
-        """Rows and columns of the patches of a picture of (H, W) pixels.
+        """Rows and columns of the patches of an image of (H, W) pixels.
 
         Raises:
             ValueError: If the slot carries another number of tokens.
@@ -107,7 +107,7 @@ class SlotSpec:
             if rows * cols + self.num_extra_tokens == length:
                 return rows, cols
         raise ValueError(
-            f"Slot '{self.name}' carries {length} tokens, but a picture "
+            f"Slot '{self.name}' carries {length} tokens, but an image "
             f'of {picture[0]}x{picture[1]} at stride {self.stride} has '
             f'{rows}x{cols} patches and {self.num_extra_tokens} extra '
             'tokens; this trunk cannot be adapted at that size.')

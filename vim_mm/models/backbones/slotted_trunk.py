@@ -31,7 +31,7 @@ class SlottedTrunk(BaseModule):
             backbone itself, see :func:`build_trunk`.
         slots (str, optional): Pattern over submodule names whose matches are
             slots in any case, see :func:`match_slots`.
-        probe_size (int): Side of the blank picture that finds the slots'
+        probe_size (int): Side of the blank image that finds the slots'
             shapes, in pixels.
         save_trunk (bool): Keep the trunk in checkpoints.
         init_cfg (dict, optional): mmengine init config.
@@ -182,7 +182,7 @@ class SlottedTrunk(BaseModule):
         height, width = x.shape[-2:]
         if height % patch or width % patch:
             raise ValueError(
-                f'A picture of {height}x{width} px is not divisible by the '
+                f'An image of {height}x{width} px is not divisible by the '
                 f"trunk's patch size {patch}; resize in the pipeline, or let "
                 f'the data preprocessor pad (`pad_size_divisor={patch}`; in '
                 f'mmseg `size=None, size_divisor={patch}`, and for testing '
@@ -202,11 +202,11 @@ class SlottedTrunk(BaseModule):
         """One pass for all modules beside the trunk, without autograd.
 
         Args:
-            x (Tensor): Normalised pictures, (B, 3, H, W).
+            x (Tensor): Normalised images, (B, 3, H, W).
 
         Returns:
             tuple[Tensor]: The bare trunk's outputs; with autograd only where
-            somebody asks for the pictures' gradients or has thawed the trunk.
+            somebody asks for the images' gradients or has thawed the trunk.
 
         Raises:
             ValueError: If H or W is not divisible by the patch size.

@@ -75,8 +75,8 @@ def _build(cfg: dict) -> nn.Module:
                 f'The trunk {cfg.get("type")} is given no weights '
                 '(`model.backbone.trunk.init_cfg`), so they are random, and '
                 'checkpoints leave them out: keep them there with '
-                '`model.backbone.save_trunk=True`, or nobody can use what is '
-                'learned beside them.',
+                '`model.backbone.save_trunk=True`, or what is learned beside '
+                'them is of no use.',
                 logger='current',
                 level=logging.WARNING)
         if hasattr(trunk, 'init_weights'):
@@ -163,7 +163,7 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
     """Compare layers with those of the config that the file itself names.
 
     ``convert_trunk.py`` writes it there. Layers that only one of both has (a
-    final norm) are a matter of the run, as are sizes of pictures and dropout.
+    final norm) are a matter of the run, as are sizes of images and dropout.
     """
     if '://' in checkpoint or not checkpoint.endswith('.safetensors'):
         return

@@ -54,7 +54,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         slots (str, optional): Pattern over submodule names, see
             :func:`match_slots`. Slots are what it matches and what any module
             occupies. Without pattern and modules, those of the trunk's class.
-        probe_size (int): Side of the blank picture that finds the slots'
+        probe_size (int): Side of the blank image that finds the slots'
             shapes, in pixels. Defaults to 224.
         save_trunk (bool): Keep the trunk in checkpoints. Defaults to False.
         grad_checkpointing (bool): Keep only the inputs of the trunk's blocks
@@ -299,10 +299,10 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
     def forward(self,
                 x: Tensor,
                 levels: Optional[Tuple[Tensor, ...]] = None) -> tuple:
-        """Features of a batch of pictures.
+        """Features of a batch of images.
 
         Args:
-            x (Tensor): Normalised pictures, (B, 3, H, W).
+            x (Tensor): Normalised images, (B, 3, H, W).
             levels (tuple[Tensor], optional): What :meth:`read_levels` gave
                 for them. Modules beside the trunk then need no pass of it;
                 modules in the trunk do all the same. Defaults to None.

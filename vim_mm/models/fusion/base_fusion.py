@@ -27,7 +27,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
     Class attributes:
         merges (bool): Whether weights apply to the modules' parameters,
             giving one module, rather than to their outputs.
-        per_picture (bool): Whether every picture has weights of its own.
+        per_picture (bool): Whether every image has weights of its own.
 
     Args:
         modules (Mapping[str, Mapping[str, int]]): All modules that can be
@@ -132,7 +132,7 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
 
     @abstractmethod
     def gates(self, task: str) -> Tensor:
-        """The weights of a task, whatever the picture.
+        """The weights of a task, whatever the image.
 
         Returns:
             Tensor: Shape (S, N): a row for each of ``task_slots[task]`` and a

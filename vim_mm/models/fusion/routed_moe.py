@@ -11,10 +11,10 @@ from .ens_moe import EnsMoE
 
 @MODELS.register_module()
 class RoutedMoE(EnsMoE):
-    """Ens-MoE whose logits also depend on the picture. Ours.
+    """Ens-MoE whose logits also depend on the image. Ours.
 
     ``g = softmax(a + W r / C)`` with ``r`` the mean of the C-wide tokens that
-    the slot reads, standardised per picture. ``W`` starts at zero, so a fresh
+    the slot reads, standardised per image. ``W`` starts at zero, so a fresh
     router is :class:`EnsMoE`. Divided by C, a step of Adam moves a logit by
     about as much through ``W`` as through ``a``: one learning rate fits both.
     Arguments are those of :class:`EnsMoE`.
