@@ -142,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, width in enumerate((SIZE, 70, SIZE, SIZE)):
         pixels = rng.integers(0, 255, (SIZE, width, 3)).astype(np.uint8)
         cv2.imwrite(str(folder / 'pictures' / f'{index}.png'), pixels)
-    (folder / 'pictures' / 'notes.txt').write_text('no picture')
+    (folder / 'pictures' / 'notes.txt').write_text('no image')
     for seed, kind in enumerate(KINDS):
         save_task(kind, folder, seed)
     return folder
@@ -464,7 +464,7 @@ def test_mistakes_are_named_before_anything_runs(
         (good, None, 'which `task`'),
         ([good, good], ['cls'], '1 tasks for 2 inputs'),
         (str(tmp_path / 'empty'), 'cls', 'empty holds no image'),
-        ([], 'cls', 'no picture'),
+        ([], 'cls', 'no image'),
         (np.zeros((4, 4), np.uint8), 'cls', r'ndarray \(4, 4\)'),
         (np.zeros((4, 4, 3)), 'cls', 'uint8'),
         ([good, 7], 'cls', 'int'),
