@@ -218,7 +218,7 @@ def midstream(names: Tuple[str, ...],
               settings: Settings) -> Tuple[Times, Dict[str, float]]:
     """Times and peaks of contestants that take turns."""
     steps = {name: CONTESTANTS[name](settings) for name in names}
-    times = take_turns(steps, settings.runs(12), settings.device, warmup=2)
+    times = take_turns(steps, settings.runs(7), settings.device, warmup=1)
     del steps
     return times, {name: peak_mb(name, settings) for name in names}
 

@@ -49,12 +49,40 @@ def test_autocast_stays_near_fp32(dtype: torch.dtype) -> None:
     assert 0 < relative(half.float(), full) < 2e-2
 
 
-def test_wide_equals_loop_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_wide_and_packed_agree_on_gpu(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = fused().cuda()
     x = pictures().cuda()
+    packed = backbone(x)[-1]
+    backbone.bank.requires_grad_(True)  # what learns is not packed
     wide = backbone(x)[-1]
     monkeypatch.setattr(ConvPass, 'wide', BaseAdapter.__dict__['wide'])
-    assert relative(wide, backbone(x)[-1]) < 2e-3
+    loop = backbone(x)[-1]
+    assert relative(packed, loop) < 2e-3 and relative(wide, loop) < 2e-3
+
+
+@pytest.mark.parametrize('mode', ['default', 'reduce-overhead'])
+def test_compiled_equals_eager_on_gpu(mode: str) -> None:
+    backbone = fused().cuda().eval().requires_grad_(False)
+    compiled = torch.compile(backbone, fullgraph=True, mode=mode)
+    x = pictures().cuda()
+    with torch.no_grad():
+        expected = backbone(x)[-1]
+        for _ in range(3):  # graphs are captured, then played
+            assert relative(compiled(x)[-1], expected) < 2e-3
+
+
+@pytest.mark.parametrize('amp', [False, True])
+def test_blocks_that_run_again_give_the_same_gradients(amp: bool) -> None:
+    grads = []
+    for again in (False, True):
+        backbone = fused().cuda()
+        backbone.grad_checkpointing(again)
+        with torch.autocast('cuda', torch.bfloat16, enabled=amp):
+            loss = backbone(pictures().cuda())[-1].float().square().mean()
+        grads.append(torch.autograd.grad(
+            loss, backbone.fusion.logits['default'])[0])
+    assert relative(*grads) < 1e-2
 
 
 @pytest.mark.parametrize('amp', [False, True])

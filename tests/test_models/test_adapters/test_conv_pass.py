@@ -12,6 +12,7 @@ from torch import Tensor
 
 from _tiny import fill
 from vim_mm.models.adapters import BaseAdapter, ConvPass
+from vim_mm.models.adapters.conv_pass import as_blocks, conv_tokens
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -166,3 +167,18 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(adapter(x, (3, 3)), adapter(x, (3, 3)))
     adapter.train()
     assert not torch.equal(adapter(x, (3, 3)), adapter(x, (3, 3)))
+
+
+@pytest.mark.parametrize(('groups', 'width', 'blocks'), [
+    (1, 8, 1), (2, 8, 1), (16, 8, 1), (17, 8, 1), (32, 8, 2), (40, 8, 2),
+    (12, 4, 1), (9, 32, 3)])
+def test_wide_blocks_are_the_same_convolution(groups: int, width: int,
+                                              blocks: int) -> None:
+    weight = torch.randn(groups * width, width, 3, 3).double()
+    bias = torch.randn(groups * width).double()
+    u = torch.randn(2, 1 + 3 * 5, groups * width).double()
+    wide, num = as_blocks(weight, groups)
+    assert num == blocks and wide.shape[1] == groups * width // blocks
+    torch.testing.assert_close(
+        conv_tokens(u, wide, bias, (3, 5), num),
+        conv_tokens(u, weight, bias, (3, 5), groups))
