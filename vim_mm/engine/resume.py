@@ -155,7 +155,8 @@ def choose_checkpoint(runner: Runner) -> None:
 
 def _choose(runner: Runner) -> Tuple[Optional[str], str]:
     """A path and what is to be said; '' if no checkpoint loads."""
-    named, reasons = _read_pointer(runner.work_dir)
+    takes_folders = isinstance(runner, FlexibleRunner)
+    named, reasons = _read_pointer(runner.work_dir, takes_folders)
     if named is not None and '://' in named:
         return named, f'Resuming from {named}.'
     ordered = _ordered(runner, named)
@@ -165,7 +166,7 @@ def _choose(runner: Runner) -> Tuple[Optional[str], str]:
     for path in ordered:
         try:
             # a folder is a strategy's own, which alone can read it
-            if not (osp.isdir(path) and isinstance(runner, FlexibleRunner)):
+            if not (osp.isdir(path) and takes_folders):
                 check_counters(
                     CheckpointLoader.load_checkpoint(path, 'cpu', 'silent'),
                     path)
@@ -181,7 +182,8 @@ def _choose(runner: Runner) -> Tuple[Optional[str], str]:
                 'Move them away to start anew.')
 
 
-def _read_pointer(work_dir: str) -> Tuple[Optional[str], List[str]]:
+def _read_pointer(work_dir: str,
+                  takes_folders: bool) -> Tuple[Optional[str], List[str]]:
     """What ``last_checkpoint`` names, and what is wrong with it."""
     pointer = osp.join(work_dir, _POINTER)
     if not osp.isfile(pointer):
@@ -193,9 +195,11 @@ def _read_pointer(work_dir: str) -> Tuple[Optional[str], List[str]]:
     # a work dir may have moved, or be a copy
     here = osp.join(work_dir, osp.basename(path))
     for place in (here, path):
-        if '://' in place or osp.exists(place):
+        is_folder = takes_folders and osp.basename(path) and osp.isdir(place)
+        if '://' in place or osp.isfile(place) or is_folder:
             return place, []
-    return None, [f'{_POINTER} names {path}, which is not there.']
+    what = 'no checkpoint file' if osp.exists(path) else 'not there'
+    return None, [f'{_POINTER} names {path}, which is {what}.']
 
 
 def _ordered(runner: Runner, named: Optional[str]) -> List[str]:
