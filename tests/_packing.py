@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
+import torch._dynamo
 from torch import Size, Tensor
 
 from _tiny import fill
@@ -106,13 +107,28 @@ class Case:
     def packed(self,
                dtype: Optional[torch.dtype] = None) -> Dict[str, Tensor]:
         """By a plan."""
-        plan = Plan(self.bank, self.specs, self.names, self.weighing, dtype,
+        return self.run(self.plan(dtype), *self.inputs.values())
+
+    def compiled(self) -> Dict[str, Tensor]:
+        """By a plan whose pass is one compiled graph."""
+        plan = self.plan()
+        torch._dynamo.reset()
+        run = torch.compile(
+            lambda *inputs: self.run(plan, *inputs),
+            backend='aot_eager',
+            fullgraph=True)
+        return run(*self.inputs.values())
+
+    def plan(self, dtype: Optional[torch.dtype] = None) -> Plan:
+        return Plan(self.bank, self.specs, self.names, self.weighing, dtype,
                     'cpu')
+
+    def run(self, plan: Plan, *inputs: Tensor) -> Dict[str, Tensor]:
         running = plan.begin(self.image)
         states: Optional[dict] = {} if plan.is_beside else None
         deltas = {
             slot: running.delta(place, x, states=states)
-            for place, (slot, x) in enumerate(self.inputs.items())
+            for place, (slot, x) in enumerate(zip(self.inputs, inputs))
         }
         return {k: v for k, v in deltas.items() if v is not None}
 

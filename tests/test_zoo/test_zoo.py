@@ -416,12 +416,3 @@ def test_trunk_must_fit(zoo, make_trunk, monkeypatch):
     del short.layers[1]
     with pytest.raises(ZooError, match="no submodule 'layers.1.attn'"):
         zoo.check_trunk(card, short)
-
-
-def test_known_fingerprints_are_used_and_filled_in(zoo, make_trunk):
-    card, known = zoo.card('m'), {}
-    zoo.check_trunk(card, make_trunk(), known=known)
-    assert list(known.values()) == [card.trunk['fingerprint']]
-    known[tuple(card.slots)] = 'f' * 64
-    with pytest.raises(ZooError, match='weights in its slots differ'):
-        zoo.check_trunk(card, make_trunk(), known=known)

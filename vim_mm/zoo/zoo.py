@@ -4,7 +4,7 @@
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Dict, List, Mapping, MutableMapping, Optional, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from vim_mm.version import __version__
 from . import files
 from .card import Dims, ModuleCard, ZooError, check_name, is_name
 from .checks import check_head, check_module, count_params
-from .fingerprint import get_slot, trunk_fingerprint
+from .fingerprint import get_slot, same_trunk, trunk_fingerprint
 from .folder import CARD, HEAD, MODULE, read_card, read_head, read_module
 
 
@@ -217,12 +217,9 @@ class Zoo:
         return problems
 
     @staticmethod
-    def check_trunk(
-        card: ModuleCard,
-        trunk: nn.Module,
-        dims: Optional[Mapping[str, Dims]] = None,
-        known: Optional[MutableMapping[Tuple[str, ...], str]] = None
-    ) -> None:
+    def check_trunk(card: ModuleCard,
+                    trunk: nn.Module,
+                    dims: Optional[Mapping[str, Dims]] = None) -> None:
         """Refuse a trunk with other weights than the module was trained with.
 
         Args:
@@ -230,8 +227,6 @@ class Zoo:
             trunk: The trunk, with its weights loaded.
             dims: Channels of the trunk's slots, where they are known; they
                 give a clearer sentence than the fingerprint.
-            known: Fingerprints of this trunk by slots, read and filled in, so
-                that many modules hash the same weights once.
 
         Raises:
             ZooError: If a slot is missing or has other dims, or the weights
@@ -248,18 +243,15 @@ class Zoo:
                 raise ZooError(
                     f'{who}: slot {slot!r} has the dims {dims.get(slot)}, and '
                     f'the module was made for {card.dims[slot]}.')
-        known = {} if known is None else known
-        key = tuple(card.slots)
-        if key not in known:
-            known[key] = trunk_fingerprint(trunk, card.slots)
-        if known[key] != card.trunk['fingerprint']:
+        if not same_trunk(trunk, card.trunk['fingerprint'], card.slots):
+            own = trunk_fingerprint(trunk, card.slots)
             found = {
                 key: value
                 for key, value in card.trunk.items() if key != 'fingerprint'
             }
             raise ZooError(
                 f'{who}: the weights in its slots differ (fingerprint '
-                f'{known[key][:12]}…, and the module was trained beside '
+                f'{own[:12]}…, and the module was trained beside '
                 f'{card.trunk["fingerprint"][:12]}…). Load the pretrained '
                 f'weights that its card describes: {found}.')
 

@@ -150,6 +150,14 @@ def test_loop_wide_and_packed_are_one_function(case: Case) -> None:
         torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=12, deadline=None)
+@given(cases())
+def test_loop_and_compiled_are_one_function(case: Case) -> None:
+    """Fewer examples: each compiles a graph of its own."""
+    with torch.no_grad():
+        close(case.compiled(), case.loop())
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('number', range(1, 17))
 @pytest.mark.parametrize('fusion', ['EnsMoE', 'RoutedMoE', None])

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.zoo import Zoo
@@ -112,14 +112,13 @@ class PluggedTrunk(SlottedTrunk):
             raise ValueError(f'The modules {list(modules)} are to be loaded, '
                              'but no `zoo` is given; set '
                              '`model.backbone.zoo` to its directory.')
-        known: Dict[Tuple[str, ...], str] = {}
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
-            Zoo(zoo).check_trunk(card, self.trunk, known=known)
+            Zoo(zoo).check_trunk(card, self.trunk)
             self._find_slots(card.slots)
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}
-            Zoo(zoo).check_trunk(card, self.trunk, widths, known)
+            Zoo(zoo).check_trunk(card, self.trunk, widths)
             self.bank.add(name, card.adapter,
                           {slot: card.dims[slot] for slot in card.slots},
                           tensors, trainable)
