@@ -8,8 +8,8 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from vim_mm.models.autocast import autocast_dtype
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.backbones.autocast import autocast_dtype
 from .sharing import tensors
 
 Levels = Tuple[Tensor, ...]

@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from ..adapters import AdapterBank, Group, PackedGroup, ReadOut
-from .autocast import exact, is_cast
+from ..autocast import exact, is_cast
 from .made_of import MadeOf
 from .slots import SlotSpec
 from .weighing import MixedWeighing, TaskWeighing

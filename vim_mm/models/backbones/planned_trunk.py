@@ -5,9 +5,9 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
-from .autocast import autocast_dtype
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
 from .probe import blank_outputs

@@ -9,8 +9,8 @@ from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from ..adapters import BaseAdapter
+from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
-from .autocast import cast_once
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import blank_outputs, probe_slots
 from .recompute import set_recompute, stop_checkpoints

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from _recompute import ALL, pictures, side_of
 from _tiny import build_backbone, fill, vit
+from vim_mm.models.autocast import LAYERS, CastOnce, cast_once
 from vim_mm.models.backbones import build_trunk
-from vim_mm.models.backbones.autocast import LAYERS, CastOnce, cast_once
 
 DTYPES = [torch.bfloat16, torch.float16]
 

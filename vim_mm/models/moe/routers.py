@@ -1,0 +1,90 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Optional, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..autocast import exact
+
+
+class Router(BaseModule):
+    """What one task makes of a token: probabilities of all experts.
+
+    It always runs in full precision: near-ties decide which experts run.
+
+    Args:
+        dims (int): Width C of tokens.
+        width (int): Number W of experts that it tells apart.
+        kind (str): ``'linear'`` (Mod-Squad: one layer without bias) or
+            ``'mlp'`` (MTHT: C -> C/4 -> W, GELU between). Defaults to
+            ``'mlp'``.
+        columns (Sequence[int], optional): Which of its columns belong to the
+            experts that are stored, in their order, after pruning; the
+            softmax still runs over all W. All of them when None.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+
+    KINDS = ('linear', 'mlp')
+
+    def __init__(self,
+                 dims: int,
+                 width: int,
+                 kind: str = 'mlp',
+                 columns: Optional[Sequence[int]] = None) -> None:
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"`router` is {kind!r}; give 'linear' or 'mlp'.")
+        self.width = width
+        if kind == 'linear':
+            self.net = nn.Linear(dims, width, bias=False)
+        else:
+            self.net = nn.Sequential(
+                nn.Linear(dims, dims // 4), nn.GELU(),
+                nn.Linear(dims // 4, width))
+        if columns is not None:
+            columns = torch.as_tensor(columns, dtype=torch.long)
+        self.register_buffer('columns', columns)
+        for layer in self.net.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    @property
+    def kind(self) -> str:
+        """``'linear'`` or ``'mlp'``."""
+        return 'linear' if isinstance(self.net, nn.Linear) else 'mlp'
+
+    @property
+    def num_experts(self) -> int:
+        """How many stored experts it may choose from: the first ones."""
+        return self.width if self.columns is None else len(self.columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities of all experts.
+
+        Args:
+            x (Tensor): (N, C) tokens.
+
+        Returns:
+            Tensor: (N, W), fp32 (fp64 if its weights are); rows sum to 1.
+        """
+        weight = next(self.net.parameters())
+        with exact(x.device.type):
+            return self.net(x.to(weight.dtype)).softmax(
+                -1, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+    def stored(self, p: Tensor) -> Tensor:
+        """The columns of the experts that are stored: (N, num_experts)."""
+        return p if self.columns is None else p[:, self.columns]
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Choose from these of its stored experts only."""
+        columns = self.columns
+        if columns is None:
+            columns = torch.arange(
+                self.width, device=next(self.parameters()).device)
+        self.columns = columns[list(index)]
