@@ -50,56 +50,82 @@ class Route(NamedTuple):
         return cls(experts, order, inverse, ends, index.size(1))
 
 
-# Sums over a token's rows are bags of an embedding: one pass over the rows,
-# which never exist twice. Each of these two is the other's gradient, by which
-# neither needs a slow scattering sum.
-
-
-class _TakeRows(Function):
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor,
-                k: int) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        ctx.k = k
-        return x.index_select(0, order.div(k, rounding_mode='floor'))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
-        order, inverse = ctx.saved_tensors
-        grad = _SumRows.apply(grad, None, order, inverse, ctx.k)
-        return grad, None, None, None
+# Row r belongs to token n and weighs gate g. These three are the derivatives
+# of the sum of all g <x_n, y_r>, and each one's gradient consists of the other
+# two. As bags of an embedding, each is one pass without a copy of all rows,
+# and there are no slow scattering sums.
 
 
 class _SumRows(Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, gates: Optional[Tensor], order: Tensor,
-                inverse: Tensor, k: int) -> Tensor:
-        gated = () if gates is None else (y, gates)
-        ctx.save_for_backward(order, inverse, *gated)
-        ctx.k = k
+                inverse: Tensor) -> Tensor:
+        kept = None if gates is None else y
+        ctx.save_for_backward(kept, gates, order, inverse)
         return F.embedding_bag(
-            inverse.unflatten(0, (-1, k)),
-            y,
-            mode='sum',
-            per_sample_weights=gates)
+            inverse, y, mode='sum', per_sample_weights=gates)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
-        order, inverse, *gated = ctx.saved_tensors
-        rows = _TakeRows.apply(grad, order, inverse, ctx.k)
-        if not gated:
-            return rows, None, None, None, None
-        y, gates = gated
-        grad_gates = torch.linalg.vecdot(y, rows)[inverse].view_as(gates)
-        grad_y = rows * gates.flatten()[order, None]
-        return grad_y, grad_gates, None, None, None
+        y, gates, *places = ctx.saved_tensors
+        grad_gates = None
+        if ctx.needs_input_grad[1]:
+            grad_gates = _Products.apply(grad, y, *places)
+        return _TakeRows.apply(grad, gates, *places), grad_gates, None, None
+
+
+class _TakeRows(Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gates: Optional[Tensor], order: Tensor,
+                inverse: Tensor) -> Tensor:
+        kept = None if gates is None else x
+        ctx.save_for_backward(kept, gates, order, inverse)
+        tokens = order.div(inverse.size(1), rounding_mode='floor')
+        if gates is None:
+            return x.index_select(0, tokens)
+        return F.embedding_bag(
+            tokens.unsqueeze(1),
+            x,
+            mode='sum',
+            per_sample_weights=gates.flatten()[order].unsqueeze(1))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        x, gates, *places = ctx.saved_tensors
+        grad_gates = None
+        if ctx.needs_input_grad[1]:
+            grad_gates = _Products.apply(x, grad, *places)
+        return _SumRows.apply(grad, gates, *places), grad_gates, None, None
+
+
+class _Products(Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, order: Tensor,
+                inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, order, inverse)
+        k = inverse.size(1)
+        starts = torch.arange(0, len(y), k, device=x.device)
+        tokens = torch.arange(len(y), device=x.device) // k
+        # public functions need a copy of the rows
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            x.contiguous(), y.contiguous(), inverse.flatten(), starts, tokens,
+            0)
+        return products.view_as(inverse)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        x, y, *places = ctx.saved_tensors
+        return (_SumRows.apply(y, grad, *places),
+                _TakeRows.apply(x, grad, *places), None, None)
 
 
 def take_rows(x: Tensor, route: Route) -> Tensor:
     """The rows of (N, C) tokens, one per expert, sorted: (R, C)."""
-    return _TakeRows.apply(x, route.order, route.inverse, route.k)
+    inverse = route.inverse.unflatten(0, (-1, route.k))
+    return _TakeRows.apply(x, None, route.order, inverse)
 
 
 def sum_rows(y: Tensor,
@@ -113,7 +139,8 @@ def sum_rows(y: Tensor,
         gates (Tensor, optional): (N, k) weights, in the precision of ``y``;
             all one when None.
     """
-    return _SumRows.apply(y, gates, route.order, route.inverse, route.k)
+    inverse = route.inverse.unflatten(0, (-1, route.k))
+    return _SumRows.apply(y, gates, route.order, inverse)
 
 
 # ------------------------------------------------- one product per expert
@@ -228,8 +255,11 @@ def _segment_mm_backward(ctx, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[0]:
         grad_x = _segment_mm(grad, weight.transpose(1, 2), None, ends,
                              ctx.grouped)
-    if ctx.needs_input_grad[1]:
+    if ctx.needs_input_grad[1] and weight.stride(2) == 1:
         grad_weight = _segment_outer(x, grad, ends, ctx.grouped)
+    elif ctx.needs_input_grad[1]:  # laid out like the weight: no copy later
+        grad_weight = _segment_outer(grad, x, ends,
+                                     ctx.grouped).transpose(1, 2)
     if ctx.needs_input_grad[2]:
         grad_bias = _segment_sum(grad, ends)
     return grad_x, grad_weight, grad_bias, None, None
