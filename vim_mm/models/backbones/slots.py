@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
-import re
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import as_tokens, tokens_like
+from ..matching import match_modules
 
 if TYPE_CHECKING:
     from .plan import Pass
@@ -248,19 +248,8 @@ def match_slots(trunk: nn.Module,
             f'No default slots are known for {type(trunk).__name__}; give '
             'ViMBackbone a `slots` pattern over its submodule names, known '
             f'are {sorted(defaults)}.')
-    try:
-        fits = re.compile(pattern).fullmatch
-    except (re.error, TypeError) as error:
-        raise ValueError(f'The slot pattern {pattern!r} is no regular '
-                         f'expression: {error}.') from error
-    matched = [n for n, _ in trunk.named_modules() if fits(n)]
+    names = match_modules(trunk, pattern, 'slot pattern')
     # an outer submodule of a nested match would add its delta twice
-    names = [
-        n for n in matched if not any(m.startswith(n + '.') for m in matched)
+    return [
+        n for n in names if not any(m.startswith(n + '.') for m in names)
     ]
-    if not names:
-        some = [n for n, _ in trunk.named_modules() if n.count('.') == 2][:6]
-        raise ValueError(
-            f'The slot pattern {pattern!r} matches no submodule of '
-            f'{type(trunk).__name__}; names look like {some}.')
-    return names
