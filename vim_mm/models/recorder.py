@@ -9,7 +9,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from .matching import match_modules
+from .patterns import match_names
 
 
 class Call(NamedTuple):
@@ -40,10 +40,12 @@ class _Tap:
     def __init__(self, calls: List[Call], inputs: bool) -> None:
         self.calls = calls
         self.inputs = inputs
-        self.thread = threading.get_ident()
+        # a compiler traces one thread, and not the question which
+        traced = torch.compiler.is_compiling()
+        self.thread = None if traced else threading.get_ident()
 
     def __call__(self, _: nn.Module, args: tuple, *rest: object) -> None:
-        if not torch.compiler.is_compiling() and (
+        if self.thread is not None and (
                 self.thread != threading.get_ident()
                 or torch._C._current_graph_task_id() >= 0):
             return
@@ -99,17 +101,17 @@ def recording(model: nn.Module,
 
     Args:
         model (nn.Module): The model, wrapped or not.
-        pattern (str): See :func:`match_modules`.
+        pattern (str): See :func:`match_names`.
         inputs (bool): Whether to keep what they read too. Defaults to False.
 
     Yields:
         dict: Calls by name, see :func:`tapping`.
 
     Raises:
-        ValueError: See :func:`match_modules`.
+        ValueError: See :func:`match_names`.
     """
     model = model.module if is_model_wrapper(model) else model
-    names = match_modules(model, pattern)
+    names = match_names(model, pattern, 'recorder', nested=True)
     modules = {name: model.get_submodule(name) for name in names}
     with tapping(modules, inputs) as seen:
         yield seen
