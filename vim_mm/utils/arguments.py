@@ -2,14 +2,22 @@
 """Checks of config arguments; errors are one sentence."""
 
 import inspect
-from typing import Any, Iterable, List, Mapping, Sequence
+from typing import Any, Callable, Iterable, List, Mapping, Sequence
 
 
-def arguments_of(kind: type) -> List[str]:
-    """Names of the arguments of a class, with those it passes on."""
+def arguments_of(kind: Callable) -> List[str]:
+    """Names of the arguments of a class, with those it passes on.
+
+    Args:
+        kind (Callable): The class; a function that stands as a type is as
+            good.
+    """
     names: List[str] = []
-    for cls in kind.__mro__:
-        params = inspect.signature(cls.__init__).parameters.values()
+    builds = [kind]
+    if inspect.isclass(kind):
+        builds = [cls.__init__ for cls in kind.__mro__]
+    for build in builds:
+        params = inspect.signature(build).parameters.values()
         names += [
             p.name for p in params
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
