@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from . import adapters, backbones, fusion, heads, necks
+from . import adapters, backbones, fusion, heads, moe, necks
 from .build import build_model
 
 __all__ = [
-    'adapters', 'backbones', 'build_model', 'fusion', 'heads', 'necks'
+    'adapters', 'backbones', 'build_model', 'fusion', 'heads', 'moe', 'necks'
 ]
