@@ -2,33 +2,16 @@
 """A trunk of three blocks with experts, and its moe file."""
 
 from pathlib import Path
-from typing import Dict, Sequence
+from typing import Dict
 
 import torch
 from torch import Tensor, nn
 
 from _tiny import DIMS, SIZE, fill, vit
-from vim_mm.models.moe import MoEMlp, moe_layers, save_moe
+from vim_mm.models.moe import moe_layers, save_moe
 from vim_mm.registry import MODELS
 
 TASKS = ['cls', 'seg']
-
-
-@MODELS.register_module()
-def tiny_moe(num_experts: int = 8,
-             k: int = 2,
-             tasks: Sequence[str] = TASKS,
-             router: str = 'mlp',
-             norm: bool = False) -> nn.Module:
-    """A ViT whose last two blocks have experts, one at a time a BN before."""
-    trunk = MODELS.build(vit(out_indices=[2]))
-    for block in trunk.layers[1:]:
-        moe = MoEMlp(DIMS, 16, num_experts, k, tasks, router)
-        block.ffn.layers[0] = nn.Sequential(moe, nn.Identity())
-        block.ffn.layers[1] = nn.Identity()
-        if norm:
-            block.ln2 = TokenNorm(DIMS)
-    return trunk
 
 
 class TokenNorm(nn.BatchNorm1d):
@@ -38,11 +21,24 @@ class TokenNorm(nn.BatchNorm1d):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
-CONFIG = dict(type='vim_mm.tiny_moe')
+def moe_cfg(**kwargs) -> dict:
+    """Config of a ViT whose last two blocks have experts."""
+    cfg = dict(
+        type='vim_mm.to_moe',
+        trunk=vit(out_indices=[2]),
+        ffns=r'layers\.[12]\.ffn',
+        num_experts=8,
+        k=2,
+        tasks=TASKS)
+    return dict(cfg, **kwargs)
 
 
-def build_moe(seed: int = 0, **kwargs) -> nn.Module:
-    trunk = MODELS.build(dict(CONFIG, **kwargs))
+def build_moe(seed: int = 0, norm: bool = False, **kwargs) -> nn.Module:
+    """That trunk, with batch norms if asked for."""
+    trunk = MODELS.build(moe_cfg(**kwargs))
+    if norm:
+        for block in trunk.layers:
+            block.ln2 = TokenNorm(DIMS)
     fill(trunk, .2, seed)
     trunk.eval()
     return trunk
@@ -63,7 +59,7 @@ def some_usage(trunk: nn.Module, seed: int = 0) -> Dict[str, dict]:
 def write_moe(path: Path, usage: bool = True, **kwargs) -> nn.Module:
     """Write a moe file; return its trunk."""
     trunk = build_moe(**kwargs)
-    save_moe(trunk, dict(CONFIG, **kwargs), path,
+    save_moe(trunk, moe_cfg(**kwargs), path,
              some_usage(trunk) if usage else None)
     return trunk
 

@@ -12,11 +12,11 @@ from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.registry import HOOKS
 
-from vim_mm.apis.serving import class_of
 from vim_mm.engine.runner import TESTING, build_runner
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
-from vim_mm.utils.config import add_cfg_options, read_config
+from vim_mm.utils.config import (add_cfg_options, class_of, library_of,
+                                 read_config)
 from vim_mm.utils.kinds import KINDS
 
 # drawing hook and visualizer of each library, for configs that name none
@@ -87,11 +87,9 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Add or switch on the drawing hook of the library the model is from."""
     hooks = cfg.setdefault('default_hooks', {})
     if not hooks.get('visualization'):
-        # the type's own prefix, or that of the library it was inherited from
-        kind = cfg.model.type
-        scope = getattr(kind, '__module__', kind).partition('.')[0]
-        if scope not in DRAWING:
-            scope = cfg.model.get('_scope_', cfg.get('default_scope'))
+        scope = library_of(cfg.model)
+        if scope not in DRAWING:  # vim_mm's own models of a library
+            scope = cfg.get('default_scope')
         if scope not in DRAWING:
             raise ValueError(
                 f'--show and --show-dir do not know how to draw for the model '

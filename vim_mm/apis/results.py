@@ -13,10 +13,9 @@ from mmdet.structures.mask import encode_mask_results
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 
-from vim_mm.utils.config import type_name
+from vim_mm.utils.config import class_of, type_name
 from vim_mm.utils.files import write_atomic
 from vim_mm.utils.kinds import KINDS, find_kind
-from .serving import class_of
 
 #: Images below this side are enlarged before drawing: text needs room.
 MIN_SIDE = 320

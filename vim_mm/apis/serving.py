@@ -20,7 +20,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_from_file
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, DefaultScope, Registry
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -30,7 +30,7 @@ from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.compiling import compile_options
 from vim_mm.models.tasks import holders, select_task
-from vim_mm.utils.config import read_config, type_name
+from vim_mm.utils.config import class_of, read_config, type_name
 from vim_mm.utils.kinds import KINDS
 from .inputs import Picture
 from .sharing import check_trunk, share
@@ -263,14 +263,6 @@ def test_dataset(cfg: Config) -> ConfigDict:
         raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
                          'which says how images enter the model.')
     return ConfigDict(dataset, _scope_=scope)
-
-
-def class_of(cfg: dict, registry: Registry) -> Optional[type]:
-    """The class itself, of the config's or the current scope."""
-    if isinstance(cfg['type'], type):
-        return cfg['type']
-    with registry.switch_scope_and_registry(cfg.get('_scope_')) as found:
-        return found.get(cfg['type'])
 
 
 def class_names(dataset: ConfigDict, meta: dict,

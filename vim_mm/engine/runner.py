@@ -8,6 +8,7 @@ from typing import Callable, Tuple, Union
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import FlexibleRunner, Runner
 
@@ -89,6 +90,8 @@ def _check_data(runner: Runner, parts: Tuple[str, ...]) -> None:
     for part in set(parts) - {'train_dataloader'}:
         evaluator = part.replace('dataloader', 'evaluator')
         cfg[evaluator] = getattr(runner, f'_{evaluator}')
+    model = runner.model
+    cfg['model'] = model.module if is_model_wrapper(model) else model
     scope = DefaultScope.get_current_instance()
     check_data(dict(cfg, default_scope=scope and scope.scope_name), parts)
 

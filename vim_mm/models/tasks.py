@@ -10,7 +10,8 @@ parameters.
 """
 
 from abc import ABCMeta, abstractmethod
-from typing import Any, Iterable, List, Optional, Sequence, Tuple
+from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
+                    Tuple)
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vim_mm.utils.arguments import check_is_list
+from vim_mm.utils.arguments import check_is_config, check_is_list
 
 
 class TaskHolder(metaclass=ABCMeta):
@@ -183,6 +184,48 @@ def check_task_name(task: str) -> None:
     if not task or '.' in task or taken:
         raise ValueError(f"'{task}' cannot name a task; use a name "
                          'without dots that is no torch method name.')
+
+
+def check_weights(weights: Optional[Mapping[str, float]],
+                  tasks: Sequence[str], what: str) -> Dict[str, float]:
+    """One number for each task, 1 if none are given.
+
+    Args:
+        weights (Mapping[str, float], optional): The numbers.
+        tasks (Sequence[str]): The tasks.
+        what (str): Where they stand, for messages.
+
+    Raises:
+        ValueError: If a task is unknown or missing, or a number is negative.
+    """
+    if weights is None:
+        return dict.fromkeys(tasks, 1.)
+    check_is_config(weights, what)
+    check_same_tasks(weights, tasks, what)
+    for task, weight in weights.items():
+        number = isinstance(weight, (int, float))
+        if not number or not 0 <= weight < float('inf'):
+            raise ValueError(f'`{what}.{task}` is {weight!r}; give a number, '
+                             '0 or more.')
+    return {task: float(weights[task]) for task in tasks}
+
+
+def check_same_tasks(given: Iterable[str], tasks: Sequence[str],
+                     what: str) -> None:
+    """Refuse what names other tasks than the model has, or not all.
+
+    Raises:
+        ValueError: If one is not known, or missing.
+    """
+    given = list(given)
+    for name in given:
+        if name not in tasks:
+            raise ValueError(f"`{what}` names '{name}', but the tasks of the "
+                             f'model are {list(tasks)}.')
+    for name in tasks:
+        if name not in given:
+            raise ValueError(f"`{what}` lacks the task '{name}' of the "
+                             f'model; it names {given}.')
 
 
 # --------------------------------------------------------- idle parameters

@@ -1,9 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
 from argparse import ArgumentParser, ArgumentTypeError
-from typing import Optional, Union
+from typing import Dict, Mapping, Optional, Union
 
 from mmengine.config import Config, DictAction
+from mmengine.registry import Registry
 from yaml import YAMLError
 
 
@@ -78,3 +79,36 @@ def _read(config: str) -> Config:
 def type_name(cfg: dict) -> str:
     """Name of the class that a config names, or holds as lazy ones do."""
     return getattr(cfg['type'], '__name__', cfg['type']).split('.')[-1]
+
+
+def class_of(cfg: dict, registry: Registry) -> Optional[type]:
+    """The class itself, of the config's or the current scope."""
+    if isinstance(cfg['type'], type):
+        return cfg['type']
+    with registry.switch_scope_and_registry(cfg.get('_scope_')) as found:
+        return found.get(cfg['type'])
+
+
+def library_of(cfg: dict, default: Optional[str] = None) -> Optional[str]:
+    """The library of a config's type: by its prefix, class or base.
+
+    Args:
+        cfg (dict): The config.
+        default (str, optional): The scope that applies where it says nothing.
+    """
+    kind = cfg['type']
+    if not isinstance(kind, str):
+        return kind.__module__.partition('.')[0]
+    scope, named, _ = kind.partition('.')
+    return scope if named else cfg.get('_scope_', default)
+
+
+def task_scopes(tasks: Mapping[str, dict],
+                default: Optional[str] = None) -> Dict[str, Optional[str]]:
+    """The library of each task of a multi-task model.
+
+    Args:
+        tasks (Mapping[str, dict]): Configs of the tasks' models.
+        default (str, optional): See :func:`library_of`.
+    """
+    return {name: library_of(cfg, default) for name, cfg in tasks.items()}

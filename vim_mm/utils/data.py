@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from vim_mm.registry import DATASETS
 from .arguments import arguments_of
-from .config import type_name
+from .config import task_scopes, type_name
 
 
 def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
@@ -24,17 +24,32 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
             of a data set or its evaluator is not there; names the option
             that says where to look.
     """
-    scope = cfg.get('default_scope')
     for part in parts:
-        loader = cfg.get(part)
-        if not loader or not isinstance(loader, dict):
-            continue
-        for key, dataset in _datasets(f'{part}.dataset',
-                                      loader['dataset'], scope):
-            if not _downloads(dataset):
-                _check(key, dataset)
-        evaluator = part.replace('dataloader', 'evaluator')
-        _check_evaluator(evaluator, cfg.get(evaluator))
+        for loader, scope, task in _loaders(cfg, part):
+            for key, dataset in _datasets(f'{part}{task}.dataset',
+                                          loader['dataset'], scope):
+                if not _downloads(dataset):
+                    _check(key, dataset)
+        if cfg.get(part) and isinstance(cfg[part], dict):
+            evaluator = part.replace('dataloader', 'evaluator')
+            _check_evaluator(evaluator, cfg.get(evaluator))
+
+
+def _loaders(cfg: Union[Config, dict],
+             part: str) -> Iterator[Tuple[dict, Optional[str], str]]:
+    """Configs of a run's loaders, each with its scope and '.TASK', if any."""
+    loader, scope = cfg.get(part), cfg.get('default_scope')
+    if not isinstance(loader, dict):
+        return
+    if 'dataset' in loader:
+        yield loader, scope, ''
+        return
+    model = cfg.get('model') or {}
+    scopes = getattr(model, 'scopes', None) if not isinstance(
+        model, dict) else task_scopes(model.get('tasks') or {}, scope)
+    for task, own in loader.items():
+        if isinstance(own, dict) and 'dataset' in own:
+            yield own, (scopes or {}).get(task, scope), f'.{task}'
 
 
 def _check(key: str, dataset: dict) -> None:
@@ -82,6 +97,9 @@ def _check_evaluator(key: str, evaluator: Union[dict, list, None]) -> None:
         for index, item in enumerate(evaluator):
             _check_evaluator(f'{key}.{index}', item)
     elif isinstance(evaluator, dict):
+        if 'type' not in evaluator and 'metrics' not in evaluator:
+            for task, item in evaluator.items():
+                _check_evaluator(f'{key}.{task}', item)
         ann = evaluator.get('ann_file')
         if isinstance(ann, str) and _is_missing('', ann):
             raise FileNotFoundError(

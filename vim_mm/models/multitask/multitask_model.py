@@ -1,0 +1,303 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from contextlib import contextmanager, nullcontext
+from copy import copy, deepcopy
+from typing import (Any, Iterable, Iterator, List, Mapping, Optional, Sequence,
+                    Set, Union)
+
+from mmengine.model import BaseModel, ModuleDict
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import arguments_of, check_is_config, check_is_list
+from vim_mm.utils.config import class_of, task_scopes, type_name
+from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
+                     idle, learn_tasks, select_task)
+
+
+@MODELS.register_module()
+class MultiTaskModel(TaskHolder, BaseModel):
+    """Ordinary models of several libraries over one backbone.
+
+    Each task's model is built from its own, unchanged config, whose backbone
+    is left out. One task runs at a time: the one that a batch names, else the
+    selected one.
+
+    Args:
+        backbone (dict): Config of the backbone. If its type takes ``tasks``
+            and it names none, it gets those of the models.
+        tasks (Mapping[str, dict]): Task names and configs of their models.
+        loss_weights (Mapping[str, float], optional): What the losses of each
+            task are multiplied by; 1 for all when None.
+        routing (dict, optional): Config of what reads the routers of the
+            backbone: ``routing.record(backbone)`` is a context that gives
+            what was seen, ``routing.loss(seen, task)`` a dict of losses. They
+            are not multiplied by ``loss_weights``. Defaults to None.
+        task (str, optional): The task to run; the first when None.
+        learn_tasks (Sequence[str], optional): The tasks that learn, in all
+            parts of the model; all when None.
+        data_preprocessor: Not taken; each task's model has its own.
+        init_cfg (dict, optional): mmengine init config. Defaults to None.
+
+    Raises:
+        ValueError: If a name, weight or config does not fit; the sentence
+            names it.
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 tasks: Mapping[str, dict],
+                 loss_weights: Optional[Mapping[str, float]] = None,
+                 routing: Optional[dict] = None,
+                 task: Optional[str] = None,
+                 learn_tasks: Optional[Sequence[str]] = None,
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        check_is_config(tasks, 'model.tasks')
+        if not tasks:
+            raise ValueError('`model.tasks` is empty; name a task and its '
+                             'model.')
+        if data_preprocessor is not None:
+            raise ValueError(
+                'A MultiTaskModel takes no `data_preprocessor`; give each '
+                'task its own, `model.tasks.NAME.data_preprocessor`.')
+        super().__init__(TaskPreprocessor(self), init_cfg)
+        scope = DefaultScope.get_current_instance()
+        self.scopes = task_scopes(tasks, scope and scope.scope_name)
+        self.backbone = MODELS.build(_for_tasks(backbone, list(tasks)))
+        self.models = ModuleDict({
+            name: self._build(name, cfg)
+            for name, cfg in tasks.items()
+        })
+        # what a model keeps frozen itself stays so, whatever learns
+        self._frozen = {
+            name
+            for name, param in self.models.named_parameters()
+            if not param.requires_grad
+        }
+        self.loss_weights = check_weights(loss_weights, self.tasks,
+                                          'model.loss_weights')
+        self.routing = None if routing is None else MODELS.build(routing)
+        self._ran: Set[str] = set()
+        self._prepare(task, learn_tasks)
+
+    def _build(self, name: str, cfg: dict) -> BaseModel:
+        """A task's model, which holds the backbone, but not as a part."""
+        check_task_name(name)
+        if 'loss' in name:
+            raise ValueError(f"'{name}' cannot name a task: what is logged "
+                             "with 'loss' in its name is added to the loss; "
+                             'use another name.')
+        what = f'model.tasks.{name}'
+        check_is_config(cfg, what)
+        cfg = deepcopy(cfg)
+        with self.in_scope(name):
+            kind = class_of(cfg, MODELS)
+            if kind and 'backbone' not in arguments_of(kind):
+                raise ValueError(f'`{what}` is a {type_name(cfg)}, which has '
+                                 'no backbone; give a plain model.')
+            if self.scopes[name] != 'mmpretrain':
+                # elsewhere it names the weights of the backbone
+                cfg.pop('pretrained', None)
+            cfg['backbone'] = dict(type=_itself, module=self.backbone)
+            model = MODELS.build(cfg)
+        model._modules.pop('backbone')
+        return model
+
+    def _prepare(self, task: Optional[str],
+                 learning: Optional[Sequence[str]]) -> None:
+        for name in reversed(self.tasks):  # all parts know all of them
+            select_task(self, name)
+        if task is not None:
+            select_task(self, task)
+        learn_tasks(self, self.tasks if learning is None else learning)
+
+    # --------------------------------------------------------------- tasks
+
+    @property
+    def tasks(self) -> List[str]:
+        """All tasks."""
+        return list(self.models)
+
+    def select_task(self, task: Optional[str]) -> None:
+        """See :meth:`TaskHolder.select_task`."""
+        task = self.tasks[0] if task is None else task
+        check_tasks([task], self.tasks, 'the model')
+        self.task = task
+
+    def learn_tasks(self, tasks: Optional[Sequence[str]] = None) -> None:
+        """See :meth:`TaskHolder.learn_tasks`."""
+        tasks = [self.task] if tasks is None else tasks
+        check_is_list(tasks, 'learn_tasks')
+        check_tasks(tasks, self.tasks, 'the model')
+        self.learning = list(dict.fromkeys(tasks))
+        for name, param in self.models.named_parameters():
+            learns = name.split('.')[0] in self.learning
+            param.requires_grad_(learns and name not in self._frozen)
+
+    def idle(self) -> Iterable[Tensor]:
+        """See :meth:`TaskHolder.idle`; the other models' parameters."""
+        return [
+            param for task in self.learning if task != self.task
+            for param in self.models[task].parameters()
+        ]
+
+    def of(self, task: str) -> BaseModel:
+        """The ordinary model of a task, with the backbone as its part.
+
+        It holds the very tensors of this model.
+
+        Args:
+            task (str): Name of the task.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        check_tasks([task], self.tasks, 'the model')
+        model = copy(self.models[task])
+        model._modules = {'backbone': self.backbone, **model._modules}
+        return model
+
+    @contextmanager
+    def in_scope(self, task: str) -> Iterator[None]:
+        """Within this context bare types are those of a task's library."""
+        with DefaultScope.overwrite_default_scope(self.scopes[task]):
+            yield
+
+    def drop_idle_grads(self) -> None:
+        """Forget the zero gradients of what no task has run since last time.
+
+        An optimizer moves a parameter whose gradient is zero, by weight decay
+        and momentum, but not one that has none. Called before every step.
+        """
+        if not self._ran:
+            return
+        last, left = self.task, None
+        for task in self._ran:
+            select_task(self, task)
+            found = {id(param): param for param in idle(self)}
+            left = found if left is None else {
+                key: param
+                for key, param in left.items() if key in found
+            }
+        select_task(self, last)
+        for param in left.values():
+            param.grad = None
+        self._ran.clear()
+
+    # ------------------------------------------------------------- running
+
+    def forward(self,
+                inputs: Any,
+                data_samples: Optional[list] = None,
+                mode: str = 'tensor',
+                task: Optional[str] = None,
+                **kwargs: Any) -> Any:
+        """What the task's model makes of a batch.
+
+        Args:
+            inputs, data_samples, mode, **kwargs: See the task's model.
+            task (str, optional): The task; the selected one when None.
+
+        Returns:
+            As of the task's model. Losses are weighted and their names begin
+            with the task's, ``det/loss_cls``.
+        """
+        if task is not None:
+            select_task(self, task)
+        task, model = self.task, self.of(self.task)
+        with self.in_scope(task):
+            if mode != 'loss':
+                return model(inputs, data_samples, mode=mode, **kwargs)
+            maps: List[Any] = []
+            with self._record() as seen, _outputs(self.backbone, maps):
+                losses = model(inputs, data_samples, mode=mode, **kwargs)
+        losses = {
+            key: self._weigh(value) if 'loss' in key else value
+            for key, value in losses.items()
+        }
+        if self.routing is not None:
+            losses.update(self.routing.loss(seen, task))
+        self._ran.add(task)
+        losses = {f'{task}/{key}': value for key, value in losses.items()}
+        # maps that only other tasks read
+        return self.with_idle(
+            losses,
+            *(leaf for leaf in tree_leaves(maps) if isinstance(leaf, Tensor)))
+
+    def _record(self) -> Any:
+        if self.routing is None:
+            return nullcontext()
+        return self.routing.record(self.backbone)
+
+    def _weigh(self, loss: Union[Tensor, List[Tensor]]) -> Any:
+        weight = self.loss_weights[self.task]
+        if isinstance(loss, Tensor):
+            return loss * weight
+        return [part * weight for part in loss]
+
+
+class TaskPreprocessor(nn.Module):
+    """Prepares a batch as the model of its task does.
+
+    Args:
+        model (MultiTaskModel): It is no part of this one.
+    """
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        super().__init__()
+        self.__dict__['model'] = model
+
+    def forward(self, data: Any, training: bool = False) -> Any:
+        """Prepare a batch.
+
+        Args:
+            data (dict): A batch; if it names no ``task``, the selected one
+                is meant.
+            training (bool): Whether it is for training. Defaults to False.
+
+        Returns:
+            dict: What the task's preprocessor gives, and the ``task``.
+        """
+        task = self.model.task
+        if isinstance(data, Mapping) and 'task' in data:
+            data = dict(data)
+            task = data.pop('task')
+            check_tasks([task], self.model.tasks, 'the model')
+        data = self.model.models[task].data_preprocessor(data, training)
+        return dict(data, task=task) if isinstance(data, Mapping) else data
+
+
+# ------------------------------------------------------------------ configs
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    """Stands as a type where a module takes the config of a part."""
+    return module
+
+
+@contextmanager
+def _outputs(module: nn.Module, found: List[Any]) -> Iterator[None]:
+    """Within this context the outputs of a module are gathered."""
+    handle = module.register_forward_hook(
+        lambda _, inputs, outputs: found.append(outputs))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _for_tasks(backbone: dict, tasks: List[str]) -> dict:
+    """Config of a backbone that knows the tasks, if its type tells them."""
+    check_is_config(backbone, 'model.backbone')
+    if backbone.get('learn_tasks') is not None:
+        raise ValueError('`model.backbone.learn_tasks` is that of the whole '
+                         'model here; set `model.learn_tasks`.')
+    kind = class_of(backbone, MODELS)
+    if (kind is None or 'tasks' not in arguments_of(kind)
+            or backbone.get('tasks') is not None):
+        return backbone
+    backbone = copy(backbone)
+    backbone['tasks'] = tasks
+    return backbone
