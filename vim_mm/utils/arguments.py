@@ -2,14 +2,18 @@
 """Checks of config arguments; errors are one sentence."""
 
 import inspect
-from typing import Any, Iterable, List, Mapping, Sequence
+from typing import Any, Callable, Iterable, List, Mapping, Sequence
 
 
-def arguments_of(kind: type) -> List[str]:
-    """Names of the arguments of a class, with those it passes on."""
+def arguments_of(kind: Callable) -> List[str]:
+    """Names of the arguments of a class, with those it passes on.
+
+    Of a function, they are its own.
+    """
     names: List[str] = []
-    for cls in kind.__mro__:
-        params = inspect.signature(cls.__init__).parameters.values()
+    for cls in getattr(kind, '__mro__', (kind, )):
+        made = cls.__init__ if isinstance(cls, type) else cls
+        params = inspect.signature(made).parameters.values()
         names += [
             p.name for p in params
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

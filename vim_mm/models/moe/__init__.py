@@ -2,12 +2,12 @@
 from .dispatch import DISPATCHES, Route, segment_mm, sum_rows, take_rows
 from .experts import ExpertGroup, Experts
 from .ffn import Ffn, Moved, find_ffns
+from .freezing import freeze, protect
 from .load_moe import load_moe
 from .moe_file import MoEFile, MoEFileError, read_moe, save_moe
 from .moe_mlp import MoELayer, MoEMlp
 from .routers import Router
-from .surgery import (add_task, extract, freeze, moe_layers, protect, set_k,
-                      tasks_of)
+from .surgery import add_task, extract, moe_layers, set_k, tasks_of
 from .to_moe import add_experts, to_moe
 from .upcycling import Upcycling, start_from_dense
 

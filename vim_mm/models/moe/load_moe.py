@@ -9,6 +9,7 @@ from torch import nn
 from vim_mm.registry import MODELS
 from ..tasks import learn_tasks, select_task
 from . import surgery
+from .freezing import check_train, freeze
 from .moe_file import MoEFile, MoEFileError, read_moe
 
 
@@ -101,7 +102,7 @@ def adapt(trunk: nn.Module,
     Raises:
         ValueError: If an argument does not fit.
     """
-    surgery.check_train(train, experts)
+    check_train(train, experts)
     known = surgery.tasks_of(trunk)
     is_new = task is not None and task not in known
     adds = bool(experts) and experts.get('select', 'new') == 'new'
@@ -129,4 +130,4 @@ def adapt(trunk: nn.Module,
         select_task(trunk, task)
         learn_tasks(trunk, [task])
     if train != 'all' or experts:
-        surgery.freeze(trunk, train, experts, usage)
+        freeze(trunk, train, experts, usage)

@@ -196,7 +196,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
         if header['format'] != FORMAT:
             raise ValueError(f'it has the format {header["format"]!r}, and '
                              f'vim_mm {__version__} reads {FORMAT}')
-        check_config(header['backbone'], 'its config')
+        check_config(dict(header['backbone']), 'its config')
         if _without_sources(header['backbone']) != header['backbone']:
             raise ValueError('its config names weights elsewhere')
         layers = {

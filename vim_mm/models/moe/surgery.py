@@ -2,22 +2,19 @@
 """What can be done to a trained mixture of experts.
 
 Each function takes any model that has layers of experts, and they compose:
-fewer active experts, new tasks and experts, pruning, and training of some
-parts alone. They replace parameters, so call them before an optimizer, a
-data-parallel wrapper and averaged copies are built.
+fewer active experts, new tasks and experts, pruning, and, in
+:mod:`.freezing`, training of some parts alone. They replace parameters, so
+call them before an optimizer, a data-parallel wrapper and averaged copies are
+built.
 """
 
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..tasks import check_tasks
 from .moe_mlp import MoELayer
 
-#: what may learn, or not; ``'shared'`` is all that is no router or expert
-PARTS = ('routers', 'experts', 'shared')
-SELECTS = ('new', 'most', 'least')
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
 
@@ -37,6 +34,11 @@ def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
                          'give a mixture-of-experts trunk, such as '
                          'vim_mm.MoEDaViT.')
     return layers
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model has layers of experts."""
+    return any(isinstance(part, MoELayer) for part in model.modules())
 
 
 def tasks_of(model: nn.Module) -> List[str]:
@@ -86,6 +88,19 @@ def add_task(model: nn.Module,
                          'more.')
     for layer in moe_layers(model).values():
         layer.add_task(task, num_experts, like)
+
+
+def grow(model: nn.Module, task: str, **experts: Any) -> None:
+    """:func:`add_task`, or nothing if no part tells tasks apart.
+
+    Args:
+        model (nn.Module): A backbone; one without experts takes no
+            ``**experts``.
+        task (str): Name of the new task.
+        **experts: See :func:`add_task`.
+    """
+    if experts or has_experts(model):
+        add_task(model, task, **experts)
 
 
 # ---------------------------------------------------------------- pruning
@@ -180,148 +195,3 @@ def usage_of(usage: Optional[Usage], name: str, layer: MoELayer,
                 'anew.')
         found.append(counts.double().cpu())
     return found
-
-
-# ---------------------------------------------------------------- training
-
-
-def freeze(model: nn.Module,
-           train: Union[str, Sequence[str]],
-           experts: Optional[Mapping] = None,
-           usage: Optional[Usage] = None) -> None:
-    """Let some parts of a trunk learn, and no other.
-
-    What is to learn is told by flags of parameters; experts that learn beside
-    frozen ones become groups of their own. Norms with running statistics stay
-    in eval mode if shared parts are frozen. Heads are none of its business:
-    give the backbone alone.
-
-    Args:
-        model (nn.Module): The trunk.
-        train (str | Sequence[str]): ``'all'`` or some of ``'routers'`` (of
-            the tasks that learn), ``'experts'`` and ``'shared'`` (all else).
-        experts (Mapping, optional): Which experts learn in every layer:
-            ``num`` of them, ``select='new'`` (the last ones), ``'most'`` or
-            ``'least'`` used by the running task. All when None.
-        usage (Usage, optional): How often each expert has run, for ``'most'``
-            and ``'least'``.
-
-    Raises:
-        ValueError: If there is no such part or choice, or usage is missing;
-            then nothing has changed.
-    """
-    parts = check_train(train, experts)
-    layers = moe_layers(model)
-    chosen = {
-        name: _choose(name, layer, experts, usage)
-        for name, layer in layers.items()
-    } if experts else {}
-    _set_shared(model, 'shared' in parts)
-    for name, layer in layers.items():
-        layer.routers.requires_grad_(False)
-        layer.experts.requires_grad_(False)
-        if 'routers' in parts:
-            layer.learn_tasks(layer.learning)
-        if 'experts' in parts:
-            _learn_experts(layer, chosen.get(name))
-
-
-def protect(model: nn.Module, tasks: Sequence[str]) -> None:
-    """Freeze everything that some tasks use; what only others use learns.
-
-    Training other tasks then changes no bit of the outputs of these.
-
-    Args:
-        model (nn.Module): The trunk.
-        tasks (Sequence[str]): The tasks.
-
-    Raises:
-        ValueError: If a task is not known; then nothing has changed.
-    """
-    layers = moe_layers(model)
-    for name, layer in layers.items():
-        check_tasks(tasks, layer.tasks, f'`{name}`')
-    _set_shared(model, not tasks)
-    for layer in layers.values():
-        layer.learn_tasks([t for t in layer.tasks if t not in tasks])
-        used = layer.used_by(tasks)
-        for group in layer.experts.groups:
-            group.requires_grad_(group not in used)
-
-
-def check_train(train: Union[str, Sequence[str]],
-                experts: Optional[Mapping] = None) -> List[str]:
-    """The parts that learn.
-
-    Raises:
-        ValueError: If there is no such part or choice of experts.
-    """
-    parts = [train] if isinstance(train, str) else list(train)
-    if parts == ['all']:
-        parts = list(PARTS)
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"`train` names {part!r}; give 'all' or some of "
-                             f'{", ".join(PARTS)}.')
-    if experts is None:
-        return parts
-    num, select = experts.get('num'), experts.get('select', 'new')
-    if experts.keys() - {'num', 'select'} or select not in SELECTS:
-        raise ValueError(f'`experts` is {dict(experts)}; give '
-                         '`dict(num=N, select=…)` with '
-                         f'{", ".join(SELECTS)}.')
-    if not isinstance(num, int) or num < 1:
-        raise ValueError(f'`experts.num` is {num!r}, so no expert would '
-                         "learn; give 1 or more, or leave 'experts' out of "
-                         '`train`.')
-    if 'experts' not in parts:
-        raise ValueError(f'`experts` chooses {num} experts to learn, but '
-                         f"`train` is {train!r}; add 'experts' to it.")
-    return parts
-
-
-def _choose(name: str, layer: MoELayer, experts: Mapping,
-            usage: Optional[Usage]) -> List[int]:
-    num, select = experts['num'], experts.get('select', 'new')
-    known = layer.router.num_experts
-    if num > known:
-        raise ValueError(f'`experts.num` is {num}, but `{name}` has {known} '
-                         f'experts; give 1 to {known}.')
-    if select == 'new':
-        return list(range(known - num, known))
-    counts, = usage_of(usage, name, layer, [layer.task])
-    order = counts.argsort(descending=select == 'most', stable=True)
-    return order[:num].tolist()
-
-
-def _learn_experts(layer: MoELayer, chosen: Optional[List[int]]) -> None:
-    if chosen is not None:
-        layer.experts.split(chosen)
-    start = 0
-    for group in layer.experts.groups:
-        group.requires_grad_(chosen is None or start in chosen)
-        start += len(group)
-
-
-def _set_shared(model: nn.Module, learns: bool) -> None:
-    """Let all but routers and experts learn, or not."""
-    inside = {
-        id(param)
-        for layer in moe_layers(model).values()
-        for part in (layer.routers, layer.experts)
-        for param in part.parameters()
-    }
-    for param in model.parameters():
-        if id(param) not in inside:
-            param.requires_grad_(learns)
-    if not hasattr(model, 'statistics_learn'):
-        model.register_forward_pre_hook(_hold)
-    model.statistics_learn = learns
-
-
-def _hold(trunk: nn.Module, _: tuple) -> None:
-    """Keep the running statistics of norms, whoever has called ``train()``."""
-    if trunk.training and not trunk.statistics_learn:
-        for part in trunk.modules():
-            if isinstance(part, _NormBase):
-                part.eval()

@@ -17,6 +17,7 @@ from .upcycling import Upcycling
 def to_moe(trunk: Union[dict, nn.Module],
            num_experts: int,
            k: int,
+           tasks: Optional[Sequence[str]] = None,
            gate_scale: Union[float, str] = 'auto',
            **kwargs) -> nn.Module:
     """Turn the MLPs of any trunk into experts.
@@ -40,6 +41,8 @@ def to_moe(trunk: Union[dict, nn.Module],
             backbone, which is changed in place.
         num_experts (int): E, in each layer.
         k (int): Experts per token.
+        tasks (Sequence[str], optional): Tasks that get a router in each
+            layer; one router for all when None.
         gate_scale (float | str): What gates are multiplied by; E / k when
             ``'auto'``. Defaults to ``'auto'``.
         **kwargs: See :func:`add_experts`.
@@ -61,6 +64,7 @@ def to_moe(trunk: Union[dict, nn.Module],
         trunk,
         num_experts,
         k,
+        tasks=tasks,
         gate_scale=gate_scale,
         from_trunk=ready,
         **kwargs)
