@@ -9,7 +9,7 @@ from torch import Tensor
 
 from _tiny import TRUNKS, add_modules, fill, vit
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.backbones.recompute import blocks_of
+from vim_mm.models.recompute import blocks_of
 from vim_mm.registry import MODELS
 
 ALL: Dict[str, dict] = dict(

@@ -1,8 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from . import adapters, backbones, fusion, heads, multitask, necks
+from . import adapters, backbones, fusion, heads, moe, multitask, necks
 from .build import build_model
 
 __all__ = [
-    'adapters', 'backbones', 'build_model', 'fusion', 'heads', 'multitask',
-    'necks'
+    'adapters', 'backbones', 'build_model', 'fusion', 'heads', 'moe',
+    'multitask', 'necks'
 ]

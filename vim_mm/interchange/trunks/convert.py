@@ -15,6 +15,7 @@ from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.version import __version__
 from .clip import CLIP, CLIP_GELU
+from .davit import TIMM_DAVIT
 from .dinov2 import DINOV2
 from .efficientnet_lite import EFFICIENTNET_LITE0
 from .family import Family, StateDict
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     'clip-gelu': CLIP_GELU,
     'dinov2': DINOV2,
     'timm-vit': TIMM_VIT,
+    'timm-davit': TIMM_DAVIT,
     'vit': VIT,
     'mmpretrain': MMPRETRAIN,
     'vim-release': VIM_RELEASE,

@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
-import re
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import as_tokens, tokens_like
+from ..patterns import match_names
 
 if TYPE_CHECKING:
     from .plan import Pass
@@ -27,6 +27,8 @@ DEFAULT_SLOTS: Dict[str, str] = {
     'VisionTransformer':
     rf'layers\.\d+\.(attn|ffn)|{_TIMM}|{_TORCHVISION_VIT}',
     'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
+    'DaViT':
+    r'stages\.\d+\.blocks\.\d+\.(spatial|channel)_block\.(attn|ffn)',
     'ConvNeXt': rf'stages\.\d+\.\d+|{_TIMM}|features\.[1357]\.\d+',
     'ResNet': r'layer\d+\.\d+',
     'EfficientNet': rf'{_TIMM}|features\.[1-7]\.\d+',
@@ -43,6 +45,9 @@ DEFAULT_LINEAR_SLOTS: Dict[str, str] = {
     r'layers\.\d+\.attn\.(qkv|proj)|blocks\.\d+\.attn\.(qkv|proj)|'
     rf'{_TORCHVISION_VIT}\.[03]',
     'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.(qkv|proj)',
+    'DaViT':
+    r'stages\.\d+\.blocks\.\d+\.(spatial_block\.attn\.w_msa|'
+    r'channel_block\.attn)\.(qkv|proj)',
     'ConvNeXt':
     r'stages\.\d+\.\d+\.pointwise_conv\d|'
     r'stages\.\d+\.blocks\.\d+\.mlp\.fc\d|features\.[1357]\.\d+\.block\.[35]',
@@ -248,19 +253,5 @@ def match_slots(trunk: nn.Module,
             f'No default slots are known for {type(trunk).__name__}; give '
             'ViMBackbone a `slots` pattern over its submodule names, known '
             f'are {sorted(defaults)}.')
-    try:
-        fits = re.compile(pattern).fullmatch
-    except (re.error, TypeError) as error:
-        raise ValueError(f'The slot pattern {pattern!r} is no regular '
-                         f'expression: {error}.') from error
-    matched = [n for n, _ in trunk.named_modules() if fits(n)]
     # an outer submodule of a nested match would add its delta twice
-    names = [
-        n for n in matched if not any(m.startswith(n + '.') for m in matched)
-    ]
-    if not names:
-        some = [n for n, _ in trunk.named_modules() if n.count('.') == 2][:6]
-        raise ValueError(
-            f'The slot pattern {pattern!r} matches no submodule of '
-            f'{type(trunk).__name__}; names look like {some}.')
-    return names
+    return match_names(trunk, pattern, 'slot')

@@ -13,7 +13,7 @@ from _recompute import (ALL, backbone_of, check, count_calls, gradients,
                         loss_of, one_pass, pictures, side_of)
 from _tiny import build_backbone, fill, vit
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.backbones.recompute import Recompute, blocks_of
+from vim_mm.models.recompute import Recompute, blocks_of
 
 
 @pytest.mark.parametrize('kind', ALL)

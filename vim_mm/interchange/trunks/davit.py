@@ -1,0 +1,74 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""DaViT as timm publishes it, for ``vim_mm.MoEDaViT`` and its dense twin."""
+
+import re
+
+from mmengine.logging import print_log
+
+from .family import Family, StateDict
+from .sources import ConversionError
+
+__all__ = ['TIMM_DAVIT']
+
+# no tensor tells the number of heads; all sizes have heads of 32
+HEAD_DIMS = 32
+_HALF = r'^stages\.(\d+)\.blocks\.(\d+)\.'
+#: names of timm to those of mmpretrain, one after the other
+_NAMES = (
+    (r'^stem\.conv\.', 'patch_embed.projection.'),
+    (r'^stem\.', 'patch_embed.'),
+    (_HALF + r'0\.attn\.', r'stages.\1.blocks.\2.spatial_block.attn.w_msa.'),
+    (_HALF + r'0\.', r'stages.\1.blocks.\2.spatial_block.'),
+    (_HALF + r'1\.', r'stages.\1.blocks.\2.channel_block.'),
+    (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),
+    (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
+    (r'\.downsample\.conv\.', '.downsample.projection.'),
+    (r'^head\.norm\.', 'norm3.'),
+)
+
+
+def convert(state: StateDict) -> StateDict:
+    """Tensors of timm's network to those of ``vim_mm.MoEDaViT``."""
+    if 'stem.conv.weight' not in state:
+        raise ConversionError(
+            "its layout is unknown: no key 'stem.conv.weight' (timm), but "
+            f"{len(state)} keys such as '{next(iter(state))}'; name the "
+            'family that the file belongs to')
+    kept = {k: v for k, v in state.items() if not k.startswith('head.fc.')}
+    print_log(
+        f'left out the classifier ({len(state) - len(kept)} tensors)',
+        logger='current')
+    return {_rename(key): tensor for key, tensor in kept.items()}
+
+
+def _rename(key: str) -> str:
+    for pattern, name in _NAMES:
+        key = re.sub(pattern, name, key)
+    # timm has a stage begin with the down-sampling that ends the one before
+    return re.sub(r'^stages\.(\d+)\.downsample',
+                  lambda m: f'stages.{int(m[1]) - 1}.downsample', key)
+
+
+def backbone(state: StateDict) -> dict:
+    """Config of the dense ``vim_mm.MoEDaViT`` for given tensors."""
+    depths: list[set] = [set() for _ in range(4)]
+    for key in state:
+        if block := re.match(r'stages\.(\d)\.blocks\.(\d+)\.', key):
+            depths[int(block[1])].add(block[2])
+    dims = state['patch_embed.projection.weight'].shape[0]
+    arch = dict(
+        embed_dims=dims,
+        depths=[len(blocks) for blocks in depths],
+        num_heads=[dims * 2**i // HEAD_DIMS for i in range(4)])
+    return dict(
+        type='vim_mm.MoEDaViT',
+        arch=arch,
+        moe=None,
+        norm_cfg=dict(type='LN'),
+        out_indices=(3, ))
+
+
+TIMM_DAVIT = Family(
+    convert=convert,
+    backbone=backbone,
+    licence='that of the weights: Apache-2.0 for those of ImageNet-1k')
