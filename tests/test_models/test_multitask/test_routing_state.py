@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from _multitask import TASKS as KINDS
-from _multitask import build, multitask_cfg, resnet
 from _routing import DIMS, TASKS, bound, run, tokens, trunk
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_state_dict
 from torch import nn
 
+from _multitask import TASKS as KINDS
+from _multitask import build, multitask_cfg, resnet
 from _tiny import same, snapshot
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.registry import MODELS

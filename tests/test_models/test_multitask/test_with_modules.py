@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from _multitask import TASKS, build
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
+from _multitask import TASKS, build
 from _tiny import DIMS, SIZE, fusion_neck, model_cfg, same, snapshot
 
 WEIGHED = dict(cls=['a', 'b'], det=['b'], seg=['a', 'c'])
@@ -92,7 +92,6 @@ def test_all_tasks_learn_at_once(tmp_path: Path, parts: dict) -> None:
 
 def test_modules_of_idle_tasks_are_not_moved(parts: dict) -> None:
     from _multitask import TaskPictures
-
     from vim_mm.registry import MODELS
     model = MODELS.build(with_modules(parts))
     model.train()

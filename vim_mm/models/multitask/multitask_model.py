@@ -213,7 +213,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
             ValueError: If there is no such task.
         """
         check_tasks([task], self.tasks, 'the model')
-        model = copy(self.models[task])
+        model = copy(_inner(self.models[task]))
+        model.__dict__.pop('backbone', None)
         model._modules = {'backbone': self.backbone, **model._modules}
         return model
 
@@ -264,7 +265,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
         """
         if task is not None:
             select_task(self, task)
-        task, model = self.task, self.of(self.task)
+        task, model = self.task, self.models[self.task]
+        # not as its part, and anew: wrappers put others in its place
+        _inner(model).__dict__['backbone'] = self.backbone
         with self.in_scope(task):
             if mode != 'loss':
                 return model(inputs, data_samples, mode=mode, **kwargs)
@@ -294,6 +297,12 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if isinstance(loss, Tensor):
             return loss * weight
         return [part * weight for part in loss]
+
+
+def _inner(model: nn.Module) -> BaseModel:
+    """A task's model itself, where a strategy has wrapped it."""
+    return next(part for part in model.modules()
+                if isinstance(part, BaseModel))
 
 
 # ------------------------------------------------------------------ configs
