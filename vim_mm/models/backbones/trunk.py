@@ -70,7 +70,7 @@ def _build(cfg: dict) -> nn.Module:
                          '`model.backbone.trunk`.') from error
     if source:
         load_trunk_weights(trunk, source['checkpoint'], source.get('prefix'))
-    elif not is_meta(trunk):
+    elif not is_meta(trunk) and not getattr(trunk, 'is_init', False):
         if not innermost(cfg).get('pretrained'):
             print_log(
                 f'The trunk {cfg.get("type")} is given no weights '
