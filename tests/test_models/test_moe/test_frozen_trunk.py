@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from _moe import layers_of
 from _recompute import check, one_pass
-from _tiny import (SCOPES, SIZE, TRUNKS, add_modules, build_backbone,
-                   build_model, fill, fusion_neck, model_cfg, same, snapshot,
-                   vit)
+from _tiny import (ARCH, PATCH, SCOPES, SIZE, TRUNKS, add_modules,
+                   build_backbone, build_model, fill, fusion_neck, model_cfg,
+                   same, snapshot, vit)
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.bake import bake
 from vim_mm.models.backbones import match_slots
@@ -39,6 +39,15 @@ TRUNKS_OF_EXPERTS: Dict[str, tuple] = dict(
     swin=(moe(TRUNKS['swin']),
           ['stages.0.blocks.0.attn', 'stages.0.blocks.0.ffn']),
     convnext=(moe(TRUNKS['convnext']), ['stages.0.0', 'stages.1.0']),
+    moe_vit=(dict(
+        type='vim_mm.MoEVisionTransformer',
+        arch=ARCH,
+        img_size=SIZE,
+        patch_size=PATCH,
+        attn=dict(num_experts=6, k=2),
+        mlp=dict(num_experts=4, k=2),
+        out_indices=[0, 1, 2],
+        tasks=TASKS), ['layers.0.attn', 'layers.0.ffn']),
     davit=(dict(
         type='vim_mm.MoEDaViT',
         arch=dict(
@@ -53,7 +62,7 @@ KINDS = list(TRUNKS_OF_EXPERTS)
 
 
 def side_of(kind: str) -> int:
-    return 56 if kind == 'vit' else 64
+    return 56 if kind in ('vit', 'moe_vit') else 64
 
 
 def images(kind: str) -> Tensor:
@@ -134,7 +143,7 @@ def test_blocks_run_again(kind: str) -> None:
     check(backbone.train(), one_pass)
 
 
-@pytest.mark.parametrize('kind', ['vit', 'davit'])
+@pytest.mark.parametrize('kind', ['vit', 'moe_vit', 'davit'])
 def test_autocast(kind: str) -> None:
     """Plans and casts that are kept give what autocast gives."""
     backbone = backbone_of(kind, new_module='new').eval()
@@ -147,7 +156,9 @@ def test_autocast(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'kind', ['vit', pytest.param('davit', marks=pytest.mark.slow)])
+    'kind',
+    ['vit', *(pytest.param(k, marks=pytest.mark.slow)
+              for k in ('moe_vit', 'davit'))])
 def test_one_compiled_graph(kind: str) -> None:
     torch._dynamo.reset()
     backbone = backbone_of(kind, new_module='new').train()

@@ -49,6 +49,11 @@ class Route(NamedTuple):
         ends = torch.searchsorted(experts, every, right=True, out_int32=True)
         return cls(experts, order, inverse, ends, index.size(1))
 
+    @property
+    def by_token(self) -> 'Route':
+        """The way of sorted rows to the order of tokens, a row each."""
+        return self._replace(order=self.inverse, inverse=self.order, k=1)
+
 
 # Row r belongs to token n and weighs gate g. These three are the derivatives
 # of the sum of all g <x_n, y_r>, and each one's gradient consists of the other
