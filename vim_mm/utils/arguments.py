@@ -2,14 +2,20 @@
 """Checks of config arguments; errors are one sentence."""
 
 import inspect
-from typing import Any, Iterable, List, Mapping, Sequence
+from typing import Any, Callable, Iterable, List, Mapping, Sequence
 
 
-def arguments_of(kind: type) -> List[str]:
-    """Names of the arguments of a class, with those it passes on."""
+def arguments_of(kind: Callable) -> List[str]:
+    """Names of the arguments of a class, with those it passes on.
+
+    Functions that build something, as a registry may hold, have some, too.
+    """
     names: List[str] = []
-    for cls in kind.__mro__:
-        params = inspect.signature(cls.__init__).parameters.values()
+    makers = [kind]
+    if isinstance(kind, type):
+        makers = [cls.__init__ for cls in kind.__mro__]
+    for maker in makers:
+        params = inspect.signature(maker).parameters.values()
         names += [
             p.name for p in params
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from itertools import groupby
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -169,11 +170,11 @@ class Experts(BaseModule):
             like (Sequence[int], optional): Which experts they start as copies
                 of; fresh ones when None.
         """
-        if like is not None:
-            group = self.gathered(like)
-        else:
+        if like is None:
             group = ExpertGroup(num, self.dims, self.hidden)
             group.to(self.groups[0].w1)
+        else:
+            group = self.gathered(like)
         group.train(self.training).requires_grad_(True)
         self.groups.append(group)
 
@@ -187,14 +188,30 @@ class Experts(BaseModule):
                 param.copy_(value)
         return whole.part(index)
 
-    def regroup(self, sizes: Sequence[int]) -> None:
-        """Cut the stored experts, in their order, into other groups."""
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        groups = [
-            self.gathered(range(end - size, end))
-            for size, end in zip(sizes, ends)
-        ]
+    def split(self, index: Sequence[int]) -> None:
+        """Let these experts and the others be in groups of their own.
+
+        Groups are cut where need be, and none are joined; their order stays.
+
+        Args:
+            index (Sequence[int]): Some of the experts.
+        """
+        chosen, groups, start = set(index), [], 0
+        for group in self.groups:
+            runs = [
+                list(run) for _, run in groupby(
+                    range(len(group)), lambda i: start + i in chosen)
+            ]
+            groups += [group] if len(runs) == 1 else map(group.part, runs)
+            start += len(group)
         self.groups = nn.ModuleList(groups)
+
+    def resize(self, sizes: Sequence[int]) -> None:
+        """Hold fresh groups of these sizes, for weights to be loaded."""
+        first = self.groups[0].w1
+        self.groups = nn.ModuleList(
+            ExpertGroup(size, self.dims, self.hidden) for size in sizes)
+        self.groups.to(first).train(self.training)
 
     def keep(self, index: Sequence[int]) -> None:
         """Drop all experts but these; groups stay apart."""
