@@ -13,6 +13,7 @@ from _tiny import same, snapshot
 from vim_mm.models.multitask import MutualInformation, mutual_information_loss
 from vim_mm.models.tasks import select_task
 
+
 def slow_information(rows: List[Tensor]) -> Tensor:
     """I(T;E) from its definition, term by term; rows are P(E|T)."""
     joint = [row / len(rows) for row in rows]

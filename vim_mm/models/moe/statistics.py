@@ -88,12 +88,13 @@ class Row(nn.Module):
         early = 1 - 1 / count  # the mean of all so far: nothing is biased
         late = early.clamp(max=momentum)
         share = torch.where(count > start, late, early)
-        for buffer, value, keep in (
-            (self.mean, mean, share),
-            (self.usage, usage, early.clamp(max=usage_momentum))):
-            value = torch.lerp(value.to(buffer), buffer, keep)
+        updates = [(self.mean, torch.lerp(mean, self.mean, share)),
+                   (self.usage,
+                    torch.lerp(usage, self.usage,
+                               early.clamp(max=usage_momentum))),
+                   (self.count, count)]
+        for buffer, value in updates:
             buffer.copy_(torch.where(valid, value, buffer))
-        self.count.copy_(torch.where(valid, count, self.count))
 
 
 class RoutingStatistics(BaseModule):
