@@ -8,16 +8,14 @@ from typing import Any, Callable, Iterable, List, Mapping, Sequence
 def arguments_of(kind: Callable) -> List[str]:
     """Names of the arguments of a class, with those it passes on.
 
-    Args:
-        kind (Callable): The class; a function that stands as a type is as
-            good.
+    Functions that build something, as a registry may hold, have some, too.
     """
     names: List[str] = []
-    builds = [kind]
-    if inspect.isclass(kind):
-        builds = [cls.__init__ for cls in kind.__mro__]
-    for build in builds:
-        params = inspect.signature(build).parameters.values()
+    makers = [kind]
+    if isinstance(kind, type):
+        makers = [cls.__init__ for cls in kind.__mro__]
+    for maker in makers:
+        params = inspect.signature(maker).parameters.values()
         names += [
             p.name for p in params
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

@@ -97,14 +97,20 @@ def test_tasks_that_do_not_learn() -> None:
     moe.eval()(torch.randn(3, DIMS))
 
 
-@pytest.mark.parametrize('sizes', [[1, 5], [2, 1, 3], [1] * 6])
-def test_groups_change_no_bit(sizes: List[int]) -> None:
+@pytest.mark.parametrize('index, sizes', [([0], [1, 5]), ([2], [2, 1, 3]),
+                                          ([0, 2, 4], [1] * 6), ([], [6]),
+                                          ([4, 5], [4, 2])])
+def test_groups_change_no_bit(index: List[int], sizes: List[int]) -> None:
     moe = layer()
     x = torch.randn(30, DIMS)
     expected = moe(x)
-    moe.experts.regroup(sizes)
+    moe.experts.split(index)
     assert [len(group) for group in moe.experts.groups] == sizes
     assert torch.equal(moe(x), expected)
+    # groups are never joined, and none is made anew without need
+    before = list(moe.experts.groups)
+    moe.experts.split(index)
+    assert list(moe.experts.groups) == before
 
 
 def test_dropped_experts_that_nobody_chose() -> None:

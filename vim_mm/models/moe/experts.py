@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from itertools import groupby
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -142,15 +143,12 @@ class Experts(BaseModule):
                 b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         grouped = self.dispatch != 'loop'
         route = Route.of(index, len(w1))
-        # biases by products with one-hot rows: exact, and no scattering sum
-        # in the backward pass
-        own = F.one_hot(route.experts, len(w1)).to(x.dtype)
-        h = segment_mm(
-            take_rows(x, route), w1.transpose(1, 2), route.ends, grouped)
-        h = self.act(torch.addmm(h, own, b1))
-        h = h * gates.flatten()[route.order, None]
-        y = segment_mm(h, w2.transpose(1, 2), route.ends, grouped)
-        return torch.addmm(sum_rows(y, route), scatter(gates, index, b2), b2)
+        h = self.act(
+            segment_mm(
+                take_rows(x, route), w1.transpose(1, 2), route.ends, grouped,
+                b1))
+        y = segment_mm(h, w2.transpose(1, 2), route.ends, grouped, b2)
+        return sum_rows(y, route, gates)
 
     def _dense(self, x: Tensor, gates: Tensor, index: Tensor, w1: Tensor,
                b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -170,11 +168,11 @@ class Experts(BaseModule):
             like (Sequence[int], optional): Which experts they start as copies
                 of; fresh ones when None.
         """
-        if like is not None:
-            group = self.gathered(like)
-        else:
+        if like is None:
             group = ExpertGroup(num, self.dims, self.hidden)
             group.to(self.groups[0].w1)
+        else:
+            group = self.gathered(like)
         group.train(self.training).requires_grad_(True)
         self.groups.append(group)
 
@@ -188,14 +186,30 @@ class Experts(BaseModule):
                 param.copy_(value)
         return whole.part(index)
 
-    def regroup(self, sizes: Sequence[int]) -> None:
-        """Cut the stored experts, in their order, into other groups."""
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        groups = [
-            self.gathered(range(end - size, end))
-            for size, end in zip(sizes, ends)
-        ]
+    def split(self, index: Sequence[int]) -> None:
+        """Let these experts and the others be in groups of their own.
+
+        Groups are cut where need be, and none are joined; their order stays.
+
+        Args:
+            index (Sequence[int]): Some of the experts.
+        """
+        chosen, groups, start = set(index), [], 0
+        for group in self.groups:
+            runs = [
+                list(run) for _, run in groupby(
+                    range(len(group)), lambda i: start + i in chosen)
+            ]
+            groups += [group] if len(runs) == 1 else map(group.part, runs)
+            start += len(group)
         self.groups = nn.ModuleList(groups)
+
+    def resize(self, sizes: Sequence[int]) -> None:
+        """Hold fresh groups of these sizes, for weights to be loaded."""
+        first = self.groups[0].w1
+        self.groups = nn.ModuleList(
+            ExpertGroup(size, self.dims, self.hidden) for size in sizes)
+        self.groups.to(first).train(self.training)
 
     def keep(self, index: Sequence[int]) -> None:
         """Drop all experts but these; groups stay apart."""

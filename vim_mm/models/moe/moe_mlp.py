@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from itertools import chain
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from mmengine.model import BaseModule
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from ..tasks import TaskHolder, check_task_name, check_tasks
 from .experts import Experts
 from .routers import Router
+from .structure import Structure, fit_state, structure_in
 
 #: the one router of a layer that does not tell tasks apart
 ALL_TASKS = 'all'
@@ -14,6 +16,8 @@ ALL_TASKS = 'all'
 
 class MoELayer(TaskHolder, BaseModule):
     """A layer of experts with one router per task.
+
+    Subclasses set ``experts``.
 
     Args:
         dims (int): Width C of tokens.
@@ -30,6 +34,8 @@ class MoELayer(TaskHolder, BaseModule):
         ValueError: If more experts are to run than there are, or a name fits
             no task.
     """
+
+    experts: Experts
 
     def __init__(self,
                  dims: int,
@@ -59,6 +65,11 @@ class MoELayer(TaskHolder, BaseModule):
         return list(self.routers)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter learns."""
+        return not any(param.requires_grad for param in self.parameters())
+
+    @property
     def router(self) -> Router:
         """The router that runs."""
         return self.routers[self.task]
@@ -78,14 +89,32 @@ class MoELayer(TaskHolder, BaseModule):
             router.requires_grad_(task in tasks)
 
     def idle(self) -> Iterable[Tensor]:
-        """See :meth:`TaskHolder.idle`; the other tasks' routers."""
+        """Other tasks' routers, and experts that came after this task."""
+        routers = [
+            router for task, router in self.routers.items()
+            if task != self.task
+        ]
+        later = self.experts.groups[len(self.used_by([self.task])):]
         return [
-            param for task, router in self.routers.items()
-            if task != self.task for param in router.parameters()
+            param for part in (*routers, *later) for param in part.parameters()
         ]
 
-    def add_router(self, task: str, width: int) -> None:
-        """A router for one more task, which learns.
+    # ---------------------------------------------------------- structure
+
+    def add_task(self,
+                 task: str,
+                 num_experts: int = 0,
+                 like: Optional[str] = None) -> None:
+        """A new router, which learns, and experts that earlier tasks ignore.
+
+        The outputs of the other tasks stay the same, bit for bit.
+
+        Args:
+            task (str): Its name.
+            num_experts (int): How many new experts. Defaults to 0.
+            like (str, optional): The task whose router it starts as a copy
+                of; new experts then start as copies of its first ones. All
+                start afresh when None.
 
         Raises:
             ValueError: If there is such a task, or the name fits none.
@@ -94,16 +123,109 @@ class MoELayer(TaskHolder, BaseModule):
         if task in self.routers:
             raise ValueError(f"There is a task '{task}' already; give "
                              'another name.')
+        if like is not None:
+            check_tasks([like], self.tasks, type(self).__name__)
+        if num_experts:
+            known = len(self.experts) if like is None \
+                else self.routers[like].num_experts
+            copied = [i % known for i in range(num_experts)]
+            self.experts.add(num_experts, None if like is None else copied)
+        width = len(self.experts)
         old = self.router
-        router = Router(self.dims, width, old.kind)
-        weight = next(old.parameters())
-        self.routers[task] = router.to(weight).train(self.training)
+        router = Router(self.dims, width, old.kind) if like is None \
+            else self.routers[like].like(width)
+        router.to(next(old.parameters())).train(self.training)
+        self.routers[task] = router
         self.learning = [*self.learning, task]
+
+    def keep_tasks(self, tasks: Sequence[str]) -> None:
+        """Drop the routers of all tasks but these; the first one runs.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        check_tasks(tasks, self.tasks, type(self).__name__)
+        for task in set(self.tasks) - set(tasks):
+            del self.routers[task]
+        self.learning = [task for task in self.learning if task in tasks]
+        self.select_task(None)
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Drop all stored experts but these.
+
+        Routers keep their width and their softmax, so outputs stay the same,
+        bit for bit, where no dropped expert is chosen.
+
+        Args:
+            index (Sequence[int]): The experts to keep, in ascending order.
+
+        Raises:
+            ValueError: If fewer than ``k`` would be left to a task.
+        """
+        kept = {
+            task: [i for i in index if i < router.num_experts]
+            for task, router in self.routers.items()
+        }
+        for task, left in kept.items():
+            if len(left) < self.k:
+                raise ValueError(
+                    f"Task '{task}' runs {self.k} experts per token, but "
+                    f'only {len(left)} would be left; keep more, or lower k.')
+        for task, left in kept.items():
+            self.routers[task].keep(left)
+        self.experts.keep(index)
+
+    @property
+    def structure(self) -> Structure:
+        """Its experts and routers."""
+        named = chain(self.named_parameters(), self.named_buffers())
+        return structure_in({name: value.shape for name, value in named})
+
+    def restructure(self, structure: Structure,
+                    tasks: Sequence[str]) -> None:
+        """Be as a file says, with fresh weights for it to be loaded.
+
+        Args:
+            structure (Structure): Which routers and experts to have.
+            tasks (Sequence[str]): The tasks of its routers, in order.
+
+        Raises:
+            ValueError: If a router would choose from experts that there are
+                not.
+        """
+        for task, shape in structure.routers.items():
+            check_task_name(task)
+            if not 1 <= shape.num_experts <= structure.num_experts:
+                raise ValueError(
+                    f"The router of task '{task}' chooses from "
+                    f'{shape.num_experts} experts, but {structure.num_experts}'
+                    ' are stored; write the file again.')
+        first = next(self.parameters())
+        self.experts.resize(structure.groups)
+        shapes = {task: structure.routers[task] for task in tasks}
+        self.routers = nn.ModuleDict({
+            task: Router(self.dims, shape.width, shape.kind,
+                         None if shape.kept is None else range(shape.kept))
+            for task, shape in shapes.items()
+        })
+        self.routers.to(first).train(self.training)
+        self.learning = self.tasks
+        self.select_task(None)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args) -> None:
+        fit_state(self.structure, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def used_by(self, tasks: Iterable[str]) -> List[nn.Module]:
+        """The groups of experts that these tasks may choose from."""
+        return self.experts.first(
+            max((self.routers[task].num_experts for task in tasks), default=0))
 
     # --------------------------------------------------------------- pass
 
-    def set_k(self, k: int) -> None:
-        """Run ``k`` experts per token from now on.
+    def check_k(self, k: int) -> None:
+        """Refuse a ``k`` that some router cannot choose.
 
         Raises:
             ValueError: If a router has fewer to choose from.
@@ -112,6 +234,10 @@ class MoELayer(TaskHolder, BaseModule):
         if not 1 <= k <= fewest:
             raise ValueError(f'`k` is {k}, but there are {fewest} experts to '
                              f'choose from; give 1 to {fewest}.')
+
+    def set_k(self, k: int) -> None:
+        """Run ``k`` experts per token from now on; see :meth:`check_k`."""
+        self.check_k(k)
         self.k = k
 
     def choose(self,
@@ -159,47 +285,6 @@ class MoEMlp(MoELayer):
                  dispatch: str = 'auto') -> None:
         super().__init__(dims, num_experts, k, tasks, router, gate_scale)
         self.experts = Experts(dims, hidden, [num_experts], act_cfg, dispatch)
-
-    def idle(self) -> Iterable[Tensor]:
-        """Other tasks' routers, and experts that came after this task."""
-        used = self.experts.first(self.router.num_experts)
-        unused = self.experts.groups[len(used):]
-        return [*super().idle(), *unused.parameters()]
-
-    def add_task(self, task: str, num_experts: int = 0) -> None:
-        """A new router, and experts that only later tasks know.
-
-        The outputs of the other tasks stay the same, bit for bit.
-
-        Args:
-            task (str): Its name.
-            num_experts (int): How many new experts. Defaults to 0.
-        """
-        if num_experts:
-            self.experts.add(num_experts)
-        self.add_router(task, len(self.experts))
-
-    def keep(self, index: Sequence[int]) -> None:
-        """Drop all stored experts but these.
-
-        Routers keep their width and their softmax, so outputs stay the same,
-        bit for bit, where no dropped expert is chosen.
-
-        Args:
-            index (Sequence[int]): The experts to keep, in ascending order.
-
-        Raises:
-            ValueError: If fewer than ``k`` would be left.
-        """
-        for task, router in self.routers.items():
-            left = [i for i in index if i < router.num_experts]
-            if len(left) < self.k:
-                raise ValueError(
-                    f"Task '{task}' runs {self.k} experts per token, but "
-                    f'only {len(left)} would be left; keep more, or lower k.')
-        for router in self.routers.values():
-            router.keep([i for i in index if i < router.num_experts])
-        self.experts.keep(index)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the task's experts.

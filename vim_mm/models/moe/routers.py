@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -37,7 +37,7 @@ class Router(BaseModule):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"`router` is {kind!r}; give 'linear' or 'mlp'.")
-        self.width = width
+        self.dims, self.width = dims, width
         if kind == 'linear':
             self.net = nn.Linear(dims, width, bias=False)
         else:
@@ -83,8 +83,44 @@ class Router(BaseModule):
 
     def keep(self, index: Sequence[int]) -> None:
         """Choose from these of its stored experts only."""
+        if len(index) == self.num_experts:
+            return
         columns = self.columns
         if columns is None:
             columns = torch.arange(
                 self.width, device=next(self.parameters()).device)
         self.columns = columns[list(index)]
+
+    def like(self, num_experts: int) -> 'Router':
+        """A copy that chooses from more experts.
+
+        Of those that it did not know, the first is as likely as the first it
+        did, and so on.
+
+        Args:
+            num_experts (int): How many it is to choose from, at least as many
+                as this one.
+        """
+        known = torch.arange(self.width) if self.columns is None \
+            else self.columns.cpu()
+        new = num_experts - len(known)
+        rows = known[torch.arange(new) % len(known)]
+        columns = torch.cat([known, torch.arange(new) + self.width])
+        router = Router(
+            self.dims, self.width + new, self.kind,
+            None if self.columns is None else columns)
+        weight = next(self.parameters())
+        router.to(weight)
+        state = self.net.state_dict()
+        for key in _of_last_layer(self.net):
+            state[key] = torch.cat([state[key], state[key][rows]])
+        router.net.load_state_dict(state)
+        return router
+
+
+def _of_last_layer(net: nn.Module) -> List[str]:
+    """Names of the parameters that have a row for each expert."""
+    layer = '' if isinstance(net, nn.Linear) else f'{len(net) - 1}.'
+    return [
+        name for name, _ in net.named_parameters() if name.startswith(layer)
+    ]

@@ -93,8 +93,6 @@ class Upcycling:
                 self._fill(layer, state_dict, f'{prefix}{name}.',
                            f'{prefix}{second}.', generator)
                 started += 1
-            else:
-                _check_structure(layer, state_dict, prefix, name)
         if started:
             noise = f', with noise of {self.perturb}' if self.perturb else ''
             print_log(
@@ -103,12 +101,11 @@ class Upcycling:
                 'stay as they are.',
                 logger='current')
 
-    def from_layers(self, trunk: nn.Module, layers: Mapping[str, MoEMlp],
+    def from_layers(self, layers: Mapping[str, MoEMlp],
                     dense: Mapping[str, nn.Module]) -> None:
         """Fill experts from linear layers, as from a file of them.
 
         Args:
-            trunk (nn.Module): The trunk with the experts.
             layers (Mapping): The layers of experts by name.
             dense (Mapping): The linear layers whose place they took, by name.
         """
@@ -156,35 +153,6 @@ class Upcycling:
                 state[f'{first}experts.groups.{index}.{key}'] = \
                     value[start:end]
             start = end
-
-
-def _check_structure(layer: MoELayer, state: Mapping[str, Tensor],
-                     prefix: str, name: str) -> None:
-    """Refuse experts of another structure than the trunk's.
-
-    Raises:
-        ValueError: If those of the file have one.
-    """
-    whole = f'{prefix}{name}.'
-    theirs = {
-        key[len(whole):]: tuple(value.shape)
-        for key, value in state.items() if key.startswith(whole)
-    }
-    mine = {k: tuple(v.shape) for k, v in layer.state_dict().items()}
-    experts = {k for k in {*theirs, *mine} if k.startswith('experts.')}
-    differ = [
-        key for key in sorted(theirs.keys() & mine.keys() | experts)
-        if theirs.get(key) != mine.get(key)
-    ]
-    if not theirs or not differ:
-        return
-    key = differ[0]
-    raise ValueError(
-        f"The experts of '{name}' have another structure in the file than in "
-        f"this trunk ('{key}' is {theirs.get(key, 'absent')} there and "
-        f'{mine.get(key, "absent")} here), as pruned or extended ones have; '
-        "build the trunk with the file's own structure: "
-        "`trunk=dict(type='vim_mm.load_moe', checkpoint=...)`.")
 
 
 def start_from_dense(trunk: nn.Module,

@@ -12,8 +12,11 @@ from torch.utils._pytree import tree_leaves
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import arguments_of, check_is_config, check_is_list
 from vim_mm.utils.config import class_of, task_scopes, type_name
+from ..moe.freezing import protect
+from ..moe.surgery import grow
 from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
                      idle, learn_tasks, select_task)
+from .task_preprocessor import TaskPreprocessor
 
 
 @MODELS.register_module()
@@ -36,6 +39,10 @@ class MultiTaskModel(TaskHolder, BaseModel):
         task (str, optional): The task to run; the first when None.
         learn_tasks (Sequence[str], optional): The tasks that learn, in all
             parts of the model; all when None.
+        new_tasks (Mapping[str, dict], optional): Those of ``tasks`` that came
+            after the backbone was trained, in order, each with the arguments
+            of :func:`add_task` for its layers of experts. Tasks that do not
+            learn then forget nothing, see :meth:`add_task`. Defaults to None.
         data_preprocessor: Not taken; each task's model has its own.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
@@ -51,6 +58,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
                  routing: Optional[dict] = None,
                  task: Optional[str] = None,
                  learn_tasks: Optional[Sequence[str]] = None,
+                 new_tasks: Optional[Mapping[str, dict]] = None,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         check_is_config(tasks, 'model.tasks')
@@ -64,17 +72,18 @@ class MultiTaskModel(TaskHolder, BaseModel):
         super().__init__(TaskPreprocessor(self), init_cfg)
         scope = DefaultScope.get_current_instance()
         self.scopes = task_scopes(tasks, scope and scope.scope_name)
-        self.backbone = MODELS.build(_for_tasks(backbone, list(tasks)))
-        self.models = ModuleDict({
-            name: self._build(name, cfg)
-            for name, cfg in tasks.items()
-        })
+        new_tasks = new_tasks or {}
+        check_tasks(new_tasks, list(tasks), '`model.tasks`')
+        self.backbone = MODELS.build(
+            _for_tasks(backbone, [t for t in tasks if t not in new_tasks]))
+        self.protects = bool(new_tasks)
+        for name, added in new_tasks.items():
+            grow(self.backbone, name, **added)
+        self.models = ModuleDict()
         # what a model keeps frozen itself stays so, whatever learns
-        self._frozen = {
-            name
-            for name, param in self.models.named_parameters()
-            if not param.requires_grad
-        }
+        self._frozen: Set[str] = set()
+        for name, cfg in tasks.items():
+            self._add_model(name, cfg)
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
         self.routing = None if routing is None else MODELS.build(routing)
@@ -106,6 +115,14 @@ class MultiTaskModel(TaskHolder, BaseModel):
         model._modules.pop('backbone')
         return model
 
+    def _add_model(self, name: str, cfg: dict) -> None:
+        self.models[name] = self._build(name, cfg)
+        self._frozen |= {
+            f'{name}.{key}'
+            for key, param in self.models[name].named_parameters()
+            if not param.requires_grad
+        }
+
     def _prepare(self, task: Optional[str],
                  learning: Optional[Sequence[str]]) -> None:
         for name in reversed(self.tasks):  # all parts know all of them
@@ -136,6 +153,46 @@ class MultiTaskModel(TaskHolder, BaseModel):
         for name, param in self.models.named_parameters():
             learns = name.split('.')[0] in self.learning
             param.requires_grad_(learns and name not in self._frozen)
+        if self.protects:
+            others = [task for task in self.tasks if task not in tasks]
+            protect(self.backbone, others)
+
+    def add_task(self,
+                 task: str,
+                 model: dict,
+                 loss_weight: float = 1.,
+                 **experts: Any) -> None:
+        """Add a task, which then learns and runs alone.
+
+        From now on everything that tasks which do not learn use is frozen:
+        shared layers, their experts, their routers. Their outputs stay the
+        same, bit for bit, whatever the optimizer. Call it before optimizers,
+        averaged copies and wrappers are built.
+
+        Args:
+            task (str): Its name.
+            model (dict): Config of its model, as in ``tasks``.
+            loss_weight (float): What its losses are multiplied by. Defaults
+                to 1.
+            **experts: See :func:`add_task` of layers of experts:
+                ``num_experts``, ``like``.
+
+        Raises:
+            ValueError: If there is such a task, or a config does not fit.
+        """
+        if task in self.tasks:
+            raise ValueError(f"There is a task '{task}' already; give another "
+                             'name.')
+        scope = DefaultScope.get_current_instance()
+        self.scopes.update(
+            task_scopes({task: model}, scope and scope.scope_name))
+        weights = check_weights({task: loss_weight}, [task], 'loss_weight')
+        self._add_model(task, model)
+        grow(self.backbone, task, **experts)
+        self.loss_weights.update(weights)
+        self.protects = True
+        select_task(self, task)
+        learn_tasks(self, [task])
 
     def idle(self) -> Iterable[Tensor]:
         """See :meth:`TaskHolder.idle`; the other models' parameters."""
@@ -237,37 +294,6 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if isinstance(loss, Tensor):
             return loss * weight
         return [part * weight for part in loss]
-
-
-class TaskPreprocessor(nn.Module):
-    """Prepares a batch as the model of its task does.
-
-    Args:
-        model (MultiTaskModel): It is no part of this one.
-    """
-
-    def __init__(self, model: MultiTaskModel) -> None:
-        super().__init__()
-        self.__dict__['model'] = model
-
-    def forward(self, data: Any, training: bool = False) -> Any:
-        """Prepare a batch.
-
-        Args:
-            data (dict): A batch; if it names no ``task``, the selected one
-                is meant.
-            training (bool): Whether it is for training. Defaults to False.
-
-        Returns:
-            dict: What the task's preprocessor gives, and the ``task``.
-        """
-        task = self.model.task
-        if isinstance(data, Mapping) and 'task' in data:
-            data = dict(data)
-            task = data.pop('task')
-            check_tasks([task], self.model.tasks, 'the model')
-        data = self.model.models[task].data_preprocessor(data, training)
-        return dict(data, task=task) if isinstance(data, Mapping) else data
 
 
 # ------------------------------------------------------------------ configs

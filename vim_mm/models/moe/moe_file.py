@@ -1,0 +1,298 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""One file with a mixture-of-experts trunk of any structure.
+
+A moe file is a safetensors file of the trunk's tensors. Its header holds the
+config of the trunk as it was first built, the tasks and ``k`` of each layer,
+and how often experts ran. How many experts and routers there are is told by
+the tensors themselves, see :mod:`.structure`.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+import torch
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import WEIGHT_INITIALIZERS as INITIALIZERS
+from mmengine.registry import DefaultScope, Registry
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from vim_mm.utils.files import write_atomic
+from vim_mm.utils.kinds import KINDS
+from vim_mm.version import __version__
+from .structure import Structure, structure_in
+from .surgery import Usage, moe_layers
+
+FORMAT = 1
+_KEY = 'moe'
+#: weights come from the file; nothing else is to be fetched
+_SOURCES = ('init_cfg', 'pretrained', 'weights', 'checkpoint')
+
+
+class MoEFileError(ValueError):
+    """A moe file that cannot be used."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a moe file says of a layer of experts.
+
+    Attributes:
+        structure (Structure): Its experts and routers.
+        tasks (list[str]): The tasks of the routers, in order.
+        k (int): Experts per token.
+        gate_scale (float): What gates are multiplied by.
+    """
+    structure: Structure
+    tasks: List[str]
+    k: int
+    gate_scale: float
+
+
+@dataclass(frozen=True)
+class MoEFile:
+    """The header of a moe file.
+
+    Attributes:
+        path (str): Where it is.
+        backbone (dict): Config of the trunk as it was first built.
+        layers (dict[str, LayerInfo]): By their names in the trunk.
+        usage (dict): How often experts ran, by layer and task.
+        num_params (int): Number of floating values.
+    """
+    path: str
+    backbone: Dict[str, Any]
+    layers: Dict[str, LayerInfo]
+    usage: Dict[str, Dict[str, Tensor]]
+    num_params: int
+
+    @property
+    def tasks(self) -> List[str]:
+        """The tasks that have a router in some layer."""
+        return list(
+            dict.fromkeys(task for layer in self.layers.values()
+                          for task in layer.tasks))
+
+    def tensors(self) -> Dict[str, Tensor]:
+        """The trunk's tensors, on the CPU."""
+        with _opened(self.path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+
+
+# ------------------------------------------------------------------ writing
+
+
+def save_moe(backbone: nn.Module,
+             config: Mapping,
+             path: Union[str, Path],
+             usage: Optional[Usage] = None) -> None:
+    """Write a trunk and its structure into one file.
+
+    To leave tasks or experts out, extract them first, see :func:`extract`.
+
+    Args:
+        backbone (nn.Module): The trunk.
+        config (Mapping): Its config, as in a model; one of ``load_moe`` stands
+            for what its file was first built from. What names weights is left
+            out.
+        path (str | Path): The file, whose name ends in ``.safetensors``.
+        usage (Usage, optional): How often experts ran.
+
+    Raises:
+        ValueError: If the trunk has no layer of experts, or the config is not
+            made of plain values and names of registered types.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
+                           'does not.')
+    layers = moe_layers(backbone)
+    header = dict(
+        format=FORMAT,
+        vim_mm_version=__version__,
+        backbone=_first_config(config),
+        layers={
+            name:
+            dict(tasks=layer.tasks, k=layer.k, gate_scale=layer.gate_scale)
+            for name, layer in layers.items()
+        },
+        usage={
+            name: {
+                task: counts.tolist()
+                for task, counts in usage[name].items() if task in layer.tasks
+            }
+            for name, layer in layers.items() if name in (usage or {})
+        })
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in backbone.state_dict().items()
+    }
+    data = save(tensors, dict(format='pt', moe=json.dumps(header)))
+    write_atomic(path, data)
+
+
+def _first_config(config: Mapping) -> dict:
+    """Config that a trunk of this kind is built from, without weights."""
+    kind = str(config.get('type'))
+    if kind.split('.')[-1] == 'load_moe':
+        return read_moe(config['checkpoint']).backbone
+    config = _without_sources(config)
+    scope = DefaultScope.get_current_instance()
+    if scope is not None:
+        config.setdefault('_scope_', scope.scope_name)
+    check_config(config, 'The config of the backbone')
+    return config
+
+
+def _without_sources(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {
+            key: _without_sources(value)
+            for key, value in config.items() if key not in _SOURCES
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_sources(value) for value in config]
+    return config
+
+
+# ------------------------------------------------------------------ reading
+
+
+def read_moe(path: Union[str, Path]) -> MoEFile:
+    """Read and check the header of a moe file.
+
+    Args:
+        path (str | Path): The file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        MoEFileError: If it is damaged, or no moe file.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'There is no moe file {path}; check the path '
+                                'or write it (`tools/moe.py extract`).')
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(_KEY)
+        shapes = {
+            name: file.get_slice(name).get_shape()
+            for name in file.keys()
+        }
+        sizes = [
+            file.get_slice(name).get_dtype().startswith(('F', 'BF'))
+            for name in file.keys()
+        ]
+    if text is None:
+        raise MoEFileError(f'{path} is no moe file: it does not say how its '
+                           'trunk is built; write one with `tools/moe.py '
+                           'extract`.')
+    try:
+        header = json.loads(text)
+        if header['format'] != FORMAT:
+            raise ValueError(f'it has the format {header["format"]!r}, and '
+                             f'vim_mm {__version__} reads {FORMAT}')
+        check_config(dict(header['backbone']), 'its config')
+        if _without_sources(header['backbone']) != header['backbone']:
+            raise ValueError('its config names weights elsewhere')
+        layers = {
+            name: _layer(info, shapes, name)
+            for name, info in header['layers'].items()
+        }
+        usage = {
+            name: {
+                task: torch.tensor(counts, dtype=torch.double)
+                for task, counts in tasks.items()
+            }
+            for name, tasks in header['usage'].items()
+        }
+    except (AttributeError, KeyError, RecursionError, TypeError,
+            ValueError) as error:
+        said = error if isinstance(error, ValueError) else repr(error)
+        raise MoEFileError(f'{path} cannot be used: {str(said).rstrip(".")}; '
+                           'get or write it again.') from error
+    num = sum(
+        torch.Size(shape).numel()
+        for shape, floating in zip(shapes.values(), sizes) if floating)
+    return MoEFile(path, header['backbone'], layers, usage, num)
+
+
+def _opened(path: str) -> Any:
+    try:
+        return safe_open(path, 'pt')
+    except (SafetensorError, OSError) as error:
+        raise MoEFileError(f'{path} is truncated or no safetensors file '
+                           f'({error}); get or write it again.') from error
+
+
+def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],
+           name: str) -> LayerInfo:
+    structure = structure_in(shapes, f'{name}.')
+    tasks = list(info['tasks'])
+    if set(tasks) != structure.routers.keys() or not structure.groups:
+        raise ValueError(f"its tensors of '{name}' have the routers "
+                         f'{sorted(structure.routers)} and '
+                         f'{structure.num_experts} experts, and its header '
+                         f'names {tasks}')
+    k, scale = info['k'], info['gate_scale']
+    if type(k) is not int or not isinstance(scale, (int, float)):
+        raise ValueError(f"'{name}' has k {k!r} and gate_scale {scale!r}")
+    return LayerInfo(structure, tasks, k, scale)
+
+
+# ------------------------------------------------------------------- safety
+
+
+def check_config(config: Any, who: str) -> None:
+    """Refuse what is no plain value or names a type that is not registered.
+
+    mmengine imports and calls whatever a dotted name of an unregistered type
+    leads to.
+
+    Raises:
+        MoEFileError: Names the first such value.
+    """
+    if isinstance(config, Mapping):
+        kind = config.get('type')
+        if kind is not None and not (isinstance(kind, str)
+                                     and is_registered(kind)):
+            raise MoEFileError(f'{who} names the type {kind!r}, which no '
+                               'library registers')
+        scope = config.get('_scope_')
+        if scope is not None and scope not in _scopes(ROOT):
+            raise MoEFileError(f'{who} names the scope {scope!r}, which no '
+                               'library has')
+        for key, value in config.items():
+            if not isinstance(key, str):
+                raise MoEFileError(f'{who} has the key {key!r}; keys are '
+                                   'names')
+            check_config(value, who)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            check_config(value, who)
+    elif not isinstance(config, (str, int, float, bool, type(None))):
+        raise MoEFileError(f'{who} has the value {config!r}; give plain '
+                           'values')
+
+
+def is_registered(kind: str) -> bool:
+    """Whether a type's name, with or without scope, is one of a registry."""
+    scope, dot, name = kind.rpartition('.')
+    for root in (ROOT, INITIALIZERS):
+        for key, registry in _scopes(root).items():
+            if dot and key != scope:
+                continue
+            registry.import_from_location()
+            if name in registry.module_dict:
+                return True
+    return False
+
+
+def _scopes(root: Registry) -> Dict[str, Registry]:
+    for kind in KINDS.values():  # registries are known once imported
+        import_module(f'{kind.scope}.registry')
+    return {root.scope: root, **root.children}

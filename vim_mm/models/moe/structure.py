@@ -1,0 +1,166 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""How many experts and routers a layer has, as the names of tensors tell it.
+
+The same function reads it off a layer, a checkpoint and a file's header, so
+that a pruned or extended layer needs no description of its own.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Dict, List, Mapping, MutableMapping, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+_EXPERTS = re.compile(r'(experts\.groups)\.(\d+)\.(\w+)')
+_LAST = {'net.weight': 'linear', 'net.2.weight': 'mlp'}
+
+
+@dataclass(frozen=True)
+class RouterShape:
+    """Of one task's router.
+
+    Attributes:
+        kind (str): See :class:`Router`.
+        width (int): How many experts it tells apart.
+        kept (int, optional): How many of them are stored, if it was pruned.
+    """
+    kind: str
+    width: int
+    kept: Optional[int] = None
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts it chooses from."""
+        return self.width if self.kept is None else self.kept
+
+    def __str__(self) -> str:
+        return f'{self.num_experts} of {self.width} experts'
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Of one layer.
+
+    Attributes:
+        groups (list[int]): Number of experts in each group.
+        routers (dict[str, RouterShape]): By task.
+    """
+    groups: List[int]
+    routers: Dict[str, RouterShape]
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts are stored."""
+        return sum(self.groups)
+
+
+def structure_in(shapes: Mapping[str, Sequence[int]],
+                 prefix: str = '') -> Structure:
+    """What the names and shapes of tensors say of one layer.
+
+    Args:
+        shapes (Mapping[str, Sequence[int]]): The tensors' shapes by name.
+        prefix (str): What the layer's names begin with.
+
+    Raises:
+        ValueError: If they cannot be those of a layer of experts.
+    """
+    groups: Dict[int, int] = {}
+    kinds, widths, kept = {}, {}, {}
+    for name, shape in shapes.items():
+        if not name.startswith(prefix):
+            continue
+        name = name[len(prefix):]
+        match = _EXPERTS.match(name)
+        if match:
+            groups.setdefault(int(match[2]), shape[0])
+        elif name.startswith('routers.'):
+            task, _, name = name[len('routers.'):].partition('.')
+            if name in _LAST:
+                kinds[task], widths[task] = _LAST[name], shape[0]
+            elif name == 'columns':
+                kept[task] = shape[0]
+    if sorted(groups) != list(range(len(groups))) or kept.keys() - widths:
+        raise ValueError(f"The tensors '{prefix}…' are not those of a layer "
+                         'of experts; get the file again.')
+    return Structure(
+        groups=[groups[i] for i in range(len(groups))],
+        routers={
+            task: RouterShape(kinds[task], widths[task], kept.get(task))
+            for task in widths
+        })
+
+
+def fit_state(own: Structure, state: MutableMapping[str, Tensor],
+              prefix: str) -> None:
+    """Cut a checkpoint's experts, in place, into a layer's groups.
+
+    It may lack what the layer has at its end: new experts and routers.
+
+    Args:
+        own (Structure): Of the layer.
+        state (MutableMapping[str, Tensor]): The checkpoint's tensors.
+        prefix (str): What the layer's names begin with.
+
+    Raises:
+        ValueError: If the layer was pruned and the checkpoint was not, or the
+            reverse, or they differ otherwise.
+    """
+    mine = {
+        name: value
+        for name, value in state.items() if name.startswith(prefix)
+    }
+    stored = structure_in({n: v.shape for n, v in mine.items()}, prefix)
+    if not stored.groups:
+        return
+    _check(own, stored, prefix.rstrip('.'))
+    if stored.groups == own.groups[:len(stored.groups)]:
+        return
+    whole: Dict[str, Dict[int, Tensor]] = {}
+    for name in mine:
+        match = _EXPERTS.fullmatch(name[len(prefix):])
+        if match:
+            parts = whole.setdefault(match[3], {})
+            parts[int(match[2])] = state.pop(name)
+    for name, parts in whole.items():
+        tensor = torch.cat([parts[i] for i in sorted(parts)])
+        for i, (start, end) in enumerate(_spans(own.groups)):
+            if end <= len(tensor):
+                state[f'{prefix}experts.groups.{i}.{name}'] = tensor[start:end]
+
+
+def _spans(sizes: Sequence[int]) -> List[tuple]:
+    ends = list(accumulate(sizes))
+    return list(zip([0, *ends], ends))
+
+
+def _check(own: Structure, stored: Structure, layer: str) -> None:
+    for task in own.routers.keys() & stored.routers.keys():
+        mine, theirs = own.routers[task], stored.routers[task]
+        if mine.kind != theirs.kind:
+            raise ValueError(
+                f"`{layer}` has {mine.kind} routers and the checkpoint "
+                f"{theirs.kind} ones; set `router='{theirs.kind}'`.")
+        if mine != theirs:
+            _refuse(layer, f"the router of task '{task}' chooses from {mine}",
+                    f"the checkpoint's from {theirs}", mine.num_experts
+                    > theirs.num_experts)
+    ends = [end for _, end in _spans(own.groups)]
+    mine, theirs = own.num_experts, stored.num_experts
+    if theirs not in ends:
+        _refuse(layer, f'there are {mine} experts', f'{theirs} in the '
+                'checkpoint', mine > theirs)
+
+
+def _refuse(layer: str, mine: str, theirs: str, lacks: bool) -> None:
+    if lacks:
+        raise ValueError(
+            f'In `{layer}` {mine}, {theirs}, which was pruned or trained '
+            "before new ones came; build the trunk as its file says, "
+            "`dict(type='vim_mm.load_moe', checkpoint=…)`.")
+    raise ValueError(
+        f'In `{layer}` {mine}, {theirs}: this model is pruned or lacks new '
+        'ones; load a checkpoint of this very model, or extract it anew from '
+        'the full one (`tools/moe.py extract`).')

@@ -1,0 +1,197 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What can be done to a trained mixture of experts.
+
+Each function takes any model that has layers of experts, and they compose:
+fewer active experts, new tasks and experts, pruning, and, in
+:mod:`.freezing`, training of some parts alone. They replace parameters, so
+call them before an optimizer, a data-parallel wrapper and averaged copies are
+built.
+"""
+
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+
+from torch import Tensor, nn
+
+from ..tasks import check_tasks
+from .moe_mlp import MoELayer
+
+#: by layer and task, how often each expert that the task knows has run
+Usage = Mapping[str, Mapping[str, Tensor]]
+
+
+def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
+    """The layers of experts of a model, by their names in it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layers = {
+        name: part
+        for name, part in model.named_modules() if isinstance(part, MoELayer)
+    }
+    if not layers:
+        raise ValueError(f'{type(model).__name__} has no layer of experts; '
+                         'give a mixture-of-experts trunk, such as '
+                         'vim_mm.MoEDaViT.')
+    return layers
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model has layers of experts."""
+    return any(isinstance(part, MoELayer) for part in model.modules())
+
+
+def tasks_of(model: nn.Module) -> List[str]:
+    """The tasks that have a router in some layer."""
+    return list(
+        dict.fromkeys(
+            task for layer in moe_layers(model).values()
+            for task in layer.tasks))
+
+
+def set_k(model: nn.Module, k: int) -> None:
+    """Run ``k`` experts per token in every layer.
+
+    Raises:
+        ValueError: If a layer has fewer; then nothing has changed.
+    """
+    layers = moe_layers(model)
+    for layer in layers.values():
+        layer.check_k(k)
+    for layer in layers.values():
+        layer.set_k(k)
+
+
+def add_task(model: nn.Module,
+             task: str,
+             num_experts: int = 0,
+             like: Optional[str] = None) -> None:
+    """Give every layer a router for one more task, which learns.
+
+    The outputs of the other tasks stay the same, bit for bit, and stay so in
+    training if what they use is frozen, see :func:`protect`.
+
+    Args:
+        model (nn.Module): The model.
+        task (str): Name of the new task.
+        num_experts (int): Number of new experts in every layer, which only
+            this task and later ones know. Defaults to 0.
+        like (str, optional): The task that it starts as; new experts then
+            start as copies. Everything new starts afresh when None.
+
+    Raises:
+        ValueError: If there is such a task, no task ``like``, or the number
+            is negative.
+    """
+    if num_experts < 0:
+        raise ValueError(f'{num_experts} new experts are asked for; give 0 or '
+                         'more.')
+    for layer in moe_layers(model).values():
+        layer.add_task(task, num_experts, like)
+
+
+def grow(model: nn.Module, task: str, **experts: Any) -> None:
+    """:func:`add_task`, or nothing if no part tells tasks apart.
+
+    Args:
+        model (nn.Module): A backbone; one without experts takes no
+            ``**experts``.
+        task (str): Name of the new task.
+        **experts: See :func:`add_task`.
+    """
+    if experts or has_experts(model):
+        add_task(model, task, **experts)
+
+
+# ---------------------------------------------------------------- pruning
+
+
+def extract(model: nn.Module,
+            tasks: Sequence[str],
+            usage: Optional[Usage] = None,
+            threshold: Optional[float] = None) -> Usage:
+    """Reduce a trunk to what some of its tasks need, in place.
+
+    Routers of other tasks go, and experts that only those know. With a
+    threshold an expert stays if one of the tasks uses it in more than
+    ``threshold / k`` percent of cases, or if it is among the ``k`` most used.
+    Outputs stay the same, bit for bit, for tokens that choose none of the
+    dropped experts.
+
+    Args:
+        model (nn.Module): The trunk.
+        tasks (Sequence[str]): The tasks to keep.
+        usage (Usage, optional): How often each expert has run, in any unit.
+        threshold (float, optional): In percent, the paper's is 3; all experts
+            stay when None.
+
+    Returns:
+        Usage: Of the experts that are left.
+
+    Raises:
+        ValueError: If a task is not known, or usage is needed and missing;
+            then nothing has changed.
+    """
+    layers = moe_layers(model)
+    kept = {}
+    for name, layer in layers.items():
+        check_tasks(tasks, layer.tasks, f'`{name}`')
+        # what no other task than the dropped ones knows goes, too
+        kept[name] = list(
+            range(max(layer.routers[t].num_experts for t in tasks)))
+        if threshold is not None:
+            found = usage_of(usage, name, layer, tasks)
+            kept[name] = kept_experts(found, threshold, layer.k)
+    left = {}
+    for name, layer in layers.items():
+        layer.keep_tasks(tasks)
+        layer.keep(kept[name])
+        left[name] = {
+            task: counts[[i for i in kept[name] if i < len(counts)]]
+            for task, counts in ((usage or {}).get(name) or {}).items()
+            if task in tasks
+        }
+    return left
+
+
+def kept_experts(usage: Iterable[Tensor], threshold: float,
+                 k: int) -> List[int]:
+    """Which experts of a layer pruning leaves.
+
+    Args:
+        usage (Iterable[Tensor]): Of each task to keep, how often each expert
+            that it knows has run.
+        threshold (float): See :func:`extract`.
+        k (int): Experts per token.
+    """
+    kept = set()
+    for counts in usage:
+        percent = 100 * counts / counts.sum()
+        kept |= set((percent > threshold / k).nonzero().flatten().tolist())
+        kept |= set(counts.topk(k).indices.tolist())
+    return sorted(kept)
+
+
+def usage_of(usage: Optional[Usage], name: str, layer: MoELayer,
+             tasks: Sequence[str]) -> List[Tensor]:
+    """How often each expert of a layer has run for each of some tasks.
+
+    Raises:
+        ValueError: If that is not known, or belongs to another structure.
+    """
+    found = []
+    for task in tasks:
+        counts = ((usage or {}).get(name) or {}).get(task)
+        if counts is None or not counts.sum() > 0:
+            raise ValueError(
+                f"How often task '{task}' uses the experts of `{name}` is not "
+                'known; measure it (`tools/moe.py extract` does), or give a '
+                'file that says so.')
+        experts = layer.routers[task].num_experts
+        if len(counts) != experts:
+            raise ValueError(
+                f"The usage of task '{task}' in `{name}` is that of "
+                f'{len(counts)} experts, but it has {experts}; measure it '
+                'anew.')
+        found.append(counts.double().cpu())
+    return found
