@@ -7,7 +7,8 @@ from mmengine.runner import Runner
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.moe.collapse import LayerState, complaints, layer_state
-from vim_mm.models.moe.statistics import Routing, RoutingStatistics, moe_layers
+from vim_mm.models.moe.statistics import Routing, RoutingStatistics
+from vim_mm.models.moe.surgery import moe_layers
 from vim_mm.registry import HOOKS
 
 #: where a checkpoint keeps statistics of a model that has none itself
@@ -68,7 +69,7 @@ class RoutingLogHook(Hook):
         """Find the model's statistics, or make some.
 
         Raises:
-            ValueError: If the model has no MoE layer.
+            ValueError: If the model has no layer of experts.
         """
         model = unwrap(runner.model)
         self._backbone = getattr(model, 'backbone', model)
@@ -76,11 +77,7 @@ class RoutingLogHook(Hook):
             part for part in model.modules()
             if isinstance(part, RoutingStatistics)
         ]
-        if not moe_layers(self._backbone):
-            raise ValueError(
-                'RoutingLogHook reads the routers of MoE layers, but '
-                f'{type(self._backbone).__name__} has none; drop the hook, or '
-                'take a backbone with experts.')
+        moe_layers(self._backbone)  # there are some
         self.is_own = not found
         if self.is_own:
             found = [RoutingStatistics()]

@@ -124,16 +124,16 @@ def complaints(states: Mapping[str, LayerState],
     if bad:
         worst = states[bad[0]]
         found.append(
-            f'Routing has collapsed in {len(bad)} of {len(states)} MoE layers '
-            f"(in '{bad[0]}' as few as {worst.spread:.1f} of {worst.experts} "
-            f'experts share the work, and each token runs {worst.k}); give '
-            'the loss of mutual information more weight, or routers a smaller '
-            'learning rate.')
+            f'Routing has collapsed in {len(bad)} of {len(states)} layers of '
+            f"experts (in '{bad[0]}' as few as {worst.spread:.1f} of "
+            f'{worst.experts} share the work, and each token runs {worst.k}); '
+            'give the loss of mutual information more weight, or routers a '
+            'smaller learning rate.')
     bad = [name for name, state in states.items() if state.has_copies]
     if bad:
         worst = states[bad[0]]
         found.append(
             f'Experts are copies of each other in {len(bad)} of {len(states)} '
-            f"MoE layers (in '{bad[0]}' {worst.copies} of {worst.experts}); "
+            f"layers (in '{bad[0]}' {worst.copies} of {worst.experts}); "
             'perturb them where they start from a dense layer.')
     return found
