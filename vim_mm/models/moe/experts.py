@@ -23,6 +23,7 @@ class ExpertGroup(nn.Module):
 
     def __init__(self, num: int, dims: int, hidden: int) -> None:
         super().__init__()
+        self.num = num
         self.w1 = nn.Parameter(torch.empty(num, hidden, dims))
         self.b1 = nn.Parameter(torch.empty(num, hidden))
         self.w2 = nn.Parameter(torch.empty(num, dims, hidden))
@@ -30,7 +31,7 @@ class ExpertGroup(nn.Module):
         self.reset_parameters()
 
     def __len__(self) -> int:
-        return len(self.w1)
+        return self.num
 
     def reset_parameters(self) -> None:
         """Start like dense layers do: truncated normal, biases zero."""
@@ -67,8 +68,9 @@ class Experts(BaseModule):
         dispatch (str): ``'loop'`` over experts, ``'grouped'`` (torch's
             ``grouped_mm`` where it takes the operands, else the loop),
             ``'dense'`` (all experts on all tokens, as one wide MLP; the graph
-            does not depend on the tokens) or ``'auto'``. Exporters get
-            ``'dense'`` whatever is asked for. Defaults to ``'auto'``.
+            does not depend on the tokens) or ``'auto'``. Exporters and tracers
+            get ``'dense'`` whatever is asked for, lest they drop the experts
+            that their example does not visit. Defaults to ``'auto'``.
 
     Raises:
         ValueError: If there is no such dispatch.
@@ -138,7 +140,7 @@ class Experts(BaseModule):
         gates = gates.to(x.dtype)
         with exact(x.device.type):
             if self.dispatch == 'dense' or torch.compiler.is_exporting() \
-                    or torch.onnx.is_in_onnx_export():
+                    or torch.jit.is_tracing():
                 return self._dense(x, gates, index, w1, b1, w2, b2, between)
             return self._sorted(x, gates, index, w1, b1, w2, b2, between)
 
@@ -163,7 +165,7 @@ class Experts(BaseModule):
                between: Optional[Callable]) -> Tensor:
         every = scatter(gates, index, b2)  # zero where not chosen
         h = self.act(F.linear(x, w1.flatten(0, 1), b1.flatten()))
-        h = h.unflatten(1, (len(w1), -1))
+        h = h.unflatten(1, (-1, self.hidden))
         h = (h if between is None else between(h)) * every.unsqueeze(2)
         y = F.linear(h.flatten(1), w2.transpose(0, 1).flatten(1))
         return torch.addmm(y, every, b2)
@@ -234,4 +236,5 @@ class Experts(BaseModule):
 
 def scatter(gates: Tensor, index: Tensor, like: Tensor) -> Tensor:
     """(N, k) gates in their experts' columns, zero elsewhere: (N, E)."""
-    return gates.new_zeros(len(gates), len(like)).scatter(1, index, gates)
+    columns = gates.new_zeros(gates.size(0), like.size(0))
+    return columns.scatter(1, index, gates)

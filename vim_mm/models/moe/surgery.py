@@ -17,18 +17,25 @@ from .moe_mlp import MoELayer
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
+#: what wrappers of parts put into names
+_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.',
+             '_orig_mod.')
 
 
 def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
     """The layers of experts of a model, by their names in it.
 
+    Wrappers of its parts (FSDP, compilers) do not show in names.
+
     Raises:
         ValueError: If there is none.
     """
-    layers = {
-        name: part
-        for name, part in model.named_modules() if isinstance(part, MoELayer)
-    }
+    layers = {}
+    for name, part in model.named_modules():
+        if isinstance(part, MoELayer):
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, '')
+            layers[name] = part
     if not layers:
         raise ValueError(f'{type(model).__name__} has no layer of experts; '
                          'give a mixture-of-experts trunk, such as '

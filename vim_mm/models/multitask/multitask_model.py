@@ -189,6 +189,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         weights = check_weights({task: loss_weight}, [task], 'loss_weight')
         self._add_model(task, model)
         grow(self.backbone, task, **experts)
+        if self.routing is not None:
+            self.routing.bind(self.backbone, self.tasks)
         self.loss_weights.update(weights)
         self.protects = True
         select_task(self, task)
