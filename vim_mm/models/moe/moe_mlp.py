@@ -5,7 +5,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..tasks import TaskHolder, check_task_name, check_tasks
+from ..tasks import TaskHolder, check_task_name, check_tasks, let_learn
 from .experts import Experts
 from .routers import Router
 from .structure import Structure, fit_state, structure_in
@@ -81,7 +81,7 @@ class MoELayer(TaskHolder, BaseModule):
         check_tasks(tasks, self.tasks, type(self).__name__)
         self.learning = tasks
         for task, router in self.routers.items():
-            router.requires_grad_(task in tasks)
+            let_learn(router.parameters(), task in tasks)
 
     def idle(self) -> Iterable[Tensor]:
         """Other tasks' routers, and experts that came after this task."""
