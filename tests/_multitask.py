@@ -13,13 +13,25 @@ from mmengine.runner import Runner
 from _tiny import DIMS, SCOPES, Pictures, model_cfg
 from vim_mm.registry import DATASETS
 
-CLASSES = dict(
-    cls=('red', 'white'), det=('square', ), seg=('noise', 'square'))
+CLASSES = dict(cls=('red', 'white'), det=('square', ), seg=('noise', 'square'))
 METRICS = dict(
     cls=dict(type='Accuracy'),
     det=dict(type='VOCMetric', eval_mode='area'),
     seg=dict(type='IoUMetric'))
 TASKS = list(SCOPES)
+
+#: no scalar parameters, which mmpretrain's Lamb does not take
+RETINA = dict(
+    type='RetinaHead',
+    num_classes=1,
+    in_channels=8,
+    feat_channels=8,
+    stacked_convs=1,
+    anchor_generator=dict(
+        type='AnchorGenerator',
+        scales=[2, 3],
+        ratios=[1.],
+        strides=[8, 16, 32]))
 
 
 @DATASETS.register_module()
@@ -55,6 +67,16 @@ def resnet(**kwargs: Any) -> dict:
     return dict(cfg, **kwargs)
 
 
+def convnext(**kwargs: Any) -> dict:
+    """A trunk without batch norm, whose maps are those of the ResNet."""
+    cfg = dict(
+        type='mmpretrain.ConvNeXt',
+        arch=dict(depths=[1, 1, 2, 1], channels=[4, 8, 16, 32]),
+        gap_before_final_norm=False,
+        out_indices=(1, 2, 3))
+    return dict(cfg, **kwargs)
+
+
 def task_cfg(kind: str) -> ConfigDict:
     """An ordinary model of a kind with a backbone of its own."""
     cfg = model_cfg(kind, resnet())
@@ -63,12 +85,18 @@ def task_cfg(kind: str) -> ConfigDict:
     if kind == 'cls':
         cfg.neck = dict(type='GlobalAveragePooling')
     if kind == 'det':
+        cfg.type = 'mmdet.RetinaNet'
         cfg.neck = dict(
             type='FPN', in_channels=[8, 16, 32], out_channels=8, num_outs=3)
-        cfg.bbox_head.update(
-            in_channels=8,
-            strides=[8, 16, 32],
-            regress_ranges=((-1, 24), (24, 48), (48, 1e8)))
+        cfg.bbox_head = RETINA
+        cfg.train_cfg = dict(
+            assigner=dict(
+                type='MaxIoUAssigner',
+                pos_iou_thr=0.5,
+                neg_iou_thr=0.4,
+                min_pos_iou=0),
+            allowed_border=-1,
+            pos_weight=-1)
     return cfg
 
 

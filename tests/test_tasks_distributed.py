@@ -1,15 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Two processes train two tasks over one bank, which change every step."""
+"""Two processes train several tasks, which change every step."""
 
 import socket
 from itertools import product
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from _routing import bound, run, tokens, trunk
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -76,8 +77,29 @@ def worker(rank: int, port: int, folder: str) -> None:
         torch.save(
             train(model, backward),
             f'{folder}/{place}_{fusion}_{ahead}_{rank}.pth')
+    torch.save(routing_seen_by([rank]), f'{folder}/routing_{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()
+
+
+#: what each process runs in a step: a task, and how many tokens
+SHARED = [(('a', 9), ('a', 9)), (('a', 9), ('a', 4)), (('b', 5), ('c', 7)),
+          (('a', 3), ('b', 8)), (('c', 1), ('c', 6))]
+
+
+def routing_seen_by(ranks: Sequence[int]) -> Dict[str, Tensor]:
+    """Running means of routers after what some of the processes run."""
+    model = trunk()
+    routing = bound(model)
+    for step, shares in enumerate(SHARED):
+        batches: Dict[str, List[Tensor]] = {}
+        for rank in ranks:
+            task, num = shares[rank]
+            batches.setdefault(task, []).append(
+                tokens(WORLD * step + rank, num))
+        for task, batch in batches.items():
+            run(model, routing, task, torch.cat(batch))
+    return routing.state_dict()
 
 
 @pytest.fixture(scope='module')
@@ -90,6 +112,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = sock.getsockname()[1]
     mp.spawn(worker, (port, str(path)), WORLD)
     return path
+
+
+def test_processes_share_their_running_means(folder: Path) -> None:
+    """Those of one that sees all tokens, whichever tasks they run."""
+    first, second = (
+        torch.load(folder / f'routing_{rank}.pth') for rank in range(WORLD))
+    assert same(first, second)
+    torch.testing.assert_close(routing_seen_by(range(WORLD)), first)
 
 
 def learned(folder: Path, *case) -> List[Dict[str, Tensor]]:

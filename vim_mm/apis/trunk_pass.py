@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vim_mm.models.autocast import autocast_dtype
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.tasks import holders
 from .sharing import tensors
 
 Levels = Tuple[Tensor, ...]
@@ -115,7 +116,7 @@ def is_beside(backbone: ViMBackbone) -> bool:
 
 def gives_same_levels(first: ViMBackbone, cfg: ConfigDict,
                       second: ViMBackbone, other: ConfigDict) -> bool:
-    """Whether two trunks are set alike and hold the same tensors.
+    """Whether two trunks are set alike, hold the same tensors, run one task.
 
     Args:
         first (ViMBackbone), second (ViMBackbone): They hold the trunks.
@@ -133,5 +134,8 @@ def gives_same_levels(first: ViMBackbone, cfg: ConfigDict,
         return False
     own, theirs = ([value for *_, value in tensors(each.trunk)]
                    for each in (first, second))
-    return (settings(cfg) == settings(other) and len(own) == len(theirs)
+    ran, runs = ([part.task for part in holders(each.trunk)]
+                 for each in (first, second))
+    return (settings(cfg) == settings(other) and ran == runs
+            and len(own) == len(theirs)
             and all(a is b for a, b in zip(own, theirs)))

@@ -35,6 +35,15 @@ class TaskHolder(metaclass=ABCMeta):
     task: Optional[str]
     learning: List[str]
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it learns, as of a part of a frozen trunk.
+
+        It then may run beside tasks that it does not know, and no task of the
+        model makes it learn.
+        """
+        return False
+
     @abstractmethod
     def select_task(self, task: Optional[str]) -> None:
         """Run a task from now on; what learns stays as it is.
@@ -99,7 +108,8 @@ def holders(model: nn.Module) -> List[TaskHolder]:
 def select_task(model: nn.Module, task: str) -> None:
     """Run a task in all parts of a model; what learns stays as it is.
 
-    Parts with a single task of another name serve all tasks alike.
+    Parts with a single task of another name serve all tasks alike, as do
+    frozen ones that do not know it.
 
     Args:
         model (nn.Module): The model, wrapped or not.
@@ -107,12 +117,12 @@ def select_task(model: nn.Module, task: str) -> None:
 
     Raises:
         ValueError: If no part, or one of those with several tasks, does not
-            know it; then nothing has changed.
+            know it and is not frozen; then nothing has changed.
     """
     parts = holders(model)
     check_tasks([task], [t for part in parts for t in part.tasks], 'the model')
     for part in parts:
-        if len(part.tasks) > 1:
+        if len(part.tasks) > 1 and not part.is_frozen:
             check_tasks([task], part.tasks, type(part).__name__)
     for part in parts:
         if task in part.tasks:
@@ -122,7 +132,8 @@ def select_task(model: nn.Module, task: str) -> None:
 def learn_tasks(model: nn.Module, tasks: Sequence[str]) -> None:
     """Let tasks learn in all parts of a model; what runs stays as it is.
 
-    Parts that know none of them serve all tasks alike and stay as they are.
+    Parts that know none of them serve all tasks alike and stay as they are,
+    as do frozen ones.
 
     Args:
         model (nn.Module): The model, not yet wrapped.
@@ -143,7 +154,7 @@ def learn_tasks(model: nn.Module, tasks: Sequence[str]) -> None:
     check_tasks(tasks, [t for part in parts for t in part.tasks], 'the model')
     for part in parts:
         known = [task for task in tasks if task in part.tasks]
-        if known or not tasks:
+        if (known or not tasks) and not part.is_frozen:
             part.learn_tasks(known)
 
 

@@ -8,12 +8,14 @@ from typing import Any, Callable, Iterable, List, Mapping, Sequence
 def arguments_of(kind: Callable) -> List[str]:
     """Names of the arguments of a class, with those it passes on.
 
-    Of a function, they are its own.
+    Functions that build something, as a registry may hold, have some, too.
     """
     names: List[str] = []
-    for cls in getattr(kind, '__mro__', (kind, )):
-        made = cls.__init__ if isinstance(cls, type) else cls
-        params = inspect.signature(made).parameters.values()
+    makers = [kind]
+    if isinstance(kind, type):
+        makers = [cls.__init__ for cls in kind.__mro__]
+    for maker in makers:
+        params = inspect.signature(maker).parameters.values()
         names += [
             p.name for p in params
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)

@@ -83,7 +83,7 @@ def type_name(cfg: dict) -> str:
 
 def class_of(cfg: dict, registry: Registry) -> Optional[type]:
     """The class itself, of the config's or the current scope."""
-    if isinstance(cfg['type'], type):
+    if not isinstance(cfg['type'], str):
         return cfg['type']
     with registry.switch_scope_and_registry(cfg.get('_scope_')) as found:
         return found.get(cfg['type'])

@@ -90,8 +90,8 @@ def test_a_detector_that_finds_nothing_is_no_best(tmp_path: Path) -> None:
         tmp_path,
         2,
         default_hooks=hooks,
-        val_evaluator=dict(
-            METRICS, det=dict(type='mmengine.FoundNothing'))).train()
+        val_evaluator=dict(METRICS,
+                           det=dict(type='mmengine.FoundNothing'))).train()
     assert not list(tmp_path.glob('best_*'))
     assert (tmp_path / 'iter_2.pth').exists()
 

@@ -7,8 +7,8 @@ from typing import Callable, Optional
 
 import pytest
 import torch
-from _moe import (TASKS, build_moe, images, moe_cfg, ordinary_cfg, some_usage,
-                  write_moe)
+from _moe_tiny import (TASKS, build_moe, images, moe_cfg, ordinary_cfg,
+                       some_usage, write_moe)
 from mmengine.runner import CheckpointLoader, load_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

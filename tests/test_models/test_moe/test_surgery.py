@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 
 import pytest
 import torch
-from _moe import TASKS, TokenNorm, build_moe, images, some_usage
+from _moe_tiny import TASKS, TokenNorm, build_moe, images, some_usage
 from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from mmengine.registry import OPTIMIZERS
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ from typing import Dict, List
 
 import pytest
 import torch
-from _moe import TASKS, moe_cfg, task_cfg, write_moe
+from _moe_tiny import TASKS, moe_cfg, task_cfg, write_moe
 from _multitask import TaskPictures, build, loader, resnet
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner

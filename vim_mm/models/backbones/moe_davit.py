@@ -5,7 +5,7 @@ from typing import List, Optional, Sequence, Union
 from mmpretrain.models.backbones import DaViT
 
 from vim_mm.registry import MODELS
-from ..moe.to_moe import add_experts
+from ..moe.to_moe import to_moe
 from ..recompute import set_recompute
 from .davit_parts import RatesOnHost, repair
 
@@ -47,7 +47,7 @@ class MoEDaViT(DaViT):
             layer of a stage, beginning with the first in odd and the second
             in even stages), or None: the dense twin. Defaults to ``'auto'``:
             ``'every_two'`` for Base, ``'all'`` for others.
-        router, gate_scale, dispatch, perturb, seed: See :func:`add_experts`.
+        router, gate_scale, dispatch, perturb, seed: See :func:`to_moe`.
         drop_path_rate (float, optional): Stochastic depth; 0.2, 0.3 or 0.4
             for the three sizes when None, and 0.1 for others.
         pad_small_map (bool): Pad maps that are smaller than a window; they
@@ -114,7 +114,7 @@ class MoEDaViT(DaViT):
             _keep_norms, with_module=True)
         layers = self._layers(moe)
         if layers:
-            add_experts(
+            to_moe(
                 self,
                 num_experts,
                 k,
@@ -125,7 +125,8 @@ class MoEDaViT(DaViT):
                 gate_scale=gate_scale,
                 dispatch=dispatch,
                 perturb=perturb,
-                seed=seed)
+                seed=seed,
+                from_trunk=False)
         if with_cp:
             set_recompute(self, self._layers('all'), True)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
+from ..recompute import set_recompute, stop_checkpoints
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import blank_outputs, probe_slots
-from ..recompute import set_recompute, stop_checkpoints
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
 from .trunk import build_trunk, pretrained

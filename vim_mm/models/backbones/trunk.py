@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
+from ..moe.ffn import description
 
 
 def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
@@ -56,7 +57,7 @@ def _build(cfg: dict) -> nn.Module:
     """Build a trunk from its config and load its weights."""
     source = pretrained(cfg)
     if source:
-        cfg.pop('init_cfg')
+        cfg = _without_weights(cfg)
         if 'checkpoint' not in source:
             raise ValueError('`model.backbone.trunk.init_cfg` names no '
                              '`checkpoint`; give the path of the weights.')
@@ -70,7 +71,7 @@ def _build(cfg: dict) -> nn.Module:
     if source:
         load_trunk_weights(trunk, source['checkpoint'], source.get('prefix'))
     elif not is_meta(trunk) and not getattr(trunk, 'is_init', False):
-        if not cfg.get('pretrained'):
+        if not innermost(cfg).get('pretrained'):
             print_log(
                 f'The trunk {cfg.get("type")} is given no weights '
                 '(`model.backbone.trunk.init_cfg`), so they are random, and '
@@ -84,12 +85,26 @@ def _build(cfg: dict) -> nn.Module:
     return trunk
 
 
+def innermost(cfg: dict) -> dict:
+    """The config of a backbone that others, such as `to_moe`, may wrap."""
+    while isinstance(cfg.get('trunk'), dict):
+        cfg = cfg['trunk']
+    return cfg
+
+
 def pretrained(cfg: dict) -> dict:
     """The 'Pretrained' entry of a backbone's ``init_cfg``, empty if none."""
-    entries = cfg.get('init_cfg') or []
+    entries = innermost(cfg).get('init_cfg') or []
     if isinstance(entries, dict):
         entries = [entries]
     return next((e for e in entries if e.get('type') == 'Pretrained'), {})
+
+
+def _without_weights(cfg: dict) -> dict:
+    """A copy of a backbone's config without ``init_cfg``."""
+    if isinstance(cfg.get('trunk'), dict):
+        return dict(cfg, trunk=_without_weights(cfg['trunk']))
+    return {key: value for key, value in cfg.items() if key != 'init_cfg'}
 
 
 def is_meta(trunk: nn.Module) -> bool:
@@ -174,12 +189,12 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
     with torch.device('meta'):
         right = dict(MODELS.build(recipe).named_modules())
     for name, layer in trunk.named_modules():
-        other = right.get(name, layer)
         if list(layer.children()) or isinstance(layer, _DropoutNd):
             continue
-        if (type(layer), layer.extra_repr()) != (type(other),
-                                                 other.extra_repr()):
+        own, other = map(description, (layer, right.get(name, layer)))
+        if own != other and not issubclass(own[0], _DropoutNd):
+            own, other = ('{0.__name__}({1})'.format(*d) for d in (own, other))
             raise ValueError(
                 f"The weights '{checkpoint}' were trained with {other} as "
-                f"'{name}', but this {type(trunk).__name__} has {layer}; "
+                f"'{name}', but this {type(trunk).__name__} has {own}; "
                 f'set `model.backbone.trunk` like {recipe}.')

@@ -9,6 +9,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
 from ..fusion import FusionHolder, build_fusion
+from ..tasks import holders
 from .compiling import compile_options
 from .folding import fold, gates_to_fold
 from .planned_trunk import PlannedTrunk
@@ -281,6 +282,13 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
                              '`fusion` in the backbone to hold tasks.')
         check_is_list(tasks, 'tasks')
         MixedWeighing(self.fusion, tasks)
+        for part in holders(self.trunk):
+            others = {task for task in tasks if task in part.tasks}
+            if others - {part.task}:
+                raise ValueError(
+                    f'Images of the tasks {sorted(others)} cannot share a '
+                    'pass: the trunk has a router for each, and runs that of '
+                    f"'{part.task}'; run them one after the other.")
         running = self._running
         before, running.mixed = running.mixed, tuple(tasks)
         try:

@@ -8,13 +8,13 @@ from .moe_file import MoEFile, MoEFileError, read_moe, save_moe
 from .moe_mlp import MoELayer, MoEMlp
 from .routers import Router
 from .surgery import add_task, extract, moe_layers, set_k, tasks_of
-from .to_moe import add_experts, to_moe
+from .to_moe import to_moe
 from .upcycling import Upcycling, start_from_dense
 
 __all__ = [
     'DISPATCHES', 'ExpertGroup', 'Experts', 'Ffn', 'MoEFile', 'MoEFileError',
     'MoELayer', 'MoEMlp', 'Moved', 'Route', 'Router', 'Upcycling',
-    'add_experts', 'add_task', 'extract', 'find_ffns', 'freeze', 'load_moe',
+    'add_task', 'extract', 'find_ffns', 'freeze', 'load_moe',
     'moe_layers', 'protect', 'read_moe', 'save_moe', 'segment_mm', 'set_k',
     'start_from_dense', 'sum_rows', 'take_rows', 'tasks_of', 'to_moe'
 ]

@@ -143,15 +143,12 @@ class Experts(BaseModule):
                 b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         grouped = self.dispatch != 'loop'
         route = Route.of(index, len(w1))
-        # biases by products with one-hot rows: exact, and no scattering sum
-        # in the backward pass
-        own = F.one_hot(route.experts, len(w1)).to(x.dtype)
-        h = segment_mm(
-            take_rows(x, route), w1.transpose(1, 2), route.ends, grouped)
-        h = self.act(torch.addmm(h, own, b1))
-        h = h * gates.flatten()[route.order, None]
-        y = segment_mm(h, w2.transpose(1, 2), route.ends, grouped)
-        return torch.addmm(sum_rows(y, route), scatter(gates, index, b2), b2)
+        h = self.act(
+            segment_mm(
+                take_rows(x, route), w1.transpose(1, 2), route.ends, grouped,
+                b1))
+        y = segment_mm(h, w2.transpose(1, 2), route.ends, grouped, b2)
+        return sum_rows(y, route, gates)
 
     def _dense(self, x: Tensor, gates: Tensor, index: Tensor, w1: Tensor,
                b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from ..patterns import match_names
 #: the small networks that calculate position biases are far wider.
 WIDEST = 8
 
+_OTHERS = (' (an MLP that is gated, made of convolutions, or whose activation '
+           'is a mere function has none)')
 Leaf = Tuple[str, nn.Module]
 
 
@@ -33,6 +35,7 @@ class Moved(nn.Identity):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.was = description(layer)
+        self.train(layer.training)
 
     def extra_repr(self) -> str:
         """What it was."""
@@ -93,16 +96,15 @@ def find_ffns(trunk: nn.Module,
         ValueError: If there are none, or one cannot become experts; names it.
     """
     kind = type(trunk).__name__
-    leaves = [(n, m) for n, m in trunk.named_modules()
-              if not any(True for _ in m.children())]
+    leaves = list(_leaves(trunk))
     every = list(_pairs(leaves))
     if ffns == 'auto':
         chosen = [(a, b) for a, b in every if _usual(trunk, a)]
         if not chosen:
             raise ValueError(
                 f'{kind} has no MLP that can become experts: no linear layers '
-                'C -> H -> C with an activation module between; name modules '
-                'that have in `ffns`, or take another trunk.')
+                f'C -> H -> C with an activation module between{_OTHERS}; '
+                'name modules that have in `ffns`, or take another trunk.')
     else:
         patterns = [ffns] if isinstance(ffns, str) else ffns
         names = match_names(trunk, '|'.join(f'(?:{p})' for p in patterns),
@@ -110,6 +112,20 @@ def find_ffns(trunk: nn.Module,
         chosen = [_inside(trunk, name, every) for name in names]
     found = [_checked(trunk, leaves, a, b) for a, b in chosen]
     return list(dict.fromkeys(found))
+
+
+def _leaves(module: nn.Module, prefix: str = '') -> Iterator[Leaf]:
+    """Layers that are none of others' parts, in the trunk's order.
+
+    Activations may have parts, and layers with parts parameters of their own.
+    """
+    for name, part in module.named_children():
+        name = f'{prefix}{name}'
+        whole = is_elementwise(part) or not any(True for _ in part.children())
+        if whole or any(True for _ in part.parameters(recurse=False)):
+            yield name, part
+        if not whole:
+            yield from _leaves(part, f'{name}.')
 
 
 def _usual(trunk: nn.Module, first: str) -> bool:
@@ -167,9 +183,7 @@ def _inside(trunk: nn.Module, name: str,
         raise ValueError(
             f"'{name}' ({kind}) cannot become experts: it needs two linear "
             'layers C -> H -> C with an activation module between, and its '
-            f'linear layers are {shapes} (an MLP that is gated, made of '
-            'convolutions, or whose activation is a mere function has no '
-            'such layers).')
+            f'linear layers are {shapes}{_OTHERS}.')
     return found[0]
 
 
@@ -196,9 +210,9 @@ def _checked(trunk: nn.Module, leaves: List[Leaf], first: str,
         if works:
             raise ValueError(
                 f"The MLP of '{first}' and '{second}' cannot become experts: "
-                f"'{name}' ({type(module).__name__}) works on all of its "
-                'hidden units together; leave it out of `ffns`, or take '
-                'another trunk.')
+                f"'{name}' ({type(module).__name__}) works on its hidden "
+                'units, too; leave this MLP out of `ffns`, or take another '
+                'trunk.')
     return Ffn(first, second, tuple(dict.fromkeys([*acts, *inner])))
 
 

@@ -65,6 +65,11 @@ class MoELayer(TaskHolder, BaseModule):
         return list(self.routers)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter learns."""
+        return not any(param.requires_grad for param in self.parameters())
+
+    @property
     def router(self) -> Router:
         """The router that runs."""
         return self.routers[self.task]

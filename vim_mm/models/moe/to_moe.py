@@ -17,77 +17,35 @@ from .upcycling import Upcycling
 def to_moe(trunk: Union[dict, nn.Module],
            num_experts: int,
            k: int,
+           ffns: Union[str, Sequence[str]] = 'auto',
            tasks: Optional[Sequence[str]] = None,
+           task: Optional[str] = None,
+           slices: Optional[int] = None,
+           router: str = 'mlp',
            gate_scale: Union[float, str] = 'auto',
-           **kwargs) -> nn.Module:
+           dispatch: str = 'auto',
+           perturb: float = 0.,
+           seed: int = 0,
+           from_trunk: Optional[bool] = None) -> nn.Module:
     """Turn the MLPs of any trunk into experts.
 
     The trunk stays what it is otherwise: its class, its names, its forward.
     It still loads the dense file of its kind, by its ``init_cfg`` or any
     other way: experts then start from slices of the MLPs' hidden units, see
-    :class:`Upcycling`. Those of a ready module start from its weights at
-    once. Without weights they are drawn as dense layers are (truncated normal
-    of 0.02), independently of each other.
+    :class:`Upcycling`. Without weights they are drawn as dense layers are
+    (truncated normal of 0.02), independently of each other.
 
     Gates are a router's probabilities as they are, not made to sum to one
     over the k chosen experts. While routers are near uniform they sum to
     k / E, and the MLPs' share of the trunk nearly vanishes. That is how MTHT
     trains from scratch; a trunk with weights would be lost.
     ``gate_scale='auto'`` multiplies gates by E / k, which keeps the
-    magnitude.
+    magnitude: k experts with different slices then give what the dense MLP
+    gave.
 
     Args:
         trunk (dict | nn.Module): Config of any registry backbone, or a
             backbone, which is changed in place.
-        num_experts (int): E, in each layer.
-        k (int): Experts per token.
-        tasks (Sequence[str], optional): Tasks that get a router in each
-            layer; one router for all when None.
-        gate_scale (float | str): What gates are multiplied by; E / k when
-            ``'auto'``. Defaults to ``'auto'``.
-        **kwargs: See :func:`add_experts`.
-
-    Returns:
-        nn.Module: The trunk.
-
-    Raises:
-        ValueError: If there is no MLP that can become experts, or the numbers
-            do not fit; names the module.
-    """
-    ready = isinstance(trunk, nn.Module)
-    if not ready:
-        check_is_config(trunk, 'to_moe.trunk')
-        # timm and torchvision load weights while they build
-        ready = bool(trunk.get('pretrained') or trunk.get('weights'))
-        trunk = MODELS.build(trunk)
-    add_experts(
-        trunk,
-        num_experts,
-        k,
-        tasks=tasks,
-        gate_scale=gate_scale,
-        from_trunk=ready,
-        **kwargs)
-    return trunk
-
-
-def add_experts(trunk: nn.Module,
-                num_experts: int,
-                k: int,
-                ffns: Union[str, Sequence[str]] = 'auto',
-                tasks: Optional[Sequence[str]] = None,
-                task: Optional[str] = None,
-                slices: Optional[int] = None,
-                router: str = 'mlp',
-                gate_scale: Union[float, str] = 1.,
-                dispatch: str = 'auto',
-                perturb: float = 0.,
-                seed: int = 0,
-                from_trunk: bool = False) -> None:
-    """Put experts in the place of a trunk's MLPs.
-
-    Args:
-        trunk (nn.Module): The trunk, changed in place.
         num_experts (int): E, in each layer.
         k (int): Experts per token.
         ffns (str | Sequence[str]): Which MLPs, see :func:`find_ffns`.
@@ -101,16 +59,21 @@ def add_experts(trunk: nn.Module,
         router (str): Kind of routers, see :class:`Router`. Defaults to
             ``'mlp'``.
         gate_scale (float | str): What gates are multiplied by; E / k when
-            ``'auto'``. Defaults to 1, as MTHT does.
+            ``'auto'``. Defaults to ``'auto'``.
         dispatch (str): See :class:`Experts`. Defaults to ``'auto'``.
         perturb (float): Noise of experts that start from a dense MLP, see
             :class:`Upcycling`. Defaults to 0.
         seed (int): Of the noise. Defaults to 0.
-        from_trunk (bool): Start from the trunk's own weights. Defaults to
-            False.
+        from_trunk (bool, optional): Start from the weights that the trunk has
+            now. When None, those of a ready backbone count, and those that
+            timm's ``pretrained=True`` loads.
+
+    Returns:
+        nn.Module: The trunk.
 
     Raises:
-        ValueError: See :func:`to_moe`.
+        ValueError: If there is no MLP that can become experts, or the numbers
+            do not fit; names the module.
     """
     slices = k if slices is None else slices
     if not 1 <= k <= num_experts or not 1 <= slices <= num_experts:
@@ -118,17 +81,23 @@ def add_experts(trunk: nn.Module,
             f'{num_experts} experts of 1/{slices} of the hidden units each, '
             f'{k} of them per token, cannot be; give `k` and `slices` from 1 '
             'to `num_experts`.')
+    ready = isinstance(trunk, nn.Module)
+    if not ready:
+        check_is_config(trunk, 'to_moe.trunk')
+        ready = bool(trunk.get('pretrained'))
+        trunk = MODELS.build(trunk)
     found = find_ffns(trunk, ffns)
     for ffn in found:
         _check_slices(trunk, ffn, slices)
     if gate_scale == 'auto':
         gate_scale = num_experts / k
+    dense = {
+        name: trunk.get_submodule(name)
+        for ffn in found for name in (ffn.first, ffn.second)
+    }
     layers: Dict[str, MoEMlp] = {}
-    dense: Dict[str, nn.Module] = {}
     for ffn in found:
-        first = trunk.get_submodule(ffn.first)
-        dense[ffn.first] = first
-        dense[ffn.second] = trunk.get_submodule(ffn.second)
+        first = dense[ffn.first]
         layer = MoEMlp(
             first.in_features,
             first.out_features // slices,
@@ -139,25 +108,20 @@ def add_experts(trunk: nn.Module,
             gate_scale,
             dispatch=dispatch)
         layer.experts.act = ffn.activation(trunk)
+        layer.select_task(task)
         layers[ffn.first] = layer.to(first.weight).train(first.training)
-        ffn.put(trunk, layer)
     hook = Upcycling({f.first: f.second for f in found}, perturb, seed)
+    if ready if from_trunk is None else from_trunk:
+        hook.from_layers(layers, dense)
+    for ffn in found:
+        layer = layers[ffn.first]
+        layer.requires_grad_(dense[ffn.first].weight.requires_grad)
+        ffn.put(trunk, layer)
     trunk._register_load_state_dict_pre_hook(hook, with_module=True)
-    if from_trunk:
-        hook.from_layers(trunk, layers, dense)
-    for name, layer in layers.items():
-        layer.requires_grad_(dense[name].weight.requires_grad)
-    run_task(trunk, task)
     if stop_checkpoints(trunk):
         # a reentrant one would hide routers from whoever records them
         recompute_blocks(trunk)
-
-
-def run_task(trunk: nn.Module, task: Optional[str]) -> None:
-    """Let a task run in all layers of experts; their first when None."""
-    for layer in trunk.modules():
-        if isinstance(layer, MoELayer):
-            layer.select_task(task)
+    return trunk
 
 
 def recompute_blocks(trunk: nn.Module) -> None:

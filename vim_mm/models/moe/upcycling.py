@@ -101,12 +101,11 @@ class Upcycling:
                 'stay as they are.',
                 logger='current')
 
-    def from_layers(self, trunk: nn.Module, layers: Mapping[str, MoEMlp],
+    def from_layers(self, layers: Mapping[str, MoEMlp],
                     dense: Mapping[str, nn.Module]) -> None:
         """Fill experts from linear layers, as from a file of them.
 
         Args:
-            trunk (nn.Module): The trunk with the experts.
             layers (Mapping): The layers of experts by name.
             dense (Mapping): The linear layers whose place they took, by name.
         """

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .multitask_model import MultiTaskModel
+from .mutual_information import MutualInformation, mutual_information_loss
 
-__all__ = ['MultiTaskModel']
+__all__ = ['MultiTaskModel', 'MutualInformation', 'mutual_information_loss']

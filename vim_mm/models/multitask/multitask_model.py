@@ -33,10 +33,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
         tasks (Mapping[str, dict]): Task names and configs of their models.
         loss_weights (Mapping[str, float], optional): What the losses of each
             task are multiplied by; 1 for all when None.
-        routing (dict, optional): Config of what reads the routers of the
-            backbone: ``routing.record(backbone)`` is a context that gives
-            what was seen, ``routing.loss(seen, task)`` a dict of losses. They
-            are not multiplied by ``loss_weights``. Defaults to None.
+        routing (dict, optional): Config of :class:`MutualInformation`, which
+            reads the routers of the backbone. Its losses are not multiplied
+            by ``loss_weights``. Defaults to None.
         task (str, optional): The task to run; the first when None.
         learn_tasks (Sequence[str], optional): The tasks that learn, in all
             parts of the model; all when None.
@@ -91,6 +90,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
         self.routing = None if routing is None else MODELS.build(routing)
+        if self.routing is not None:
+            self.routing.bind(self.backbone, self.tasks)
         self._ran: Set[str] = set()
         self._prepare(task, learn_tasks)
 

@@ -1,0 +1,39 @@
+import importlib
+
+_base_ = '../_base_/schedules/mtht_demo.py'
+
+# each task's ordinary config, of which the dense backbone alone is replaced
+join_tasks = importlib.import_module('vim_mm.utils.join_tasks').join_tasks
+parts = join_tasks(
+    cls='{{fileDirname}}/demo_single/digits_cls.py',
+    det='{{fileDirname}}/demo_single/tree-crowns_det.py',
+    seg='{{fileDirname}}/demo_single/digits_seg.py')
+
+model = dict(
+    type='vim_mm.MultiTaskModel',
+    backbone=dict(
+        type='vim_mm.to_moe',
+        trunk=parts.tasks.cls.backbone,
+        tasks=['cls', 'det', 'seg'],
+        num_experts=8,
+        k=4,
+        perturb=0.05),
+    tasks=parts.tasks,
+    loss_weights=dict(cls=1., det=0.6, seg=0.2))
+
+train_dataloader = parts.train_dataloader
+val_dataloader = parts.val_dataloader
+val_evaluator = parts.val_evaluator
+test_dataloader = parts.test_dataloader
+test_evaluator = parts.test_evaluator
+
+train_cfg = dict(
+    _delete_=True,
+    type='vim_mm.MultiTaskTrainLoop',
+    max_iters=300,
+    val_interval=300,
+    weights=dict(cls=15, det=10, seg=5))
+val_cfg = dict(type='vim_mm.MultiTaskValLoop')
+test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
+
+del parts, join_tasks
