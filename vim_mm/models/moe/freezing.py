@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..tasks import check_tasks, let_learn
-from .moe_mlp import MoELayer
-from .surgery import Usage, has_experts, moe_layers, usage_of
+from .moe_mlp import MoELayer, moe_layers
+from .surgery import Usage, experts_of, usage_of
 
 #: what may learn, or not; ``'shared'`` is all that is no router or expert
 PARTS = ('routers', 'experts', 'shared')
@@ -46,7 +46,7 @@ def freeze(model: nn.Module,
             then nothing has changed.
     """
     parts = check_train(train, experts)
-    layers = moe_layers(model)
+    layers = experts_of(model)
     chosen = {
         name: _choose(name, layer, experts, usage)
         for name, layer in layers.items()
@@ -73,7 +73,7 @@ def protect(model: nn.Module, tasks: Sequence[str]) -> None:
     Raises:
         ValueError: If a task is not known; then nothing has changed.
     """
-    layers = moe_layers(model) if has_experts(model) else {}
+    layers = moe_layers(model)
     for name, layer in layers.items():
         check_tasks(tasks, layer.tasks, f'`{name}`')
     _set_shared(model, not tasks)
@@ -145,7 +145,7 @@ def _set_shared(model: nn.Module, learns: bool) -> None:
     """
     inside = {
         id(param)
-        for layer in model.modules() if isinstance(layer, MoELayer)
+        for layer in moe_layers(model).values()
         for part in (layer.routers, layer.experts)
         for param in part.parameters()
     }

@@ -26,7 +26,7 @@ from vim_mm.utils.files import write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.version import __version__
 from .structure import Structure, structure_in
-from .surgery import Usage, moe_layers
+from .surgery import Usage, experts_of
 
 FORMAT = 1
 _KEY = 'moe'
@@ -111,7 +111,7 @@ def save_moe(backbone: nn.Module,
     if path.suffix != '.safetensors':
         raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
                            'does not.')
-    layers = moe_layers(backbone)
+    layers = experts_of(backbone)
     header = dict(
         format=FORMAT,
         vim_mm_version=__version__,

@@ -12,6 +12,9 @@ from .structure import Structure, fit_state, structure_in
 
 #: the one router of a layer that does not tell tasks apart
 ALL_TASKS = 'all'
+#: what wrappers of submodules put into names
+_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.',
+             '_orig_mod.')
 
 
 class MoELayer(TaskHolder, BaseModule):
@@ -299,3 +302,14 @@ class MoEMlp(MoELayer):
         gates, index = self.choose(self.router(tokens))
         y = self.experts(tokens, gates, index, self.router.num_experts)
         return self.with_idle(y.unflatten(0, x.shape[:-1]))
+
+
+def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
+    """The layers of experts of a model by name, in its order."""
+    layers = {}
+    for name, part in model.named_modules():
+        if isinstance(part, MoELayer):
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, '')
+            layers[name] = part
+    return layers

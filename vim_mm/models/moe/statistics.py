@@ -11,22 +11,7 @@ from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from ..recorder import Seen, tapping
-from .moe_mlp import MoELayer
-
-#: what wrappers of submodules put into names
-_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.',
-             '_orig_mod.')
-
-
-def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
-    """The MoE layers of a model by name, in its order."""
-    layers = {}
-    for name, part in model.named_modules():
-        if isinstance(part, MoELayer):
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, '')
-            layers[name] = part
-    return layers
+from .moe_mlp import MoELayer, moe_layers
 
 
 class Routing(NamedTuple):

@@ -194,6 +194,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self._keep(task, built)
         self.scopes.update(scopes)
         self.loss_weights.update(weights)
+        if self.routing is not None:
+            self.routing.bind(self.backbone, self.tasks)
         self.protects = True
         select_task(self, task)
         learn_tasks(self, [task])
