@@ -132,8 +132,8 @@ def save_moe(backbone: nn.Module,
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in backbone.state_dict().items()
     }
-    data = save(tensors, dict(format='pt', moe=json.dumps(header)))
-    write_atomic(path, data)
+    # one entry: safetensors writes several in any order
+    write_atomic(path, save(tensors, {_KEY: json.dumps(header)}))
 
 
 def _first_config(config: Mapping) -> dict:
