@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from vim_mm.features.cache import unwrap
 from vim_mm.models.moe.collapse import LayerState, complaints, layer_state
 from vim_mm.models.moe.statistics import Routing, RoutingStatistics
-from vim_mm.models.moe.surgery import moe_layers
+from vim_mm.models.moe.surgery import experts_of
 from vim_mm.registry import HOOKS
 
 #: where a checkpoint keeps statistics of a model that has none itself
@@ -77,7 +77,7 @@ class RoutingLogHook(Hook):
             part for part in model.modules()
             if isinstance(part, RoutingStatistics)
         ]
-        moe_layers(self._backbone)  # there are some
+        experts_of(self._backbone)  # there are some
         self.is_own = not found
         if self.is_own:
             found = [RoutingStatistics()]
@@ -123,7 +123,7 @@ class RoutingLogHook(Hook):
 
     def states(self) -> Dict[str, LayerState]:
         """The layers in which some task has run."""
-        layers = moe_layers(self._backbone)
+        layers = experts_of(self._backbone)
         states = {
             name: layer_state(self.statistics, name, layers[name],
                               **self.limits)

@@ -13,8 +13,8 @@ from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from ..recorder import Seen, tapping
-from .moe_mlp import MoELayer
-from .surgery import Usage, has_experts, moe_layers
+from .moe_mlp import MoELayer, moe_layers
+from .surgery import Usage
 
 #: the key of a row's usage in a state dict
 _USAGE = re.compile(
@@ -146,12 +146,12 @@ class RoutingStatistics(BaseModule):
             ValueError: If it has no layer of experts, or one lacks a task.
         """
         who = type(self).__name__
-        if not has_experts(backbone):
+        layers = moe_layers(backbone)
+        if not layers:
             raise ValueError(
                 f'{who} reads the routers of layers of experts, but '
                 f'{type(backbone).__name__} has none; take a backbone with '
                 'experts, or leave `routing` out.')
-        layers = moe_layers(backbone)
         for name, layer in layers.items():
             for task in tasks or layer.tasks:
                 if task not in layer.tasks:
