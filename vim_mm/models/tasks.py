@@ -14,7 +14,7 @@ from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
                     Tuple)
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import ModuleDict, is_model_wrapper
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -163,6 +163,18 @@ def idle(model: nn.Module) -> List[Tensor]:
     return [tensor for part in holders(model) for tensor in part.idle()]
 
 
+def let_learn(params: Iterable[nn.Parameter], learns: bool) -> None:
+    """Let parameters require gradients, or not.
+
+    Gradients of a step before go, too: an optimizer would follow them, and
+    weight decay with them, whatever the parameter requires.
+    """
+    for param in params:
+        param.requires_grad_(learns)
+        if not learns:
+            param.grad = None
+
+
 # ----------------------------------------------------------------- checks
 
 
@@ -191,7 +203,7 @@ def check_task_name(task: str) -> None:
         ValueError: If it is empty, has dots or is a method's.
     """
     # parameters are kept under task names, beside their dict's methods
-    taken = any(hasattr(d(), task) for d in (nn.ParameterDict, nn.ModuleDict))
+    taken = any(hasattr(d(), task) for d in (nn.ParameterDict, ModuleDict))
     if not task or '.' in task or taken:
         raise ValueError(f"'{task}' cannot name a task; use a name "
                          'without dots that is no torch method name.')
