@@ -15,12 +15,12 @@ model = dict(
         type='vim_mm.to_moe',
         trunk=parts.tasks.cls.backbone,
         tasks=['cls', 'det', 'seg'],
-        num_experts=4,
-        k=1,
+        num_experts=8,
+        k=4,
         perturb=0.05),
     tasks=parts.tasks,
     loss_weights=dict(cls=1., det=0.6, seg=0.2),
-    routing=dict(type='vim_mm.MutualInformation', weight=0.01, start=5))
+    routing=dict(type='vim_mm.MutualInformation', weight=0.5, start=5))
 
 custom_hooks = [
     dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10),
