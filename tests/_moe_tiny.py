@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Dict
 
 import torch
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from _tiny import DIMS, SIZE, fill, vit
+from _tiny import DIMS, SIZE, fill, model_cfg, vit
 from vim_mm.models.moe import moe_layers, save_moe
 from vim_mm.registry import MODELS
 
@@ -62,6 +63,27 @@ def write_moe(path: Path, usage: bool = True, **kwargs) -> nn.Module:
     save_moe(trunk, moe_cfg(**kwargs), path,
              some_usage(trunk) if usage else None)
     return trunk
+
+
+def task_cfg(kind: str) -> ConfigDict:
+    """An ordinary model of a kind that reads the trunk's map."""
+    cfg = model_cfg(kind, {})
+    cfg.pop('backbone')
+    if kind == 'cls':
+        cfg.neck = dict(type='mmpretrain.GlobalAveragePooling')
+    if kind == 'det':
+        cfg.neck = dict(
+            type='mmdet.ChannelMapper',
+            in_channels=[DIMS],
+            out_channels=DIMS,
+            num_outs=1)
+    return cfg
+
+
+def ordinary_cfg(kind: str, **backbone) -> ConfigDict:
+    """An ordinary model of one library over a trunk of a moe file."""
+    backbone = dict(dict(type='vim_mm.load_moe'), **backbone)
+    return ConfigDict(task_cfg(kind), backbone=backbone)
 
 
 def images(num: int = 2, seed: int = 0) -> Tensor:

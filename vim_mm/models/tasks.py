@@ -163,6 +163,18 @@ def idle(model: nn.Module) -> List[Tensor]:
     return [tensor for part in holders(model) for tensor in part.idle()]
 
 
+def let_learn(params: Iterable[nn.Parameter], learns: bool) -> None:
+    """Let parameters require gradients, or not.
+
+    Gradients of a step before go, too: an optimizer would follow them, and
+    weight decay with them, whatever the parameter requires.
+    """
+    for param in params:
+        param.requires_grad_(learns)
+        if not learns:
+            param.grad = None
+
+
 # ----------------------------------------------------------------- checks
 
 

@@ -7,13 +7,13 @@ from typing import Callable, Optional
 
 import pytest
 import torch
-from _moe_tiny import TASKS, build_moe, images, moe_cfg, some_usage, write_moe
-from mmengine.config import ConfigDict
+from _moe_tiny import (TASKS, build_moe, images, moe_cfg, ordinary_cfg,
+                       some_usage, write_moe)
 from mmengine.runner import CheckpointLoader, load_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from _tiny import DIMS, KINDS, build_runner, model_cfg, same, snapshot
+from _tiny import KINDS, build_runner, same, snapshot
 from vim_mm.models.backbones import build_trunk
 from vim_mm.models.moe import (MoEFileError, add_task, extract, freeze,
                                load_moe, moe_layers, read_moe, save_moe, set_k)
@@ -83,21 +83,6 @@ def test_round_trip(what: str, router: str, path: Path) -> None:
 
 
 # ------------------------------------------------------------ in mm* models
-
-
-def ordinary_cfg(kind: str, **backbone) -> ConfigDict:
-    """An ordinary model of one library over a trunk of a moe file."""
-    cfg = model_cfg(kind, {})
-    cfg.backbone = dict(type='vim_mm.load_moe', **backbone)
-    if kind == 'cls':
-        cfg.neck = dict(type='mmpretrain.GlobalAveragePooling')
-    if kind == 'det':
-        cfg.neck = dict(
-            type='mmdet.ChannelMapper',
-            in_channels=[DIMS],
-            out_channels=DIMS,
-            num_outs=1)
-    return cfg
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -328,7 +328,7 @@ def choose(train_=('experts', ), usage=None, **experts):
 
 
 @pytest.mark.parametrize('mistake, words', [
-    (lambda: moe_layers(nn.Linear(1, 1)), 'Linear has no layer of experts'),
+    (lambda: set_k(nn.Linear(1, 1), 1), 'Linear has no layer of experts'),
     (lambda: set_k(build_moe(), 0), '`k` is 0'),
     (lambda: extract(build_moe(), ['det']), "There is no task 'det'; "),
     (lambda: protect(build_moe(), ['det']), "There is no task 'det'; "),

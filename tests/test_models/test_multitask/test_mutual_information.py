@@ -19,7 +19,7 @@ def slow_information(rows: List[Tensor]) -> Tensor:
     joint = [row / len(rows) for row in rows]
     total = 0.
     for row in joint:
-        assert float(row.sum()) == pytest.approx(1 / len(rows))
+        assert float(row.detach().sum()) == pytest.approx(1 / len(rows))
         for e, p in enumerate(row):
             p_e = sum(other[e] for other in joint if e < len(other))
             total = total + p * (p / (p_e / len(rows))).log()
@@ -60,6 +60,19 @@ def test_number_of_tokens_does_not_weigh_tasks() -> None:
         mutual_information_loss([first, second]))
 
 
+def test_conditional_rows_in_place_of_the_joint_are_another_weight() -> None:
+    """As docs/mtht.md answers those who find rows of P(T) that are 1."""
+    logits = [torch.randn(6).double().requires_grad_() for _ in TASKS]
+    rows = [each.softmax(-1) for each in logits]
+    wrong = sum((row * (row / sum(rows)).log()).sum() for row in rows)
+    right = slow_information(rows)
+    torch.testing.assert_close(wrong, 3 * (right - math.log(3)))
+    for mine, other in zip(
+            torch.autograd.grad(right, logits, retain_graph=True),
+            torch.autograd.grad(wrong, logits)):
+        torch.testing.assert_close(3 * mine, other)
+
+
 # --------------------------------------------------------------- surrogate
 
 
@@ -94,11 +107,13 @@ def test_surrogate_gradient_is_the_exact_one(grown: bool, pruned: bool,
             rows.append(logits.softmax(-1).mean(0))
         return -slow_information(rows)
 
+    total = 0.
     for task in tasks:
         params = list(model.first.routers[task].parameters())
         seen = _first_only(model, routing, task, xs[task])
         loss = routing.loss(seen, task)['loss_mi']
-        own = torch.autograd.grad(loss, params)
+        total = total + loss
+        own = torch.autograd.grad(loss, params, retain_graph=True)
         torch.testing.assert_close(own, torch.autograd.grad(exact(), params))
         with torch.no_grad():
             params[0][0, 0] += 1e-6
@@ -109,6 +124,7 @@ def test_surrogate_gradient_is_the_exact_one(grown: bool, pruned: bool,
         assert float((above - below) / 2e-6) == pytest.approx(
             float(own[0][0, 0]), abs=1e-8)
         assert max(float(grad.abs().max()) for grad in own) > 1e-3
+    torch.testing.assert_close(total, exact())
 
 
 def _first_only(model: Trunk, routing: MutualInformation, task: str,
@@ -145,7 +161,7 @@ def test_running_mean_and_loss_step_by_step() -> None:
         torch.testing.assert_close(found.usage, usage[task])
         assert found.count == n
         joint = torch.stack(list(rows.values())) / 3
-        expected = -(p.mean(0) / 3 * ((rows[task] / 3 + 1e-3) /
+        expected = -(p.mean(0) / 3 * (3 * (rows[task] / 3 + 1e-3) /
                                       (joint.sum(0) + 1e-3)).log()).sum()
         select_task(model, task)
         alone = routing.eval().loss(_first_only(model, routing, task, x), task)
@@ -279,7 +295,7 @@ def test_concentration_leaves_fewer_experts() -> None:
         optimizer.zero_grad()
         losses['loss_concentration'].backward()
         optimizer.step()
-        entropies.append(float(losses['loss_concentration']) / 2)
+        entropies.append(losses['loss_concentration'].item() / 2)
     assert entropies[0] == pytest.approx(math.log(6), abs=.1)
     assert entropies[-1] < .5 * entropies[0]
 
@@ -319,7 +335,7 @@ def test_numbers_that_cannot_be(kwargs: dict, sentence: str) -> None:
 
 def test_backbones_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match='MutualInformation reads the routers '
-                       'of MoE layers, but Linear has none'):
+                       'of layers of experts, but Linear has none'):
         bound(nn.Linear(2, 2))
     for tasks, known in ((None, 'all'), (['a', 'b'], 'a')):
         with pytest.raises(ValueError, match="task 'c', but layer 'first' has "

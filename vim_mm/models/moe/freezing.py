@@ -11,9 +11,9 @@ from typing import List, Mapping, Optional, Sequence, Union
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..tasks import check_tasks
-from .moe_mlp import MoELayer
-from .surgery import Usage, has_experts, moe_layers, usage_of
+from ..tasks import check_tasks, let_learn
+from .moe_mlp import MoELayer, moe_layers
+from .surgery import Usage, experts_of, usage_of
 
 #: what may learn, or not; ``'shared'`` is all that is no router or expert
 PARTS = ('routers', 'experts', 'shared')
@@ -46,15 +46,15 @@ def freeze(model: nn.Module,
             then nothing has changed.
     """
     parts = check_train(train, experts)
-    layers = moe_layers(model)
+    layers = experts_of(model)
     chosen = {
         name: _choose(name, layer, experts, usage)
         for name, layer in layers.items()
     } if experts else {}
     _set_shared(model, 'shared' in parts)
     for name, layer in layers.items():
-        layer.routers.requires_grad_(False)
-        layer.experts.requires_grad_(False)
+        let_learn(layer.routers.parameters(), False)
+        let_learn(layer.experts.parameters(), False)
         if 'routers' in parts:
             layer.learn_tasks(layer.learning)
         if 'experts' in parts:
@@ -73,7 +73,7 @@ def protect(model: nn.Module, tasks: Sequence[str]) -> None:
     Raises:
         ValueError: If a task is not known; then nothing has changed.
     """
-    layers = moe_layers(model) if has_experts(model) else {}
+    layers = moe_layers(model)
     for name, layer in layers.items():
         check_tasks(tasks, layer.tasks, f'`{name}`')
     _set_shared(model, not tasks)
@@ -81,7 +81,7 @@ def protect(model: nn.Module, tasks: Sequence[str]) -> None:
         layer.learn_tasks([t for t in layer.tasks if t not in tasks])
         used = layer.used_by(tasks)
         for group in layer.experts.groups:
-            group.requires_grad_(group not in used)
+            let_learn(group.parameters(), group not in used)
 
 
 def check_train(train: Union[str, Sequence[str]],
@@ -134,7 +134,7 @@ def _learn_experts(layer: MoELayer, chosen: Optional[List[int]]) -> None:
         layer.experts.split(chosen)
     start = 0
     for group in layer.experts.groups:
-        group.requires_grad_(chosen is None or start in chosen)
+        let_learn(group.parameters(), chosen is None or start in chosen)
         start += len(group)
 
 
@@ -145,7 +145,7 @@ def _set_shared(model: nn.Module, learns: bool) -> None:
     """
     inside = {
         id(param)
-        for layer in model.modules() if isinstance(layer, MoELayer)
+        for layer in moe_layers(model).values()
         for part in (layer.routers, layer.experts)
         for param in part.parameters()
     }
@@ -156,11 +156,12 @@ def _set_shared(model: nn.Module, learns: bool) -> None:
     if not hasattr(model, 'statistics_learn'):
         model.register_forward_pre_hook(_hold)
         model.always_frozen = {
-            name for name, param in shared.items() if not param.requires_grad
+            name
+            for name, param in shared.items() if not param.requires_grad
         }
     model.statistics_learn = learns
     for name, param in shared.items():
-        param.requires_grad_(learns and name not in model.always_frozen)
+        let_learn([param], learns and name not in model.always_frozen)
 
 
 def _hold(trunk: nn.Module, _: tuple) -> None:

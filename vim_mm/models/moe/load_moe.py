@@ -65,7 +65,7 @@ def build_from(file: MoEFile) -> nn.Module:
     try:
         with DefaultScope.overwrite_default_scope(config.pop('_scope_', None)):
             trunk = MODELS.build(config)
-        layers = surgery.moe_layers(trunk)
+        layers = surgery.experts_of(trunk)
         if layers.keys() != file.layers.keys():
             raise ValueError('it describes other layers of experts than its '
                              f'{type(trunk).__name__} has')

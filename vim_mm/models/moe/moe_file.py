@@ -26,7 +26,7 @@ from vim_mm.utils.files import write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.version import __version__
 from .structure import Structure, structure_in
-from .surgery import Usage, moe_layers
+from .surgery import Usage, experts_of
 
 FORMAT = 1
 _KEY = 'moe'
@@ -111,7 +111,7 @@ def save_moe(backbone: nn.Module,
     if path.suffix != '.safetensors':
         raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
                            'does not.')
-    layers = moe_layers(backbone)
+    layers = experts_of(backbone)
     header = dict(
         format=FORMAT,
         vim_mm_version=__version__,
@@ -132,8 +132,8 @@ def save_moe(backbone: nn.Module,
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in backbone.state_dict().items()
     }
-    data = save(tensors, dict(format='pt', moe=json.dumps(header)))
-    write_atomic(path, data)
+    # one entry: safetensors writes several in any order
+    write_atomic(path, save(tensors, {_KEY: json.dumps(header)}))
 
 
 def _first_config(config: Mapping) -> dict:

@@ -5,13 +5,16 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..tasks import TaskHolder, check_task_name, check_tasks
+from ..tasks import TaskHolder, check_task_name, check_tasks, let_learn
 from .experts import Experts
 from .routers import Router
 from .structure import Structure, fit_state, structure_in
 
 #: the one router of a layer that does not tell tasks apart
 ALL_TASKS = 'all'
+#: what wrappers of submodules put into names
+_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.',
+             '_orig_mod.')
 
 
 class MoELayer(TaskHolder, BaseModule):
@@ -86,7 +89,7 @@ class MoELayer(TaskHolder, BaseModule):
         check_tasks(tasks, self.tasks, type(self).__name__)
         self.learning = tasks
         for task, router in self.routers.items():
-            router.requires_grad_(task in tasks)
+            let_learn(router.parameters(), task in tasks)
 
     def idle(self) -> Iterable[Tensor]:
         """Other tasks' routers, and experts that came after this task."""
@@ -299,3 +302,17 @@ class MoEMlp(MoELayer):
         gates, index = self.choose(self.router(tokens))
         y = self.experts(tokens, gates, index, self.router.num_experts)
         return self.with_idle(y.unflatten(0, x.shape[:-1]))
+
+
+def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
+    """The layers of experts of a model by name, in its order.
+
+    Wrappers of its parts (FSDP, compilers) do not show in names.
+    """
+    layers = {}
+    for name, part in model.named_modules():
+        if isinstance(part, MoELayer):
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, '')
+            layers[name] = part
+    return layers

@@ -13,22 +13,19 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 from torch import Tensor, nn
 
 from ..tasks import check_tasks
-from .moe_mlp import MoELayer
+from .moe_mlp import MoELayer, moe_layers
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
 
 
-def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
-    """The layers of experts of a model, by their names in it.
+def experts_of(model: nn.Module) -> Dict[str, MoELayer]:
+    """The layers of experts of a model that must have some.
 
     Raises:
         ValueError: If there is none.
     """
-    layers = {
-        name: part
-        for name, part in model.named_modules() if isinstance(part, MoELayer)
-    }
+    layers = moe_layers(model)
     if not layers:
         raise ValueError(f'{type(model).__name__} has no layer of experts; '
                          'give a mixture-of-experts trunk, such as '
@@ -36,16 +33,11 @@ def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
     return layers
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether a model has layers of experts."""
-    return any(isinstance(part, MoELayer) for part in model.modules())
-
-
 def tasks_of(model: nn.Module) -> List[str]:
     """The tasks that have a router in some layer."""
     return list(
         dict.fromkeys(
-            task for layer in moe_layers(model).values()
+            task for layer in experts_of(model).values()
             for task in layer.tasks))
 
 
@@ -55,7 +47,7 @@ def set_k(model: nn.Module, k: int) -> None:
     Raises:
         ValueError: If a layer has fewer; then nothing has changed.
     """
-    layers = moe_layers(model)
+    layers = experts_of(model)
     for layer in layers.values():
         layer.check_k(k)
     for layer in layers.values():
@@ -86,7 +78,7 @@ def add_task(model: nn.Module,
     if num_experts < 0:
         raise ValueError(f'{num_experts} new experts are asked for; give 0 or '
                          'more.')
-    for layer in moe_layers(model).values():
+    for layer in experts_of(model).values():
         layer.add_task(task, num_experts, like)
 
 
@@ -99,7 +91,7 @@ def grow(model: nn.Module, task: str, **experts: Any) -> None:
         task (str): Name of the new task.
         **experts: See :func:`add_task`.
     """
-    if experts or has_experts(model):
+    if experts or moe_layers(model):
         add_task(model, task, **experts)
 
 
@@ -132,7 +124,7 @@ def extract(model: nn.Module,
         ValueError: If a task is not known, or usage is needed and missing;
             then nothing has changed.
     """
-    layers = moe_layers(model)
+    layers = experts_of(model)
     kept = {}
     for name, layer in layers.items():
         check_tasks(tasks, layer.tasks, f'`{name}`')

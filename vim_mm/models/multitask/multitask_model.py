@@ -15,7 +15,7 @@ from vim_mm.utils.config import class_of, task_scopes, type_name
 from ..moe.freezing import protect
 from ..moe.surgery import grow
 from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
-                     idle, learn_tasks, select_task)
+                     idle, learn_tasks, let_learn, select_task)
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -74,8 +74,11 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.scopes = task_scopes(tasks, scope and scope.scope_name)
         new_tasks = new_tasks or {}
         check_tasks(new_tasks, list(tasks), '`model.tasks`')
-        self.backbone = MODELS.build(
-            _for_tasks(backbone, [t for t in tasks if t not in new_tasks]))
+        old = [task for task in tasks if task not in new_tasks]
+        if not old:
+            raise ValueError(f'`model.new_tasks` is {list(new_tasks)}, so all '
+                             'tasks are new; leave the first ones out of it.')
+        self.backbone = MODELS.build(_for_tasks(backbone, old))
         self.protects = bool(new_tasks)
         for name, added in new_tasks.items():
             grow(self.backbone, name, **added)
@@ -83,7 +86,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         # what a model keeps frozen itself stays so, whatever learns
         self._frozen: Set[str] = set()
         for name, cfg in tasks.items():
-            self._add_model(name, cfg)
+            self._keep(name, self._build(name, cfg, self.scopes[name]))
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
         self.routing = None if routing is None else MODELS.build(routing)
@@ -92,7 +95,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self._ran: Set[str] = set()
         self._prepare(task, learn_tasks)
 
-    def _build(self, name: str, cfg: dict) -> BaseModel:
+    def _build(self, name: str, cfg: dict, scope: Optional[str]) -> BaseModel:
         """A task's model, which holds the backbone, but not as a part."""
         check_task_name(name)
         if 'loss' in name:
@@ -102,12 +105,12 @@ class MultiTaskModel(TaskHolder, BaseModel):
         what = f'model.tasks.{name}'
         check_is_config(cfg, what)
         cfg = deepcopy(cfg)
-        with self.in_scope(name):
+        with DefaultScope.overwrite_default_scope(scope):
             kind = class_of(cfg, MODELS)
             if kind and 'backbone' not in arguments_of(kind):
                 raise ValueError(f'`{what}` is a {type_name(cfg)}, which has '
                                  'no backbone; give a plain model.')
-            if self.scopes[name] != 'mmpretrain':
+            if scope != 'mmpretrain':
                 # elsewhere it names the weights of the backbone
                 cfg.pop('pretrained', None)
             cfg['backbone'] = dict(type=_itself, module=self.backbone)
@@ -115,11 +118,11 @@ class MultiTaskModel(TaskHolder, BaseModel):
         model._modules.pop('backbone')
         return model
 
-    def _add_model(self, name: str, cfg: dict) -> None:
-        self.models[name] = self._build(name, cfg)
+    def _keep(self, name: str, model: BaseModel) -> None:
+        self.models[name] = model
         self._frozen |= {
             f'{name}.{key}'
-            for key, param in self.models[name].named_parameters()
+            for key, param in model.named_parameters()
             if not param.requires_grad
         }
 
@@ -152,7 +155,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.learning = list(dict.fromkeys(tasks))
         for name, param in self.models.named_parameters():
             learns = name.split('.')[0] in self.learning
-            param.requires_grad_(learns and name not in self._frozen)
+            let_learn([param], learns and name not in self._frozen)
         if self.protects:
             others = [task for task in self.tasks if task not in tasks]
             protect(self.backbone, others)
@@ -183,13 +186,16 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if task in self.tasks:
             raise ValueError(f"There is a task '{task}' already; give another "
                              'name.')
-        scope = DefaultScope.get_current_instance()
-        self.scopes.update(
-            task_scopes({task: model}, scope and scope.scope_name))
         weights = check_weights({task: loss_weight}, [task], 'loss_weight')
-        self._add_model(task, model)
+        default = DefaultScope.get_current_instance()
+        scopes = task_scopes({task: model}, default and default.scope_name)
+        built = self._build(task, model, scopes[task])
         grow(self.backbone, task, **experts)
+        self._keep(task, built)
+        self.scopes.update(scopes)
         self.loss_weights.update(weights)
+        if self.routing is not None:
+            self.routing.bind(self.backbone, self.tasks)
         self.protects = True
         select_task(self, task)
         learn_tasks(self, [task])

@@ -1,0 +1,179 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""From a trained model to a moe file: how experts are used, what is kept."""
+
+import re
+from itertools import islice
+from typing import Dict, Iterable, List, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader, Runner, set_random_seed
+from torch import Tensor, nn
+
+from vim_mm.models import build_model
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.moe import extract, save_moe, set_k, tasks_of
+from vim_mm.models.moe.statistics import RoutingStatistics
+from vim_mm.models.moe.surgery import experts_of
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.tasks import check_tasks, select_task
+from vim_mm.utils.arguments import check_width
+
+#: how many batches are looked at, if nothing else is said
+BATCHES = 50
+
+
+def extract_moe(cfg: Config,
+                checkpoint: str,
+                path: str,
+                tasks: Optional[Sequence[str]] = None,
+                threshold: Optional[float] = None,
+                k: Optional[int] = None,
+                batches: Optional[int] = None) -> nn.Module:
+    """Write the trunk of a trained model as a moe file.
+
+    Args:
+        cfg (Config): Config of the run.
+        checkpoint (str): What it left.
+        path (str): The file to write.
+        tasks (Sequence[str], optional): The tasks to keep; all of a
+            multi-task model and the running one of others when None.
+        threshold (float, optional): Drop experts that these use less, see
+            :func:`extract`. Defaults to None, no other than those that no
+            task knows.
+        k (int, optional): Experts per token; as trained when None.
+        batches (int, optional): Number of training batches of each task to
+            count on how often experts run. When None, what training itself
+            has counted (``model.routing``), or else :data:`BATCHES`.
+
+    Returns:
+        nn.Module: The trunk as it was written.
+
+    Raises:
+        ValueError: If something does not fit; nothing is written then.
+    """
+    if batches is not None:
+        check_width(batches, 'batches')
+    model = load_trained(cfg, checkpoint)
+    trunk = model.backbone
+    tasks = runnable(model) if tasks is None else list(tasks)
+    check_tasks(tasks, tasks_of(trunk), 'the trunk')
+    if k is not None:
+        set_k(trunk, k)
+        batches = batches or BATCHES  # training has counted for another k
+    usage = {} if batches else counted(model)
+    if batches or threshold is not None:
+        for task in tasks:
+            if not all(
+                    task in usage.get(each, {}) for each in experts_of(trunk)):
+                found = measure_usage(
+                    trunk, task,
+                    islice(images(cfg, model, task), batches or BATCHES))
+                for name, counts in found.items():
+                    usage.setdefault(name, {})[task] = counts
+    left = extract(trunk, tasks, usage, threshold)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        save_moe(trunk, cfg.model.backbone, path, left)
+    return trunk
+
+
+def load_trained(cfg: Config, checkpoint: str) -> BaseModel:
+    """The model of a run, with what it left, to look at its experts.
+
+    Raises:
+        ValueError: If it has no experts, or the checkpoint is of another one.
+    """
+    model = build_model(cfg)
+    trunk = getattr(model, 'backbone', None)
+    if trunk is None or isinstance(trunk, ViMBackbone):
+        raise ValueError(
+            f'Its model is a {type(model).__name__} over '
+            f'{type(trunk).__name__}; give the run that trained the '
+            'mixture-of-experts trunk itself.')
+    experts_of(trunk)
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
+    state = {
+        re.sub(r'^module\.', '', key): value
+        for key, value in loaded.get('state_dict', loaded).items()
+    }
+    missing, _ = model.load_state_dict(state, strict=False)
+    missing = [key for key in missing if key.startswith('backbone.')]
+    if missing:
+        raise ValueError(f'{checkpoint} lacks {len(missing)} tensors of the '
+                         f'backbone, such as {missing[:2]}; give a checkpoint '
+                         'that a run of this config wrote.')
+    model.eval()
+    return model
+
+
+def runnable(model: BaseModel) -> List[str]:
+    """The tasks that a model has heads and data for."""
+    if isinstance(model, MultiTaskModel):
+        return model.tasks
+    layers = experts_of(model.backbone).values()
+    return list(dict.fromkeys(layer.task for layer in layers))
+
+
+def counted(model: BaseModel) -> Dict[str, Dict[str, Tensor]]:
+    """How often experts ran, as far as training has counted it."""
+    routing = getattr(model, 'routing', None)
+    return routing.usage() if routing is not None else {}
+
+
+@torch.no_grad()
+def measure_usage(trunk: nn.Module, task: str,
+                  images: Iterable[Tensor]) -> Dict[str, Tensor]:
+    """Count how often a task's tokens run each expert.
+
+    Args:
+        trunk (nn.Module): The trunk.
+        task (str): The task.
+        images (Iterable[Tensor]): Batches of normalised images.
+
+    Returns:
+        dict[str, Tensor]: Share of tokens, by layer.
+    """
+    trunk.eval()
+    select_task(trunk, task)
+    device = get_device()
+    trunk.to(device)
+    hits: Dict[str, Tensor] = {}
+    for batch in images:
+        with RoutingStatistics().record(trunk) as seen:
+            trunk(batch.to(device))
+        for layer, name in seen.ran():
+            found = seen.hits(layer, name).double()
+            hits[layer] = hits.get(layer, 0) + found
+    trunk.cpu()
+    k = {name: layer.k for name, layer in experts_of(trunk).items()}
+    return {
+        name: (counts * k[name] / counts.sum()).float().cpu()
+        for name, counts in hits.items()
+    }
+
+
+def images(cfg: Config, model: BaseModel, task: str) -> Iterable[Tensor]:
+    """Batches of a task's training images, as its model prepares them.
+
+    Raises:
+        ValueError: If the config has no training data for the task.
+    """
+    loader, scope = cfg.get('train_dataloader'), cfg.get('default_scope')
+    own = model
+    check_tasks([task], runnable(model), 'the model')
+    if isinstance(model, MultiTaskModel):
+        own, scope = model.of(task), model.scopes[task]
+        loader = (loader or {}).get(task)
+    if not loader:
+        raise ValueError(f"The config has no `train_dataloader` of task "
+                         f"'{task}', on which to count how its experts are "
+                         'used; add it.')
+    loader = dict(loader, num_workers=0, persistent_workers=False)
+    loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+    set_random_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        batches = Runner.build_dataloader(loader, seed=0)
+    return (own.data_preprocessor(batch, False)['inputs'] for batch in batches)
