@@ -42,7 +42,9 @@ class TaskPictures(Pictures):
                  kind: str,
                  num: int = 8,
                  noisy: bool = True,
-                 classes: Optional[tuple] = None) -> None:
+                 classes: Optional[tuple] = None,
+                 pipeline: tuple = ()) -> None:
+        # the pipeline is for inferencers
         super().__init__(kind, num)
         self.noisy = noisy
         self.metainfo = dict(classes=classes or CLASSES[kind])

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""A trunk of two MoE layers on tokens, and what reads its routers."""
+"""A trunk of two layers of experts on tokens, and what reads its routers."""
 
 from typing import Dict, List, Optional
 

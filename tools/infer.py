@@ -17,7 +17,7 @@ import sys
 from typing import List, Tuple
 
 from vim_mm.apis.inferencer import ViMInferencer
-from vim_mm.apis.inputs import one_task
+from vim_mm.apis.inputs import tasks_of
 from vim_mm.apis.results import words
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
@@ -33,10 +33,11 @@ def parse_args() -> argparse.Namespace:
         '--model',
         action='append',
         required=True,
-        metavar='[NAME=]CONFIG,CHECKPOINT[,GATES]',
+        metavar='[NAME=]CONFIG,CHECKPOINT[,TASK]',
         help='a task to serve; once for each. NAME is that of the config file '
-        'if it is not given. GATES names the task of the '
-        "model's fusion where it has several (default: NAME, if it is one)")
+        'if it is not given. TASK names the task of the model, or of its '
+        'fusion, where it has several (default: NAME, if it is one). A '
+        'multi-task model without NAME serves all its tasks')
     parser.add_argument(
         '--task',
         nargs='+',
@@ -65,7 +66,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_model(text: str) -> Tuple[str, List[str]]:
-    """``[NAME=]CONFIG,CHECKPOINT[,GATES]`` in parts.
+    """``[NAME=]CONFIG,CHECKPOINT[,TASK]`` in parts; NAME may be empty.
 
     Raises:
         ValueError: If it has another form.
@@ -74,11 +75,9 @@ def parse_model(text: str) -> Tuple[str, List[str]]:
     parts = (rest if named else text).split(',')
     if named and not name or len(parts) not in (2, 3) or not all(parts):
         raise ValueError(f'--model {text} is not NAME=CONFIG,CHECKPOINT or '
-                         'NAME=CONFIG,CHECKPOINT,GATES, NAME= left out or '
+                         'NAME=CONFIG,CHECKPOINT,TASK, NAME= left out or '
                          'not.')
-    if not named:
-        (name, _), = one_task(*parts[:2]).items()
-    return name, parts
+    return name if named else '', parts
 
 
 def build(args: argparse.Namespace) -> ViMInferencer:
@@ -90,7 +89,17 @@ def build(args: argparse.Namespace) -> ViMInferencer:
     for text in args.model:
         name, (config, *rest) = parse_model(text)
         cfg = read_config(config, args.cfg_options)
-        inferencer.add_task(name, cfg, *rest)
+        sources = tasks_of(cfg, *rest)
+        if name in sources:
+            sources = {name: sources[name]}
+        elif name and len(sources) == 1:
+            sources = {name: source for source in sources.values()}
+        elif name:
+            raise ValueError(f"--model {name}=… names one task, but its model "
+                             f'has {list(sources)}; leave NAME= out, or '
+                             'append ,TASK.')
+        for own, source in sources.items():
+            inferencer.add_task(own, *source)
     return inferencer
 
 

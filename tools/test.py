@@ -11,8 +11,13 @@ import os.path as osp
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
+from torch import nn
 
+from vim_mm.engine.loops import MultiTaskTestLoop
 from vim_mm.engine.runner import TESTING, build_runner
+from vim_mm.models.multitask.single_task import config_tasks, task_config
+from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import (add_cfg_options, class_of, library_of,
@@ -31,9 +36,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='.pth or .safetensors file')
     parser.add_argument(
-        '--work-dir', help='folder for logs and metrics '
+        '--work-dir',
+        help='folder for logs and metrics '
         '(default: work_dir of the config, else work_dirs/CONFIG_NAME)')
-    parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument(
+        '--task',
+        metavar='NAME',
+        help='the task of a multi-task model to evaluate (default: all)')
+    parser.add_argument(
+        '--out',
+        help='write predictions to this .pkl file; those of several tasks to '
+        'NAME.TASK.pkl')
     parser.add_argument(
         '--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='save painted predictions here')
@@ -76,6 +89,11 @@ def build_config(args: argparse.Namespace) -> Config:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
     cfg.load_from = args.checkpoint
+    if args.task is not None:
+        cfg = task_config(cfg, args.task)
+    elif config_tasks(cfg) and (args.show or args.show_dir or args.tta):
+        raise ValueError('--show, --show-dir and --tta are for one task; name '
+                         f'one of {config_tasks(cfg)} with --task.')
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.tta:
@@ -127,13 +145,31 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
+def run_task(model: nn.Module, task: str) -> None:
+    """Let the parts that tell tasks apart, if there are any, run one."""
+    if any(task in part.tasks for part in holders(model)):
+        select_task(model, task)
+
+
+def dump_predictions(loop: BaseLoop, path: str) -> None:
+    """Write the predictions of a test, those of each task apart."""
+    if not isinstance(loop, MultiTaskTestLoop):
+        loop.evaluator.metrics.append(DumpResults(out_file_path=path))
+        return
+    stem, suffix = osp.splitext(path)
+    for task, own in loop.loops.items():
+        own.evaluator.metrics.append(
+            DumpResults(out_file_path=f'{stem}.{task}{suffix}'))
+
+
 def main() -> None:
     args = parse_args()
     cfg = build_config(args)
     runner = build_runner(cfg, TESTING)
+    if args.task is not None:
+        run_task(runner.model, args.task)
     if args.out:
-        runner.test_evaluator.metrics.append(
-            DumpResults(out_file_path=args.out))
+        dump_predictions(runner.test_loop, args.out)
     runner.test()
 
 

@@ -735,8 +735,8 @@ def test_the_tool(folder: Path, tmp_path: Path,
         f'{paths(folder)[0]}\tcls\t'
         f'{cls["pred_class"]} ({cls["pred_score"]:.2f})'
     ]
-    for text, name in (('f/a.py,b.pth', 'a'), ('x=f/a.py,b.pth', 'x'),
-                       ('f/a b.v1.py,b.pth,c', 'a_b.v1')):
+    for text, name in (('f/a.py,b.pth', ''), ('x=f/a.py,b.pth', 'x'),
+                       ('f/a b.v1.py,b.pth,c', '')):
         parts = text.rpartition('=')[2].split(',')
         assert tool.parse_model(text) == (name, parts)
     for text in ('cls', 'cls=a.py', '=a.py,b.pth', 'cls=a.py,b.pth,c,d',

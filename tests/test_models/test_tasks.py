@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from _tiny import (KINDS, PLACES, SIZE, TWO_TASKS, Pictures, build_model,
+from _tiny import (DIMS, KINDS, PLACES, SIZE, TWO_TASKS, Pictures, build_model,
                    build_runner, fill, fusion_neck, model_cfg, same, snapshot,
                    two_tasks, vit)
 from vim_mm.engine.hooks.warm_head_hook import head_parameters
@@ -382,6 +382,21 @@ def test_what_a_head_freezes_stays_frozen() -> None:
     assert learning(heads) == []
     heads.learn_tasks(['x'])
     assert learning(heads) == ['heads.x.weight']
+
+
+def test_every_head_starts_as_its_config_says() -> None:
+    init_default_scope('mmpretrain')
+    head = dict(
+        type='LinearClsHead',
+        num_classes=2,
+        in_channels=DIMS,
+        init_cfg=dict(type='Constant', layer='Linear', val=0.25, bias=0.5))
+    heads = MODELS.build(
+        dict(type='vim_mm.TaskHeads', heads=dict(x=head, y=head)))
+    heads.init_weights()
+    for name in 'xy':
+        assert (heads.heads[name].fc.weight == 0.25).all()
+        assert (heads.heads[name].fc.bias == 0.5).all()
 
 
 def test_heads_mistakes_are_sentences() -> None:

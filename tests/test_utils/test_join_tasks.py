@@ -73,3 +73,14 @@ def test_mistakes(tmp_path: Path) -> None:
     empty.write_text('a = 1')
     with pytest.raises(ValueError, match="task 'det' has no `model`"):
         join_tasks(det=str(empty))
+
+
+def test_functions_get_no_scope(tmp_path: Path) -> None:
+    """mmengine would hand it on to them."""
+    path = tmp_path / 'one.py'
+    path.write_text("default_scope = 'mmpretrain'\nmodel = dict(type='A')\n"
+                    'train_dataloader = dict(dataset=dict(type="B"), '
+                    'collate_fn=dict(type="default_collate"))')
+    loader = join_tasks(cls=str(path)).train_dataloader.cls
+    assert loader.collate_fn == dict(type='default_collate')
+    assert loader.dataset._scope_ == 'mmpretrain'

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
 from .inputs import (Inputs, Request, and_more, check_device, list_requests,
-                     make_folder, one_task)
+                     make_folder, tasks_of)
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
@@ -33,11 +33,11 @@ class ViMInferencer(BaseInferencer):
 
     Args:
         tasks (Mapping[str, tuple] | str | Config): Task name to ``(config,
-            checkpoint)`` or, to use other gates of the model's fusion than
-            those of the task's own name or of the config, ``(config,
-            checkpoint, gates)``. Or the config of one task, which goes by
-            the name of its file.
-        checkpoint (str, optional): What the training of that one task left.
+            checkpoint)`` or, to use another task of the model or of its
+            fusion than that of the same name or of the config, ``(config,
+            checkpoint, task)``. Or one config: a single task goes by the name
+            of its file, those of a multi-task model by their own.
+        checkpoint (str, optional): What the training of that config left.
             With a mapping the device may stand here. Defaults to None.
         device (str, optional): Where the models run; the best there is when
             None. Defaults to None.
@@ -46,6 +46,8 @@ class ViMInferencer(BaseInferencer):
             graph; a dict holds arguments of :func:`torch.compile` that come
             before those :func:`~vim_mm.apis.serving.choose_graph` chooses.
             What ``model.backbone.compile`` says when None, the default.
+        task (str, optional): With one config, the task of its model that is
+            served; all when None. Defaults to None.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -60,6 +62,7 @@ class ViMInferencer(BaseInferencer):
         ...     'roads': ('roads.py', 'roads.pth')})
         >>> inferencer('photos/', task='flowers', out_dir='out')
         >>> inferencer(['a.jpg', 'b.jpg'], task=['flowers', 'roads'])
+        >>> inferencer = ViMInferencer('mtht.py', 'mtht.pth', task='det')
     """
 
     visualize_kwargs = {'return_vis', 'show', 'wait_time', 'pred_score_thr'}
@@ -70,9 +73,14 @@ class ViMInferencer(BaseInferencer):
                  checkpoint: Optional[str] = None,
                  device: Optional[str] = None,
                  show_progress: bool = True,
-                 compile: Union[bool, dict, None] = None) -> None:
+                 compile: Union[bool, dict, None] = None,
+                 task: Optional[str] = None) -> None:
         if not isinstance(tasks, Mapping):
-            tasks = one_task(tasks, checkpoint)
+            tasks = tasks_of(tasks, checkpoint, task)
+        elif task is not None:
+            raise ValueError(f"The task '{task}' is asked for beside names of "
+                             'several; give (config, checkpoint, task) under '
+                             'its name.')
         elif checkpoint is not None:  # positions of (tasks, device, …)
             if device is not None:
                 show_progress = device
@@ -116,8 +124,7 @@ class ViMInferencer(BaseInferencer):
                              "a folder of that name. Use letters, digits, "
                              "'_', '-' and '.'.")
         task = ServedTask(name, config, checkpoint, gates,
-                          list(self.tasks.values()), self.device,
-                          self.compile)
+                          list(self.tasks.values()), self.device, self.compile)
         self.painters[name] = self._init_visualizer(task)
         self.tasks[name] = task
 
@@ -187,8 +194,7 @@ class ViMInferencer(BaseInferencer):
         self._cause: Optional[Exception] = None
         batches = self.preprocess(requests, batch_size)
         if self.show_progress:
-            batches = track(
-                batches, 'Inference', console=Console(stderr=True))
+            batches = track(batches, 'Inference', console=Console(stderr=True))
         for batch, samples in self._samples(batches):
             drawings = self.visualize(batch, samples, keep=keep, **drawing)
             done = self.postprocess(
@@ -271,9 +277,10 @@ class ViMInferencer(BaseInferencer):
         for place, (one, sample) in enumerate(zip(inputs, preds)):
             if keep or return_vis or show:
                 with self.tasks[one.task].in_scope():
-                    drawings[place] = self.painters[one.task](
-                        one.loaded, sample, one.name, show, wait_time,
-                        pred_score_thr)
+                    drawings[place] = self.painters[one.task](one.loaded,
+                                                              sample, one.name,
+                                                              show, wait_time,
+                                                              pred_score_thr)
             one.loaded = None
         return drawings
 

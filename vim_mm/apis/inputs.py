@@ -13,6 +13,9 @@ import torch
 from mmengine.config import Config
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vim_mm.models.multitask.single_task import config_tasks
+from vim_mm.utils.config import read_config
+
 Picture = Union[str, np.ndarray]
 Inputs = Union[Picture, os.PathLike, Sequence[Union[Picture, os.PathLike]]]
 
@@ -120,13 +123,17 @@ def list_pictures(entry: Union[Picture, os.PathLike]) -> List[Picture]:
     return [entry]
 
 
-def one_task(config: Union[str, os.PathLike, Config],
-             checkpoint: Optional[str]) -> Dict[str, tuple]:
-    """The mapping of a single task, which goes by its config's file name.
+def tasks_of(config: Union[str, os.PathLike, Config],
+             checkpoint: Optional[str],
+             task: Optional[str] = None) -> Dict[str, tuple]:
+    """What a config and a checkpoint serve, by name.
 
     Args:
-        config (str | Config): Its config.
+        config (str | Config): The config. A single task goes by the name of
+            its file, those of a multi-task model by their own.
         checkpoint (str): What its training left.
+        task (str, optional): The task of the model, or of its fusion, that is
+            meant; all of a multi-task model when None.
 
     Raises:
         ValueError: If there is no checkpoint.
@@ -136,9 +143,15 @@ def one_task(config: Union[str, os.PathLike, Config],
     if checkpoint is None:
         raise ValueError(f"The task of {path or 'a config'} needs what its "
                          'training left; give its checkpoint.')
+    config = read_config(config if isinstance(config, Config) else path)
+    several = config_tasks(config)
+    if several:
+        return {
+            name: (config, checkpoint, name)
+            for name in ([task] if task else several)
+        }
     name = re.sub(r'[^\w.-]', '_', Path(path or 'task').stem).lstrip('.-')
-    config = config if isinstance(config, Config) else path
-    return {name or 'task': (config, checkpoint)}
+    return {name or 'task': (config, checkpoint, task)}
 
 
 def check_files(pictures: Sequence[Picture]) -> None:

@@ -29,6 +29,8 @@ from vim_mm.engine.fit import check_fit
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.compiling import compile_options
+from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
+                                                 task_checkpoint, task_config)
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import class_of, read_config, type_name
 from vim_mm.utils.kinds import KINDS
@@ -42,10 +44,11 @@ class ServedTask:
 
     Args:
         name (str): Name of the task.
-        config (str | Config): Config of a model on a :class:`ViMBackbone`.
+        config (str | Config): Config of a model with a backbone, or of a
+            multi-task model.
         checkpoint (str): What its training left: gates, neck and head.
-        gates (str, optional): The task of the model's fusion whose gates are
-            used. By default ``name`` where the fusion knows it, else what
+        gates (str, optional): The task of the model, or of its fusion, that
+            is meant. By default ``name`` where the model knows it, else what
             the config selects.
         beside (Sequence[ServedTask]): Tasks that are served already; their
             tensors are taken where they are equal. Defaults to none.
@@ -78,14 +81,17 @@ class ServedTask:
                  compile: Union[bool, dict, None] = None) -> None:
         self.name = name
         self.cfg = read_config(config)
+        if config_tasks(self.cfg):
+            self.cfg = task_config(self.cfg, gates or name)
         self.scope = self.cfg.get('default_scope', 'mmengine')
         try:
             with self.in_scope():
                 self.model, meta = load_model(self.cfg, checkpoint)
                 self._select(gates)
                 for other in beside:
-                    check_trunk(self.model.backbone, other.model.backbone,
-                                other.name)
+                    backbones = self.model.backbone, other.model.backbone
+                    if all(isinstance(b, ViMBackbone) for b in backbones):
+                        check_trunk(*backbones, other.name)
                     share(self.model, other.model)
                 self._read_dataset(meta)
                 self._prepare_pass(beside, device, compile)
@@ -102,10 +108,10 @@ class ServedTask:
 
     def _select(self, gates: Optional[str]) -> None:
         known = [t for part in holders(self.model) for t in part.tasks]
-        wanted = gates or self.name
+        wanted = self.cfg.get(LOAD_TASK) or gates or self.name
         if wanted in known:
             select_task(self.model, wanted)
-        elif gates:
+        elif gates and gates != self.cfg.get(LOAD_TASK):
             raise ValueError(f"Its model has no gates '{gates}'; it has "
                              f'{known or "no fusion"}.')
 
@@ -120,7 +126,7 @@ class ServedTask:
             options = compile_options(compile, device, **sizes)
         self.options = options
         self.trunk_pass = None
-        if not is_beside(backbone):
+        if not isinstance(backbone, ViMBackbone) or not is_beside(backbone):
             if options is not None:
                 backbone.compile(**options)
             return
@@ -208,24 +214,25 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         checkpoint notes about its data set.
 
     Raises:
-        ValueError: If there is no model or it has no :class:`ViMBackbone`,
-            or the checkpoint is of another model.
+        ValueError: If there is no model or it has no backbone, or the
+            checkpoint is of another model.
     """
     plain = {}
     if 'compile' in (cfg.get('model') or {}).get('backbone', {}):
         plain = dict(compile=False)  # left to who serves it
     model = build_model(cfg, **plain)
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, ViMBackbone):
-        raise ValueError(f'Its backbone is {type(backbone).__name__} and not '
-                         'ViMBackbone, so there is no trunk to share.')
+    if getattr(model, 'backbone', None) is None:
+        raise ValueError(f'Its model is a {type(model).__name__}, which has '
+                         'no backbone.')
     loaded = CheckpointLoader.load_checkpoint(
         checkpoint, map_location='cpu', logger='silent')
+    file = f"The checkpoint '{checkpoint}'"
+    task_checkpoint(loaded, cfg.get(LOAD_TASK), file)
     state = {
         re.sub(r'^module\.', '', key): value
         for key, value in loaded.get('state_dict', loaded).items()
     }
-    check_fit(model, state, f"The checkpoint '{checkpoint}'", every_task=True)
+    check_fit(model, state, file, every_task=True, whole=True)
     model.load_state_dict(state, strict=False)
     model = revert_sync_batchnorm(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fusion import BaseFusion
+from vim_mm.models.multitask import MultiTaskModel
 
 
 def check_fit(model: BaseModel,
               state: Dict[str, Tensor],
               file: str,
-              every_task: bool = False) -> None:
+              every_task: bool = False,
+              whole: bool = False) -> None:
     """Refuse a checkpoint of something else: its model would predict noise.
 
     A zoo's module and head files lie beside checkpoints and look like them,
@@ -28,6 +30,8 @@ def check_fit(model: BaseModel,
         file (str): Its name, for messages.
         every_task (bool): Whether a task is selected later, so that the gates
             of all of them count. Defaults to False.
+        whole (bool): Whether nothing may be missing, whatever the backbone;
+            so it is for those of several tasks. Defaults to False.
 
     Raises:
         ValueError: If something is missing or has another shape.
@@ -38,9 +42,10 @@ def check_fit(model: BaseModel,
             f'{file} holds nothing of a backbone, so it is no checkpoint of a '
             'whole model; give one that a run of this config wrote (modules '
             'of a zoo are named in `model.backbone.modules`).')
-    if not isinstance(getattr(model, 'backbone', None), ViMBackbone):
+    has_bank = isinstance(getattr(model, 'backbone', None), ViMBackbone)
+    if not (has_bank or whole or isinstance(model, MultiTaskModel)):
         return
-    spare = tuple(_spare(model, every_task))
+    spare = tuple(_spare(model, every_task)) if has_bank else ()
     unlike = [
         key for key, value in own.items()
         if not key.startswith(spare) and not _holds(state, key, value)

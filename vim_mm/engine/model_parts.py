@@ -2,15 +2,18 @@
 """What hooks that prepare a model before training have in common."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Tuple
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from vim_mm.features.cache import unwrap
 from vim_mm.models.fusion import FusionHolder
-from vim_mm.models.tasks import holders, idle
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.tasks import check_tasks, holders, idle, select_task
 
 
 def first_neck(model: BaseModel) -> Optional[nn.Module]:
@@ -86,8 +89,58 @@ def extra_tokens(model: BaseModel, given: Optional[int] = None) -> int:
     return getattr(model.backbone.trunk, 'num_extra_tokens', 1)
 
 
-def restart_averages(runner: Runner, model: BaseModel) -> None:
-    """Let averaged models, copied before training, start from ``model``."""
+def restart_averages(runner: Runner) -> None:
+    """Let averaged models, copied before training, start from the model."""
+    state = unwrap(runner.model).state_dict()
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
-            hook.ema_model.module.load_state_dict(model.state_dict())
+            hook.ema_model.module.load_state_dict(state)
+
+
+# ------------------------------------------------------------ several tasks
+
+
+@contextmanager
+def part_of(runner: Runner, task: Optional[str],
+            who: str) -> Iterator[Tuple[BaseModel, DataLoader]]:
+    """Within this context one task of a run can be worked on.
+
+    Args:
+        runner (Runner): The run.
+        task (str, optional): The task of a multi-task model; None for an
+            ordinary one.
+        who (str): The name of the hook that asks, for messages.
+
+    Yields:
+        tuple[BaseModel, DataLoader]: The task's ordinary model, not wrapped,
+        which runs, and the ordinary loader of its training set.
+
+    Raises:
+        ValueError: If it is not said which task, or there is none such.
+    """
+    model, loader = unwrap(runner.model), runner.train_dataloader
+    if not isinstance(model, MultiTaskModel):
+        if task is not None:
+            raise ValueError(f"{who} is to work on the task '{task}', but the "
+                             'model has one task only; leave `task` out.')
+        yield model, loader
+        return
+    if task is None:
+        raise ValueError(f'{who} works on one task; set its `task` to one of '
+                         f'{model.tasks}.')
+    check_tasks([task], model.tasks, 'the model')
+    check_tasks([task], list(loader.loaders), 'train_dataloader')
+    select_task(model, task)
+    with model.in_scope(task):
+        yield model.of(task), loader.of(task)
+
+
+def refuse_tasks(runner: Runner, who: str) -> None:
+    """Refuse a multi-task model.
+
+    Raises:
+        ValueError: If the run has one.
+    """
+    if isinstance(unwrap(runner.model), MultiTaskModel):
+        raise ValueError(f'{who} is for a model of one task; take it out of '
+                         'a run of several.')

@@ -29,8 +29,12 @@ def is_cast(tensor: Tensor) -> bool:
 
 
 def exact(device: str) -> ContextManager:
-    """A context without autocast on a type of device."""
-    if device == 'meta':
+    """A context without autocast on a type of device.
+
+    Where there is none, it is no context at all, which leaves exporters a
+    plain graph.
+    """
+    if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device, enabled=False)
 

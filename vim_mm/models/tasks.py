@@ -14,7 +14,7 @@ from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
                     Tuple)
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import ModuleDict, is_model_wrapper
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -203,7 +203,7 @@ def check_task_name(task: str) -> None:
         ValueError: If it is empty, has dots or is a method's.
     """
     # parameters are kept under task names, beside their dict's methods
-    taken = any(hasattr(d(), task) for d in (nn.ParameterDict, nn.ModuleDict))
+    taken = any(hasattr(d(), task) for d in (nn.ParameterDict, ModuleDict))
     if not task or '.' in task or taken:
         raise ValueError(f"'{task}' cannot name a task; use a name "
                          'without dots that is no torch method name.')

@@ -9,6 +9,8 @@ from mmengine.config import Config, ConfigDict
 #: what a config of several tasks holds by task
 PARTS = ('train_dataloader', 'val_dataloader', 'val_evaluator',
          'test_dataloader', 'test_evaluator')
+#: parts of a loader that are functions
+FUNCTIONS = ('collate_fn', 'worker_init_fn')
 
 
 def join_tasks(**configs: str) -> ConfigDict:
@@ -82,6 +84,7 @@ def _scoped(part: Any, scope: Optional[str]) -> Any:
 
 def _scoped_inside(loader: ConfigDict, scope: Optional[str]) -> ConfigDict:
     for key, part in loader.items():
-        if isinstance(part, dict):
+        # mmengine passes what is beside a function's type on to it
+        if isinstance(part, dict) and key not in FUNCTIONS:
             loader[key] = _scoped(part, scope)
     return loader

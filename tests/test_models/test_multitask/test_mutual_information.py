@@ -94,11 +94,13 @@ def test_surrogate_gradient_is_the_exact_one(grown: bool, pruned: bool,
             rows.append(logits.softmax(-1).mean(0))
         return -slow_information(rows)
 
+    total = 0.
     for task in tasks:
         params = list(model.first.routers[task].parameters())
         seen = _first_only(model, routing, task, xs[task])
         loss = routing.loss(seen, task)['loss_mi']
-        own = torch.autograd.grad(loss, params)
+        total = total + loss
+        own = torch.autograd.grad(loss, params, retain_graph=True)
         torch.testing.assert_close(own, torch.autograd.grad(exact(), params))
         with torch.no_grad():
             params[0][0, 0] += 1e-6
@@ -109,6 +111,7 @@ def test_surrogate_gradient_is_the_exact_one(grown: bool, pruned: bool,
         assert float((above - below) / 2e-6) == pytest.approx(
             float(own[0][0, 0]), abs=1e-8)
         assert max(float(grad.abs().max()) for grad in own) > 1e-3
+    torch.testing.assert_close(total, exact())
 
 
 def _first_only(model: Trunk, routing: MutualInformation, task: str,
@@ -145,7 +148,7 @@ def test_running_mean_and_loss_step_by_step() -> None:
         torch.testing.assert_close(found.usage, usage[task])
         assert found.count == n
         joint = torch.stack(list(rows.values())) / 3
-        expected = -(p.mean(0) / 3 * ((rows[task] / 3 + 1e-3) /
+        expected = -(p.mean(0) / 3 * (3 * (rows[task] / 3 + 1e-3) /
                                       (joint.sum(0) + 1e-3)).log()).sum()
         select_task(model, task)
         alone = routing.eval().loss(_first_only(model, routing, task, x), task)
@@ -319,7 +322,7 @@ def test_numbers_that_cannot_be(kwargs: dict, sentence: str) -> None:
 
 def test_backbones_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match='MutualInformation reads the routers '
-                       'of MoE layers, but Linear has none'):
+                       'of layers of experts, but Linear has none'):
         bound(nn.Linear(2, 2))
     for tasks, known in ((None, 'all'), (['a', 'b'], 'a')):
         with pytest.raises(ValueError, match="task 'c', but layer 'first' has "

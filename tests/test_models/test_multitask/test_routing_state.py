@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from _multitask import TASKS as KINDS
-from _multitask import build, multitask_cfg, resnet
+from _multitask import TaskPictures, build, multitask_cfg, resnet
 from _routing import DIMS, TASKS, bound, run, tokens, trunk
+from mmengine.config import ConfigDict
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_state_dict
 from torch import nn
@@ -40,29 +41,32 @@ def test_resumed_equals_uninterrupted(stop: int, tmp_path: Path) -> None:
     assert same(snapshot(whole), snapshot(part))
 
 
+def moe_cfg() -> ConfigDict:
+    """Three tasks over a Swin with experts."""
+    backbone = dict(
+        type='vim_mm.to_moe',
+        trunk=dict(
+            type='mmpretrain.SwinTransformer',
+            arch=dict(
+                embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 4]),
+            out_indices=(1, 2, 3),
+            window_size=4,
+            pad_small_map=True),
+        num_experts=4,
+        k=2,
+        tasks=KINDS)
+    cfg = multitask_cfg(backbone=backbone)
+    cfg.tasks.cls.head.in_channels = 64
+    cfg.tasks.det.neck.in_channels = [16, 32, 64]
+    cfg.tasks.seg.decode_head.in_channels = 64
+    cfg.routing = dict(type='vim_mm.MutualInformation', weight=.01, start=1)
+    return cfg
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """Of a whole model, its loader, optimizer and running means."""
 
     def runner(name: str, **kwargs):
-        backbone = dict(
-            type='vim_mm.to_moe',
-            trunk=dict(
-                type='mmpretrain.SwinTransformer',
-                arch=dict(
-                    embed_dims=8, depths=[1, 1, 1, 1],
-                    num_heads=[1, 1, 2, 4]),
-                out_indices=(1, 2, 3),
-                window_size=4,
-                pad_small_map=True),
-            num_experts=4,
-            k=2,
-            tasks=KINDS)
-        cfg = multitask_cfg(backbone=backbone)
-        cfg.tasks.cls.head.in_channels = 64
-        cfg.tasks.det.neck.in_channels = [16, 32, 64]
-        cfg.tasks.seg.decode_head.in_channels = 64
-        cfg.routing = dict(
-            type='vim_mm.MutualInformation', weight=.01, start=1)
         hooks = dict(
             logger=dict(type='LoggerHook', interval=1),
             checkpoint=dict(
@@ -70,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         return build(
             tmp_path / name,
             8,
-            model=cfg,
+            model=moe_cfg(),
             default_hooks=hooks,
             train_cfg=dict(type='MultiTaskTrainLoop', max_iters=8),
             val_cfg=None,
@@ -143,6 +147,28 @@ def test_new_tasks_leave_old_rows() -> None:
     assert fresh.rows('first')['d'].count == 0
 
 
+def test_a_new_task_of_a_model_has_rows_of_its_own() -> None:
+    model = MODELS.build(moe_cfg())
+
+    def step(task: str) -> dict:
+        data = TaskPictures('seg' if task == 'new' else task).batch()
+        data = model.data_preprocessor(dict(data, task=task), True)
+        return model(**data, mode='loss')
+
+    for task in KINDS:
+        step(task)
+    old = snapshot(model.routing)
+    model.add_task('new', moe_cfg().tasks.seg, num_experts=2)
+    for _ in range(3):
+        losses = step('new')
+    assert losses['new/loss_mi'] != 0
+    now = snapshot(model.routing)
+    assert same(old, {key: now[key] for key in old})
+    assert len(now) == len(old) * 4 // 3
+    row = model.routing.rows(model.routing.layers[0])['new']
+    assert row.count == 3 and len(row) == 6
+
+
 def test_pruned_routers_are_read_by_what_is_stored() -> None:
     model = trunk()
     routing = bound(model)
@@ -201,6 +227,6 @@ def test_any_layout_of_tokens(tokens_of: tuple) -> None:
 def test_a_dense_backbone_cannot_have_losses_of_routing() -> None:
     cfg = multitask_cfg('cls', backbone=resnet())
     cfg.routing = dict(type='vim_mm.MutualInformation')
-    with pytest.raises(ValueError, match='MoE layers, but ResNet has none; '
-                       'take a backbone with experts, or leave `routing`'):
+    with pytest.raises(ValueError, match='of experts, but ResNet has none; '
+                       'take a backbone with experts, or leave `routing` out'):
         MODELS.build(cfg)

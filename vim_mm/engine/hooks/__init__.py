@@ -4,10 +4,11 @@ from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
 from .module_head_hook import ModuleHeadHook
 from .module_to_zoo_hook import ModuleToZooHook
+from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
-    'ModuleToZooHook', 'ScoreGatesHook', 'WarmHeadHook'
+    'ModuleToZooHook', 'RoutingLogHook', 'ScoreGatesHook', 'WarmHeadHook'
 ]

@@ -1,8 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from typing import Dict
+
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.tasks import select_task
 from vim_mm.registry import HOOKS
 from ..model_parts import fusing_part
 
@@ -11,7 +16,8 @@ from ..model_parts import fusing_part
 class GateLogHook(Hook):
     """Log every gate of the current task as an ordinary scalar.
 
-    Scalars are named ``gates/<slot>/<module>`` and reach whichever
+    Scalars are named ``gates/<slot>/<module>``, of a multi-task model, whose
+    tasks are all logged, ``gates/<task>/<slot>/<module>``, and reach whichever
     visualizer backends the config declares. Of a router they are the gates of
     an image that it has nothing to say about: the task's own.
 
@@ -36,11 +42,22 @@ class GateLogHook(Hook):
 
     @staticmethod
     def _record(runner: Runner, step: int) -> None:
-        gates = fusing_part(unwrap(runner.model)).gates()
-        runner.visualizer.add_scalars(
-            {
-                f'gates/{slot}/{module}': weight
-                for slot, row in gates.items()
-                for module, weight in row.items()
-            },
-            step=step)
+        model = unwrap(runner.model)
+        if not isinstance(model, MultiTaskModel):
+            scalars = _scalars(model, 'gates')
+        else:
+            last, scalars = model.task, {}
+            for task in model.tasks:
+                select_task(model, task)
+                scalars.update(_scalars(model.of(task), f'gates/{task}'))
+            select_task(model, last)
+        runner.visualizer.add_scalars(scalars, step=step)
+
+
+def _scalars(model: BaseModel, name: str) -> Dict[str, float]:
+    """The gates of what runs, under names that begin with one."""
+    return {
+        f'{name}/{slot}/{module}': weight
+        for slot, row in fusing_part(model).gates().items()
+        for module, weight in row.items()
+    }

@@ -11,6 +11,8 @@ from torch import nn
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
 from ..fit import check_classes, check_fit
 from ..resume import check_counters, keep_numbers
@@ -41,25 +43,41 @@ class GuardHook(Hook):
                 model or the data set that it is to be judged by.
         """
         file = runner._load_from or 'The checkpoint'
+        model = unwrap(runner.model)
+        if isinstance(model, BaseTTAModel):
+            model = model.module
+        split = not isinstance(model, MultiTaskModel) and task_checkpoint(
+            checkpoint, runner.cfg.get(LOAD_TASK), file)
         if runner._resume:
+            if split:
+                raise ValueError(f'{file} is of several tasks, which a run of '
+                                 'one cannot go on with; start from it with '
+                                 '`load_from`.')
             check_counters(checkpoint, file)
         if 'state_dict' in checkpoint:
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)
         if loop is None:
             return
-        model = unwrap(runner.model)
-        if isinstance(model, BaseTTAModel):
-            model = model.module
         state = {
             re.sub(r'^module\.', '', key): value
             for key, value in checkpoint.get('state_dict', checkpoint).items()
         }
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
+        _check_classes(metainfo, checkpoint.get('meta') or {}, file)
+        check_fit(model, state, file, whole=split)
+
+
+def _check_classes(own: dict, meta: dict, file: str) -> None:
+    """Compare the classes of each task's data with the checkpoint's."""
+    stored = meta.get('dataset_meta') or {}
+    pairs = [(own, stored)]
+    if 'tasks' in own:
+        pairs = [(each, (stored.get('tasks') or {}).get(task))
+                 for task, each in own['tasks'].items()]
+    for mine, theirs in pairs:
         check_classes(
-            metainfo.get('classes') or [],
-            checkpoint.get('meta') or {}, file)
-        check_fit(model, state, file)
+            mine.get('classes') or [], dict(dataset_meta=theirs), file)
 
 
 def _judging_loop(runner: Runner) -> Optional[BaseLoop]:

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from vim_mm.evaluation.ridge import held_out_loss
 from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
 from vim_mm.features.cache import (CachedBatch, check_filled, finite,
-                                   preprocess, to_device, unmixed, unwrap)
+                                   preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
-                           learning_only, restart_averages, running_parameters,
-                           weighs_levels)
+                           learning_only, part_of, restart_averages,
+                           running_parameters, weighs_levels)
 from .warm_head_hook import average_gradients
 
 
@@ -58,6 +58,8 @@ class HoldOutGatesHook(Hook):
         l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 0.1.
         num_extra_tokens (int, optional): Class and register tokens in the
             trunk's output, for classification. Defaults to the trunk's own.
+        task (str, optional): The task of a multi-task model to work on.
+            Defaults to None, for a model of one task.
     """
 
     # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
@@ -69,13 +71,15 @@ class HoldOutGatesHook(Hook):
                  deals: int = DEALS,
                  optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
-                 num_extra_tokens: Optional[int] = None) -> None:
+                 num_extra_tokens: Optional[int] = None,
+                 task: Optional[str] = None) -> None:
         self.steps = steps
         self.batches = batches
         self.deals = deals
         self.optimizer = optimizer
         self.l2 = l2
         self.num_extra_tokens = num_extra_tokens
+        self.task = task
 
     def before_train(self, runner: Runner) -> None:
         """Train the current task's gates.
@@ -85,7 +89,12 @@ class HoldOutGatesHook(Hook):
         """
         if runner.iter > 0:  # resumed
             return
-        model = unwrap(runner.model)
+        with part_of(runner, self.task, 'HoldOutGatesHook') as (model, loader):
+            self._learn(runner, model, loader)
+        restart_averages(runner)
+
+    def _learn(self, runner: Runner, model: BaseModel,
+               loader: DataLoader) -> None:
         fusion = fusing_part(model).fusion
         params = [] if fusion is None else running_parameters(model, fusion)
         if not params:
@@ -97,14 +106,13 @@ class HoldOutGatesHook(Hook):
         model.eval()
         # the first training step would apply what is left in other gradients
         with learning_only(model, params):
-            self._train(runner, model, params, optimizer)
+            self._train(runner, model, loader, params, optimizer)
         optimizer.zero_grad(set_to_none=True)
         model.train(training)
-        restart_averages(runner, model)
 
-    def _train(self, runner: Runner, model: BaseModel,
+    def _train(self, runner: Runner, model: BaseModel, loader: DataLoader,
                params: List[nn.Parameter], optimizer: Optimizer) -> None:
-        groups = self._groups(finite(runner.train_dataloader))
+        groups = self._groups(finite(loader))
         for step, group in enumerate(islice(groups, self.steps), 1):
             optimizer.zero_grad()
             loss = self._average(model, group, params)
@@ -178,6 +186,5 @@ class HoldOutGatesHook(Hook):
         features = fused_features(model, batch['inputs'])
         return CachedBatch(
             features=tuple(map(leaf, features)),
-            data_samples=to_device(batch['data_samples'],
-                                   torch.device('cpu')),
+            data_samples=to_device(batch['data_samples'], torch.device('cpu')),
             input_shape=batch['inputs'].shape)

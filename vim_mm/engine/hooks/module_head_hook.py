@@ -1,14 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict
+from typing import Dict, Optional
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import Zoo, ZooError, is_head
-from ..model_parts import restart_averages
+from ..model_parts import part_of, restart_averages
 
 
 @HOOKS.register_module()
@@ -27,13 +26,19 @@ class ModuleHeadHook(Hook):
     Args:
         module (str): Name of the module.
         zoo (str): Directory of the zoo.
+        task (str, optional): The task of a multi-task model to work on.
+            Defaults to None, for a model of one task.
     """
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, module: str, zoo: str) -> None:
+    def __init__(self,
+                 module: str,
+                 zoo: str,
+                 task: Optional[str] = None) -> None:
         self.module = module
         self.zoo = zoo
+        self.task = task
 
     def before_train(self, runner: Runner) -> None:
         """Load the head.
@@ -43,11 +48,11 @@ class ModuleHeadHook(Hook):
         """
         if runner.iter > 0:  # resumed
             return
-        model = unwrap(runner.model)
-        own = {
-            key: value
-            for key, value in model.state_dict().items() if is_head(key)
-        }
+        with part_of(runner, self.task, 'ModuleHeadHook') as (model, _):
+            own = {
+                key: value
+                for key, value in model.state_dict().items() if is_head(key)
+            }
         head = {
             key: value
             for key, value in Zoo(self.zoo).load_head(self.module).items()
@@ -56,7 +61,7 @@ class ModuleHeadHook(Hook):
         self._check(own, head)
         for key, value in head.items():
             own[key].copy_(value)
-        restart_averages(runner, model)
+        restart_averages(runner)
         runner.logger.info(f"ModuleHeadHook: {len(head)} tensors of neck and "
                            f"head start from module '{self.module}'.")
 

@@ -18,6 +18,7 @@ from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
+from ..model_parts import refuse_tasks
 
 
 @HOOKS.register_module()
@@ -58,6 +59,7 @@ class ModuleToZooHook(Hook):
             ZooError: If the zoo cannot be written or holds a module of that
                 name, or the card would not be valid.
         """
+        refuse_tasks(runner, 'ModuleToZooHook')
         backbone = getattr(unwrap(runner.model), 'backbone', None)
         name = getattr(backbone, 'new_module', None)
         if name is None:

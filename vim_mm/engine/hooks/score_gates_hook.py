@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from mmengine.dist import all_reduce
@@ -8,11 +8,10 @@ from mmengine.runner import Runner
 
 from vim_mm.evaluation.ridge import held_out_scores
 from vim_mm.evaluation.unlike_halves import DEALS
-from vim_mm.features.cache import unwrap
 from vim_mm.features.module_rows import TRUNK, module_rows
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
-from ..model_parts import extra_tokens, fusing_part, restart_averages
+from ..model_parts import extra_tokens, fusing_part, part_of, restart_averages
 
 #: The score of weighing no module at all, where a fusion can.
 ZERO = 'zero module'
@@ -41,6 +40,8 @@ class ScoreGatesHook(Hook):
             trunk's output, for classification. Defaults to the trunk's own.
         max_pictures (int): Images a process, in whole batches. Defaults to
             2000, like ``zoo.py rank``.
+        task (str, optional): The task of a multi-task model to work on.
+            Defaults to None, for a model of one task.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
@@ -52,11 +53,13 @@ class ScoreGatesHook(Hook):
                  temperature: float = 0.1,
                  deals: int = DEALS,
                  num_extra_tokens: Optional[int] = None,
-                 max_pictures: int = 2000) -> None:
+                 max_pictures: int = 2000,
+                 task: Optional[str] = None) -> None:
         self.temperature = temperature
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures
+        self.task = task
 
     def before_train(self, runner: Runner) -> None:
         """Score the task's modules and start its gates.
@@ -67,19 +70,25 @@ class ScoreGatesHook(Hook):
         """
         if runner.iter > 0:  # resumed
             return
-        model = unwrap(runner.model)
-        part = fusing_part(model)
+        with self._part(runner) as (model, _):
+            self._start(runner, fusing_part(model))
+        restart_averages(runner)
+
+    def _part(self, runner: Runner) -> Any:
+        return part_of(runner, self.task, 'ScoreGatesHook')
+
+    def _start(self, runner: Runner, part: FusionHolder) -> None:
         if not isinstance(part.fusion, LearnedFusion):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
         scores = self._averaged(runner)
         runner.message_hub.update_info('module_scores', scores)
-        runner.logger.info('ScoreGatesHook: ' + ', '.join(
-            f'{name} {score:.3f}' for name, score in scores.items()))
-        device = model.backbone.trunk_fingerprint.device
-        values = torch.tensor(list(scores.values()), device=device)
+        runner.logger.info('ScoreGatesHook: ' +
+                           ', '.join(f'{name} {score:.3f}'
+                                     for name, score in scores.items()))
+        values = torch.tensor(
+            list(scores.values()), device=_device(part.fusion))
         part.fusion.set_scores(part.task, values, self.temperature)
-        restart_averages(runner, model)
 
     def _averaged(self, runner: Runner) -> Dict[str, float]:
         """Scores over the processes whose images could be scored.
@@ -87,15 +96,15 @@ class ScoreGatesHook(Hook):
         Each has its own share, in which no class may occur twice; it must not
         leave the others waiting.
         """
-        model = unwrap(runner.model)
-        names = self._names(fusing_part(model))
+        with self._part(runner) as (model, _):
+            part = fusing_part(model)
+        names = self._names(part)
         try:
             scores, reason = self.scores(runner), None
             values = [*scores.values(), 1.]
         except ValueError as error:
             values, reason = [0.] * (len(names) + 1), error
-        device = model.backbone.trunk_fingerprint.device
-        total = torch.tensor(values, device=device)
+        total = torch.tensor(values, device=_device(part.fusion))
         all_reduce(total)
         *total, count = total.tolist()
         if not count:
@@ -115,14 +124,18 @@ class ScoreGatesHook(Hook):
         Raises:
             ValueError: If the images cannot be scored.
         """
-        model = unwrap(runner.model)
-        part, training = fusing_part(model), model.training
-        model.eval()
-        rows = module_rows(model, runner.train_dataloader,
-                           part.fusion.task_modules[part.task],
-                           extra_tokens(model, self.num_extra_tokens),
-                           self.max_pictures)
-        model.train(training)
+        with self._part(runner) as (model, loader):
+            part, training = fusing_part(model), model.training
+            model.eval()
+            rows = module_rows(model, loader,
+                               part.fusion.task_modules[part.task],
+                               extra_tokens(model, self.num_extra_tokens),
+                               self.max_pictures)
+            model.train(training)
         scores = held_out_scores(rows, self.deals)
         scores[ZERO] = scores.pop(TRUNK)
         return {name: scores[name] for name in self._names(part)}
+
+
+def _device(fusion: LearnedFusion) -> torch.device:
+    return next(fusion.parameters()).device

@@ -10,11 +10,13 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
-                                   to_device, unwrap)
+                                   to_device)
 from vim_mm.registry import HOOKS
-from ..model_parts import first_neck, restart_averages, running_parameters
+from ..model_parts import (first_neck, part_of, restart_averages,
+                           running_parameters)
 
 
 @HOOKS.register_module()
@@ -38,6 +40,8 @@ class WarmHeadHook(Hook):
             sets whose features do not fit into memory. Defaults to None.
         evaluate (bool): Validate once after the warm-up: what the frozen
             trunk achieves by itself, logged as epoch 0. Defaults to False.
+        task (str, optional): The task of a multi-task model to work on.
+            Defaults to None, for a model of one task.
     """
 
     priority = 'NORMAL'
@@ -49,32 +53,36 @@ class WarmHeadHook(Hook):
                  clip_grad: Optional[float] = 10.,
                  views: int = 1,
                  max_batches: Optional[int] = None,
-                 evaluate: bool = False) -> None:
+                 evaluate: bool = False,
+                 task: Optional[str] = None) -> None:
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad
         self.views = views
         self.max_batches = max_batches
         self.evaluate = evaluate
+        self.task = task
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
         if runner.iter > 0:  # resumed
             return
-        model = unwrap(runner.model)
+        with part_of(runner, self.task, 'WarmHeadHook') as (model, loader):
+            self._warm(runner, model, loader)
+        restart_averages(runner)
+        if self.evaluate and runner.val_loop is not None:
+            runner.val_loop.run()
+
+    def _warm(self, runner: Runner, model: BaseModel,
+              loader: DataLoader) -> None:
         runner.logger.info('WarmHeadHook: caching trunk features of '
-                           f'{len(runner.train_dataloader.dataset)} images')
-        cached = cache_features(model, runner.train_dataloader, self.views,
-                                self.max_batches)
+                           f'{len(loader.dataset)} images')
+        cached = cache_features(model, loader, self.views, self.max_batches)
         neck = first_neck(model)
         if hasattr(neck, 'fit'):
             device = next(model.parameters()).device
-            neck.fit(
-                to_device(batch.features, device) for batch in cached)
+            neck.fit(to_device(batch.features, device) for batch in cached)
         self._train_head(runner, model, cached)
-        restart_averages(runner, model)
-        if self.evaluate and runner.val_loop is not None:
-            runner.val_loop.run()
 
     def _train_head(self, runner: Runner, model: BaseModel,
                     cached: List[CachedBatch]) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .folding import Weights, gates_to_fold
 from .moe_davit import MoEDaViT
+from .moe_vision_transformer import MoEVisionTransformer
 from .probe import blank_outputs, find_slots, probe_slots
 from .slots import (DEFAULT_LINEAR_SLOTS, DEFAULT_SLOTS, OUTPUT_SLOTS,
                     SlotSpec, match_slots)
@@ -10,8 +11,9 @@ from .trunk import build_trunk, load_trunk_weights
 from .vim_backbone import ViMBackbone
 
 __all__ = [
-    'DEFAULT_LINEAR_SLOTS', 'DEFAULT_SLOTS', 'MoEDaViT', 'ModuleStatus',
-    'OUTPUT_SLOTS', 'SlotSpec', 'SlottedTrunk', 'Status', 'ViMBackbone',
-    'Weights', 'blank_outputs', 'build_trunk', 'find_slots', 'gates_to_fold',
-    'load_trunk_weights', 'match_slots', 'probe_slots'
+    'DEFAULT_LINEAR_SLOTS', 'DEFAULT_SLOTS', 'MoEDaViT',
+    'MoEVisionTransformer', 'ModuleStatus', 'OUTPUT_SLOTS', 'SlotSpec',
+    'SlottedTrunk', 'Status', 'ViMBackbone', 'Weights', 'blank_outputs',
+    'build_trunk', 'find_slots', 'gates_to_fold', 'load_trunk_weights',
+    'match_slots', 'probe_slots'
 ]

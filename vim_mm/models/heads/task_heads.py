@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from typing import Any, Iterable, List, Mapping, Optional, Sequence
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
@@ -44,7 +44,7 @@ class TaskHeads(TaskHolder, BaseModule):
             raise ValueError('`heads` is empty; name a task and its head.')
         for name in heads:
             check_task_name(name)
-        self.heads = nn.ModuleDict({
+        self.heads = ModuleDict({
             name: MODELS.build(head, default_args=kwargs)
             for name, head in heads.items()
         })

@@ -49,6 +49,11 @@ class Route(NamedTuple):
         ends = torch.searchsorted(experts, every, right=True, out_int32=True)
         return cls(experts, order, inverse, ends, index.size(1))
 
+    @property
+    def by_token(self) -> 'Route':
+        """The way of sorted rows to the order of tokens, a row each."""
+        return self._replace(order=self.inverse, inverse=self.order, k=1)
+
 
 # Row r belongs to token n and weighs gate g. These three are the derivatives
 # of the sum of all g <x_n, y_r>, and each one's gradient consists of the other
@@ -107,8 +112,8 @@ class _Products(Function):
                 inverse: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, order, inverse)
         k = inverse.size(1)
-        starts = torch.arange(0, len(y), k, device=x.device)
-        tokens = torch.arange(len(y), device=x.device) // k
+        starts = torch.arange(0, y.size(0), k, device=x.device)
+        tokens = torch.arange(y.size(0), device=x.device) // k
         # public functions need a copy of the rows
         products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x.contiguous(), y.contiguous(), inverse.flatten(), starts, tokens,
@@ -118,8 +123,9 @@ class _Products(Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         x, y, *places = ctx.saved_tensors
-        return (_SumRows.apply(y, grad, *places),
-                _TakeRows.apply(x, grad, *places), None, None)
+        grad_x = _SumRows.apply(y, grad, *places)
+        grad_y = _TakeRows.apply(x, grad, *places)
+        return grad_x, grad_y, None, None
 
 
 def take_rows(x: Tensor, route: Route) -> Tensor:
@@ -164,9 +170,9 @@ def can_group(a: Tensor, b: Tensor, *widths: int) -> bool:
         fast = a.dtype == torch.bfloat16 and major >= 9
     else:
         fast = a.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    sizes = [width * a.element_size() for width in widths]
     return fast and not any(
-        number % 16 for number in (a.data_ptr(), b.data_ptr(),
-                                   *(n * a.element_size() for n in widths)))
+        number % 16 for number in (a.data_ptr(), b.data_ptr(), *sizes))
 
 
 def segments(ends: Tensor) -> Iterator[Tuple[int, slice]]:
@@ -186,7 +192,7 @@ def owners(ends: Tensor, num_rows: int) -> Tensor:
 def one_hot(ends: Tensor, x: Tensor) -> Tensor:
     """(R, E), one in the column of each row's expert, else zero."""
     every = torch.arange(len(ends), device=ends.device)
-    return (owners(ends, len(x)).unsqueeze(1) == every).to(x.dtype)
+    return (owners(ends, x.size(0)).unsqueeze(1) == every).to(x.dtype)
 
 
 @torch.library.custom_op('vim_mm::segment_mm', mutates_args=())
@@ -280,7 +286,7 @@ def _segment_outer_backward(ctx, grad: Tensor) -> tuple:
 
 def _keep_sum(ctx, inputs: tuple, output: Tensor) -> None:
     x, ends = inputs
-    ctx.save_for_backward(owners(ends, len(x)))
+    ctx.save_for_backward(owners(ends, x.size(0)))
 
 
 def _segment_sum_backward(ctx, grad: Tensor) -> tuple:

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from itertools import groupby
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ class ExpertGroup(nn.Module):
 
     def __init__(self, num: int, dims: int, hidden: int) -> None:
         super().__init__()
+        self.num = num
         self.w1 = nn.Parameter(torch.empty(num, hidden, dims))
         self.b1 = nn.Parameter(torch.empty(num, hidden))
         self.w2 = nn.Parameter(torch.empty(num, dims, hidden))
@@ -30,7 +31,7 @@ class ExpertGroup(nn.Module):
         self.reset_parameters()
 
     def __len__(self) -> int:
-        return len(self.w1)
+        return self.num
 
     def reset_parameters(self) -> None:
         """Start like dense layers do: truncated normal, biases zero."""
@@ -68,8 +69,9 @@ class Experts(BaseModule):
         dispatch (str): ``'loop'`` over experts, ``'grouped'`` (torch's
             ``grouped_mm`` where it takes the operands, else the loop),
             ``'dense'`` (all experts on all tokens, as one wide MLP; the graph
-            does not depend on the tokens) or ``'auto'``. Exporters get
-            ``'dense'`` whatever is asked for. Defaults to ``'auto'``.
+            does not depend on the tokens) or ``'auto'``. Exporters and tracers
+            get ``'dense'`` whatever is asked for, lest they drop the experts
+            that their example does not visit. Defaults to ``'auto'``.
 
     Raises:
         ValueError: If there is no such dispatch.
@@ -115,7 +117,8 @@ class Experts(BaseModule):
                 x: Tensor,
                 gates: Tensor,
                 index: Tensor,
-                num: Optional[int] = None) -> Tensor:
+                num: Optional[int] = None,
+                between: Optional[Callable] = None) -> Tensor:
         """Send tokens through their experts.
 
         Args:
@@ -124,6 +127,8 @@ class Experts(BaseModule):
             index (Tensor): (N, k) which experts these are.
             num (int, optional): How many experts take part, the first ones;
                 all when None.
+            between (Callable, optional): What is done to all hidden units of
+                the tokens, (N, any, h), after the activation.
 
         Returns:
             Tensor: (N, C), in the precision of ``x``, or autocast's.
@@ -136,26 +141,33 @@ class Experts(BaseModule):
         gates = gates.to(x.dtype)
         with exact(x.device.type):
             if self.dispatch == 'dense' or torch.compiler.is_exporting() \
-                    or torch.onnx.is_in_onnx_export():
-                return self._dense(x, gates, index, w1, b1, w2, b2)
-            return self._sorted(x, gates, index, w1, b1, w2, b2)
+                    or torch.jit.is_tracing():
+                return self._dense(x, gates, index, w1, b1, w2, b2, between)
+            return self._sorted(x, gates, index, w1, b1, w2, b2, between)
 
     def _sorted(self, x: Tensor, gates: Tensor, index: Tensor, w1: Tensor,
-                b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+                b1: Tensor, w2: Tensor, b2: Tensor,
+                between: Optional[Callable]) -> Tensor:
         grouped = self.dispatch != 'loop'
         route = Route.of(index, len(w1))
         h = self.act(
             segment_mm(
                 take_rows(x, route), w1.transpose(1, 2), route.ends, grouped,
                 b1))
+        if between is not None:
+            rows = route.by_token
+            h = between(take_rows(h, rows).unflatten(0, (-1, route.k)))
+            h = sum_rows(h.flatten(0, 1), rows)
         y = segment_mm(h, w2.transpose(1, 2), route.ends, grouped, b2)
         return sum_rows(y, route, gates)
 
     def _dense(self, x: Tensor, gates: Tensor, index: Tensor, w1: Tensor,
-               b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+               b1: Tensor, w2: Tensor, b2: Tensor,
+               between: Optional[Callable]) -> Tensor:
         every = scatter(gates, index, b2)  # zero where not chosen
         h = self.act(F.linear(x, w1.flatten(0, 1), b1.flatten()))
-        h = h.unflatten(1, (len(w1), -1)) * every.unsqueeze(2)
+        h = h.unflatten(1, (-1, self.hidden))
+        h = (h if between is None else between(h)) * every.unsqueeze(2)
         y = F.linear(h.flatten(1), w2.transpose(0, 1).flatten(1))
         return torch.addmm(y, every, b2)
 
@@ -225,4 +237,5 @@ class Experts(BaseModule):
 
 def scatter(gates: Tensor, index: Tensor, like: Tensor) -> Tensor:
     """(N, k) gates in their experts' columns, zero elsewhere: (N, E)."""
-    return gates.new_zeros(len(gates), len(like)).scatter(1, index, gates)
+    columns = gates.new_zeros(gates.size(0), like.size(0))
+    return columns.scatter(1, index, gates)

@@ -305,7 +305,10 @@ class MoEMlp(MoELayer):
 
 
 def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
-    """The layers of experts of a model by name, in its order."""
+    """The layers of experts of a model by name, in its order.
+
+    Wrappers of its parts (FSDP, compilers) do not show in names.
+    """
     layers = {}
     for name, part in model.named_modules():
         if isinstance(part, MoELayer):

@@ -2,10 +2,42 @@
 from typing import List, Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..autocast import exact
+
+
+class RouterLinear(nn.Module):
+    """A linear layer of a router.
+
+    It is none of torch's, for those of a model are drawn anew by what mm*
+    blocks and heads do to all linear layers inside (mmpretrain's ViT fails at
+    one without bias), or run in low precision.
+
+    Args:
+        in_features (int): Width of its input.
+        out_features (int): Width of its output.
+        bias (bool): Whether it has a bias. Defaults to True.
+    """
+
+    def __init__(self,
+                 in_features: int,
+                 out_features: int,
+                 bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        nn.init.trunc_normal_(self.weight, std=.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_features) to (N, out_features)."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Its widths."""
+        return '{1} -> {0}'.format(*self.weight.shape)
 
 
 class Router(BaseModule):
@@ -39,24 +71,19 @@ class Router(BaseModule):
             raise ValueError(f"`router` is {kind!r}; give 'linear' or 'mlp'.")
         self.dims, self.width = dims, width
         if kind == 'linear':
-            self.net = nn.Linear(dims, width, bias=False)
+            self.net = RouterLinear(dims, width, bias=False)
         else:
             self.net = nn.Sequential(
-                nn.Linear(dims, dims // 4), nn.GELU(),
-                nn.Linear(dims // 4, width))
+                RouterLinear(dims, dims // 4), nn.GELU(),
+                RouterLinear(dims // 4, width))
         if columns is not None:
             columns = torch.as_tensor(columns, dtype=torch.long)
         self.register_buffer('columns', columns)
-        for layer in self.net.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
 
     @property
     def kind(self) -> str:
         """``'linear'`` or ``'mlp'``."""
-        return 'linear' if isinstance(self.net, nn.Linear) else 'mlp'
+        return 'linear' if isinstance(self.net, RouterLinear) else 'mlp'
 
     @property
     def num_experts(self) -> int:
@@ -120,7 +147,7 @@ class Router(BaseModule):
 
 def _of_last_layer(net: nn.Module) -> List[str]:
     """Names of the parameters that have a row for each expert."""
-    layer = '' if isinstance(net, nn.Linear) else f'{len(net) - 1}.'
+    layer = '' if isinstance(net, RouterLinear) else f'{len(net) - 1}.'
     return [
         name for name, _ in net.named_parameters() if name.startswith(layer)
     ]

@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""How tasks use the experts of a model's MoE layers, over many steps."""
+"""How tasks use the experts of a model, over many steps."""
 
+import re
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Dict, Iterator, List, Mapping, NamedTuple, Optional,
+                    Sequence, Tuple)
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +14,18 @@ from torch import Tensor, nn
 
 from ..recorder import Seen, tapping
 from .moe_mlp import MoELayer, moe_layers
+from .surgery import Usage
+
+#: the key of a row's usage in a state dict
+_USAGE = re.compile(
+    r'(?P<row>(.+\.)?_rows\.(?P<layer>[^.]+)\.(?P<task>[^.]+)\.)usage')
 
 
 class Routing(NamedTuple):
     """What routers gave in a pass.
 
     Attributes:
-        layers (dict[str, MoELayer]): The MoE layers.
+        layers (dict[str, MoELayer]): The layers of experts.
         calls (dict): Calls of routers by layer and task.
     """
     layers: Dict[str, MoELayer]
@@ -73,12 +80,13 @@ class Row(nn.Module):
         early = 1 - 1 / count  # the mean of all so far: nothing is biased
         late = early.clamp(max=momentum)
         share = torch.where(count > start, late, early)
-        for buffer, value, keep in (
-            (self.mean, mean, share),
-            (self.usage, usage, early.clamp(max=usage_momentum))):
-            value = torch.lerp(value.to(buffer), buffer, keep)
+        updates = [(self.mean, torch.lerp(mean, self.mean, share)),
+                   (self.usage,
+                    torch.lerp(usage, self.usage,
+                               early.clamp(max=usage_momentum))),
+                   (self.count, count)]
+        for buffer, value in updates:
             buffer.copy_(torch.where(valid, value, buffer))
-        self.count.copy_(torch.where(valid, count, self.count))
 
 
 class RoutingStatistics(BaseModule):
@@ -135,13 +143,13 @@ class RoutingStatistics(BaseModule):
                 when None.
 
         Raises:
-            ValueError: If it has no MoE layer, or one of them lacks a task.
+            ValueError: If it has no layer of experts, or one lacks a task.
         """
-        layers = moe_layers(backbone)
         who = type(self).__name__
+        layers = moe_layers(backbone)
         if not layers:
             raise ValueError(
-                f'{who} reads the routers of MoE layers, but '
+                f'{who} reads the routers of layers of experts, but '
                 f'{type(backbone).__name__} has none; take a backbone with '
                 'experts, or leave `routing` out.')
         for name, layer in layers.items():
@@ -221,7 +229,7 @@ class RoutingStatistics(BaseModule):
 
     # ------------------------------------------------------------- summary
 
-    def usage(self) -> Dict[str, Dict[str, Tensor]]:
+    def usage(self) -> Usage:
         """By layer and task, the share of tokens whose k best hold an expert.
 
         Tasks that have not run are left out.
@@ -242,6 +250,21 @@ class RoutingStatistics(BaseModule):
 
 def _key(name: str) -> str:
     return name.replace('.', '/')  # keys of modules have no dots
+
+
+def saved_usage(state: Mapping[str, Tensor]) -> Usage:
+    """What :meth:`RoutingStatistics.usage` was when tensors were saved.
+
+    Args:
+        state (Mapping[str, Tensor]): Of a model, or of the statistics alone.
+    """
+    usage: Dict[str, Dict[str, Tensor]] = {}
+    for key, value in state.items():
+        found = _USAGE.fullmatch(key)
+        if found and state[found['row'] + 'count'] > 0:
+            layer = found['layer'].replace('/', '.')
+            usage.setdefault(layer, {})[found['task']] = value
+    return usage
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .moe_mlp import MoELayer, MoEMlp
+from .moe_mlp import MoEMlp
 
 
 def slices_of(w1: Tensor, b1: Optional[Tensor], w2: Tensor,
@@ -85,13 +85,11 @@ class Upcycling:
                  *_) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         started = 0
-        for name, layer in trunk.named_modules():
-            if not isinstance(layer, MoELayer):
-                continue
-            second = self.pairs.get(name)
-            if second and f'{prefix}{name}.weight' in state_dict:
-                self._fill(layer, state_dict, f'{prefix}{name}.',
-                           f'{prefix}{second}.', generator)
+        for name, second in self.pairs.items():
+            if f'{prefix}{name}.weight' in state_dict:
+                self._fill(
+                    trunk.get_submodule(name), state_dict, f'{prefix}{name}.',
+                    f'{prefix}{second}.', generator)
                 started += 1
         if started:
             noise = f', with noise of {self.perturb}' if self.perturb else ''

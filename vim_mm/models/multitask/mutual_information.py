@@ -12,10 +12,10 @@ from ..moe.statistics import Routing, RoutingStatistics, information, padded
 class MutualInformation(RoutingStatistics):
     """Losses that let tasks and experts depend on each other.
 
-    The mutual information I(T;E) = H(E) - H(E|T) of each MoE layer is raised:
-    all experts are used, and each task uses few. As a step has one task, the
-    joint P(T,E) is a running mean, and the loss is linear in what the present
-    batch adds to it. Its gradient is that of -I(T;E).
+    The mutual information I(T;E) = H(E) - H(E|T) of each layer of experts is
+    raised: all experts are used, and each task uses few. As a step has one
+    task, the joint P(T,E) is a running mean, and the loss is linear in what
+    the present batch adds to it. Its gradient is that of -I(T;E).
 
     Args:
         weight (float): Weight of -I(T;E) per layer. Defaults to 5e-4.
@@ -110,13 +110,15 @@ class MutualInformation(RoutingStatistics):
     # -------------------------------------------------------------- terms
 
     def _surrogate(self, seen: Routing, layer: str, task: str) -> Tensor:
-        """What is linear in P(E|T) of the batch, with -I(T;E)'s gradient."""
+        """The task's part of -I(T;E), linear in P(E|T) of the batch.
+
+        Gradients are those of -I(T;E), and its values, summed over tasks.
+        """
         rows = self.rows(layer)
         joint = padded([row.mean for row in rows.values()]) / len(rows)
         own = rows[task].mean / len(rows)
-        ratio = (own + self.eps).log() - (
-            joint.sum(0)[:len(own)] + self.eps).log()
-        return self._linear(seen, layer, task, -ratio)
+        ratio = (own + self.eps) / (joint.sum(0)[:len(own)] + self.eps)
+        return self._linear(seen, layer, task, -(ratio * len(rows)).log())
 
     def _entropy(self, seen: Routing, layer: str, task: str) -> Tensor:
         """The same for H(E|T)."""
