@@ -71,7 +71,10 @@ def sizes(trunk: nn.Module) -> list:
 
 
 @pytest.mark.parametrize('what', ADAPTED)
-def test_round_trip(what: str, file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize('attention', [False, True])
+def test_round_trip(attention: bool, what: str, file: str,
+                    tmp_path: Path) -> None:
+    write_moe(Path(file), attention=attention)
     kwargs = ADAPTED[what]
     trunk = adapted(file, **kwargs)
     zoo = str(tmp_path / 'zoo')

@@ -98,8 +98,9 @@ def really_used(trunk: nn.Module, task: str) -> Dict[str, dict]:
 
 @pytest.mark.parametrize('k', [1, 2])
 @pytest.mark.parametrize('router', ['linear', 'mlp'])
-def test_extracted_equals_full(k: int, router: str) -> None:
-    trunk = build_moe(router=router)
+@pytest.mark.parametrize('attention', [False, True])
+def test_extracted_equals_full(k: int, router: str, attention: bool) -> None:
+    trunk = build_moe(router=router, attention=attention)
     set_k(trunk, k)
     full = outputs(trunk, 'seg')
     extract(trunk, ['seg'], really_used(trunk, 'seg'), threshold=0)
@@ -256,9 +257,10 @@ def test_composition() -> None:
 @pytest.mark.parametrize('like', [None, 'seg'])
 @pytest.mark.parametrize('num', [0, 2])
 @pytest.mark.parametrize('optimizer', list(OPTIMIZERS_OF))
-def test_nothing_is_forgotten(optimizer: str, num: int,
+@pytest.mark.parametrize('attention', [False, True])
+def test_nothing_is_forgotten(attention: bool, optimizer: str, num: int,
                               like: Optional[str]) -> None:
-    trunk = build_moe(norm=True)
+    trunk = build_moe(norm=True, attention=attention)
     before = {task: outputs(trunk, task) for task in TASKS}
     add_task(trunk, 'new', num, like)
     protect(trunk, TASKS)

@@ -124,7 +124,13 @@ def load_adaptation(trunk: nn.Module, zoo: str, name: str) -> str:
         state, stored = states[key]
         shapes = {part: value.shape for part, value in state.items()}
         layer.restructure(structure_in(shapes), [task])
-        layer.load_state_dict(state)
+        # an attention has layers of its own, which stay
+        rest = {
+            part: value
+            for part, value in layer.state_dict().items()
+            if not part.startswith(('routers.', 'experts.'))
+        }
+        layer.load_state_dict({**rest, **state})
         layer.experts.split(stored)
         layer.set_k(each)
     return task
