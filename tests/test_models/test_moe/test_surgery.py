@@ -185,6 +185,9 @@ def test_parts(train_: str, words: List[str]) -> None:
     found = learning(trunk)
     for word in ('routers.cls', 'routers.seg', 'experts', 'layers.0.attn'):
         assert any(word in name for name in found) == (word in words)
+    # as a multi-task model asks
+    learn_tasks(trunk, TASKS)
+    assert learning(trunk) == found
     # the reverse, as after a warm-up of the routers
     freeze(trunk, 'routers')
     freeze(trunk, train_)
