@@ -20,6 +20,7 @@ from _tiny import (ARCH, PATCH, SCOPES, SIZE, TRUNKS, add_modules,
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.bake import bake
 from vim_mm.models.backbones import match_slots
+from vim_mm.models.moe import save_moe
 from vim_mm.models.tasks import learn_tasks, select_task
 from vim_mm.registry import MODELS
 from vim_mm.zoo import ZooError, save_module
@@ -191,6 +192,27 @@ def test_bake(tmp_path: Path) -> None:
     fill(model.backbone.fusion)
     baked = bake(model, 'one', str(tmp_path / 'zoo'), threshold=0, size=SIZE)
     assert baked.difference <= 1e-5
+
+
+def test_a_moe_file_is_a_trunk_with_weights(tmp_path: Path) -> None:
+    cfg, path = TRUNKS_OF_EXPERTS['vit'][0], str(tmp_path / 'a.safetensors')
+    trunk = MODELS.build(cfg)
+    fill(trunk, .1)
+    save_moe(trunk, cfg, path)
+    backbone = build_backbone(
+        dict(type='vim_mm.load_moe', checkpoint=path, task='det'),
+        new_module='new')
+    assert backbone.trunk_weights == path
+    assert same(snapshot(backbone.trunk), snapshot(trunk))
+    assert not any(p.requires_grad for p in backbone.trunk.parameters())
+    assert {layer.task for layer in layers_of(backbone)} == {'det'}
+    # one of another file is refused, whether the trunk is kept or not
+    kept = build_backbone(trunk, save_trunk=True, new_module='new')
+    fill(kept.trunk, .2)
+    state = build_backbone(kept.trunk, save_trunk=True,
+                           new_module='new').state_dict()
+    with pytest.raises(ValueError, match='beside another trunk'):
+        backbone.load_state_dict(state)
 
 
 # ------------------------------------------------------------------- tasks

@@ -109,3 +109,16 @@ def test_attention_drops_in_training_only() -> None:
     moe.eval()
     assert torch.equal(moe(x), moe(x))
     torch.testing.assert_close(moe(x), reference(moe, x))
+
+
+@pytest.mark.parametrize('way', ['export', 'trace'])
+def test_exporters_get_every_expert(way: str) -> None:
+    moe = layer().eval()
+    x = torch.randn(2, 5, DIMS)
+    if way == 'export':
+        exported = torch.export.export(moe, (x, )).module()
+    else:
+        exported = torch.jit.trace(moe, x)
+    for _ in range(3):
+        x = torch.randn(2, 5, DIMS)
+        torch.testing.assert_close(exported(x), moe(x))

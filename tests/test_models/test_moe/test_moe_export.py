@@ -28,7 +28,7 @@ def layer(dispatch: str = 'auto', kept: int = 6) -> MoEMlp:
     if kept < 6:
         moe.keep(range(6 - kept, 6))
     moe.add_task('late', num_experts=2)
-    moe.experts.regroup([1, kept - 1, 2])
+    moe.experts.split([0])
     select_task(moe, 'late')
     return moe
 

@@ -16,7 +16,7 @@ from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .probe import blank_outputs, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
-from .trunk import build_trunk, pretrained
+from .trunk import build_trunk, weights_of
 
 
 class SlottedTrunk(BaseModule):
@@ -48,7 +48,7 @@ class SlottedTrunk(BaseModule):
         self.trunk = build_trunk(trunk)
         self.trunk_weights = None
         if not isinstance(trunk, nn.Module):
-            self.trunk_weights = pretrained(trunk).get('checkpoint')
+            self.trunk_weights = weights_of(trunk)
         self.save_trunk = save_trunk
         self.slots: Dict[str, SlotSpec] = {}
         self._pattern = slots

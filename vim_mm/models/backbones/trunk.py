@@ -3,7 +3,7 @@ import json
 import logging
 import os.path as osp
 from numbers import Real
-from typing import Dict, Mapping, Union
+from typing import Dict, Mapping, Optional, Union
 
 import torch
 from mmengine.logging import print_log
@@ -99,6 +99,12 @@ def pretrained(cfg: dict) -> dict:
     if isinstance(entries, dict):
         entries = [entries]
     return next((e for e in entries if e.get('type') == 'Pretrained'), {})
+
+
+def weights_of(cfg: dict) -> Optional[str]:
+    """The file of a backbone's weights, None if its config names none."""
+    own = innermost(cfg).get('checkpoint')  # as `load_moe` has
+    return pretrained(cfg).get('checkpoint', own)
 
 
 def _without_weights(cfg: dict) -> dict:

@@ -61,7 +61,7 @@ class MoEAttention(MoELayer):
         Returns:
             Tensor: The same shape.
         """
-        batch, tokens = len(x), x.flatten(0, 1)
+        batch, tokens = x.size(0), x.flatten(0, 1)
         keys, values = self.kv(x).unsqueeze(1).chunk(2, -1)
 
         def attend(queries: Tensor) -> Tensor:
