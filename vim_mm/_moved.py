@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 #: Old module or package to the new ones, by their names in ``vim_mm``.
 MODULES: Dict[str, Tuple[str, ...]] = {
     'apis.comparison': ('report.comparison', ),
-    'apis.demo': ('demo.steps', ),
+    'apis.demo': ('demo.steps', 'demo.common'),
     'apis.evidence': ('report.evidence', ),
     'apis.pictures': ('report.pictures', ),
     'apis.report': ('report.page', ),

@@ -19,7 +19,15 @@ model = dict(
         k=4,
         perturb=0.05),
     tasks=parts.tasks,
-    loss_weights=dict(cls=1., det=0.6, seg=0.2))
+    loss_weights=dict(cls=1., det=0.6, seg=0.2),
+    routing=dict(type='vim_mm.MutualInformation', weight=0.5, start=5))
+
+custom_hooks = [
+    dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10),
+    dict(type='vim_mm.WarmHeadHook', task='det', epochs=6),
+    dict(type='vim_mm.WarmHeadHook', task='seg', epochs=10, evaluate=True),
+    dict(type='vim_mm.RoutingLogHook', interval=20)
+]
 
 train_dataloader = parts.train_dataloader
 val_dataloader = parts.val_dataloader
@@ -30,8 +38,8 @@ test_evaluator = parts.test_evaluator
 train_cfg = dict(
     _delete_=True,
     type='vim_mm.MultiTaskTrainLoop',
-    max_iters=300,
-    val_interval=300,
+    max_iters=200,
+    val_interval=200,
     weights=dict(cls=15, det=10, seg=5))
 val_cfg = dict(type='vim_mm.MultiTaskValLoop')
 test_cfg = dict(type='vim_mm.MultiTaskTestLoop')

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vim_mm.demo import common
 from vim_mm.demo import steps as demo
 
 STEP = 'midstream_digits_seg'
@@ -16,7 +17,7 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ('tree_crowns', 'solar_cells', 'digits_on_photographs'):
         (tmp_path / 'data' / name).mkdir(parents=True)
         (tmp_path / 'data' / name / 'manifest.json').write_text('{}')
-    monkeypatch.setattr(demo, 'default_out', lambda n: tmp_path / 'data' / n)
+    monkeypatch.setattr(common, 'default_out', lambda n: tmp_path / 'data' / n)
     result = tmp_path / 'out' / STEP / 'result.json'
     result.parent.mkdir(parents=True)
     key = demo.fingerprint(STEP, tmp_path / 'out')
@@ -25,7 +26,7 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_step_has_a_config() -> None:
-    configs = {path.stem for path in demo.CONFIGS.glob('*.py')}
+    configs = {path.stem for path in (demo.CONFIGS / 'demo').glob('*.py')}
     assert set(demo.STEPS) == configs
 
 
@@ -38,7 +39,7 @@ def test_a_finished_step_is_reused(work_dir: Path) -> None:
 def test_a_change_runs_it_again(work_dir: Path, what: str,
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     if what == 'data':
-        manifest = demo.default_out('tree_crowns') / 'manifest.json'
+        manifest = common.default_out('tree_crowns') / 'manifest.json'
         manifest.write_text('{"seed": 1}')
     elif what == 'version':
         monkeypatch.setattr('vim_mm.__version__', '9.9.9')
@@ -75,16 +76,16 @@ def test_preparation_keeps_what_it_took(
         made.append(recipe.name)
         return dict(files=7), reused
 
-    monkeypatch.setattr(demo, 'prepare_dataset', maker)
+    monkeypatch.setattr(common, 'prepare_dataset', maker)
     monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
-    monkeypatch.setattr(demo, 'convert_trunk',
+    monkeypatch.setattr(common, 'convert_trunk',
                         lambda kind, src, dst: dst.write_text('weights'))
     said = []
-    first = demo.prepare(tmp_path / 'out', said.append)
+    first = common.prepare(tmp_path / 'out', said.append)
     assert len(first.rows) == len(said) == 4 and not first.ranked
     assert all(row.seconds >= 0 and row.peak_mb > 0 for row in first.rows)
-    again = demo.prepare(tmp_path / 'out', said.append)
+    again = common.prepare(tmp_path / 'out', said.append)
     # the cost of the run that made it, not of finding it there
-    assert again == first == demo.load(demo.PREPARE, tmp_path / 'out')
+    assert again == first == common.load(common.PREPARE, tmp_path / 'out')
     assert all('written' in line for line in said[:4])
     assert all('reused' in line for line in said[4:])

@@ -5,18 +5,18 @@
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import json
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 
+from vim_mm.report.figures import (check_format, find_scalars, ink,
+                                   read_scalars, save_figure)
 from vim_mm.utils.cli import run_cli
 
 matplotlib.use('Agg')  # before pyplot: no window is opened
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.backend_bases import FigureCanvasBase  # noqa: E402
 
 PREFIX = 'gates/'
 #: Gates of one step: slot to module to weight.
@@ -33,22 +33,6 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_scalars(run: Path) -> Path:
-    """The scalars of the latest start of a run.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
-    if run.is_file():
-        return run
-    found = sorted(run.rglob('vis_data/scalars.json'))
-    if not found:
-        raise FileNotFoundError(
-            f"There is no vis_data/scalars.json under '{run}': name the "
-            'work_dir of a run whose visualizer has a LocalVisBackend.')
-    return found[-1]  # folders are named after the time of the start
-
-
 def read_gates(path: Path) -> Dict[int, Gates]:
     """Gates by iteration, in the order in which they were logged.
 
@@ -56,14 +40,7 @@ def read_gates(path: Path) -> Dict[int, Gates]:
         ValueError: If the file holds none, or is of another kind.
     """
     steps: Dict[int, Gates] = {}
-    try:
-        # a run that goes on may have written half of its last line
-        lines = path.read_text().rpartition('\n')[0].splitlines()
-        records = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"'{path}' is no scalars.json of a run: "
-                         f'{error}.') from error
-    for record in records:
+    for record in read_scalars(path):
         for key, weight in record.items():
             if key.startswith(PREFIX):
                 slot, module = key[len(PREFIX):].rsplit('/', 1)
@@ -85,10 +62,7 @@ def draw(steps: Dict[int, Gates], out: Path) -> None:
     Raises:
         ValueError: If it names none that can be written.
     """
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if out.suffix[1:].lower() not in formats:
-        raise ValueError(f"An image cannot be written to '{out}'; give a "
-                         f'file with one of the suffixes {sorted(formats)}.')
+    check_format(out)
     last = steps[max(steps)]
     modules = list(dict.fromkeys(m for row in last.values() for m in row))
     height = max(4., 1.6 + 0.24 * len(last))
@@ -100,8 +74,7 @@ def draw(steps: Dict[int, Gates], out: Path) -> None:
         layout='constrained')
     draw_lines(left, steps, modules)
     draw_map(right, last, modules)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(figure, out)
     plt.close(figure)
 
 
@@ -144,8 +117,6 @@ def draw_map(axes: Axes, gates: Gates, modules: List[str]) -> None:
     axes.set_title('at the end')
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            red, green, blue, _ = image.to_rgba(value)
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
             axes.text(
                 column,
                 row,
@@ -153,7 +124,7 @@ def draw_map(axes: Axes, gates: Gates, modules: List[str]) -> None:
                 ha='center',
                 va='center',
                 fontsize=7,
-                color='white' if dark else 'black')
+                color=ink(image.to_rgba(value)))
     axes.figure.colorbar(image, ax=axes, shrink=0.6)
 
 

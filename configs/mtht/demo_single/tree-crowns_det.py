@@ -7,3 +7,6 @@ _base_ = [
 trunk = _base_.trunk
 trunk.update(out_indices=(5, 8, 11), out_type='featmap', final_norm=True)
 model = dict(backbone=dict(_delete_=True, **trunk))
+
+train_dataloader = dict(batch_size=4)
+custom_hooks = [dict(type='vim_mm.WarmHeadHook', epochs=6)]

@@ -145,7 +145,8 @@ def test_scalars_of_layers_and_their_means(tmp_path: Path, reads: bool,
     if reads:
         assert hook.statistics is model.routing
     last = found[14]
-    for name in ('information', 'busiest', 'dead', 'spread', 'similarity'):
+    for name in ('information', 'chosen', 'busiest', 'dead', 'spread',
+                 'similarity'):
         values = [
             last[f'routing/{layer}/{name}'] for layer in ('first', 'blocks.0')
         ]
@@ -192,7 +193,7 @@ def test_numbers_of_planted_usage() -> None:
     rows['b'].mean.copy_(torch.tensor([0., 0., .5, .5]))
     rows['b'].count.fill_(1)
     state = layer_state(routing, 'first', model.first)
-    assert state.information == pytest.approx(math.log(2))
+    assert state.information == state.chosen == pytest.approx(math.log(2))
     assert (state.dead, state.busiest) == (0, .25)
     assert state.spread == pytest.approx(4) and not state.has_collapsed(1.25)
     assert layer_state(routing, 'blocks.0', model.blocks[0]) is None
@@ -244,6 +245,7 @@ def test_collapsed_routing_is_told_once(tmp_path: Path, reads: bool,
     assert found['routing/dead'] == 4
     if reads:
         assert found['routing/information'] == pytest.approx(0, abs=1e-6)
+        assert found['routing/chosen'] == pytest.approx(0, abs=1e-6)
 
 
 def test_copied_experts_are_told_once(tmp_path: Path,

@@ -199,3 +199,22 @@ def test_a_registry_knows_its_arguments() -> None:
         trunk = MODELS.build(
             dict(type='vim_mm.to_moe', trunk=vit(), num_experts=4, k=2))
     assert all(p.is_meta for p in trunk.parameters())
+
+
+@pytest.mark.parametrize('num_experts, slices', [(8, 4), (8, 2), (4, 1)])
+@pytest.mark.parametrize('router', ['linear', 'mlp'])
+def test_a_token_starts_with_a_whole_mlp(num_experts: int, slices: int,
+                                         router: str) -> None:
+    """Each slice of the hidden units once, of a copy that the token chose."""
+    torch.manual_seed(0)
+    dense = MODELS.build(DENSE['vit'])
+    trunk = to_moe(
+        deepcopy(dense), num_experts, k=slices, router=router, tasks=['a', 'b'])
+    layer = layers_of(trunk)[0]
+    p = layer.router(torch.randn(200, layer.dims))
+    index = layer.choose(p)[1]
+    every = torch.arange(slices).expand(200, -1)
+    assert torch.equal((index % slices).sort(1).values, every)
+    assert torch.equal(index.min(1).values, index.max(1).values - slices + 1)
+    # not all tokens choose the same copy
+    assert len(set(index.min(1).values.tolist())) == num_experts // slices

@@ -19,7 +19,7 @@ def slow_information(rows: List[Tensor]) -> Tensor:
     joint = [row / len(rows) for row in rows]
     total = 0.
     for row in joint:
-        assert float(row.sum()) == pytest.approx(1 / len(rows))
+        assert float(row.detach().sum()) == pytest.approx(1 / len(rows))
         for e, p in enumerate(row):
             p_e = sum(other[e] for other in joint if e < len(other))
             total = total + p * (p / (p_e / len(rows))).log()
@@ -58,6 +58,19 @@ def test_number_of_tokens_does_not_weigh_tasks() -> None:
     torch.testing.assert_close(
         mutual_information_loss([first.repeat(9, 1), second]),
         mutual_information_loss([first, second]))
+
+
+def test_conditional_rows_in_place_of_the_joint_are_another_weight() -> None:
+    """As docs/mtht.md answers those who find rows of P(T) that are 1."""
+    logits = [torch.randn(6).double().requires_grad_() for _ in TASKS]
+    rows = [each.softmax(-1) for each in logits]
+    wrong = sum((row * (row / sum(rows)).log()).sum() for row in rows)
+    right = slow_information(rows)
+    torch.testing.assert_close(wrong, 3 * (right - math.log(3)))
+    for mine, other in zip(
+            torch.autograd.grad(right, logits, retain_graph=True),
+            torch.autograd.grad(wrong, logits)):
+        torch.testing.assert_close(3 * mine, other)
 
 
 # --------------------------------------------------------------- surrogate
@@ -282,7 +295,7 @@ def test_concentration_leaves_fewer_experts() -> None:
         optimizer.zero_grad()
         losses['loss_concentration'].backward()
         optimizer.step()
-        entropies.append(float(losses['loss_concentration']) / 2)
+        entropies.append(losses['loss_concentration'].item() / 2)
     assert entropies[0] == pytest.approx(math.log(6), abs=.1)
     assert entropies[-1] < .5 * entropies[0]
 

@@ -15,6 +15,8 @@ from mmengine.runner import load_state_dict
 from torch import nn
 
 from _tiny import same, snapshot
+from vim_mm.models.moe import MoEAttention
+from vim_mm.models.moe.collapse import similarity
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.registry import MODELS
 
@@ -222,6 +224,23 @@ def test_any_layout_of_tokens(tokens_of: tuple) -> None:
     other = bound(model)
     run(model, other, 'a', x.flatten(0, -2))
     assert same(snapshot(routing), snapshot(other))
+
+
+def test_attention_experts_are_read() -> None:
+    model = nn.ModuleDict(
+        dict(attn=MoEAttention(DIMS, 4, 6, 2, TASKS, router='linear')))
+    model.forward = model['attn'].forward
+    routing = bound(model, weight=1.)
+    x = tokens(0, 12).unflatten(0, (2, 6))
+    for task in 'bca':
+        loss = run(model, routing, task, x)['loss_mi']
+    loss.backward()
+    router = model['attn'].routers['a']
+    assert next(router.parameters()).grad.abs().max() > 0
+    row = routing.rows('attn')['a']
+    torch.testing.assert_close(row.mean, router(x.flatten(0, 1)).mean(0))
+    assert row.usage.sum() == 2
+    assert similarity(model['attn'].experts).shape == (6, 5)
 
 
 def test_a_dense_backbone_cannot_have_losses_of_routing() -> None:

@@ -13,7 +13,7 @@ from vim_mm.registry import HOOKS
 
 #: where a checkpoint keeps statistics of a model that has none itself
 KEY = 'routing'
-LOGGED = ('information', 'busiest', 'dead', 'spread', 'similarity')
+LOGGED = ('information', 'chosen', 'busiest', 'dead', 'spread', 'similarity')
 
 
 @HOOKS.register_module()
@@ -22,6 +22,7 @@ class RoutingLogHook(Hook):
 
     Scalars are named ``routing/<layer>/<what>``, and ``routing/<what>`` is
     the mean over layers: ``information`` (I(T;E) in nats, of several tasks),
+    ``chosen`` (the same of the k best experts instead of probabilities),
     ``busiest`` (share of all choices that the busiest expert gets), ``dead``
     (number of experts that hardly any token chooses), ``spread`` (effective
     number of experts) and ``similarity`` (mean cosine of the weights of two

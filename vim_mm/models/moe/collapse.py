@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .moe_mlp import MoELayer
-from .statistics import RoutingStatistics, padded
+from .statistics import RoutingStatistics, information, padded
 
 
 class LayerState(NamedTuple):
@@ -16,8 +16,10 @@ class LayerState(NamedTuple):
     Attributes:
         experts (int): Number of stored experts.
         k (int): Experts per token.
-        information (float, optional): I(T;E) in nats; None until two tasks
-            have run.
+        information (float, optional): I(T;E) in nats, of the routers'
+            probabilities; None until two tasks have run.
+        chosen (float, optional): The same of the k best experts. It is larger
+            where probabilities hardly differ.
         busiest (float): Share of all choices that the busiest expert gets.
         dead (int): Number of experts that hardly any task's token chooses.
         spread (float): Effective number of experts, the exponential of the
@@ -30,6 +32,7 @@ class LayerState(NamedTuple):
     experts: int
     k: int
     information: Optional[float]
+    chosen: Optional[float]
     busiest: float
     dead: int
     spread: float
@@ -77,10 +80,12 @@ def layer_state(statistics: RoutingStatistics,
     share = usage.mean(0) / usage.mean(0).sum()
     cosine = similarity(layer.experts)
     several = len(rows) > 1
+    chosen = [row.usage / row.usage.sum() for row in rows.values()]
     return LayerState(
         experts=len(share),
         k=layer.k,
         information=float(statistics.information(name)) if several else None,
+        chosen=float(information(chosen)) if several else None,
         busiest=float(share.max()),
         dead=int((usage.amax(0) < dead).sum()),
         spread=float(torch.special.entr(share).sum().exp()),

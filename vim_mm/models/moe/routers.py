@@ -90,6 +90,17 @@ class Router(BaseModule):
         """How many stored experts it may choose from: the first ones."""
         return self.width if self.columns is None else len(self.columns)
 
+    @torch.no_grad()
+    def share(self, rows: Sequence[int]) -> None:
+        """Let experts start with the rows of others.
+
+        Args:
+            rows (Sequence[int]): Whose row each expert takes.
+        """
+        last = self.net if self.kind == 'linear' else self.net[-1]
+        for param in last.parameters():
+            param.copy_(param[list(rows)])
+
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities of all experts.
 

