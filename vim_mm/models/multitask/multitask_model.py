@@ -240,13 +240,15 @@ class MultiTaskModel(TaskHolder, BaseModel):
             return
         last, left = self.task, None
         for task in self._ran:
-            select_task(self, task)
+            if task != self.task:
+                select_task(self, task)
             found = {id(param): param for param in idle(self)}
             left = found if left is None else {
                 key: param
                 for key, param in left.items() if key in found
             }
-        select_task(self, last)
+        if last != self.task:
+            select_task(self, last)
         for param in left.values():
             param.grad = None
         self._ran.clear()
