@@ -47,6 +47,6 @@ dict(
     eta_min_ratio=1e-3,
     by_epoch=False)
 ]
-load_from = 'work_dirs/demo_mtht/joint/last.pth'
+load_from = 'work_dirs/demo_mtht/joint/iter_200.pth'
 
 del parts, join_tasks

@@ -3,22 +3,27 @@
 
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
-import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.utils import scandir
+from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
+from torch import Tensor
 
-from vim_mm.models.moe import extract, read_moe, save_moe
+from vim_mm.features.cache import unwrap
+from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
+from vim_mm.models.moe.load_moe import build_from
+from vim_mm.models.multitask.single_task import task_state
+from vim_mm.models.tasks import select_task
 from vim_mm.report import Row, Step
-from vim_mm.report.comparison import (StageHook, peak_memory_mb,
+from vim_mm.report.comparison import (Stage, StageHook, peak_memory_mb,
                                       reset_peak_memory)
 from vim_mm.report.pictures import draw_predictions
+from vim_mm.report.routing import (draw_information, draw_usage,
+                                   read_information)
 from vim_mm.utils.files import sha256
-from .common import CONFIGS, inputs, stored, write_result
+from .common import CONFIGS, inputs, load, stored, write_result
 
 TITLE = 'vim_mm demo: one mixture of experts, three kinds of task'
 INTRO = (
@@ -113,7 +118,8 @@ def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     if name == 'adaptation':
         cfg.model.backbone.checkpoint = str(trunk_file(work_dir))
     if name == 'continual':
-        cfg.load_from = str(work_dir / 'joint' / 'last.pth')
+        cfg.load_from = find_latest_checkpoint(
+            str(work_dir / 'joint')) or 'no checkpoint of the joint run'
     cfg.randomness = dict(seed=seed)
     return cfg
 
@@ -169,7 +175,7 @@ def _joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
              model.routing.usage())
     return rows, [
-        *_routing_pictures(model.routing, work_dir),
+        *_routing_pictures(model.routing.usage(), work_dir),
         *_predictions(runner, JOINT, work_dir, 'joint')
     ]
 
@@ -324,3 +330,23 @@ def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
             for path, caption in drawn
         ]
     return pictures
+
+
+def _routing_pictures(usage: dict, work_dir: Path) -> List[dict]:
+    folder = work_dir / 'joint' / 'pictures'
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_usage(usage, folder / 'usage.png')
+    draw_information(
+        read_information(work_dir / 'joint'), folder / 'information.png',
+        len(JOINT))
+    return [
+        dict(
+            file='joint/pictures/usage.png',
+            caption='How often each task uses each expert, layer by layer.',
+            kind='chart'),
+        dict(
+            file='joint/pictures/information.png',
+            caption='Mutual information I(T;E) of tasks and experts while '
+            'the trunk learns.',
+            kind='chart')
+    ]
