@@ -41,7 +41,7 @@ model = dict(
 custom_hooks = [
     dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10),
     dict(type='vim_mm.WarmHeadHook', task='det', epochs=6),
-    dict(type='vim_mm.WarmHeadHook', task='seg', epochs=10, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', task='seg', epochs=6, evaluate=True),
     dict(type='vim_mm.RoutingLogHook', interval=20)
 ]
 
@@ -54,9 +54,19 @@ test_evaluator = parts.test_evaluator
 train_cfg = dict(
     _delete_=True,
     type='vim_mm.MultiTaskTrainLoop',
-    max_iters=200,
-    val_interval=200,
+    max_iters=150,
+    val_interval=150,
     weights=dict(cls=15, det=10, seg=5))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.04, end=30, by_epoch=False),
+    dict(
+        type='CosineAnnealingLR',
+        begin=30,
+        end=150,
+        eta_min_ratio=1e-3,
+        by_epoch=False)
+]
+default_hooks = dict(checkpoint=dict(interval=150))
 val_cfg = dict(type='vim_mm.MultiTaskValLoop')
 test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
@@ -80,21 +80,25 @@ class MthtStep:
 
 
 STEPS: Dict[str, MthtStep] = {
-    'joint': MthtStep(
+    'joint':
+    MthtStep(
         'One backbone, three data sets of three kinds', 'demo_cls-det-seg',
         'Digits on photographs (classes), tree crowns from the air (boxes), '
         'digits on photographs (masks), one of them in each step, each with '
         'the pipeline, head and metric of its library.'),
-    'extraction': MthtStep(
+    'extraction':
+    MthtStep(
         'Each task as a smaller model of its own', 'demo_cls-det-seg',
         'Experts that a task hardly uses are dropped, with the other tasks\' '
         'routers and heads; nothing is trained. The part is an ordinary '
         'backbone in mmpretrain, mmdet or mmseg.'),
-    'adaptation': MthtStep(
+    'adaptation':
+    MthtStep(
         'A new task: solar cells', 'demo_adapt-solar-cells',
         'Mono-crystalline cells of the ELPV data set, functional or '
         'defective. What learns, beside a new head, is a switch.'),
-    'continual': MthtStep(
+    'continual':
+    MthtStep(
         'A fourth task, and nothing forgotten', 'demo_continual-solar-cells',
         'Solar cells are added with routers, one new expert a layer and a '
         'head. The other tasks\' outputs stay the same, bit for bit.'),
@@ -102,12 +106,14 @@ STEPS: Dict[str, MthtStep] = {
 
 #: ways to adapt, by name; see vim_mm.load_moe
 WAYS: Dict[str, dict] = {
-    'routers': dict(train='routers'),
-    'routers + 1 new expert': dict(
-        train=['routers', 'experts'], experts=dict(num=1, select='new')),
-    'routers + most used expert': dict(
-        train=['routers', 'experts'], experts=dict(num=1, select='most')),
-    'everything': dict(train='all'),
+    'routers':
+    dict(train='routers'),
+    'routers + 1 new expert':
+    dict(train=['routers', 'experts'], experts=dict(num=1, select='new')),
+    'routers + most used expert':
+    dict(train=['routers', 'experts'], experts=dict(num=1, select='most')),
+    'everything':
+    dict(train='all'),
 }
 
 
@@ -118,8 +124,8 @@ def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     if name == 'adaptation':
         cfg.model.backbone.checkpoint = str(trunk_file(work_dir))
     if name == 'continual':
-        cfg.load_from = find_latest_checkpoint(
-            str(work_dir / 'joint')) or 'no checkpoint of the joint run'
+        cfg.load_from = find_latest_checkpoint(str(
+            work_dir / 'joint')) or 'no checkpoint of the joint run'
     cfg.randomness = dict(seed=seed)
     return cfg
 
@@ -169,9 +175,10 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
 
 
 def _joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    runner, stage = _train(cfg)
+    runner, stages = _train(cfg)
     model = unwrap(runner.model)
-    rows = _rows('joint', JOINT, 'together', runner, stage)
+    rows = _rows('joint', JOINT, 'dense start, warmed head', runner, stages[0])
+    rows += _rows('joint', JOINT, 'learned together', runner, stages[-1])
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
              model.routing.usage())
     return rows, [
@@ -186,8 +193,8 @@ def _extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     for task in JOINT:
         for threshold in (None, 3):
             name, kept = 'whole trunk', 1.
-            part = Config.fromfile(
-                CONFIGS / 'mtht' / f'{TASKS[task].config}.py')
+            part = Config.fromfile(CONFIGS / 'mtht' /
+                                   f'{TASKS[task].config}.py')
             path = trunk_file(work_dir)
             if threshold:
                 path = work_dir / 'extraction' / f'{task}.safetensors'
@@ -201,8 +208,7 @@ def _extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     return rows, []
 
 
-def _write_part(file: MoEFile, task: str, threshold: float,
-                path: Path) -> int:
+def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
     """Write one task's part of a trunk; return its number of parameters."""
     trunk = build_from(file)
     usage = extract(trunk, [task], file.usage, threshold)
@@ -225,10 +231,10 @@ def _evaluate(cfg: Config, task: str, method: str, work_dir: Path) -> Row:
         },
         strict=False)
     metrics = runner.val()
-    stage = Stage({f'{task}/{k}': v
-                   for k, v in metrics.items()},
-                  round(time.perf_counter() - start, 1),
-                  round(peak_memory_mb(), 1))
+    stage = Stage({
+        f'{task}/{k}': v
+        for k, v in metrics.items()
+    }, round(time.perf_counter() - start, 1), round(peak_memory_mb(), 1))
     return _row('extraction', task, method, stage, 0,
                 len(runner.val_dataloader.dataset))
 
@@ -239,24 +245,26 @@ def _adaptation(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
         part = deepcopy(cfg)
         part.model.backbone.update(deepcopy(settings))
         part.work_dir = f'{cfg.work_dir}/{"".join(filter(str.isalnum, way))}'
-        runner, stage = _train(part)
+        runner, stages = _train(part)
         learned = sum(p.numel() for p in runner.model.parameters()
                       if p.requires_grad) / 1e6
-        stage.metrics = {f'solar/{k}': v for k, v in stage.metrics.items()}
-        rows.append(
-            _row('adaptation', 'solar', f'{way} ({learned:.2f} M learn)',
-                 stage, len(runner.train_dataloader.dataset),
-                 len(runner.val_dataloader.dataset)))
+        named = [('a new head alone', stages[0]),
+                 (f'{way} ({learned:.2f} M learn)', stages[-1])]
+        # all start from the same warmed head
+        for method, stage in named[bool(rows):]:
+            stage.metrics = {f'solar/{k}': v for k, v in stage.metrics.items()}
+            rows.append(
+                _row('adaptation', 'solar', method, stage,
+                     len(runner.train_dataloader.dataset),
+                     len(runner.val_dataloader.dataset)))
     return rows, []
 
 
 def _continual(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    before = {
-        row.task: row
-        for row in load('joint', work_dir).rows
-    }
-    runner, stage = _train(cfg)
-    rows = _rows('continual', list(TASKS), 'after', runner, stage)
+    # the last of a task is the trained one
+    before = {row.task: row for row in load('joint', work_dir).rows}
+    runner, stages = _train(cfg)
+    rows = _rows('continual', list(TASKS), 'after', runner, stages[-1])
     both = []
     for row in rows:
         if row.task in before:
@@ -275,12 +283,11 @@ _RUNS = dict(
     adaptation=_adaptation,
     continual=_continual)
 
-
 # -------------------------------------------------------------------- parts
 
 
-def _train(cfg: Config) -> Tuple[Runner, Stage]:
-    """Train a config; what its last evaluation found, and what it took."""
+def _train(cfg: Config) -> Tuple[Runner, List[Stage]]:
+    """Train a config; what its evaluations found, and what it took."""
     cfg = Config(
         cfg.to_dict(), filename=cfg.filename, format_python_code=False)
     cfg.experiment_name = f'{Path(cfg.work_dir).name}_{time.time_ns()}'
@@ -289,13 +296,13 @@ def _train(cfg: Config) -> Tuple[Runner, Stage]:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(recorder)
     runner.train()
-    return runner, recorder.stages[-1]
+    return runner, recorder.stages
 
 
 def _last(work_dir: Path) -> Dict[str, Tensor]:
     """The joint model's tensors."""
     path = find_latest_checkpoint(str(work_dir / 'joint'))
-    return load_checkpoint(path, 'cpu')['state_dict']
+    return CheckpointLoader.load_checkpoint(path, 'cpu')['state_dict']
 
 
 def _rows(step: str, tasks: Sequence[str], method: str, runner: Runner,
@@ -312,10 +319,9 @@ def _row(step: str, task: str, method: str, stage: Stage, n_train: int,
          n_test: int) -> Row:
     one = TASKS[task]
     # mmdet has no metric where nothing at all was found
-    value = stage.metrics.get(f'{task}/{one.key}', 0.)
-    return Row(step, one.name, method, one.metric,
-               round(value * one.scale, 4), n_train, n_test, stage.seconds,
-               stage.peak_mb)
+    value = float(stage.metrics.get(f'{task}/{one.key}', 0.))
+    return Row(step, one.name, method, one.metric, round(value * one.scale, 4),
+               n_train, n_test, stage.seconds, stage.peak_mb)
 
 
 def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
@@ -323,8 +329,12 @@ def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
     pictures = []
     for task in tasks:
         select_task(runner.model, task)
-        drawn = draw_predictions(runner, runner.val_dataloader.of(task),
-                                 work_dir / step / 'pictures', task, num=3)
+        drawn = draw_predictions(
+            runner,
+            runner.val_dataloader.of(task),
+            work_dir / step / 'pictures',
+            task,
+            num=3)
         pictures += [
             dict(file=str(path.relative_to(work_dir)), caption=caption)
             for path, caption in drawn
