@@ -4,10 +4,10 @@
     make demo-mtht    # writes the trunk this starts from
     python tools/train.py configs/mtht/demo_adapt-solar-cells.py
 
-Expect, on two CPU cores, less than a minute; results in README.md. What learns is a
-switch of ``load_moe``: ``train='routers'`` (here), ``train=['routers',
+Expect, on two CPU cores, a minute; results in README.md. What learns is a
+switch of ``load_moe``: ``train='routers'`` (here); ``train=['routers',
 'experts'], experts=dict(num=1, select='new')`` (or ``'most'``, ``'least'``
-used), ``train='all'``; ``threshold=3`` drops what the task ``like`` does not
+used); ``train='all'``. ``threshold=3`` drops what the task ``like`` does not
 use, ``k`` runs fewer experts. They compose.
 
 From MTHT: new routers and a new head over frozen experts. MTHT's code lets

@@ -1,9 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A fourth task for the demo's three, which forget nothing: solar cells.
 
-python tools/train.py configs/mtht/demo_cls-det-seg.py \
-    --work-dir work_dirs/demo_mtht/joint
-python tools/train.py configs/mtht/demo_continual-solar-cells.py
+    make demo-mtht    # writes the checkpoint this starts from
+    python tools/train.py configs/mtht/demo_continual-solar-cells.py
 
 Expect, on two CPU cores, 2 minutes; results in README.md. The new task gets
 routers, one new expert in each layer and a head, which alone learn; the
