@@ -9,7 +9,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from _multitask import TASKS, TaskPictures, multitask_cfg, resnet, task_cfg
+from _multitask import (TASKS, TaskPictures, moe, multitask_cfg, resnet,
+                        task_cfg)
 from _tiny import SCOPES, same
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task
@@ -186,7 +187,23 @@ def test_a_state_dict_loads_into_an_equal_model() -> None:
 
 MISTAKES = [
     (dict(tasks={}), '`model.tasks` is empty'),
-    (dict(tasks='cls'), '`model.tasks` is'),
+    (dict(tasks='cls'), "`model.tasks` is 'cls'; give a dict by task"),
+    (dict(tasks=['cls']), r"`model.tasks` is \['cls'\]; give a dict by task"),
+    (dict(tasks=dict(cls=None)), '`model.tasks.cls` is None; give a config'),
+    (dict(tasks=dict(cls='mmdet.FCOS')), "such as dict.type='mmdet.FCOS'"),
+    (dict(tasks=dict(cls=dict(head=None))), '`model.tasks.cls` has no `type`'),
+    (dict(tasks=dict(cls=dict(type='mmdet.Fcos'))), 'mmdet does not register'),
+    (dict(tasks=dict(cls=dict(type='FCOS'))), 'begins with its library'),
+    (dict(loss_weights=2.), '`model.loss_weights` is 2.0; give a dict by'),
+    (dict(new_tasks=['seg']), "`model.new_tasks` is .*; give a dict by task"),
+    (dict(new_tasks=dict(seg=None)), '`model.new_tasks.seg` is None'),
+    (dict(new_tasks=dict(pose={})), "There is no task 'pose'"),
+    (dict(new_tasks=dict(seg=dict(number=2))), 'takes no number; it takes'),
+    (dict(routing='MI'), "`model.routing` is 'MI'; give a config"),
+    (dict(routing=resnet()), '`model.routing` is a ResNet; give'),
+    (dict(backbone=dict(moe(), tasks=['cls', 'det'])),
+     "no task 'seg'; MoEMlp knows .*: name all .* in `model.new_tasks`"),
+    (dict(backbone=dict(moe(), tasks='cls')), "the name 'cls'; give a list"),
     (dict(loss_weights=dict(cls=1, det=1)), "lacks the task 'seg'"),
     (dict(loss_weights=dict(cls=1, det=1, seg=1, pose=1)), "names 'pose'"),
     (dict(loss_weights=dict(cls=1, det=-1, seg=1)), 'loss_weights.det` is -1'),

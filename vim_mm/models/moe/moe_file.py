@@ -173,6 +173,9 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
         FileNotFoundError: If there is none.
         MoEFileError: If it is damaged, or no moe file.
     """
+    if not isinstance(path, (str, Path)):
+        raise MoEFileError(f'{path!r} is no path of a moe file; give the '
+                           'name of one, which ends in .safetensors.')
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no moe file {path}; check the path '
@@ -225,8 +228,10 @@ def _opened(path: str) -> Any:
     try:
         return safe_open(path, 'pt')
     except (SafetensorError, OSError) as error:
-        raise MoEFileError(f'{path} is truncated or no safetensors file '
-                           f'({error}); get or write it again.') from error
+        raise MoEFileError(
+            f'{path} is truncated or no safetensors file ({error}); get it '
+            'again, or write a moe file from a config and its checkpoint '
+            '(`tools/moe.py extract`).') from error
 
 
 def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],

@@ -1,11 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from itertools import chain
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..tasks import TaskHolder, check_task_name, check_tasks, let_learn
+from vim_mm.utils.arguments import check_number, check_width
+from ..tasks import (TaskHolder, check_task_name, check_task_names,
+                     check_tasks, let_learn)
 from .experts import Experts
 from .routers import Router
 from .structure import Structure, fit_state, structure_in
@@ -30,12 +32,13 @@ class MoELayer(TaskHolder, BaseModule):
             all when None.
         router (str): Kind of routers, see :class:`Router`. Defaults to
             ``'mlp'``.
-        gate_scale (float): What gates, which are the router's probabilities
-            as they are, are multiplied by. Defaults to 1.
+        gate_scale (float | str): What gates, which are the router's
+            probabilities as they are, are multiplied by; E / k when
+            ``'auto'``. Defaults to 1.
 
     Raises:
-        ValueError: If more experts are to run than there are, or a name fits
-            no task.
+        ValueError: If more experts are to run than there are, a number is out
+            of its range, or a name fits no task.
     """
 
     experts: Experts
@@ -46,17 +49,20 @@ class MoELayer(TaskHolder, BaseModule):
                  k: int,
                  tasks: Optional[Sequence[str]] = None,
                  router: str = 'mlp',
-                 gate_scale: float = 1.) -> None:
+                 gate_scale: Union[float, str] = 1.) -> None:
         super().__init__()
+        check_width(num_experts, 'num_experts')
+        tasks = [ALL_TASKS] if tasks is None else tasks
+        check_task_names(tasks, 'tasks')
+        tasks = list(tasks) or [ALL_TASKS]
         self.dims = dims
-        self.gate_scale = gate_scale
-        tasks = [ALL_TASKS] if not tasks else list(tasks)
-        for task in tasks:
-            check_task_name(task)
         self.routers = nn.ModuleDict(
             {task: Router(dims, num_experts, router)
              for task in tasks})
         self.set_k(k)
+        self.gate_scale = num_experts / k if gate_scale == 'auto' \
+            else gate_scale
+        check_number(self.gate_scale, 'gate_scale')
         self.task = tasks[0]
         self.learning = tasks
         self.routers_learn = True  # unless frozen, whatever task learns
@@ -236,9 +242,10 @@ class MoELayer(TaskHolder, BaseModule):
             ValueError: If a router has fewer to choose from.
         """
         fewest = min(router.num_experts for router in self.routers.values())
-        if not 1 <= k <= fewest:
-            raise ValueError(f'`k` is {k}, but there are {fewest} experts to '
-                             f'choose from; give 1 to {fewest}.')
+        if not isinstance(k, int) or not 1 <= k <= fewest:
+            raise ValueError(f'`k` is {k!r}, but there are {fewest} experts '
+                             'to choose from; give a whole number from 1 to '
+                             f'{fewest}.')
 
     def set_k(self, k: int) -> None:
         """Run ``k`` experts per token from now on; see :meth:`check_k`."""
@@ -285,7 +292,7 @@ class MoEMlp(MoELayer):
                  k: int,
                  tasks: Optional[Sequence[str]] = None,
                  router: str = 'mlp',
-                 gate_scale: float = 1.,
+                 gate_scale: Union[float, str] = 1.,
                  act_cfg: Dict = dict(type='GELU'),
                  dispatch: str = 'auto') -> None:
         super().__init__(dims, num_experts, k, tasks, router, gate_scale)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import arguments_of, check_is_config, check_is_list
+from vim_mm.utils.arguments import (arguments_of, check_by_task,
+                                    check_is_config, check_is_list)
 from vim_mm.utils.config import class_of, task_scopes, type_name
 from ..moe.freezing import protect
 from ..moe.surgery import grow
 from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
                      idle, learn_tasks, let_learn, select_task)
+from .mutual_information import MutualInformation
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -61,7 +63,6 @@ class MultiTaskModel(TaskHolder, BaseModel):
                  new_tasks: Optional[Mapping[str, dict]] = None,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
-        check_is_config(tasks, 'model.tasks')
         if not tasks:
             raise ValueError('`model.tasks` is empty; name a task and its '
                              'model.')
@@ -73,6 +74,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         scope = DefaultScope.get_current_instance()
         self.scopes = task_scopes(tasks, scope and scope.scope_name)
         new_tasks = new_tasks or {}
+        check_by_task(new_tasks, 'model.new_tasks')
         check_tasks(new_tasks, list(tasks), '`model.tasks`')
         old = [task for task in tasks if task not in new_tasks]
         if not old:
@@ -81,6 +83,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.backbone = MODELS.build(_for_tasks(backbone, old))
         self.protects = bool(new_tasks)
         for name, added in new_tasks.items():
+            check_is_config(added, f'model.new_tasks.{name}')
             grow(self.backbone, name, **added)
         self.models = ModuleDict()
         # what a model keeps frozen itself stays so, whatever learns
@@ -89,7 +92,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
             self._keep(name, self._build(name, cfg, self.scopes[name]))
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
-        self.routing = None if routing is None else MODELS.build(routing)
+        self.routing = None if routing is None else _routing(routing)
         if self.routing is not None:
             self.routing.bind(self.backbone, self.tasks)
         self._ran: Set[str] = set()
@@ -103,11 +106,16 @@ class MultiTaskModel(TaskHolder, BaseModel):
                              "with 'loss' in its name is added to the loss; "
                              'use another name.')
         what = f'model.tasks.{name}'
-        check_is_config(cfg, what)
         cfg = deepcopy(cfg)
         with DefaultScope.overwrite_default_scope(scope):
             kind = class_of(cfg, MODELS)
-            if kind and 'backbone' not in arguments_of(kind):
+            if kind is None:
+                raise ValueError(
+                    f'`{what}` is a {cfg["type"]}, which '
+                    f'{scope or "mmengine"} does not register; check its '
+                    'name, and that it begins with its library, such as '
+                    "'mmdet.'.")
+            if 'backbone' not in arguments_of(kind):
                 raise ValueError(f'`{what}` is a {type_name(cfg)}, which has '
                                  'no backbone; give a plain model.')
             if scope != 'mmpretrain':
@@ -128,8 +136,14 @@ class MultiTaskModel(TaskHolder, BaseModel):
 
     def _prepare(self, task: Optional[str],
                  learning: Optional[Sequence[str]]) -> None:
-        for name in reversed(self.tasks):  # all parts know all of them
-            select_task(self, name)
+        try:
+            for name in reversed(self.tasks):  # all parts know all of them
+                select_task(self, name)
+        except ValueError as error:
+            raise ValueError(
+                f'{str(error).rstrip(".")}: name all of `model.tasks` in the '
+                '`tasks` of `model.backbone`, and those that came after it '
+                'was trained in `model.new_tasks`.') from None
         if task is not None:
             select_task(self, task)
         learn_tasks(self, self.tasks if learning is None else learning)
@@ -330,6 +344,16 @@ def _outputs(module: nn.Module, found: List[Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _routing(cfg: dict) -> MutualInformation:
+    """The losses of routing that a config describes."""
+    check_is_config(cfg, 'model.routing')
+    routing = MODELS.build(cfg)
+    if not isinstance(routing, MutualInformation):
+        raise ValueError(f'`model.routing` is a {type(routing).__name__}; '
+                         'give a vim_mm.MutualInformation.')
+    return routing
 
 
 def _for_tasks(backbone: dict, tasks: List[str]) -> dict:
