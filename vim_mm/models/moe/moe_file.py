@@ -104,10 +104,7 @@ def save_moe(backbone: nn.Module,
         ValueError: If the trunk has no layer of experts, or the config is not
             made of plain values and names of registered types.
     """
-    path = Path(path)
-    if path.suffix != '.safetensors':
-        raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
-                           'does not.')
+    check_name(path)
     layers = experts_of(backbone)
     header = dict(
         format=FORMAT,
@@ -130,7 +127,18 @@ def save_moe(backbone: nn.Module,
         for name, value in backbone.state_dict().items()
     }
     # one entry: safetensors writes several in any order
-    write_atomic(path, save(tensors, {_KEY: json.dumps(header)}))
+    write_atomic(Path(path), save(tensors, {_KEY: json.dumps(header)}))
+
+
+def check_name(path: Union[str, Path]) -> None:
+    """Refuse a name that no moe file has.
+
+    Raises:
+        MoEFileError: If it does not end in ``.safetensors``.
+    """
+    if Path(path).suffix != '.safetensors':
+        raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
+                           'does not.')
 
 
 def _first_config(config: Mapping) -> dict:
