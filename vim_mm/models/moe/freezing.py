@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from vim_mm.utils.arguments import check_is_config, check_is_list
 from ..tasks import check_tasks, let_learn
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 from .surgery import Usage, experts_of, usage_of
 
 #: what may learn, or not; ``'shared'`` is all that is no router or expert

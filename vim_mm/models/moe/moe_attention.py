@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .experts import Experts
-from .moe_mlp import MoELayer
+from .moe_layer import MoELayer
 
 
 class MoEAttention(MoELayer):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_number
 from ..recorder import Seen, tapping
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 from .surgery import Usage
 
 #: the key of a row's usage in a state dict

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_arguments, check_number
 from ..tasks import check_tasks
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]

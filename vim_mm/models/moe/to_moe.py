@@ -9,7 +9,8 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config, check_width
 from ..recompute import set_recompute, stop_checkpoints
 from .ffn import Ffn, find_ffns
-from .moe_mlp import MoELayer, MoEMlp
+from .moe_layer import moe_layers
+from .moe_mlp import MoEMlp
 from .upcycling import Upcycling
 
 
@@ -124,8 +125,7 @@ def recompute_blocks(trunk: nn.Module) -> None:
     Raises:
         ValueError: If there are no such blocks.
     """
-    names = [n for n, m in trunk.named_modules() if isinstance(m, MoELayer)]
-    if not set_recompute(trunk, names, True):
+    if not set_recompute(trunk, list(moe_layers(trunk)), True):
         raise ValueError(
             f'{type(trunk).__name__} has no repeated blocks around its '
             'experts to run again; leave out `with_cp`.')

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import copy
 from typing import (Any, Iterable, Iterator, List, Mapping, Optional, Sequence,
                     Set, Union)
 
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import (arguments_of, check_by_task,
-                                    check_is_config, check_is_list)
-from vim_mm.utils.config import class_of, task_scopes, type_name
+from vim_mm.utils.arguments import (check_by_task, check_is_config,
+                                    check_is_list)
+from vim_mm.utils.config import task_scopes
 from ..moe.freezing import protect
 from ..moe.surgery import grow
-from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
-                     idle, learn_tasks, let_learn, select_task)
-from .mutual_information import MutualInformation
+from ..recorder import tapping
+from ..tasks import (TaskHolder, check_tasks, check_weights, idle, learn_tasks,
+                     let_learn, select_task)
+from .building import build_backbone, build_routing, build_task_model
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -80,7 +81,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if not old:
             raise ValueError(f'`model.new_tasks` is {list(new_tasks)}, so all '
                              'tasks are new; leave the first ones out of it.')
-        self.backbone = MODELS.build(_for_tasks(backbone, old))
+        self.backbone = build_backbone(backbone, old)
         self.protects = bool(new_tasks)
         for name, added in new_tasks.items():
             check_is_config(added, f'model.new_tasks.{name}')
@@ -89,42 +90,16 @@ class MultiTaskModel(TaskHolder, BaseModel):
         # what a model keeps frozen itself stays so, whatever learns
         self._frozen: Set[str] = set()
         for name, cfg in tasks.items():
-            self._keep(name, self._build(name, cfg, self.scopes[name]))
+            self._keep(
+                name,
+                build_task_model(name, cfg, self.scopes[name], self.backbone))
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
-        self.routing = None if routing is None else _routing(routing)
+        self.routing = None if routing is None else build_routing(routing)
         if self.routing is not None:
             self.routing.bind(self.backbone, self.tasks)
         self._ran: Set[str] = set()
         self._prepare(task, learn_tasks)
-
-    def _build(self, name: str, cfg: dict, scope: Optional[str]) -> BaseModel:
-        """A task's model, which holds the backbone, but not as a part."""
-        check_task_name(name)
-        if 'loss' in name:
-            raise ValueError(f"'{name}' cannot name a task: what is logged "
-                             "with 'loss' in its name is added to the loss; "
-                             'use another name.')
-        what = f'model.tasks.{name}'
-        cfg = deepcopy(cfg)
-        with DefaultScope.overwrite_default_scope(scope):
-            kind = class_of(cfg, MODELS)
-            if kind is None:
-                raise ValueError(
-                    f'`{what}` is a {cfg["type"]}, which '
-                    f'{scope or "mmengine"} does not register; check its '
-                    'name, and that it begins with its library, such as '
-                    "'mmdet.'.")
-            if 'backbone' not in arguments_of(kind):
-                raise ValueError(f'`{what}` is a {type_name(cfg)}, which has '
-                                 'no backbone; give a plain model.')
-            if scope != 'mmpretrain':
-                # elsewhere it names the weights of the backbone
-                cfg.pop('pretrained', None)
-            cfg['backbone'] = dict(type=_itself, module=self.backbone)
-            model = MODELS.build(cfg)
-        model._modules.pop('backbone')
-        return model
 
     def _keep(self, name: str, model: BaseModel) -> None:
         self.models[name] = model
@@ -203,7 +178,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         weights = check_weights({task: loss_weight}, [task], 'loss_weight')
         default = DefaultScope.get_current_instance()
         scopes = task_scopes({task: model}, default and default.scope_name)
-        built = self._build(task, model, scopes[task])
+        built = build_task_model(task, model, scopes[task], self.backbone)
         grow(self.backbone, task, **experts)
         self._keep(task, built)
         self.scopes.update(scopes)
@@ -293,8 +268,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         with self.in_scope(task):
             if mode != 'loss':
                 return model(inputs, data_samples, mode=mode, **kwargs)
-            maps: List[Any] = []
-            with self._record() as seen, _outputs(self.backbone, maps):
+            with self._record() as seen, tapping(
+                    dict(backbone=self.backbone)) as passes:
                 losses = model(inputs, data_samples, mode=mode, **kwargs)
         losses = {
             key: self._weigh(value) if 'loss' in key else value
@@ -305,9 +280,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self._ran.add(task)
         losses = {f'{task}/{key}': value for key, value in losses.items()}
         # maps that only other tasks read
+        maps = tree_leaves([call.output for call in passes['backbone']])
         return self.with_idle(
-            losses,
-            *(leaf for leaf in tree_leaves(maps) if isinstance(leaf, Tensor)))
+            losses, *(leaf for leaf in maps if isinstance(leaf, Tensor)))
 
     def _record(self) -> Any:
         if self.routing is None:
@@ -325,47 +300,3 @@ def _inner(model: nn.Module) -> BaseModel:
     """A task's model itself, where a strategy has wrapped it."""
     return next(part for part in model.modules()
                 if isinstance(part, BaseModel))
-
-
-# ------------------------------------------------------------------ configs
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    """Stands as a type where a module takes the config of a part."""
-    return module
-
-
-@contextmanager
-def _outputs(module: nn.Module, found: List[Any]) -> Iterator[None]:
-    """Within this context the outputs of a module are gathered."""
-    handle = module.register_forward_hook(
-        lambda _, inputs, outputs: found.append(outputs))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _routing(cfg: dict) -> MutualInformation:
-    """The losses of routing that a config describes."""
-    check_is_config(cfg, 'model.routing')
-    routing = MODELS.build(cfg)
-    if not isinstance(routing, MutualInformation):
-        raise ValueError(f'`model.routing` is a {type(routing).__name__}; '
-                         'give a vim_mm.MutualInformation.')
-    return routing
-
-
-def _for_tasks(backbone: dict, tasks: List[str]) -> dict:
-    """Config of a backbone that knows the tasks, if its type tells them."""
-    check_is_config(backbone, 'model.backbone')
-    if backbone.get('learn_tasks') is not None:
-        raise ValueError('`model.backbone.learn_tasks` is that of the whole '
-                         'model here; set `model.learn_tasks`.')
-    kind = class_of(backbone, MODELS)
-    if (kind is None or 'tasks' not in arguments_of(kind)
-            or backbone.get('tasks') is not None):
-        return backbone
-    backbone = copy(backbone)
-    backbone['tasks'] = tasks
-    return backbone
