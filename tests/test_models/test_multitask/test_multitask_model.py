@@ -2,6 +2,7 @@
 """Models of three libraries over one backbone."""
 
 from copy import deepcopy
+from typing import Optional
 
 import pytest
 import torch
@@ -84,6 +85,22 @@ def test_a_task_computes_what_its_ordinary_model_does(task: str) -> None:
     for own, plain in zip(found, expected):
         if isinstance(plain, torch.Tensor):
             assert torch.equal(own, plain)
+
+
+@pytest.mark.parametrize('tasks', [None, ['one']])
+def test_every_way_to_a_task_runs_its_routers(tasks: Optional[list]) -> None:
+    model = build(backbone=dict(moe(), tasks=tasks)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    found = {task: tree_leaves(model(x, task=task)) for task in TASKS}
+    ordinary = {task: model.of(task) for task in TASKS}
+    ordinary['det'] = deepcopy(ordinary['det'])
+    for task in ['seg', 'cls', 'det', 'cls']:
+        for again in (ordinary[task](x), model(x, task=task)):
+            for one, other in zip(found[task], tree_leaves(again)):
+                assert torch.equal(one, other)
+        model.select_task('seg')  # alone, without the backbone's parts
+        for one, other in zip(found['seg'], tree_leaves(model(x))):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize('task', TASKS)

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from functools import partial
 from typing import (Any, Iterable, Iterator, List, Mapping, Optional, Sequence,
                     Set, Union)
 
@@ -16,8 +17,8 @@ from vim_mm.utils.config import task_scopes
 from ..moe.freezing import protect
 from ..moe.surgery import grow
 from ..recorder import tapping
-from ..tasks import (TaskHolder, check_tasks, check_weights, idle, learn_tasks,
-                     let_learn, select_task)
+from ..tasks import (TaskHolder, check_tasks, check_weights, holders, idle,
+                     learn_tasks, let_learn, select_task)
 from .building import build_backbone, build_routing, build_task_model
 from .task_preprocessor import TaskPreprocessor
 
@@ -199,7 +200,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
     def of(self, task: str) -> BaseModel:
         """The ordinary model of a task, with the backbone as its part.
 
-        It holds the very tensors of this model.
+        It holds the very tensors of this model, and runs the task's part of
+        the backbone whichever task ran before.
 
         Args:
             task (str): Name of the task.
@@ -211,6 +213,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         model = copy(_inner(self.models[task]))
         model.__dict__.pop('backbone', None)
         model._modules = {'backbone': self.backbone, **model._modules}
+        model._forward_pre_hooks = model._forward_pre_hooks.copy()
+        model.register_forward_pre_hook(partial(_select, task))
         return model
 
     @contextmanager
@@ -260,9 +264,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
             As of the task's model. Losses are weighted and their names begin
             with the task's, ``det/loss_cls``.
         """
-        if task is not None:
-            select_task(self, task)
-        task, model = self.task, self.models[self.task]
+        task = self.task if task is None else task
+        select_task(self, task)  # all parts, whoever chose it
+        model = self.models[task]
         # not as its part, and anew: wrappers put others in its place
         _inner(model).__dict__['backbone'] = self.backbone
         with self.in_scope(task):
@@ -294,6 +298,13 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if isinstance(loss, Tensor):
             return loss * weight
         return [part * weight for part in loss]
+
+
+def _select(task: str, model: nn.Module, _: tuple) -> None:
+    """Hook of an ordinary model: its backbone runs its task."""
+    for part in holders(model.backbone):
+        if task in part.tasks:  # others serve all tasks alike
+            part.select_task(task)
 
 
 def _inner(model: nn.Module) -> BaseModel:
