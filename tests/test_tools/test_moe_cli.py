@@ -169,6 +169,8 @@ def test_add_task(tool, tmp_path: Path) -> None:
     (['--k', 9], '`k` is 9'),
     (['--k', 0], '`k` is 0'),
     (['--batches', 0], '`batches` is 0'),
+    (['--threshold', -1], '`threshold` is -1'),
+    (['--out', 'trunk.pth'], 'name ends in .safetensors; trunk.pth does not'),
     (['--threshold', 3, '--cfg-options', 'train_dataloader.cls=None'
       ], "no `train_dataloader` of task 'cls'"),
     (['--cfg-options', 'model.backbone.num_experts=4'], 'this model is'),

@@ -18,11 +18,12 @@ from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.moe import (extract, load_moe, save_adaptation, save_moe,
                                set_k, tasks_of)
+from vim_mm.models.moe.moe_file import check_name
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.models.moe.surgery import experts_of
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import check_tasks, select_task
-from vim_mm.utils.arguments import check_width
+from vim_mm.utils.arguments import check_number, check_width
 from vim_mm.zoo import ModuleCard, head_state
 
 #: how many batches are looked at, if nothing else is said
@@ -60,6 +61,9 @@ def extract_moe(cfg: Config,
     """
     if batches is not None:
         check_width(batches, 'batches')
+    if threshold is not None:
+        check_number(threshold, 'threshold')
+    check_name(path)
     model = load_trained(cfg, checkpoint)
     trunk = model.backbone
     tasks = runnable(model) if tasks is None else list(tasks)

@@ -19,6 +19,8 @@ from .resume import choose_checkpoint
 
 TRAINING = ('train_dataloader', 'val_dataloader')
 TESTING = ('test_dataloader', )
+_ORDINARY_LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop', 'ValLoop',
+                   'TestLoop')
 
 
 def build_runner(cfg: Config,
@@ -73,16 +75,33 @@ def _add_guard(runner: Runner) -> None:
 
 
 def _before_training(runner: Runner) -> None:
+    _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
     keep_float32_on_cpu(runner.optim_wrapper)
 
 
 def _before_validation(runner: Runner) -> None:
+    _check_loops(runner, 'val')
     _check_data(runner, TRAINING[1:])
 
 
 def _before_testing(runner: Runner) -> None:
+    _check_loops(runner, 'test')
     _check_data(runner, TESTING)
+
+
+def _check_loops(runner: Runner, *stages: str) -> None:
+    """Refuse loaders by task for a loop that knows one task only."""
+    for stage in stages:
+        loader = getattr(runner, f'_{stage}_dataloader')
+        loop = getattr(runner, f'_{stage}_loop')
+        if (isinstance(loader, dict) and 'dataset' not in loader
+                and isinstance(loop, dict)
+                and loop.get('type') in (None, *_ORDINARY_LOOPS)):
+            raise ValueError(
+                f'`{stage}_dataloader` has no `dataset`; give it one, or, if '
+                f'it is by task, set `{stage}_cfg.type` to '
+                f"'vim_mm.MultiTask{stage.capitalize()}Loop'.")
 
 
 def _check_data(runner: Runner, parts: Tuple[str, ...]) -> None:

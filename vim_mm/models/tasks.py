@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vim_mm.utils.arguments import check_is_config, check_is_list
+from vim_mm.utils.arguments import check_by_task, check_is_list, check_number
 
 
 class TaskHolder(metaclass=ABCMeta):
@@ -187,8 +187,9 @@ def check_tasks(tasks: Sequence[str], known: Sequence[str], who: str) -> None:
         who (str): What knows them.
 
     Raises:
-        ValueError: If one is not known.
+        ValueError: If one is not known, or a single name is given.
     """
+    check_is_list(tasks, 'tasks')
     for task in tasks:
         if task not in known:
             known = list(dict.fromkeys(known))
@@ -200,13 +201,33 @@ def check_task_name(task: str) -> None:
     """Refuse a name that no task can have.
 
     Raises:
-        ValueError: If it is empty, has dots or is a method's.
+        ValueError: If it is no string, empty, has dots or is a method's.
     """
     # parameters are kept under task names, beside their dict's methods
-    taken = any(hasattr(d(), task) for d in (nn.ParameterDict, ModuleDict))
-    if not task or '.' in task or taken:
+    if not isinstance(task, str) or not task or '.' in task or any(
+            hasattr(d(), task) for d in (nn.ParameterDict, ModuleDict)):
         raise ValueError(f"'{task}' cannot name a task; use a name "
                          'without dots that is no torch method name.')
+
+
+def check_task_names(tasks: Sequence[str], what: str) -> None:
+    """Refuse names that tasks cannot have, or that two have.
+
+    Args:
+        tasks (Sequence[str]): The names.
+        what (str): Where they stand, for messages.
+
+    Raises:
+        ValueError: If it is no list of names, or one does not fit.
+    """
+    check_is_list(tasks, what)
+    seen = set()
+    for task in tasks:
+        check_task_name(task)
+        if task in seen:
+            raise ValueError(f"`{what}` names '{task}' twice; give each task "
+                             'a name of its own.')
+        seen.add(task)
 
 
 def check_weights(weights: Optional[Mapping[str, float]],
@@ -223,13 +244,10 @@ def check_weights(weights: Optional[Mapping[str, float]],
     """
     if weights is None:
         return dict.fromkeys(tasks, 1.)
-    check_is_config(weights, what)
+    check_by_task(weights, what)
     check_same_tasks(weights, tasks, what)
     for task, weight in weights.items():
-        number = isinstance(weight, (int, float))
-        if not number or not 0 <= weight < float('inf'):
-            raise ValueError(f'`{what}.{task}` is {weight!r}; give a number, '
-                             '0 or more.')
+        check_number(weight, f'{what}.{task}')
     return {task: float(weights[task]) for task in tasks}
 
 

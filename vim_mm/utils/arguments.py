@@ -53,9 +53,22 @@ def check_is_config(cfg: Any, what: str) -> None:
     Raises:
         ValueError: If it is no mapping.
     """
-    if not isinstance(cfg, Mapping):
+    if isinstance(cfg, str):
         raise ValueError(f'`{what}` is {cfg!r}; give a config, such as '
-                         f"dict(type={str(cfg)!r}).")
+                         f'dict(type={cfg!r}).')
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f'`{what}` is {cfg!r}; give a config, a dict.')
+
+
+def check_by_task(given: Any, what: str) -> None:
+    """Refuse what is not told apart by task.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f'`{what}` is {given!r}; give a dict by task, such '
+                         'as dict(cls=…).')
 
 
 def check_is_list(names: Any, what: str) -> None:
@@ -98,3 +111,20 @@ def check_width(value: Any, what: str) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f'`{what}` is {value!r}; give a whole number, 1 or '
                          'more.')
+
+
+def check_number(value: Any, what: str, below: float = float('inf')) -> None:
+    """Refuse values that are no number of zero or more.
+
+    Args:
+        value: The value.
+        what (str): Where it stands.
+        below (float): What it must be below. Defaults to infinity.
+
+    Raises:
+        ValueError: If it is another value, infinity or nan.
+    """
+    if not isinstance(value, (int, float)) or not 0 <= value < below:
+        end = ', 0 or more' if below == float('inf') \
+            else f' from 0 to below {below}'
+        raise ValueError(f'`{what}` is {value!r}; give a number{end}.')

@@ -7,6 +7,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from yaml import YAMLError
 
+from .arguments import check_by_task, check_is_config
+
 
 def add_cfg_options(parser: ArgumentParser) -> None:
     """Give a tool ``--cfg-options``, a dict for :func:`read_config`."""
@@ -110,5 +112,14 @@ def task_scopes(tasks: Mapping[str, dict],
     Args:
         tasks (Mapping[str, dict]): Configs of the tasks' models.
         default (str, optional): See :func:`library_of`.
+
+    Raises:
+        ValueError: If they are not by task, or one is no config of a model.
     """
+    check_by_task(tasks, 'model.tasks')
+    for name, cfg in tasks.items():
+        check_is_config(cfg, f'model.tasks.{name}')
+        if 'type' not in cfg:
+            raise ValueError(f'`model.tasks.{name}` has no `type`; name that '
+                             "of its model, such as 'mmdet.RetinaNet'.")
     return {name: library_of(cfg, default) for name, cfg in tasks.items()}

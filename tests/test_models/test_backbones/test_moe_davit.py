@@ -137,7 +137,8 @@ def test_an_ordinary_backbone_of_every_scope() -> None:
 @pytest.mark.parametrize('kwargs, words', [
     (dict(num_experts=None), 'needs `num_experts`, or `moe=None`'),
     (dict(moe='some'), "'all', 'every_two' or"),
-    (dict(k=5), '4 experts of 1/5'),
+    (dict(arch=dict(ARCH, depths=[0] * 4)), "'all', which no layer"),
+    (dict(k=5), '`k` is 5, but there are 4'),
     (dict(k=3), '64 hidden units of .* cannot be cut into 3'),
     (dict(tasks=TASKS, task='depth'), "no task 'depth'.*'seg'"),
 ])

@@ -128,7 +128,10 @@ def test_slots_and_settings_stay() -> None:
     (dict(attn=None), 'needs `attn` and `mlp`'),
     (dict(arch='b', mlp=None), "'b' needs .*'small', 'base'"),
     (dict(attn=dict(num_experts=2, k=3)), '`k` is 3, but there are 2'),
-    (dict(mlp=dict(num_experts=2, k=3)), '2 experts of 1/3'),
+    (dict(mlp=dict(num_experts=2, k=3)), '`k` is 3, but there are 2'),
+    (dict(attn=dict(num_experts=2)), '`attn` lacks `k`.*`attn=False`'),
+    (dict(mlp={}), '`mlp` lacks `num_experts`'),
+    (dict(mlp=16), '`mlp` is 16; give a config'),
     (dict(tasks=TASKS, task='depth'), "no task 'depth'"),
 ])
 def test_mistakes(kwargs: dict, words: str) -> None:

@@ -142,6 +142,9 @@ def test_what_is_no_module(file: str, tmp_path: Path) -> None:
         trunk = adapted(file, task='seg', train=train)
         with pytest.raises(ZooError, match='beside routers and experts were'):
             save_adaptation(trunk, load_moe(file), 'mine', zoo)
+    dense = build_backbone().trunk
+    with pytest.raises(ValueError, match='has no layer of experts'):
+        save_adaptation(dense, dense, 'mine', zoo)
     assert not Path(zoo).exists()
 
 

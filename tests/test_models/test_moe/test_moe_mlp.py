@@ -140,10 +140,14 @@ def test_new_experts_leave_old_tasks_alone() -> None:
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(k=7), '`k` is 7, but there are 6'),
-    (dict(k=0), 'give 1 to 6'),
+    (dict(k=0), 'a whole number from 1 to 6'),
+    (dict(k=2.), r'`k` is 2\.0, but'),
+    (dict(num_experts=0), '`num_experts` is 0; give'),
     (dict(router='deep'), "'linear' or 'mlp'"),
     (dict(dispatch='fast'), 'loop, grouped, dense'),
     (dict(tasks=['a.b']), 'cannot name a task'),
+    (dict(tasks='a'), 'give a list of names'),
+    (dict(tasks=['a', 'a']), "names 'a' twice"),
 ])
 def test_mistakes(kwargs: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):

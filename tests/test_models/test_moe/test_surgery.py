@@ -336,6 +336,9 @@ def choose(train_=('experts', ), usage=None, **experts):
     (lambda: set_k(nn.Linear(1, 1), 1), 'Linear has no layer of experts'),
     (lambda: set_k(build_moe(), 0), '`k` is 0'),
     (lambda: extract(build_moe(), ['det']), "There is no task 'det'; "),
+    (lambda: extract(build_moe(), 'cls'), "is the name 'cls'; give a list"),
+    (lambda: extract(build_moe(), []), "name one of .*'cls', 'seg'"),
+    (lambda: protect(build_moe(), 'cls'), "is the name 'cls'; give a list"),
     (lambda: protect(build_moe(), ['det']), "There is no task 'det'; "),
     (lambda: extract(build_moe(), ['cls'], threshold=3), 'is not known'),
     (lambda: extract(build_moe(), ['cls'], {
@@ -349,6 +352,7 @@ def choose(train_=('experts', ), usage=None, **experts):
     (lambda: add_task(build_moe(), 'cls'), "a task 'cls' already"),
     (lambda: add_task(build_moe(), 'a.b'), 'cannot name a task'),
     (lambda: add_task(build_moe(), 'x', -1), 'give 0 or more'),
+    (lambda: add_task(build_moe(), 'x', 1.5), '1.5 new .* give 0 or more'),
     (lambda: add_task(build_moe(), 'x', like='y'), "no task 'y'"),
     (lambda: freeze(build_moe(), 'heads'), "`train` names 'heads'"),
     (lambda: choose(num=0), '`experts.num` is 0'),

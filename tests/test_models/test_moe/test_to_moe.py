@@ -83,18 +83,31 @@ def test_patterns(ffns, places) -> None:
 
 
 @pytest.mark.parametrize('kwargs, words', [
-    (dict(k=5), r'4 experts of 1/5.*from 1 to'),
-    (dict(k=0), 'from 1 to'),
-    (dict(slices=5), '4 experts of 1/5'),
+    (dict(num_experts=0), '`num_experts` is 0; give a whole number'),
+    (dict(num_experts=4.), r'`num_experts` is 4\.0; give a whole number'),
+    (dict(k=5), '`k` is 5, but there are 4 experts; give 1 to 4'),
+    (dict(k=0), '`k` is 0; give a whole number'),
+    (dict(k='2'), "`k` is '2'; give a whole number"),
+    (dict(slices=5), '`slices` is 5, but there are 4'),
+    (dict(slices=0), '`slices` is 0; give'),
     (dict(k=3), r"64 hidden units of 'layers\.0\.ffn\.layers\.0\.0'.*3 sl"),
     (dict(ffns=r'layers\.9'), "FFN pattern .* matches no submodule"),
     (dict(ffns='('), 'no regular expression'),
+    (dict(ffns=''), "`ffns` is '', so no MLP .* would become experts"),
+    (dict(ffns=[]), r'`ffns` is \[\], so no MLP'),
+    (dict(ffns=None), '`ffns` is None, so no MLP'),
     (dict(ffns='layers'), "'layers' .* holds 3 MLPs.*'layers.0.ffn.layers'"),
     (dict(ffns=r'layers\.1\.attn'), r"attn' \(MultiheadAttention\) cannot "
      r'become experts.*32 -> 96, 32 -> 32'),
     (dict(ffns='patch_embed'), 'its linear layers are none'),
     (dict(tasks=['a', 'b'], task='c'), "no task 'c'"),
+    (dict(tasks='ab'), r"`tasks` is the name 'ab'; give .*\['ab'\]"),
+    (dict(tasks=['a', 'b', 'a']), "`tasks` names 'a' twice"),
+    (dict(tasks=[1]), "'1' cannot name a task"),
     (dict(router='deep'), "'linear' or 'mlp'"),
+    (dict(gate_scale='best'), "`gate_scale` is 'best'; give a number"),
+    (dict(gate_scale=-1.), r'`gate_scale` is -1\.0; give'),
+    (dict(perturb=-.1), r'`perturb` is -0\.1; give'),
 ])
 def test_mistakes_change_nothing(kwargs: dict, words: str) -> None:
     trunk = MODELS.build(vit())
@@ -209,7 +222,7 @@ def test_a_token_starts_with_a_whole_mlp(num_experts: int, slices: int,
     torch.manual_seed(0)
     dense = MODELS.build(DENSE['vit'])
     trunk = to_moe(
-        deepcopy(dense), num_experts, k=slices, router=router, tasks=['a', 'b'])
+        deepcopy(dense), num_experts, slices, router=router, tasks=['a', 'b'])
     layer = layers_of(trunk)[0]
     p = layer.router(torch.randn(200, layer.dims))
     index = layer.choose(p)[1]

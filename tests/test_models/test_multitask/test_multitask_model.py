@@ -2,6 +2,7 @@
 """Models of three libraries over one backbone."""
 
 from copy import deepcopy
+from typing import Optional
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from _multitask import TASKS, TaskPictures, multitask_cfg, resnet, task_cfg
+from _multitask import (TASKS, TaskPictures, moe, multitask_cfg, resnet,
+                        task_cfg)
 from _tiny import SCOPES, same
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task
@@ -83,6 +85,22 @@ def test_a_task_computes_what_its_ordinary_model_does(task: str) -> None:
     for own, plain in zip(found, expected):
         if isinstance(plain, torch.Tensor):
             assert torch.equal(own, plain)
+
+
+@pytest.mark.parametrize('tasks', [None, ['one']])
+def test_every_way_to_a_task_runs_its_routers(tasks: Optional[list]) -> None:
+    model = build(backbone=dict(moe(), tasks=tasks)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    found = {task: tree_leaves(model(x, task=task)) for task in TASKS}
+    ordinary = {task: model.of(task) for task in TASKS}
+    ordinary['det'] = deepcopy(ordinary['det'])
+    for task in ['seg', 'cls', 'det', 'cls']:
+        for again in (ordinary[task](x), model(x, task=task)):
+            for one, other in zip(found[task], tree_leaves(again)):
+                assert torch.equal(one, other)
+        model.select_task('seg')  # alone, without the backbone's parts
+        for one, other in zip(found['seg'], tree_leaves(model(x))):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -186,7 +204,23 @@ def test_a_state_dict_loads_into_an_equal_model() -> None:
 
 MISTAKES = [
     (dict(tasks={}), '`model.tasks` is empty'),
-    (dict(tasks='cls'), '`model.tasks` is'),
+    (dict(tasks='cls'), "`model.tasks` is 'cls'; give a dict by task"),
+    (dict(tasks=['cls']), r"`model.tasks` is \['cls'\]; give a dict by task"),
+    (dict(tasks=dict(cls=None)), '`model.tasks.cls` is None; give a config'),
+    (dict(tasks=dict(cls='mmdet.FCOS')), "such as dict.type='mmdet.FCOS'"),
+    (dict(tasks=dict(cls=dict(head=None))), '`model.tasks.cls` has no `type`'),
+    (dict(tasks=dict(cls=dict(type='mmdet.Fcos'))), 'mmdet does not register'),
+    (dict(tasks=dict(cls=dict(type='FCOS'))), 'begins with its library'),
+    (dict(loss_weights=2.), '`model.loss_weights` is 2.0; give a dict by'),
+    (dict(new_tasks=['seg']), "`model.new_tasks` is .*; give a dict by task"),
+    (dict(new_tasks=dict(seg=None)), '`model.new_tasks.seg` is None'),
+    (dict(new_tasks=dict(pose={})), "There is no task 'pose'"),
+    (dict(new_tasks=dict(seg=dict(number=2))), 'takes no number; it takes'),
+    (dict(routing='MI'), "`model.routing` is 'MI'; give a config"),
+    (dict(routing=resnet()), '`model.routing` is a ResNet; give'),
+    (dict(backbone=dict(moe(), tasks=['cls', 'det'])),
+     "no task 'seg'; MoEMlp knows .*: name all .* in `model.new_tasks`"),
+    (dict(backbone=dict(moe(), tasks='cls')), "the name 'cls'; give a list"),
     (dict(loss_weights=dict(cls=1, det=1)), "lacks the task 'seg'"),
     (dict(loss_weights=dict(cls=1, det=1, seg=1, pose=1)), "names 'pose'"),
     (dict(loss_weights=dict(cls=1, det=-1, seg=1)), 'loss_weights.det` is -1'),

@@ -322,9 +322,11 @@ def test_checkpointed_layers_teach_the_same() -> None:
 
 @pytest.mark.parametrize(('kwargs', 'sentence'), [
     (dict(weight=-1), '`weight` is -1; give'),
+    (dict(weight='1'), "`weight` is '1'; give a number"),
     (dict(concentration=float('nan')), '`concentration` is nan'),
     (dict(eps=float('inf')), '`eps` is inf'),
-    (dict(momentum=1), '`momentum` is 1; give'),
+    (dict(momentum=1), '`momentum` is 1; give .* to below 1'),
+    (dict(momentum='1'), "`momentum` is '1'; give"),
     (dict(usage_momentum=-.1), '`usage_momentum` is -0.1'),
     (dict(start=-1), '`start` is -1; give'),
 ])

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from vim_mm.features.cache import unwrap
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import check_same_tasks
-from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.arguments import check_by_task, check_is_config
 from vim_mm.utils.config import task_scopes, type_name
 
 Scopes = Dict[str, Optional[str]]
@@ -56,7 +56,7 @@ def by_task(cfg: Any, scopes: Scopes, what: str) -> Dict[str, Any]:
     Raises:
         ValueError: If it is not by task, or names others than the model has.
     """
-    check_is_config(cfg, what)
+    check_by_task(cfg, what)
     single = {'dataset', 'type', 'metrics'} & set(cfg)
     if single and not set(cfg) & set(scopes):
         raise ValueError(f'`{what}` is that of one task; give one for each '
@@ -91,9 +91,14 @@ def build_loaders(runner: Runner, cfg: Any, scopes: Scopes,
 def build_loader(runner: Runner, cfg: Any, scope: Optional[str],
                  what: str) -> DataLoader:
     """The ordinary loader of a task; see :func:`build_loaders`."""
-    if isinstance(cfg, Mapping) and 'batch_size' not in cfg:
-        raise ValueError(f'`{what}` has no `batch_size`; say how many of its '
-                         'samples a batch has.')
+    if not isinstance(cfg, DataLoader):
+        check_is_config(cfg, what)
+        if 'dataset' not in cfg:
+            raise ValueError(f'`{what}` has no `dataset`; give it one, or '
+                             'None to leave the task out.')
+        if 'batch_size' not in cfg:
+            raise ValueError(f'`{what}` has no `batch_size`; say how many of '
+                             'its samples a batch has.')
     with DefaultScope.overwrite_default_scope(scope):
         loader = runner.build_dataloader(
             cfg,

@@ -113,6 +113,9 @@ class MoEDaViT(DaViT):
         self._register_load_state_dict_pre_hook(
             _keep_norms, with_module=True)
         layers = self._layers(moe)
+        if moe and not layers:
+            raise ValueError(f'`moe` is {moe!r}, which no layer of this '
+                             '`arch` is; give depths, or `moe=None`.')
         if layers:
             to_moe(
                 self,

@@ -6,6 +6,7 @@ from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_is_config
 from ..moe.moe_attention import MoEAttention
 from ..moe.to_moe import recompute_blocks, to_moe
 
@@ -78,15 +79,16 @@ class MoEVisionTransformer(VisionTransformer):
                 f'A MoEVisionTransformer of {arch!r} needs `attn` and `mlp`, '
                 'dicts of `num_experts` and `k`, or False for dense ones; or '
                 f'give one of {list(_SIZES)} as `arch`.')
+        _check_experts(attn=attn, mlp=mlp)
         super().__init__(
             arch, out_type=out_type, drop_path_rate=drop_path_rate, **kwargs)
         common = dict(tasks=tasks, router=router, gate_scale=gate_scale)
-        if attn:
+        if attn is not False:
             for layer in self.layers[::2]:
                 layer.attn = _ExpertAttention(layer.attn,
                                               **dict(common, **attn))
                 layer.attn.select_task(task)
-        if mlp:
+        if mlp is not False:
             to_moe(
                 self,
                 ffns=[rf'layers\.{i}\.ffn'
@@ -96,6 +98,17 @@ class MoEVisionTransformer(VisionTransformer):
                 **dict(common, **mlp))
         if with_cp:
             recompute_blocks(self)
+
+
+def _check_experts(**settings: Union[dict, bool]) -> None:
+    for name, experts in settings.items():
+        if experts is False:
+            continue
+        check_is_config(experts, name)
+        for key in ('num_experts', 'k'):
+            if key not in experts:
+                raise ValueError(f'`{name}` lacks `{key}`; give it, or '
+                                 f'`{name}=False` for dense ones.')
 
 
 class _ExpertAttention(MoEAttention):

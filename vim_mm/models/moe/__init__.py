@@ -7,7 +7,8 @@ from .freezing import freeze, protect
 from .load_moe import load_moe
 from .moe_attention import MoEAttention
 from .moe_file import MoEFile, MoEFileError, read_moe, save_moe
-from .moe_mlp import MoELayer, MoEMlp, moe_layers
+from .moe_layer import MoELayer, moe_layers
+from .moe_mlp import MoEMlp
 from .routers import Router
 from .surgery import add_task, extract, set_k, tasks_of
 from .to_moe import to_moe

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, trunk_fingerprint
 from .experts import Experts
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 from .structure import structure_in
+from .surgery import experts_of
 
 KIND = 'MoEAdaptation'
 #: stands for the whole trunk, see :func:`trunk_fingerprint`
@@ -44,10 +45,11 @@ def save_adaptation(adapted: nn.Module,
         ModuleCard: As written.
 
     Raises:
+        ValueError: If the trunk has no layer of experts.
         ZooError: If more than routers and experts was trained, or the module
             cannot be written.
     """
-    layers, before = moe_layers(adapted), moe_layers(base)
+    layers, before = moe_layers(adapted), experts_of(base)
     _check_shared(adapted, base, name)
     tensors: Dict[str, Tensor] = {}
     found = {key: _difference(layers[key], before[key]) for key in layers}

@@ -6,7 +6,7 @@ from typing import List, Mapping, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from .moe_mlp import MoELayer
+from .moe_layer import MoELayer
 from .statistics import RoutingStatistics, information, padded
 
 

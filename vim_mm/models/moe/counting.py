@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..tasks import select_task
-from .moe_mlp import moe_layers
+from .moe_layer import moe_layers
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ def find_ffns(trunk: nn.Module,
                 'name modules that have in `ffns`, or take another trunk.')
     else:
         patterns = [ffns] if isinstance(ffns, str) else ffns
+        if not patterns or not all(patterns):
+            raise ValueError(
+                f'`ffns` is {ffns!r}, so no MLP of the {kind} would become '
+                "experts; give patterns over its names, or 'auto'.")
         names = match_names(trunk, '|'.join(f'(?:{p})' for p in patterns),
                             'FFN')
         chosen = [_inside(trunk, name, every) for name in names]

@@ -11,8 +11,9 @@ from typing import List, Mapping, Optional, Sequence, Union
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from vim_mm.utils.arguments import check_is_config, check_is_list
 from ..tasks import check_tasks, let_learn
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 from .surgery import Usage, experts_of, usage_of
 
 #: what may learn, or not; ``'shared'`` is all that is no router or expert
@@ -91,7 +92,9 @@ def check_train(train: Union[str, Sequence[str]],
     Raises:
         ValueError: If there is no such part or choice of experts.
     """
-    parts = [train] if isinstance(train, str) else list(train)
+    parts = [train] if isinstance(train, str) else train
+    check_is_list(parts, 'train')
+    parts = list(parts)
     if parts == ['all']:
         parts = list(PARTS)
     for part in parts:
@@ -100,12 +103,13 @@ def check_train(train: Union[str, Sequence[str]],
                              f'{", ".join(PARTS)}.')
     if experts is None:
         return parts
+    check_is_config(experts, 'experts')
     num, select = experts.get('num'), experts.get('select', 'new')
     if experts.keys() - {'num', 'select'} or select not in SELECTS:
         raise ValueError(f'`experts` is {dict(experts)}; give '
                          '`dict(num=N, select=…)` with '
                          f'{", ".join(SELECTS)}.')
-    if not isinstance(num, int) or num < 1:
+    if type(num) is not int or num < 1:
         raise ValueError(f'`experts.num` is {num!r}, so no expert would '
                          "learn; give 1 or more, or leave 'experts' out of "
                          '`train`.')

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .experts import Experts
-from .moe_mlp import MoELayer
+from .moe_layer import MoELayer
 
 
 class MoEAttention(MoELayer):
@@ -22,11 +22,9 @@ class MoEAttention(MoELayer):
         head_dims (int): Width d of queries, keys and values.
         num_experts (int): E.
         k (int): Experts per token.
-        tasks: See :class:`MoELayer`.
+        tasks, gate_scale: See :class:`MoELayer`.
         router (str): Kind of routers. Defaults to ``'linear'``, as in
             Mod-Squad.
-        gate_scale (float | str): What gates are multiplied by; E / k when
-            ``'auto'``. Defaults to 1.
         dispatch (str): See :class:`Experts`. Defaults to ``'auto'``.
         attn_drop (float): How often a token is not looked at. Defaults to 0.
         kv_bias (bool): Whether keys and values have a bias. Defaults to True.
@@ -43,8 +41,6 @@ class MoEAttention(MoELayer):
                  dispatch: str = 'auto',
                  attn_drop: float = 0.,
                  kv_bias: bool = True) -> None:
-        if gate_scale == 'auto':
-            gate_scale = num_experts / k
         super().__init__(dims, num_experts, k, tasks, router, gate_scale)
         self.attn_drop = attn_drop
         self.kv = nn.Linear(dims, 2 * head_dims, bias=kv_bias)

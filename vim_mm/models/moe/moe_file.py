@@ -104,10 +104,7 @@ def save_moe(backbone: nn.Module,
         ValueError: If the trunk has no layer of experts, or the config is not
             made of plain values and names of registered types.
     """
-    path = Path(path)
-    if path.suffix != '.safetensors':
-        raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
-                           'does not.')
+    check_name(path)
     layers = experts_of(backbone)
     header = dict(
         format=FORMAT,
@@ -130,7 +127,18 @@ def save_moe(backbone: nn.Module,
         for name, value in backbone.state_dict().items()
     }
     # one entry: safetensors writes several in any order
-    write_atomic(path, save(tensors, {_KEY: json.dumps(header)}))
+    write_atomic(Path(path), save(tensors, {_KEY: json.dumps(header)}))
+
+
+def check_name(path: Union[str, Path]) -> None:
+    """Refuse a name that no moe file has.
+
+    Raises:
+        MoEFileError: If it does not end in ``.safetensors``.
+    """
+    if Path(path).suffix != '.safetensors':
+        raise MoEFileError(f"A moe file's name ends in .safetensors; {path} "
+                           'does not.')
 
 
 def _first_config(config: Mapping) -> dict:
@@ -173,6 +181,9 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
         FileNotFoundError: If there is none.
         MoEFileError: If it is damaged, or no moe file.
     """
+    if not isinstance(path, (str, Path)):
+        raise MoEFileError(f'{path!r} is no path of a moe file; give the '
+                           'name of one, which ends in .safetensors.')
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no moe file {path}; check the path '
@@ -225,8 +236,10 @@ def _opened(path: str) -> Any:
     try:
         return safe_open(path, 'pt')
     except (SafetensorError, OSError) as error:
-        raise MoEFileError(f'{path} is truncated or no safetensors file '
-                           f'({error}); get or write it again.') from error
+        raise MoEFileError(
+            f'{path} is truncated or no safetensors file ({error}); get it '
+            'again, or write a moe file from a config and its checkpoint '
+            '(`tools/moe.py extract`).') from error
 
 
 def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],

@@ -12,8 +12,9 @@ from mmengine.dist import all_reduce
 from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
+from vim_mm.utils.arguments import check_number
 from ..recorder import Seen, tapping
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 from .surgery import Usage
 
 #: the key of a row's usage in a state dict
@@ -116,12 +117,8 @@ class RoutingStatistics(BaseModule):
         super().__init__(init_cfg)
         for name, value in dict(
                 momentum=momentum, usage_momentum=usage_momentum).items():
-            if not 0 <= value < 1:
-                raise ValueError(f'`{name}` is {value!r}; give a number from '
-                                 '0 to below 1.')
-        if not start >= 0:
-            raise ValueError(f'`start` is {start!r}; give a number of steps, '
-                             '0 or more.')
+            check_number(value, name, below=1)
+        check_number(start, 'start')
         self.momentum = momentum
         self.usage_momentum = usage_momentum
         self.start = start

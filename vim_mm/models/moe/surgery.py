@@ -12,8 +12,9 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from torch import Tensor, nn
 
+from vim_mm.utils.arguments import check_arguments, check_number
 from ..tasks import check_tasks
-from .moe_mlp import MoELayer, moe_layers
+from .moe_layer import MoELayer, moe_layers
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
@@ -75,9 +76,9 @@ def add_task(model: nn.Module,
         ValueError: If there is such a task, no task ``like``, or the number
             is negative.
     """
-    if num_experts < 0:
-        raise ValueError(f'{num_experts} new experts are asked for; give 0 or '
-                         'more.')
+    if not isinstance(num_experts, int) or num_experts < 0:
+        raise ValueError(f'{num_experts!r} new experts are asked for; give 0 '
+                         'or more.')
     for layer in experts_of(model).values():
         layer.add_task(task, num_experts, like)
 
@@ -90,7 +91,11 @@ def grow(model: nn.Module, task: str, **experts: Any) -> None:
             ``**experts``.
         task (str): Name of the new task.
         **experts: See :func:`add_task`.
+
+    Raises:
+        ValueError: See :func:`add_task`; or if it takes no such argument.
     """
+    check_arguments(add_task, experts, ('model', 'task'))
     if experts or moe_layers(model):
         add_task(model, task, **experts)
 
@@ -125,6 +130,11 @@ def extract(model: nn.Module,
             then nothing has changed.
     """
     layers = experts_of(model)
+    if not tasks:
+        raise ValueError('No task is to be kept; name one of '
+                         f'{tasks_of(model)}.')
+    if threshold is not None:
+        check_number(threshold, 'threshold')
     kept = {}
     for name, layer in layers.items():
         check_tasks(tasks, layer.tasks, f'`{name}`')

@@ -6,10 +6,11 @@ from typing import Dict, Optional, Sequence, Union
 from torch import nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.arguments import check_is_config, check_width
 from ..recompute import set_recompute, stop_checkpoints
 from .ffn import Ffn, find_ffns
-from .moe_mlp import MoELayer, MoEMlp
+from .moe_layer import moe_layers
+from .moe_mlp import MoEMlp
 from .upcycling import Upcycling
 
 
@@ -76,11 +77,7 @@ def to_moe(trunk: Union[dict, nn.Module],
             do not fit; names the module.
     """
     slices = k if slices is None else slices
-    if not 1 <= k <= num_experts or not 1 <= slices <= num_experts:
-        raise ValueError(
-            f'{num_experts} experts of 1/{slices} of the hidden units each, '
-            f'{k} of them per token, cannot be; give `k` and `slices` from 1 '
-            'to `num_experts`.')
+    _check_numbers(num_experts, k=k, slices=slices)
     ready = isinstance(trunk, nn.Module)
     if not ready:
         check_is_config(trunk, 'to_moe.trunk')
@@ -89,8 +86,6 @@ def to_moe(trunk: Union[dict, nn.Module],
     found = find_ffns(trunk, ffns)
     for ffn in found:
         _check_slices(trunk, ffn, slices)
-    if gate_scale == 'auto':
-        gate_scale = num_experts / k
     dense = {
         name: trunk.get_submodule(name)
         for ffn in found for name in (ffn.first, ffn.second)
@@ -130,11 +125,20 @@ def recompute_blocks(trunk: nn.Module) -> None:
     Raises:
         ValueError: If there are no such blocks.
     """
-    names = [n for n, m in trunk.named_modules() if isinstance(m, MoELayer)]
-    if not set_recompute(trunk, names, True):
+    if not set_recompute(trunk, list(moe_layers(trunk)), True):
         raise ValueError(
             f'{type(trunk).__name__} has no repeated blocks around its '
             'experts to run again; leave out `with_cp`.')
+
+
+def _check_numbers(num_experts: int, **counts: int) -> None:
+    check_width(num_experts, 'num_experts')
+    for name, count in counts.items():
+        check_width(count, name)
+        if count > num_experts:
+            raise ValueError(
+                f'`{name}` is {count}, but there are {num_experts} experts; '
+                f'give 1 to {num_experts}, or more `num_experts`.')
 
 
 def _check_slices(trunk: nn.Module, ffn: Ffn, slices: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from vim_mm.utils.arguments import check_number
 from .moe_mlp import MoEMlp
 
 
@@ -84,6 +85,7 @@ class Upcycling:
 
     def __init__(self, pairs: Dict[str, str], perturb: float,
                  seed: int) -> None:
+        check_number(perturb, 'perturb')
         self.pairs = pairs
         self.perturb = perturb
         self.seed = seed

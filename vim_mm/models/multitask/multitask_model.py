@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import copy
+from functools import partial
 from typing import (Any, Iterable, Iterator, List, Mapping, Optional, Sequence,
                     Set, Union)
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import arguments_of, check_is_config, check_is_list
-from vim_mm.utils.config import class_of, task_scopes, type_name
+from vim_mm.utils.arguments import (check_by_task, check_is_config,
+                                    check_is_list)
+from vim_mm.utils.config import task_scopes
 from ..moe.freezing import protect
 from ..moe.surgery import grow
-from ..tasks import (TaskHolder, check_task_name, check_tasks, check_weights,
-                     idle, learn_tasks, let_learn, select_task)
+from ..recorder import tapping
+from ..tasks import (TaskHolder, check_tasks, check_weights, holders, idle,
+                     learn_tasks, let_learn, select_task)
+from .building import build_backbone, build_routing, build_task_model
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -61,7 +65,6 @@ class MultiTaskModel(TaskHolder, BaseModel):
                  new_tasks: Optional[Mapping[str, dict]] = None,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
-        check_is_config(tasks, 'model.tasks')
         if not tasks:
             raise ValueError('`model.tasks` is empty; name a task and its '
                              'model.')
@@ -73,50 +76,31 @@ class MultiTaskModel(TaskHolder, BaseModel):
         scope = DefaultScope.get_current_instance()
         self.scopes = task_scopes(tasks, scope and scope.scope_name)
         new_tasks = new_tasks or {}
+        check_by_task(new_tasks, 'model.new_tasks')
         check_tasks(new_tasks, list(tasks), '`model.tasks`')
         old = [task for task in tasks if task not in new_tasks]
         if not old:
             raise ValueError(f'`model.new_tasks` is {list(new_tasks)}, so all '
                              'tasks are new; leave the first ones out of it.')
-        self.backbone = MODELS.build(_for_tasks(backbone, old))
+        self.backbone = build_backbone(backbone, old)
         self.protects = bool(new_tasks)
         for name, added in new_tasks.items():
+            check_is_config(added, f'model.new_tasks.{name}')
             grow(self.backbone, name, **added)
         self.models = ModuleDict()
         # what a model keeps frozen itself stays so, whatever learns
         self._frozen: Set[str] = set()
         for name, cfg in tasks.items():
-            self._keep(name, self._build(name, cfg, self.scopes[name]))
+            self._keep(
+                name,
+                build_task_model(name, cfg, self.scopes[name], self.backbone))
         self.loss_weights = check_weights(loss_weights, self.tasks,
                                           'model.loss_weights')
-        self.routing = None if routing is None else MODELS.build(routing)
+        self.routing = None if routing is None else build_routing(routing)
         if self.routing is not None:
             self.routing.bind(self.backbone, self.tasks)
         self._ran: Set[str] = set()
         self._prepare(task, learn_tasks)
-
-    def _build(self, name: str, cfg: dict, scope: Optional[str]) -> BaseModel:
-        """A task's model, which holds the backbone, but not as a part."""
-        check_task_name(name)
-        if 'loss' in name:
-            raise ValueError(f"'{name}' cannot name a task: what is logged "
-                             "with 'loss' in its name is added to the loss; "
-                             'use another name.')
-        what = f'model.tasks.{name}'
-        check_is_config(cfg, what)
-        cfg = deepcopy(cfg)
-        with DefaultScope.overwrite_default_scope(scope):
-            kind = class_of(cfg, MODELS)
-            if kind and 'backbone' not in arguments_of(kind):
-                raise ValueError(f'`{what}` is a {type_name(cfg)}, which has '
-                                 'no backbone; give a plain model.')
-            if scope != 'mmpretrain':
-                # elsewhere it names the weights of the backbone
-                cfg.pop('pretrained', None)
-            cfg['backbone'] = dict(type=_itself, module=self.backbone)
-            model = MODELS.build(cfg)
-        model._modules.pop('backbone')
-        return model
 
     def _keep(self, name: str, model: BaseModel) -> None:
         self.models[name] = model
@@ -128,8 +112,14 @@ class MultiTaskModel(TaskHolder, BaseModel):
 
     def _prepare(self, task: Optional[str],
                  learning: Optional[Sequence[str]]) -> None:
-        for name in reversed(self.tasks):  # all parts know all of them
-            select_task(self, name)
+        try:
+            for name in reversed(self.tasks):  # all parts know all of them
+                select_task(self, name)
+        except ValueError as error:
+            raise ValueError(
+                f'{str(error).rstrip(".")}: name all of `model.tasks` in the '
+                '`tasks` of `model.backbone`, and those that came after it '
+                'was trained in `model.new_tasks`.') from None
         if task is not None:
             select_task(self, task)
         learn_tasks(self, self.tasks if learning is None else learning)
@@ -189,7 +179,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         weights = check_weights({task: loss_weight}, [task], 'loss_weight')
         default = DefaultScope.get_current_instance()
         scopes = task_scopes({task: model}, default and default.scope_name)
-        built = self._build(task, model, scopes[task])
+        built = build_task_model(task, model, scopes[task], self.backbone)
         grow(self.backbone, task, **experts)
         self._keep(task, built)
         self.scopes.update(scopes)
@@ -210,7 +200,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
     def of(self, task: str) -> BaseModel:
         """The ordinary model of a task, with the backbone as its part.
 
-        It holds the very tensors of this model.
+        It holds the very tensors of this model, and runs the task's part of
+        the backbone whichever task ran before.
 
         Args:
             task (str): Name of the task.
@@ -222,6 +213,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         model = copy(_inner(self.models[task]))
         model.__dict__.pop('backbone', None)
         model._modules = {'backbone': self.backbone, **model._modules}
+        model._forward_pre_hooks = model._forward_pre_hooks.copy()
+        model.register_forward_pre_hook(partial(_select, task))
         return model
 
     @contextmanager
@@ -271,16 +264,16 @@ class MultiTaskModel(TaskHolder, BaseModel):
             As of the task's model. Losses are weighted and their names begin
             with the task's, ``det/loss_cls``.
         """
-        if task is not None:
-            select_task(self, task)
-        task, model = self.task, self.models[self.task]
+        task = self.task if task is None else task
+        select_task(self, task)  # all parts, whoever chose it
+        model = self.models[task]
         # not as its part, and anew: wrappers put others in its place
         _inner(model).__dict__['backbone'] = self.backbone
         with self.in_scope(task):
             if mode != 'loss':
                 return model(inputs, data_samples, mode=mode, **kwargs)
-            maps: List[Any] = []
-            with self._record() as seen, _outputs(self.backbone, maps):
+            with self._record() as seen, tapping(
+                    dict(backbone=self.backbone)) as passes:
                 losses = model(inputs, data_samples, mode=mode, **kwargs)
         losses = {
             key: self._weigh(value) if 'loss' in key else value
@@ -291,9 +284,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self._ran.add(task)
         losses = {f'{task}/{key}': value for key, value in losses.items()}
         # maps that only other tasks read
+        maps = tree_leaves([call.output for call in passes['backbone']])
         return self.with_idle(
-            losses,
-            *(leaf for leaf in tree_leaves(maps) if isinstance(leaf, Tensor)))
+            losses, *(leaf for leaf in maps if isinstance(leaf, Tensor)))
 
     def _record(self) -> Any:
         if self.routing is None:
@@ -307,41 +300,14 @@ class MultiTaskModel(TaskHolder, BaseModel):
         return [part * weight for part in loss]
 
 
+def _select(task: str, model: nn.Module, _: tuple) -> None:
+    """Hook of an ordinary model: its backbone runs its task."""
+    for part in holders(model.backbone):
+        if task in part.tasks:  # others serve all tasks alike
+            part.select_task(task)
+
+
 def _inner(model: nn.Module) -> BaseModel:
     """A task's model itself, where a strategy has wrapped it."""
     return next(part for part in model.modules()
                 if isinstance(part, BaseModel))
-
-
-# ------------------------------------------------------------------ configs
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    """Stands as a type where a module takes the config of a part."""
-    return module
-
-
-@contextmanager
-def _outputs(module: nn.Module, found: List[Any]) -> Iterator[None]:
-    """Within this context the outputs of a module are gathered."""
-    handle = module.register_forward_hook(
-        lambda _, inputs, outputs: found.append(outputs))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _for_tasks(backbone: dict, tasks: List[str]) -> dict:
-    """Config of a backbone that knows the tasks, if its type tells them."""
-    check_is_config(backbone, 'model.backbone')
-    if backbone.get('learn_tasks') is not None:
-        raise ValueError('`model.backbone.learn_tasks` is that of the whole '
-                         'model here; set `model.learn_tasks`.')
-    kind = class_of(backbone, MODELS)
-    if (kind is None or 'tasks' not in arguments_of(kind)
-            or backbone.get('tasks') is not None):
-        return backbone
-    backbone = copy(backbone)
-    backbone['tasks'] = tasks
-    return backbone

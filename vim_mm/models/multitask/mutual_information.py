@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_number
 from ..moe.statistics import Routing, RoutingStatistics, information, padded
 
 
@@ -45,9 +46,7 @@ class MutualInformation(RoutingStatistics):
         super().__init__(momentum, start, usage_momentum, init_cfg)
         for name, value in dict(
                 weight=weight, concentration=concentration, eps=eps).items():
-            if not 0 <= value < float('inf'):
-                raise ValueError(f'`{name}` is {value!r}; give a number, '
-                                 '0 or more.')
+            check_number(value, name)
         self.weight = weight
         self.concentration = concentration
         self.exact = exact
