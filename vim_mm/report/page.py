@@ -35,6 +35,8 @@ padding:.1rem .4rem;font-size:.85rem}
 .images{display:flex;flex-wrap:wrap;gap:.7rem}
 figure{margin:0}figure img{height:11rem;display:block;border-radius:4px}
 figcaption{font-size:.8rem;max-width:16rem}
+figure.chart{flex-basis:100%}figure.chart img{height:auto;max-width:100%}
+figure.chart figcaption{max-width:none}
 '''
 
 
@@ -73,7 +75,8 @@ class Step:
         text (str): A few words on data and method.
         rows (list[Row]): Its numbers; the first row's metric is drawn.
         gates (dict, optional): Slot name to module name to weight.
-        pictures (list[dict]): ``{file, caption}``, PNG files.
+        pictures (list[dict]): ``{file, caption}``, PNG files; with ``kind``
+            ``'chart'`` in full width.
         seconds (float): Wall time of the whole step.
         ranked (bool): Whether its rows compete; the best is then bold.
     """
@@ -165,5 +168,7 @@ def _heat_map(gates: Gates) -> str:
 def _figure(folder: Path, picture: Dict[str, str]) -> str:
     data = base64.b64encode((folder / picture['file']).read_bytes()).decode()
     caption = html.escape(picture['caption'])
-    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+    kind = html.escape(picture.get('kind', 'image'))
+    return (f'<figure class="{kind}"><img alt="{caption}" '
+            f'src="data:image/png;base64,{data}">'
             f'<figcaption>{caption}</figcaption></figure>')

@@ -12,13 +12,13 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=5e-5, weight_decay=0.05),
     paramwise_cfg=dict(
         custom_keys={
-            # at ten times this rate a few steps undo what the trunk knows
+            # at four times this rate 60 steps undo what the trunk knows
             'backbone': dict(lr_mult=0.1),
             # longer names are looked up first
-            '.routers.': dict(lr_mult=5.)
+            '.routers.': dict(lr_mult=20.)
         }),
     clip_grad=dict(max_norm=1.))
 # no OneCycleLR: its one `eta_max` overwrites the rates of all groups

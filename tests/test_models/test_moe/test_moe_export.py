@@ -12,8 +12,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from vim_mm.models.moe import MoEMlp
+from _tiny import fill
+from vim_mm.models.moe import ExpertGroup, MoEMlp
 from vim_mm.models.tasks import select_task
+from vim_mm.registry import MODELS
 
 DIMS, TOKENS = 32, 20
 WAYS = ['auto', 'loop', 'grouped', 'dense']
@@ -50,6 +52,17 @@ def check(run, moe: MoEMlp) -> None:
     """What was exported gives what PyTorch does."""
     for x in tokens_for(moe):
         torch.testing.assert_close(run(x), moe(x), rtol=1e-4, atol=1e-5)
+
+
+def has_every_expert(path: str, model: nn.Module) -> bool:
+    """Whether a file has each number of each expert, however laid out."""
+    stored = np.concatenate([
+        numpy_helper.to_array(each).ravel()
+        for each in onnx.load(path).graph.initializer
+    ])
+    return all(
+        np.isin(param.numpy(), stored).all() for group in model.modules()
+        if isinstance(group, ExpertGroup) for param in group.parameters())
 
 
 @pytest.mark.parametrize('dispatch', WAYS)
@@ -90,10 +103,30 @@ def test_onnx(dynamo: bool, kept: int, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(path)
     check(lambda x: torch.from_numpy(session.run(None, dict(x=x.numpy()))[0]),
           moe)
-    # each expert's numbers, however they were laid out
-    stored = np.concatenate([
-        numpy_helper.to_array(each).ravel()
-        for each in onnx.load(path).graph.initializer
-    ])
-    for value in moe.experts.weights(len(moe.experts)):
-        assert np.isin(value.numpy(), stored).all()
+    assert has_every_expert(path, moe)
+
+
+@torch.no_grad()
+def test_onnx_of_a_whole_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = MODELS.build(
+        dict(
+            type='vim_mm.MoEDaViT',
+            arch=dict(
+                embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
+            num_experts=6,
+            k=2,
+            tasks=['a', 'b']))
+    backbone.eval()
+    fill(backbone, .2)
+    path = str(tmp_path / 'backbone.onnx')
+    images = [torch.randn(1, 3, 64, 96) * scale for scale in (1, 2, 4)]
+    torch.onnx.export(
+        backbone, (images[0], ), path, input_names=['x'], dynamo=False)
+    session = onnxruntime.InferenceSession(path)
+    for x in images:
+        maps = session.run(None, dict(x=x.numpy()))
+        for ours, expected in zip(maps, backbone(x)):
+            error = (torch.from_numpy(ours) - expected).norm()
+            assert error <= 1e-4 * expected.norm()
+    assert has_every_expert(path, backbone)

@@ -350,6 +350,22 @@ def test_mistakes(arguments: dict, words: str, path: Path) -> None:
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('select', ['most', 'least'])
+def test_a_new_task_uses_what_the_one_it_is_like_uses(
+        select: str, path: Path) -> None:
+    write_moe(path)
+    chosen = []
+    for arguments in (dict(task='seg'), dict(task='new', like='seg')):
+        trunk = load_moe(
+            str(path),
+            train='experts',
+            experts=dict(num=2, select=select),
+            **arguments)
+        chosen.append([[p.requires_grad for p in layer.experts.parameters()]
+                       for layer in moe_layers(trunk).values()])
+    assert chosen[0] == chosen[1] and any(chosen[0][0])
+
+
 @pytest.mark.parametrize('arguments', [
     dict(task='seg', threshold=3),
     dict(task='seg', train='experts', experts=dict(num=2, select='most')),

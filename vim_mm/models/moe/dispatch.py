@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-#: ways to run experts; ``'auto'`` is ``'grouped'``, which was never slower
-#: than the loop on CPUs, nor ``'dense'`` ever faster (1 to 4,096 tokens, 8 to
-#: 64 experts: ``benchmarks/bench_moe.py`` prints the table)
+#: ways to run experts; ``'auto'`` is ``'grouped'``: on CPUs level with the
+#: loop, and ``'dense'`` was not faster (1 to 4,096 tokens, 8 to 64 experts:
+#: ``benchmarks/bench_moe.py`` prints the table)
 DISPATCHES = ('auto', 'loop', 'grouped', 'dense')
 
 

@@ -146,8 +146,18 @@ def adapt(trunk: nn.Module,
             f'start {start}.',
             logger='current')
         surgery.add_task(trunk, task, experts['num'] if adds else 0, like)
+        usage = _inherited(usage, like, task)
     if task is not None:
         select_task(trunk, task)
         learn_tasks(trunk, [task])
     if train != 'all' or experts:
         freeze(trunk, train, experts, usage)
+
+
+def _inherited(usage: surgery.Usage, like: Optional[str],
+               task: str) -> surgery.Usage:
+    """Usage in which a new task runs what the task it starts as runs."""
+    return {
+        layer: dict(rows, **{task: rows[like]}) if like in rows else rows
+        for layer, rows in usage.items()
+    }
