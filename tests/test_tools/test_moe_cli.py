@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import List
 
@@ -151,6 +153,16 @@ def test_status(tool, tmp_path: Path, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found['tasks'] == TASKS and len(found['layers']) == 2
     assert found['num_params'] == sum(p.numel() for p in trunk.parameters())
+
+
+def test_stdout_holds_the_answer_alone(tmp_path: Path) -> None:
+    """Whatever libraries print in a process of the tool's own."""
+    path = tmp_path / 'trunk.safetensors'
+    write_moe(path)
+    done = subprocess.run([sys.executable, SCRIPT, 'status', path, '--json'],
+                          stdout=subprocess.PIPE,
+                          check=True)
+    assert json.loads(done.stdout)['tasks'] == TASKS
 
 
 def test_add_task(tool, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
+import contextlib
 import json
+import sys
 from dataclasses import asdict
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -88,8 +90,10 @@ def build(args: argparse.Namespace) -> Tuple[nn.Module, Optional[Cost]]:
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
-    trunk, rest = build(args)
-    costs = count_moe(trunk, args.size)
+    # output of libraries is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):
+        trunk, rest = build(args)
+        costs = count_moe(trunk, args.size)
     if rest is not None:
         total = costs.pop('total')
         costs.update({'neck and heads': rest, 'total': total + rest})

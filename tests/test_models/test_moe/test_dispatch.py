@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (DataDependentOutputException,
                                            FakeTensorMode)
 
-from vim_mm.models.moe import (Experts, MoEMlp, Route, dispatch, segment_mm,
+from vim_mm.models.moe import (Experts, MoEMlp, Route, segment_mm, segments,
                                sum_rows, take_rows)
-from vim_mm.models.moe.dispatch import can_group, one_hot, owners
+from vim_mm.models.moe.segments import can_group, one_hot, owners
 from vim_mm.models.tasks import select_task
 
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
@@ -314,7 +314,7 @@ def test_whose_row_it_is_without_waiting() -> None:
 
 def test_trap_waiting_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read back; tensors are only pretended here."""
-    monkeypatch.setattr(dispatch, 'can_group', lambda *_: True)
+    monkeypatch.setattr(segments, 'can_group', lambda *_: True)
     monkeypatch.setattr(nn.init, 'trunc_normal_', lambda *_, **__: None)
     with FakeTensorMode():
         moe = MoEMlp(32, 16, 6, 2, ['a', 'b'], dispatch='grouped')
@@ -324,11 +324,11 @@ def test_trap_waiting_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         weight, bias = torch.randn(6, 32, 16), torch.randn(6, 16)
         ends = torch.ones(6, dtype=torch.int32)
         args = [t.bfloat16() for t in (x, weight, bias)]
-        dispatch._segment_mm._init_fn(*args, ends, True)
-        dispatch._segment_outer._init_fn(args[0], y.bfloat16(), ends, True)
-        dispatch._segment_sum._init_fn(x, ends)
+        segments._segment_mm._init_fn(*args, ends, True)
+        segments._segment_outer._init_fn(args[0], y.bfloat16(), ends, True)
+        segments._segment_sum._init_fn(x, ends)
         with pytest.raises(DataDependentOutputException):  # it would show
-            dispatch._segment_mm._init_fn(*args, ends, False)
+            segments._segment_mm._init_fn(*args, ends, False)
 
 
 # ------------------------------------------------------------------ compiled

@@ -2,6 +2,7 @@
 """Moe files: any structure in, the same out, and nothing foreign."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -373,3 +374,21 @@ def test_usage_that_the_file_lacks(arguments: dict, path: Path) -> None:
     write_moe(path, usage=False)
     with pytest.raises(ValueError, match='is not known; measure it'):
         load_moe(str(path), **arguments)
+
+
+@pytest.mark.parametrize('like, start', [(None, 'afresh'),
+                                         ('seg', "as those of 'seg'")])
+def test_a_new_task_is_told(like: Optional[str], start: str, path: Path,
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that was mistyped is not taken for one of the file unseen."""
+    write_moe(path)
+    lines = []
+    monkeypatch.setattr(
+        import_module('vim_mm.models.moe.load_moe'), 'print_log',
+        lambda line, **_: lines.append(line))
+    load_moe(str(path), task='sge', like=like)
+    load_moe(str(path), task='seg')
+    assert lines == [
+        "Task 'sge' is new to a trunk that knows ['cls', 'seg']: its routers "
+        f'start {start}.'
+    ]

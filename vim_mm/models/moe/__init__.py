@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .adaptation import load_adaptation, save_adaptation
-from .dispatch import DISPATCHES, Route, segment_mm, sum_rows, take_rows
+from .dispatch import DISPATCHES, Route, sum_rows, take_rows
 from .experts import ExpertGroup, Experts
 from .ffn import Ffn, Moved, find_ffns
 from .freezing import freeze, protect
@@ -10,6 +10,7 @@ from .moe_file import MoEFile, MoEFileError, read_moe, save_moe
 from .moe_layer import MoELayer, moe_layers
 from .moe_mlp import MoEMlp
 from .routers import Router
+from .segments import segment_mm
 from .surgery import add_task, extract, set_k, tasks_of
 from .to_moe import to_moe
 from .upcycling import Upcycling, start_from_dense

@@ -9,7 +9,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..autocast import autocast_dtype, exact, is_cast
-from .dispatch import DISPATCHES, Route, segment_mm, sum_rows, take_rows
+from .dispatch import DISPATCHES, Route, sum_rows, take_rows
+from .segments import segment_mm
 
 
 class ExpertGroup(nn.Module):

@@ -3,6 +3,7 @@
 
 from typing import Mapping, Optional, Sequence, Union
 
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -139,6 +140,11 @@ def adapt(trunk: nn.Module,
                 f'are used; set `task` (or `like`) to one of {known}.')
         usage = surgery.extract(trunk, [source], usage, threshold)
     if is_new:
+        start = 'afresh' if like is None else f"as those of '{like}'"
+        print_log(
+            f"Task '{task}' is new to a trunk that knows {known}: its routers "
+            f'start {start}.',
+            logger='current')
         surgery.add_task(trunk, task, experts['num'] if adds else 0, like)
         usage = _inherited(usage, like, task)
     if task is not None:
