@@ -19,7 +19,7 @@ from typing import Dict, List, Tuple
 
 from rich.table import Table
 
-from vim_mm.demo.steps import PREPARE
+from vim_mm.demo.common import PREPARE
 from vim_mm.utils.cli import run_cli, table_console
 
 from methods import spread  # isort:skip
