@@ -35,16 +35,19 @@ Step = Callable[[], None]
 
 
 def training_step(features: Callable[[Tensor], Tensor],
-                  params: Iterable[nn.Parameter], settings: Settings) -> Step:
+                  params: Iterable[nn.Parameter],
+                  settings: Settings,
+                  batch: int = BATCH) -> Step:
     """A step of what learns of a backbone, and of a linear head.
 
     Args:
         features (Callable): From images to vectors, (B, C).
         params (Iterable[Parameter]): Those of the backbone that learn.
-        settings (Settings): Size of images and batch.
+        settings (Settings): Size of images.
+        batch (int): Their number.
     """
     device = settings.device
-    x = settings.images(settings.batch(BATCH))
+    x = settings.images(settings.batch(batch))
     labels = torch.randint(NUM_CLASSES, (len(x), ), device=device)
     with torch.no_grad():
         head = nn.Linear(features(x).shape[-1], NUM_CLASSES).to(device)
@@ -72,9 +75,10 @@ def last(outputs: Any) -> Tensor:
     return out.mean((2, 3)) if out.dim() == 4 else out
 
 
-def simple(model: nn.Module, settings: Settings) -> Step:
+def simple(model: nn.Module, settings: Settings, batch: int = BATCH) -> Step:
     model.to(settings.device).train()
-    return training_step(lambda x: last(model(x)), learning(model), settings)
+    return training_step(lambda x: last(model(x)), learning(model), settings,
+                         batch)
 
 
 # -------------------------------------------------------------- contestants

@@ -22,8 +22,12 @@ class TokenNorm(nn.BatchNorm1d):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
-def moe_cfg(**kwargs) -> dict:
-    """Config of a ViT whose last two blocks have experts."""
+def moe_cfg(attention: bool = False, **kwargs) -> dict:
+    """Config of a ViT whose last two blocks have experts.
+
+    With ``attention`` the first and last have attention experts, the one
+    between has others.
+    """
     cfg = dict(
         type='vim_mm.to_moe',
         trunk=vit(out_indices=[2]),
@@ -31,6 +35,14 @@ def moe_cfg(**kwargs) -> dict:
         num_experts=8,
         k=2,
         tasks=TASKS)
+    if attention:
+        experts = dict(num_experts=8, k=2)
+        cfg = dict(
+            vit(out_indices=[2]),
+            type='vim_mm.MoEVisionTransformer',
+            attn=experts,
+            mlp=experts,
+            tasks=TASKS)
     return dict(cfg, **kwargs)
 
 

@@ -79,6 +79,12 @@ def convnext(**kwargs: Any) -> dict:
     return dict(cfg, **kwargs)
 
 
+def moe(**kwargs: Any) -> dict:
+    """Four experts in the place of each MLP of that trunk."""
+    return dict(
+        type='vim_mm.to_moe', trunk=convnext(**kwargs), num_experts=4, k=2)
+
+
 def task_cfg(kind: str) -> ConfigDict:
     """An ordinary model of a kind with a backbone of its own."""
     cfg = model_cfg(kind, resnet())

@@ -8,7 +8,7 @@ from typing import List
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-PAGES = ['coming_from_peft.md', 'coming_from_mmdet.md']
+PAGES = ['coming_from_peft.md', 'coming_from_mmdet.md', 'multitask.md']
 
 
 def code_blocks(page: str) -> List[str]:

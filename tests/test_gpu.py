@@ -1,6 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What only a GPU can show; run with ``pytest -m gpu``."""
 
+from typing import List
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from _tiny import (Pictures, add_modules, build_backbone, build_model, same,
                    snapshot, vit)
 from vim_mm.models.adapters import BaseAdapter, ConvPass
+from vim_mm.models.moe import MoEMlp
 
 pytestmark = [
     pytest.mark.gpu,
@@ -102,3 +105,57 @@ def test_a_step_learns_the_module_alone(kind: str, amp: bool) -> None:
     assert same(before, snapshot(model.backbone.trunk))
     up = [p for n, p in model.backbone.bank.named_parameters() if 'up' in n]
     assert any(p.abs().sum() > 0 for p in up)
+
+
+# ------------------------------------------------------------------- experts
+
+
+def experts(dispatch: str, dtype: torch.dtype) -> MoEMlp:
+    torch.manual_seed(0)
+    moe = MoEMlp(64, 32, 8, 2, ['a', 'b'], dispatch=dispatch)
+    for param in moe.parameters():
+        torch.nn.init.normal_(param, std=.2)
+    return moe.cuda().to(dtype)
+
+
+def step_of_experts(moe: MoEMlp, x: Tensor) -> List[Tensor]:
+    """The output, and gradients of the input and what runs."""
+    x = x.detach().requires_grad_()
+    y = moe(x)
+    return [y, *torch.autograd.grad(y, [x, *moe.experts.parameters()], x)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_ways_of_dispatch_agree_on_gpu(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 50, 64, device='cuda', dtype=dtype)
+    loop, grouped, dense = (
+        step_of_experts(experts(way, dtype), x)
+        for way in ('loop', 'grouped', 'dense'))
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
+    for first, second, third in zip(loop, grouped, dense):
+        assert relative(second.float(), first.float()) < tolerance
+        assert relative(third.float(), first.float()) < tolerance
+
+
+def test_the_loop_over_experts_equals_that_on_cpu() -> None:
+    x = torch.randn(3, 50, 64)
+    moe = experts('loop', torch.float32)
+    on_gpu = step_of_experts(moe, x.cuda())
+    for first, second in zip(on_gpu, step_of_experts(moe.cpu(), x)):
+        assert relative(first, second) < 2e-3
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9,
+    reason='needs compute capability 9.0')
+@pytest.mark.parametrize('compiled', [False, True])
+def test_grouped_experts_do_not_wait_for_the_gpu(compiled: bool) -> None:
+    moe = experts('auto', torch.bfloat16)
+    x = torch.randn(3, 50, 64, device='cuda', dtype=torch.bfloat16)
+    run = torch.compile(moe, fullgraph=True) if compiled else moe
+    run(x.requires_grad_()).backward(x.detach())
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        run(x).backward(x.detach())
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

@@ -9,10 +9,10 @@ from typing import Any, Dict
 import pytest
 import torch
 import torch.multiprocessing as mp
-from _multitask import (METRICS, TASKS, build, convnext, loader, multitask_cfg,
-                        task_cfg)
 from torch import Tensor
 
+from _multitask import (METRICS, TASKS, build, convnext, loader, moe,
+                        multitask_cfg, task_cfg)
 from _tiny import model_cfg, same
 
 pytestmark = pytest.mark.slow
@@ -37,6 +37,9 @@ def settings(share: int, case: str) -> Dict[str, Any]:
         backbone=convnext(drop_path_rate=0.3 * (case == 'random')))
     model.tasks.det = fcos()
     model.tasks.seg.decode_head.norm_cfg = None
+    if case == 'moe':
+        model.backbone = moe()
+        model.routing = dict(type='MutualInformation', weight=0.1, start=1)
     accumulate = 2 if case == 'accumulated' else 1
     optimizer = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.01)
     hooks = [dict(type='EMAHook')]
@@ -62,7 +65,7 @@ def settings(share: int, case: str) -> Dict[str, Any]:
                 type='CheckpointHook', by_epoch=False, interval=STOP)))
 
 
-CASES = ['plain', 'accumulated', 'random']
+CASES = ['plain', 'accumulated', 'moe', 'random']
 
 
 def learned(runner: Any) -> Dict[str, Tensor]:
@@ -113,14 +116,17 @@ def train(rank: int, port: int, folder: str) -> None:
     leave_group()
 
 
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('multitask')
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.spawn(train, (port, str(path)), WORLD)
+    mp.spawn(train, (free_port(), str(path)), WORLD)
     return path
 
 
@@ -131,7 +137,7 @@ def test_processes_stay_equal(folder: Path, case: str) -> None:
     assert same(first, second)
 
 
-@pytest.mark.parametrize('case', ['plain', 'accumulated'])
+@pytest.mark.parametrize('case', ['plain', 'accumulated', 'moe'])
 def test_two_processes_equal_one_with_both_shares(folder: Path, tmp_path: Path,
                                                   case: str) -> None:
     both = torch.load(folder / f'{case}0.pth')

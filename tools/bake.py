@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from vim_mm.apis.bake import TOLERANCE, bake
 from vim_mm.apis.serving import load_model
+from vim_mm.models.multitask.single_task import config_tasks, task_config
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
 
@@ -27,7 +28,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--zoo', required=True, help='zoo to write into')
     parser.add_argument('--name', required=True, help='name of the module')
     parser.add_argument(
-        '--task', help='task of the fusion (default: the one that runs)')
+        '--task',
+        help='task of the model or of its fusion (default: the one that runs)')
     parser.add_argument(
         '--threshold',
         type=float,
@@ -42,6 +44,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     cfg = read_config(args.config, args.cfg_options)
+    if args.task in config_tasks(cfg):
+        cfg = task_config(cfg, args.task)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model, _ = load_model(cfg, args.checkpoint)
     card = dict(cfg.get('module_card', {}))

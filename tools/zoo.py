@@ -20,8 +20,8 @@ from rich.table import Table
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
 from vim_mm.utils.cli import run_cli, table_console
-from vim_mm.utils.config import add_cfg_options, read_config
-from vim_mm.zoo import Zoo, ZooError, head_state, save_module
+from vim_mm.utils.config import add_cfg_options, read_config, type_name
+from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -173,14 +173,23 @@ def save_trained(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
     from vim_mm.apis.serving import load_model
-    new_module = cfg.get('model', {}).get('backbone', {}).get('new_module')
-    if new_module is None:
+    backbone = cfg.get('model', {}).get('backbone', {})
+    new_module = backbone.get('new_module')
+    adapts = 'type' in backbone and type_name(backbone) == 'load_moe'
+    if new_module is None and not adapts:
         raise ZooError(f'{args.config!r} trains no module: its model.backbone '
-                       'is no ViMBackbone with a new_module.')
+                       'is no ViMBackbone with a new_module, and no load_moe.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model, _ = load_model(cfg, args.checkpoint)
     fields = cfg.get('module_card', {})
     training = dict(fields.pop('training', {}), config=Path(args.config).name)
+    fields['training'] = training
+    if adapts:
+        from vim_mm.apis.experts import save_adapted
+        card = save_adapted(cfg, args.checkpoint, args.zoo, args.name,
+                            args.overwrite, **fields)
+        print_saved(card, args.zoo)
+        return
+    model, _ = load_model(cfg, args.checkpoint)
     card = save_module(
         model.backbone,
         new_module,
@@ -188,10 +197,12 @@ def save_trained(args: argparse.Namespace) -> None:
         head=head_state(model) or None,
         save_as=args.name,
         overwrite=args.overwrite,
-        training=training,
         **fields)
-    print(f'Saved {card.name} ({card.num_params:,} parameters) to '
-          f'{args.zoo}.')
+    print_saved(card, args.zoo)
+
+
+def print_saved(card: ModuleCard, zoo: str) -> None:
+    print(f'Saved {card.name} ({card.num_params:,} parameters) to {zoo}.')
 
 
 def rank(args: argparse.Namespace) -> None:

@@ -32,10 +32,12 @@ INFERENCERS = _child(root.INFERENCERS, 'vim_mm.apis')
 
 # training, validation and tests of several tasks
 LOOPS = _child(root.LOOPS, 'vim_mm.engine.loops')
+# parts of tensors that can be resumed, on CPUs too
+STRATEGIES = _child(root.STRATEGIES, 'vim_mm.engine.strategies')
+
 # nothing of ours yet; these lead on to mmengine's types
 RUNNERS = _child(root.RUNNERS, 'vim_mm.engine')
 RUNNER_CONSTRUCTORS = _child(root.RUNNER_CONSTRUCTORS, 'vim_mm.engine')
-STRATEGIES = _child(root.STRATEGIES, 'vim_mm.engine')
 LOG_PROCESSORS = _child(root.LOG_PROCESSORS, 'vim_mm.engine')
 OPTIMIZERS = _child(root.OPTIMIZERS, 'vim_mm.engine')
 OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS, 'vim_mm.engine')

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from _multitask import TASKS, build, loader, run_cfg
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from _multitask import TASKS, build, loader, run_cfg
 from _tiny import SCOPES, SIZE, same
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.split import save_task

@@ -48,6 +48,21 @@ def test_by_hand(dispatch: str) -> None:
         found['routers'] + found['experts'] + found['shared'])
 
 
+def test_attention_by_hand() -> None:
+    """Blocks 0 and 2 have attention experts, block 1 has MLP experts."""
+    trunk = build_moe(attention=True)
+    dims = moe_layers(trunk)['layers.0.attn'].experts.hidden
+    found = count_moe(trunk, SIZE)
+    expert = EXPERT_MACS + 2 * (2 * DIMS * dims)
+    assert found['experts'].macs == TOKENS * 2 * expert
+    assert found['routers'].macs == TOKENS * 3 * DIMS * 8
+    # each token has two queries of one head
+    attention = TOKENS * DIMS * 2 * dims + 2 * 2 * TOKENS**2 * dims
+    assert found['shared'].macs == (16 * 3 * 14 * 14 * 32 + 2 * attention +
+                                    17 * 32 * 96 + 2 * 17 * 17 * 32 +
+                                    17 * 32 * 32 + 2 * 17 * 2 * 32 * 64)
+
+
 def prune(trunk) -> None:
     for layer, kept in zip(moe_layers(trunk).values(), ([0, 1, 2], [3, 4])):
         layer.keep(kept)

@@ -9,10 +9,10 @@ from typing import List
 import pytest
 import torch
 from _moe_tiny import TASKS, images, moe_cfg, ordinary_cfg, task_cfg, write_moe
-from _multitask import loader
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
+from _multitask import loader
 from _tiny import fill
 from vim_mm.models.moe import load_moe, moe_layers, read_moe
 from vim_mm.models.tasks import select_task

@@ -1,9 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """From a trained model to a moe file: how experts are used, what is kept."""
 
+import os.path as osp
 import re
 from itertools import islice
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.moe import extract, save_moe, set_k, tasks_of
+from vim_mm.models.moe import (extract, load_moe, save_adaptation, save_moe,
+                               set_k, tasks_of)
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.models.moe.surgery import experts_of
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import check_tasks, select_task
 from vim_mm.utils.arguments import check_width
+from vim_mm.zoo import ModuleCard, head_state
 
 #: how many batches are looked at, if nothing else is said
 BATCHES = 50
@@ -78,6 +81,42 @@ def extract_moe(cfg: Config,
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         save_moe(trunk, cfg.model.backbone, path, left)
     return trunk
+
+
+def save_adapted(cfg: Config,
+                 checkpoint: str,
+                 zoo: str,
+                 name: Optional[str] = None,
+                 overwrite: bool = False,
+                 **card_fields: Any) -> ModuleCard:
+    """Write what a run has made of the trunk of a moe file into a zoo.
+
+    Args:
+        cfg (Config): Config of the run, whose backbone is a ``load_moe``.
+        checkpoint (str): What it left.
+        zoo (str): Directory of the zoo.
+        name (str, optional): Name of the module; that of the task when None.
+        overwrite (bool): Replace a module of that name. Defaults to False.
+        **card_fields: See :func:`save_adaptation`.
+
+    Returns:
+        ModuleCard: As written.
+
+    Raises:
+        ValueError: If more than routers and experts was trained, or something
+            does not fit; nothing is written then.
+    """
+    model = load_trained(cfg, checkpoint)
+    file = cfg.model.backbone.checkpoint
+    return save_adaptation(
+        model.backbone,
+        load_moe(file),
+        name or runnable(model)[0],
+        zoo,
+        head_state(model) or None,
+        overwrite,
+        trunk=dict(card_fields.pop('trunk', {}), weights=osp.basename(file)),
+        **card_fields)
 
 
 def load_trained(cfg: Config, checkpoint: str) -> BaseModel:

@@ -20,6 +20,7 @@ from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.features.module_rows import TRUNK, Progress, module_rows
 from vim_mm.features.rows import thinned
 from vim_mm.models import build_model
+from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
@@ -135,6 +136,11 @@ def _check(cfg: Config) -> None:
     if not cfg.get('train_dataloader'):
         raise ValueError('This config has no train_dataloader, and modules '
                          'are ranked on the images to be learned from.')
+    several = config_tasks(cfg)
+    if several:
+        raise ValueError(f'This config is of the tasks {several}, and modules '
+                         'are ranked for one; give `task_config(cfg, '
+                         f"'{several[0]}')`, or a config of one task.")
     check_data(cfg, ('train_dataloader', ))
     for name in ('sklearn', 'scipy'):  # before minutes of features
         library(name)

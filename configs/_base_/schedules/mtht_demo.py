@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# Fine-tuning of a whole ViT-S on two cores: the backbone slowly, heads and
-# routers, which start from nothing, ten times as fast. `max_iters` of the loop
-# and `total_steps` of the schedule are the same number.
+# Fine-tuning of a whole ViT-S on two cores: the backbone slowly, heads, which
+# start warm, and routers faster. `max_iters` of the loop and `end` of the
+# schedule are the same number.
 _base_ = '../default_runtime.py'
 
 max_iters = 200
@@ -10,17 +10,18 @@ train_cfg = dict(
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-# OneCycleLR overwrites the rates of groups with its one `eta_max`; this warms
-# up and decays each group's own
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05),
     paramwise_cfg=dict(
         custom_keys={
+            # at ten times this rate a few steps undo what the trunk knows
             'backbone': dict(lr_mult=0.1),
-            'routers': dict(lr_mult=1.)
+            # longer names are looked up first
+            '.routers.': dict(lr_mult=5.)
         }),
     clip_grad=dict(max_norm=1.))
+# no OneCycleLR: its one `eta_max` overwrites the rates of all groups
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, end=40, by_epoch=False),
     dict(

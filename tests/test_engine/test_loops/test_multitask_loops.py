@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from _multitask import METRICS, TASKS, build, loader, multitask_cfg, task_cfg
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS as METRIC_TYPES
 
+from _multitask import METRICS, TASKS, build, loader, multitask_cfg, task_cfg
 from vim_mm.engine.loops.multitask_loops import TaskMetrics
 
 

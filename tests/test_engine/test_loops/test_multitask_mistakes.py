@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from _multitask import METRICS, TASKS, loader, multitask_cfg, run_cfg
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 from torch.utils.data import RandomSampler
 
+from _multitask import METRICS, TASKS, loader, multitask_cfg, run_cfg
 from vim_mm.registry import DATA_SAMPLERS
 
 LOOP = dict(type='MultiTaskTrainLoop', max_iters=2)

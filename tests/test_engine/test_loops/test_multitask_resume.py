@@ -6,8 +6,9 @@ from typing import Any, Dict, Iterator, Tuple
 
 import pytest
 import torch
-from _multitask import TASKS, build, convnext, loader, multitask_cfg
 from torch import Tensor
+
+from _multitask import TASKS, build, convnext, loader, moe, multitask_cfg
 
 ITERS, STOP = 9, 4
 LAMB = dict(
@@ -97,3 +98,16 @@ def test_with_accumulated_gradients(tmp_path: Path, counts: int) -> None:
         accumulative_counts=counts)
     cfg = settings(optim_wrapper=wrapper)
     check_resumed(tmp_path, cfg, cfg)
+
+
+def test_with_experts_and_the_means_of_their_routing(tmp_path: Path) -> None:
+    cfg = settings()
+    cfg['model'].backbone = moe(drop_path_rate=0.5)
+    cfg['model'].routing = dict(
+        type='vim_mm.MutualInformation', weight=0.1, start=1)
+    check_resumed(tmp_path, cfg, cfg)
+    counts = [
+        value for name, value in states(tmp_path / 'part').items()
+        if name.startswith('state_dict.routing') and name.endswith('.count')
+    ]
+    assert counts and min(counts) >= 0 and max(counts) > STOP / 2

@@ -103,3 +103,15 @@ def test_layers_other_than_the_file_names_are_refused(
         build(path)
     with pytest.raises(ValueError, match=r'eps=1e-06.*eps=0\.01'):
         build(path, **right, norm_cfg=dict(type='LN', eps=1e-2))
+
+
+def test_a_file_names_registered_types_only(tmp_path: Path,
+                                            trunk: torch.nn.Module) -> None:
+    path = tmp_path / 'weights.safetensors'
+    victim = tmp_path / 'victim'
+    recipe = dict(type='os.mkdir', path=str(victim))
+    for each in (recipe, vit(act_cfg=recipe)):
+        save_file(trunk.state_dict(), path, dict(backbone=json.dumps(each)))
+        with pytest.raises(ValueError, match='os.mkdir.*no library registers'):
+            build(path)
+    assert not victim.exists()

@@ -54,9 +54,11 @@ SURGERY = dict(
 
 @pytest.mark.parametrize('router', ['linear', 'mlp'])
 @pytest.mark.parametrize('what', SURGERY)
-def test_round_trip(what: str, router: str, path: Path) -> None:
-    cfg = moe_cfg(router=router, gate_scale=1.5)
-    trunk = build_moe(router=router, gate_scale=1.5)
+@pytest.mark.parametrize('attention', [False, True])
+def test_round_trip(attention: bool, what: str, router: str,
+                    path: Path) -> None:
+    kwargs = dict(attention=attention, router=router, gate_scale=1.5)
+    cfg, trunk = moe_cfg(**kwargs), build_moe(**kwargs)
     SURGERY[what](trunk)
     save_moe(trunk, cfg, path, some_usage(trunk))
     file = read_moe(path)

@@ -98,8 +98,9 @@ def really_used(trunk: nn.Module, task: str) -> Dict[str, dict]:
 
 @pytest.mark.parametrize('k', [1, 2])
 @pytest.mark.parametrize('router', ['linear', 'mlp'])
-def test_extracted_equals_full(k: int, router: str) -> None:
-    trunk = build_moe(router=router)
+@pytest.mark.parametrize('attention', [False, True])
+def test_extracted_equals_full(k: int, router: str, attention: bool) -> None:
+    trunk = build_moe(router=router, attention=attention)
     set_k(trunk, k)
     full = outputs(trunk, 'seg')
     extract(trunk, ['seg'], really_used(trunk, 'seg'), threshold=0)
@@ -184,6 +185,9 @@ def test_parts(train_: str, words: List[str]) -> None:
     found = learning(trunk)
     for word in ('routers.cls', 'routers.seg', 'experts', 'layers.0.attn'):
         assert any(word in name for name in found) == (word in words)
+    # as a multi-task model asks
+    learn_tasks(trunk, TASKS)
+    assert learning(trunk) == found
     # the reverse, as after a warm-up of the routers
     freeze(trunk, 'routers')
     freeze(trunk, train_)
@@ -256,9 +260,10 @@ def test_composition() -> None:
 @pytest.mark.parametrize('like', [None, 'seg'])
 @pytest.mark.parametrize('num', [0, 2])
 @pytest.mark.parametrize('optimizer', list(OPTIMIZERS_OF))
-def test_nothing_is_forgotten(optimizer: str, num: int,
+@pytest.mark.parametrize('attention', [False, True])
+def test_nothing_is_forgotten(attention: bool, optimizer: str, num: int,
                               like: Optional[str]) -> None:
-    trunk = build_moe(norm=True)
+    trunk = build_moe(norm=True, attention=attention)
     before = {task: outputs(trunk, task) for task in TASKS}
     add_task(trunk, 'new', num, like)
     protect(trunk, TASKS)

@@ -5,11 +5,11 @@ from copy import deepcopy
 
 import pytest
 import torch
-from _multitask import TASKS, TaskPictures, multitask_cfg, resnet, task_cfg
 from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from _multitask import TASKS, TaskPictures, multitask_cfg, resnet, task_cfg
 from _tiny import SCOPES, same
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task

@@ -7,12 +7,12 @@ from typing import Dict, List
 import pytest
 import torch
 from _moe_tiny import TASKS, moe_cfg, task_cfg, write_moe
-from _multitask import TaskPictures, build, loader, resnet
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from _multitask import TaskPictures, build, loader, resnet
 from _tiny import fill, snapshot
 from vim_mm.models.moe import moe_layers
 from vim_mm.models.multitask import MultiTaskModel

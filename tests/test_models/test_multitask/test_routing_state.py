@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from _multitask import TASKS as KINDS
-from _multitask import TaskPictures, build, multitask_cfg, resnet
 from _routing import DIMS, TASKS, bound, run, tokens, trunk
 from mmengine.config import ConfigDict
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_state_dict
 from torch import nn
 
+from _multitask import TASKS as KINDS
+from _multitask import TaskPictures, build, multitask_cfg, resnet
 from _tiny import same, snapshot
 from vim_mm.models.moe import MoEAttention
 from vim_mm.models.moe.collapse import similarity

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from _multitask import TASKS, build
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
+from _multitask import TASKS, build, loader
 from _tiny import DIMS, SIZE, fusion_neck, model_cfg, same, snapshot
 
 WEIGHED = dict(cls=['a', 'b'], det=['b'], seg=['a', 'c'])
@@ -92,7 +92,6 @@ def test_all_tasks_learn_at_once(tmp_path: Path, parts: dict) -> None:
 
 def test_modules_of_idle_tasks_are_not_moved(parts: dict) -> None:
     from _multitask import TaskPictures
-
     from vim_mm.registry import MODELS
     model = MODELS.build(with_modules(parts))
     model.train()
@@ -172,3 +171,37 @@ def test_tasks_that_a_fusion_does_not_know(parts: dict) -> None:
     fusion = dict(type='EnsMoE', tasks=dict(cls=['a'], det=['b']))
     with pytest.raises(ValueError, match="no task 'seg'; ViMBackbone knows"):
         MODELS.build(with_modules(parts, fusion=fusion))
+
+
+def test_one_task_is_folded_or_ranked_alone(tmp_path: Path,
+                                            parts: dict) -> None:
+    import runpy
+
+    from mmengine.config import Config
+
+    from vim_mm.apis.ranking import rank_modules
+    from vim_mm.models import build_model
+    from vim_mm.zoo import Zoo
+    cfg = Config(
+        dict(
+            model=with_modules(parts),
+            train_dataloader={task: loader(task)
+                              for task in TASKS},
+            default_scope='vim_mm'))
+    cfg.model.backbone.fusion.type = 'LinearMoE'
+    with pytest.raises(ValueError, match='is of the tasks .* for one; give'):
+        rank_modules(cfg, parts['zoo'])
+
+    cfg.module_card = dict(task='seg', dataset='d', licence='MIT')
+    cfg.dump(tmp_path / 'run.py')
+    model = build_model(cfg)
+    torch.save(
+        dict(state_dict=model.state_dict()), tmp_path / 'checkpoint.pth')
+    root = Path(__file__).resolve().parents[3]
+    main = runpy.run_path(str(root / 'tools' / 'bake.py'))['main']
+    main([
+        str(tmp_path / 'run.py'),
+        str(tmp_path / 'checkpoint.pth'), '--zoo',
+        str(tmp_path / 'zoo'), '--name', 'folded', '--task', 'seg'
+    ])
+    assert 'folded' in Zoo(tmp_path / 'zoo')

@@ -1,11 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Training, validation and tests of a :class:`MultiTaskModel`."""
 
-import logging
 from typing import Any, Mapping, Optional
 
 from mmengine.dist import broadcast_object_list, get_rank
-from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import (BaseLoop, IterBasedTrainLoop, Runner, TestLoop,
                              ValLoop)
@@ -15,6 +13,7 @@ from vim_mm.datasets import TaskLoader, TaskLoaders
 from vim_mm.models.tasks import check_weights, select_task
 from vim_mm.registry import LOOPS
 from vim_mm.utils.seeds import STEP, seed_all
+from .optimizing import see_whole_tensors, spare_idle
 from .task_parts import (build_loaders, by_task, check_heads,
                          check_same_classes, model_of, scopes_of)
 
@@ -77,7 +76,8 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
         broadcast_object_list(seed)
         self.seed = int(seed[0])
         self.dataloader.batch_sampler.seek(self.seed, self._iter)
-        self._spare_idle(model)
+        spare_idle(self.runner, model)
+        see_whole_tensors(self.runner)
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         batches = iter(self.dataloader)
@@ -126,18 +126,6 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
             validation.check()
             check_same_classes(own, validation.dataloader.dataset.datasets)
         return model
-
-    def _spare_idle(self, model: nn.Module) -> None:
-        """Let no optimizer move what did not run since its last step."""
-        optimizer = self.runner.optim_wrapper.optimizer
-        if not hasattr(optimizer, 'register_step_pre_hook'):
-            print_log(
-                f'{type(optimizer).__name__} takes no hooks: weight decay and '
-                'momentum move the heads of tasks that do not run in a step.',
-                logger='current',
-                level=logging.WARNING)
-            return
-        optimizer.register_step_pre_hook(lambda *_: model.drop_idle_grads())
 
 
 class EachTask(BaseLoop):

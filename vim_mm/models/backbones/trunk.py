@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.plain_config import check_config
 from ..moe.ffn import description
 
 
@@ -192,6 +193,11 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
         recipe = json.loads((file.metadata() or {}).get('backbone', 'null'))
     if recipe is None:
         return
+    try:
+        check_config(recipe, 'the config in it')
+    except ValueError as error:
+        raise ValueError(f"The weights '{checkpoint}' cannot be used: "
+                         f'{error}; get or convert them again.') from None
     with torch.device('meta'):
         right = dict(MODELS.build(recipe).named_modules())
     for name, layer in trunk.named_modules():

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .adaptation import load_adaptation, save_adaptation
 from .dispatch import DISPATCHES, Route, segment_mm, sum_rows, take_rows
 from .experts import ExpertGroup, Experts
 from .ffn import Ffn, Moved, find_ffns
@@ -15,7 +16,8 @@ from .upcycling import Upcycling, start_from_dense
 __all__ = [
     'DISPATCHES', 'ExpertGroup', 'Experts', 'Ffn', 'MoEAttention', 'MoEFile',
     'MoEFileError', 'MoELayer', 'MoEMlp', 'Moved', 'Route', 'Router',
-    'Upcycling', 'add_task', 'extract', 'find_ffns', 'freeze', 'load_moe',
-    'moe_layers', 'protect', 'read_moe', 'save_moe', 'segment_mm', 'set_k',
-    'start_from_dense', 'sum_rows', 'take_rows', 'tasks_of', 'to_moe'
+    'Upcycling', 'add_task', 'extract', 'find_ffns', 'freeze',
+    'load_adaptation', 'load_moe', 'moe_layers', 'protect', 'read_moe',
+    'save_adaptation', 'save_moe', 'segment_mm', 'set_k', 'start_from_dense',
+    'sum_rows', 'take_rows', 'tasks_of', 'to_moe'
 ]

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a mixture of experts costs: to train, to store and to run."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Dict, Iterable, Optional
 
@@ -106,27 +107,22 @@ def _run(trunk: nn.Module, size: int) -> tuple:
     """Tokens of each layer of experts, and multiply-adds but experts'."""
     layers = moe_layers(trunk)
     tokens = dict.fromkeys(layers, 0)
-    handles = []
-    for name, layer in layers.items():
-
-        def note(_: nn.Module, args: tuple, p: Tensor, name=name) -> None:
-            tokens[name] += len(p)
-
-        handles.append(layer.router.register_forward_hook(note))
-    weight = next(trunk.parameters())
-    image = torch.zeros(1, 3, size, size, device=weight.device)
+    image = torch.zeros(1, 3, size, size).to(next(trunk.parameters()))
     trunk.eval()
-    try:
-        # fused attention is not counted
-        with sdpa_kernel(
-                SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            trunk(image.to(weight.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    root = type(trunk).__name__
-    found = counter.get_flop_counts()
-    flops = sum(found['Global'].values()) - sum(
-        sum(found.get(f'{root}.{name}.experts', {}).values())
-        for name in layers)
-    return tokens, flops // 2
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+
+            def note(_: nn.Module, args: tuple, p: Tensor, name=name) -> None:
+                tokens[name] += len(p)
+
+            handle = layer.router.register_forward_hook(note)
+            stack.callback(handle.remove)
+            stack.callback(setattr, layer.experts, 'dispatch',
+                           layer.experts.dispatch)
+            # products of each expert's rows, of which the counter knows none
+            layer.experts.dispatch = 'loop'
+        # nor does it know fused attention
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        trunk(image)
+    return tokens, counter.get_total_flops() // 2

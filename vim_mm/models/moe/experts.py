@@ -43,7 +43,8 @@ class ExpertGroup(nn.Module):
 
     def part(self, index: Sequence[int]) -> 'ExpertGroup':
         """A copy of some of its experts."""
-        index = torch.as_tensor(index, device=self.w1.device)
+        index = torch.as_tensor(
+            index, dtype=torch.long, device=self.w1.device)
         group = ExpertGroup(len(index), self.w1.size(2), self.w1.size(1))
         group.to(self.w1)
         with torch.no_grad():

@@ -53,10 +53,9 @@ def freeze(model: nn.Module,
     } if experts else {}
     _set_shared(model, 'shared' in parts)
     for name, layer in layers.items():
-        let_learn(layer.routers.parameters(), False)
+        layer.routers_learn = 'routers' in parts
+        layer.learn_tasks(layer.learning)
         let_learn(layer.experts.parameters(), False)
-        if 'routers' in parts:
-            layer.learn_tasks(layer.learning)
         if 'experts' in parts:
             _learn_experts(layer, chosen.get(name))
 
@@ -78,6 +77,7 @@ def protect(model: nn.Module, tasks: Sequence[str]) -> None:
         check_tasks(tasks, layer.tasks, f'`{name}`')
     _set_shared(model, not tasks)
     for layer in layers.values():
+        layer.routers_learn = True
         layer.learn_tasks([t for t in layer.tasks if t not in tasks])
         used = layer.used_by(tasks)
         for group in layer.experts.groups:

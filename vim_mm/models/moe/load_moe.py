@@ -9,6 +9,7 @@ from torch import nn
 from vim_mm.registry import MODELS
 from ..tasks import learn_tasks, select_task
 from . import surgery
+from .adaptation import load_adaptation
 from .freezing import check_train, freeze
 from .moe_file import MoEFile, MoEFileError, read_moe
 
@@ -20,7 +21,9 @@ def load_moe(checkpoint: str,
              train: Union[str, Sequence[str]] = 'all',
              experts: Optional[Mapping] = None,
              k: Optional[int] = None,
-             threshold: Optional[float] = None) -> nn.Module:
+             threshold: Optional[float] = None,
+             zoo: Optional[str] = None,
+             module: Optional[str] = None) -> nn.Module:
     """Build a trunk from a moe file, with its structure and weights.
 
     It is an ordinary backbone. The arguments adapt it to a task and compose:
@@ -41,6 +44,9 @@ def load_moe(checkpoint: str,
         k (int, optional): Experts per token; as in the file when None.
         threshold (float, optional): Keep only what ``task``, or ``like``,
             uses, see :func:`extract`. Defaults to None, everything.
+        zoo (str, optional): Directory of a zoo.
+        module (str, optional): Name of an adaptation of this trunk in the
+            zoo; the trunk then is what it says, before all else.
 
     Returns:
         nn.Module: The trunk.
@@ -48,10 +54,18 @@ def load_moe(checkpoint: str,
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be used, or an argument does not fit it.
+        ZooError: If the module is unknown, damaged or of another trunk.
     """
+    if (zoo is None) != (module is None):
+        raise ValueError(f'`zoo` is {zoo!r} and `module` {module!r}; give '
+                         'both, to load an adaptation, or neither.')
     file = read_moe(checkpoint)
-    trunk = build_from(file)
-    adapt(trunk, file.usage, task, like, train, experts, k, threshold)
+    trunk, usage = build_from(file), file.usage
+    if module is not None:
+        usage = {}  # of the experts as they were
+        own = load_adaptation(trunk, zoo, module)
+        task = own if task is None else task
+    adapt(trunk, usage, task, like, train, experts, k, threshold)
     return trunk
 
 

@@ -10,20 +10,17 @@ the tensors themselves, see :mod:`.structure`.
 import json
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
-from mmengine.registry import MODELS as ROOT
-from mmengine.registry import WEIGHT_INITIALIZERS as INITIALIZERS
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import DefaultScope
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from vim_mm.utils.files import write_atomic
-from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.plain_config import check_config
 from vim_mm.version import __version__
 from .structure import Structure, structure_in
 from .surgery import Usage, experts_of
@@ -145,7 +142,10 @@ def _first_config(config: Mapping) -> dict:
     scope = DefaultScope.get_current_instance()
     if scope is not None:
         config.setdefault('_scope_', scope.scope_name)
-    check_config(config, 'The config of the backbone')
+    try:
+        check_config(config, 'the config of the backbone')
+    except ValueError as error:
+        raise MoEFileError(f'No moe file can be written: {error}.') from None
     return config
 
 
@@ -242,57 +242,3 @@ def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],
     if type(k) is not int or not isinstance(scale, (int, float)):
         raise ValueError(f"'{name}' has k {k!r} and gate_scale {scale!r}")
     return LayerInfo(structure, tasks, k, scale)
-
-
-# ------------------------------------------------------------------- safety
-
-
-def check_config(config: Any, who: str) -> None:
-    """Refuse what is no plain value or names a type that is not registered.
-
-    mmengine imports and calls whatever a dotted name of an unregistered type
-    leads to.
-
-    Raises:
-        MoEFileError: Names the first such value.
-    """
-    if isinstance(config, Mapping):
-        kind = config.get('type')
-        if kind is not None and not (isinstance(kind, str)
-                                     and is_registered(kind)):
-            raise MoEFileError(f'{who} names the type {kind!r}, which no '
-                               'library registers')
-        scope = config.get('_scope_')
-        if scope is not None and scope not in _scopes(ROOT):
-            raise MoEFileError(f'{who} names the scope {scope!r}, which no '
-                               'library has')
-        for key, value in config.items():
-            if not isinstance(key, str):
-                raise MoEFileError(f'{who} has the key {key!r}; keys are '
-                                   'names')
-            check_config(value, who)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            check_config(value, who)
-    elif not isinstance(config, (str, int, float, bool, type(None))):
-        raise MoEFileError(f'{who} has the value {config!r}; give plain '
-                           'values')
-
-
-def is_registered(kind: str) -> bool:
-    """Whether a type's name, with or without scope, is one of a registry."""
-    scope, dot, name = kind.rpartition('.')
-    for root in (ROOT, INITIALIZERS):
-        for key, registry in _scopes(root).items():
-            if dot and key != scope:
-                continue
-            registry.import_from_location()
-            if name in registry.module_dict:
-                return True
-    return False
-
-
-def _scopes(root: Registry) -> Dict[str, Registry]:
-    for kind in KINDS.values():  # registries are known once imported
-        import_module(f'{kind.scope}.registry')
-    return {root.scope: root, **root.children}

@@ -59,6 +59,7 @@ class MoELayer(TaskHolder, BaseModule):
         self.set_k(k)
         self.task = tasks[0]
         self.learning = tasks
+        self.routers_learn = True  # unless frozen, whatever task learns
 
     # -------------------------------------------------------------- tasks
 
@@ -89,7 +90,8 @@ class MoELayer(TaskHolder, BaseModule):
         check_tasks(tasks, self.tasks, type(self).__name__)
         self.learning = tasks
         for task, router in self.routers.items():
-            let_learn(router.parameters(), task in tasks)
+            let_learn(router.parameters(), self.routers_learn
+                      and task in tasks)
 
     def idle(self) -> Iterable[Tensor]:
         """Other tasks' routers, and experts that came after this task."""

@@ -219,7 +219,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
             ValueError: If there is no such task.
         """
         check_tasks([task], self.tasks, 'the model')
-        model = copy(self.models[task])
+        model = copy(_inner(self.models[task]))
+        model.__dict__.pop('backbone', None)
         model._modules = {'backbone': self.backbone, **model._modules}
         return model
 
@@ -239,13 +240,15 @@ class MultiTaskModel(TaskHolder, BaseModel):
             return
         last, left = self.task, None
         for task in self._ran:
-            select_task(self, task)
+            if task != self.task:
+                select_task(self, task)
             found = {id(param): param for param in idle(self)}
             left = found if left is None else {
                 key: param
                 for key, param in left.items() if key in found
             }
-        select_task(self, last)
+        if last != self.task:
+            select_task(self, last)
         for param in left.values():
             param.grad = None
         self._ran.clear()
@@ -270,7 +273,9 @@ class MultiTaskModel(TaskHolder, BaseModel):
         """
         if task is not None:
             select_task(self, task)
-        task, model = self.task, self.of(self.task)
+        task, model = self.task, self.models[self.task]
+        # not as its part, and anew: wrappers put others in its place
+        _inner(model).__dict__['backbone'] = self.backbone
         with self.in_scope(task):
             if mode != 'loss':
                 return model(inputs, data_samples, mode=mode, **kwargs)
@@ -300,6 +305,12 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if isinstance(loss, Tensor):
             return loss * weight
         return [part * weight for part in loss]
+
+
+def _inner(model: nn.Module) -> BaseModel:
+    """A task's model itself, where a strategy has wrapped it."""
+    return next(part for part in model.modules()
+                if isinstance(part, BaseModel))
 
 
 # ------------------------------------------------------------------ configs

@@ -6,14 +6,15 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.config import class_of, task_scopes, type_name
 from vim_mm.utils.join_tasks import PARTS
 from vim_mm.utils.kinds import KINDS
-from ..tasks import check_tasks
+from ..moe.surgery import grow
+from ..tasks import check_tasks, holders, select_task
 
 #: Key of a task's config that says which part of a checkpoint it needs.
 LOAD_TASK = 'load_task'
@@ -69,15 +70,37 @@ def task_config(cfg: Config, task: str) -> Config:
 
 def _backbone(cfg: Config, task: str, tasks: List[str]) -> ConfigDict:
     """It knows all tasks, as in the checkpoint, and runs this one."""
-    backbone = deepcopy(cfg.model.backbone)
+    backbone, added = deepcopy(cfg.model.backbone), cfg.model.get('new_tasks')
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         kind = class_of(backbone, MODELS)
     known = arguments_of(kind) if kind else ()
     if 'tasks' in known:
-        backbone.setdefault('tasks', tasks)
-    if 'task' in known:
+        backbone.setdefault('tasks',
+                            [t for t in tasks if t not in (added or ())])
+    if 'task' in known and task not in (added or ()):
         backbone.task = task
-    return backbone
+    if not added:
+        return backbone
+    return ConfigDict(
+        type='vim_mm.grown', backbone=backbone, new_tasks=added, task=task)
+
+
+@MODELS.register_module()
+def grown(backbone: dict, new_tasks: Mapping[str, dict],
+          task: str) -> nn.Module:
+    """A backbone that has learned tasks one after the other.
+
+    Args:
+        backbone (dict): Config of the backbone at first.
+        new_tasks (Mapping[str, dict]): See :class:`MultiTaskModel`.
+        task (str): The task to run.
+    """
+    module = MODELS.build(backbone)
+    for name, experts in new_tasks.items():
+        grow(module, name, **experts)
+    if holders(module):
+        select_task(module, task)
+    return module
 
 
 def _train_cfg(cfg: ConfigDict) -> ConfigDict:

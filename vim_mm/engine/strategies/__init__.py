@@ -1,0 +1,4 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .fsdp_strategy import FSDPStrategy
+
+__all__ = ['FSDPStrategy']
