@@ -36,7 +36,7 @@ TASKS = ('cls', 'det', 'seg')
 THRESHOLDS = (3., 30., 50., 400.)
 #: the one of the combined method, for all tasks
 PRUNED = 50.
-ADAPT_STEPS = 40
+ADAPT_STEPS = 30
 #: method: trunk, what of it learns, which experts
 METHODS = {
     'router': ('moe', ['routers'], None),
@@ -88,6 +88,7 @@ class Seed:
         yield 'joint/dense', lambda: self.joint('dense')
         for task in TASKS:
             yield f'single/{task}', lambda task=task: self.single(task)
+        yield 'frozen', self.frozen
         yield 'joint/moe-no-mi', lambda: self.joint('moe-no-mi')
         yield 'extract/moe', lambda: self.extract('moe')
         for method in METHODS:
@@ -107,6 +108,13 @@ class Seed:
             runs.judge(model, self.cfg, self.dir),
             count=runs.count(model, 'cls', 112),
             steps=runs.steps_of(self.weights, self.steps, self.seed))
+
+    def frozen(self) -> Dict[str, Any]:
+        """Heads alone, as warm as all models start."""
+        model = runs.build(self.cfg, 'dense', self.seed)
+        model.backbone.requires_grad_(False)
+        runs.train(model, self.cfg, self.weights, 1, self.seed, self.dir)
+        return runs.judge(model, self.cfg, self.dir)
 
     def single(self, task: str) -> Dict[str, Any]:
         """A dense model of one task, with the steps that it has jointly."""

@@ -212,7 +212,7 @@ def train(model: MultiTaskModel,
     cfg = deepcopy(cfg)
     warm, cosine = cfg.param_scheduler
     warm.end = cosine.begin = max(1, steps // 10)
-    cosine.end = steps
+    cosine.end = max(steps, warm.end + 1)
     keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
     for key, rate in (rates or {}).items():
         keys[key] = ConfigDict(lr_mult=rate)

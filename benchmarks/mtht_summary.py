@@ -116,6 +116,9 @@ def joint(runs: Runs) -> Iterator[dict]:
         alone = column(runs, f'single/{task}', 'metrics', task)
         dense = column(runs, 'joint/dense', 'metrics', task)
         yield figure('i', task, 'dense, this task alone', alone)
+        yield figure('i', task, 'warm heads, frozen trunk',
+                     column(runs, 'frozen', 'metrics', task),
+                     'dense, this task alone', alone)
         yield figure('i', task, 'joint dense twin', dense,
                      'dense, this task alone', alone)
         for kind in ('moe', 'moe-no-mi'):

@@ -53,7 +53,7 @@ val_evaluator = parts.val_evaluator
 test_dataloader = parts.test_dataloader
 test_evaluator = parts.test_evaluator
 
-max_iters = 120
+max_iters = 80
 train_cfg = dict(
     _delete_=True,
     type='vim_mm.MultiTaskTrainLoop',
@@ -63,16 +63,11 @@ train_cfg = dict(
 val_cfg = dict(type='vim_mm.MultiTaskValLoop')
 test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
 
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={
-            '.routers.': dict(lr_mult=1.)  # longer names are looked up first
-        }))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.04, end=12, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.04, end=8, by_epoch=False),
     dict(
         type='CosineAnnealingLR',
-        begin=12,
+        begin=8,
         end=max_iters,
         eta_min_ratio=1e-3,
         by_epoch=False)
