@@ -63,6 +63,14 @@ train_cfg = dict(
 val_cfg = dict(type='vim_mm.MultiTaskValLoop')
 test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
 
+# half the demo's rate of the backbone, a quarter of the heads'
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-5),
+    paramwise_cfg=dict(
+        custom_keys={
+            'backbone': dict(lr_mult=0.2),
+            '.routers.': dict(lr_mult=20.)
+        }))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, end=8, by_epoch=False),
     dict(
