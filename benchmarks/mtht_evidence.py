@@ -36,7 +36,7 @@ TASKS = ('cls', 'det', 'seg')
 THRESHOLDS = (3., 30., 50., 400.)
 #: the one of the combined method, for all tasks
 PRUNED = 50.
-ADAPT_STEPS = 30
+ADAPT_STEPS = 25
 #: method: trunk, what of it learns, which experts
 METHODS = {
     'router': ('moe', ['routers'], None),
@@ -84,23 +84,34 @@ class Seed:
 
     def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """Names of runs and what each does, in their order."""
-        yield 'joint/moe', lambda: self.joint('moe')
-        yield 'joint/dense', lambda: self.joint('dense')
+        for kind in ('moe', 'dense'):
+            yield f'warm/{kind}', lambda kind=kind: self.warm(kind)
+        for kind in ('moe', 'dense', 'moe-no-mi'):
+            yield f'joint/{kind}', lambda kind=kind: self.joint(kind)
         for task in TASKS:
             yield f'single/{task}', lambda task=task: self.single(task)
-        yield 'frozen', self.frozen
-        yield 'joint/moe-no-mi', lambda: self.joint('moe-no-mi')
-        yield 'extract/moe', lambda: self.extract('moe')
+        for kind in ('moe', 'moe-no-mi'):
+            yield f'extract/{kind}', lambda kind=kind: self.extract(kind)
+        yield 'active', self.active
         for method in METHODS:
             yield f'adapt/{method}', lambda method=method: self.adapt(method)
-        yield 'active', self.active
-        yield 'extract/moe-no-mi', lambda: self.extract('moe-no-mi')
 
     # ------------------------------------------------------------- runs
 
+    def warm(self, kind: str) -> Dict[str, Any]:
+        """Heads alone, over a frozen trunk: where all models start."""
+        model = runs.build(self.cfg, kind, self.seed)
+        model.backbone.requires_grad_(False)
+        runs.train(model, self.cfg, self.weights, 1, self.seed, self.dir,
+                   warm=True)
+        torch.save(model.state_dict(), self.dir / f'warm-{kind}.pth')
+        return runs.judge(model, self.cfg, self.dir) \
+            if kind == 'dense' else {}
+
     def joint(self, kind: str) -> Dict[str, Any]:
         """One model of the three tasks."""
-        model = runs.build(self.cfg, kind, self.seed)
+        model = self._load(kind, 'warm-dense' if kind == 'dense' else
+                           'warm-moe')
         runs.train(model, self.cfg, self.weights, self.steps, self.seed,
                    self.dir)
         torch.save(model.state_dict(), self.dir / f'{kind}.pth')
@@ -109,17 +120,10 @@ class Seed:
             count=runs.count(model, 'cls', 112),
             steps=runs.steps_of(self.weights, self.steps, self.seed))
 
-    def frozen(self) -> Dict[str, Any]:
-        """Heads alone, as warm as all models start."""
-        model = runs.build(self.cfg, 'dense', self.seed)
-        model.backbone.requires_grad_(False)
-        runs.train(model, self.cfg, self.weights, 1, self.seed, self.dir)
-        return runs.judge(model, self.cfg, self.dir)
-
     def single(self, task: str) -> Dict[str, Any]:
         """A dense model of one task, with the steps that it has jointly."""
         steps = runs.steps_of(self.weights, self.steps, self.seed)[task]
-        model = runs.build(self.cfg, 'dense', self.seed)
+        model = self._load('dense', 'warm-dense')
         runs.train(model, self.cfg, {task: 1}, steps, self.seed, self.dir)
         return dict(
             runs.judge(model, self.cfg, self.dir, [task]), steps=steps)
@@ -189,7 +193,7 @@ class Seed:
         # a head alone has learned on cached features before the first step
         steps = 1 if method.endswith('head') else self.adapt_steps
         runs.train(model, self.cfg, {runs.NEW: 1}, steps, self.seed,
-                   self.dir, EXPERTS if select else None)
+                   self.dir, EXPERTS if select else None, warm=True)
         after = runs.judge(model, self.cfg, self.dir, [*old, runs.NEW])
         return dict(
             metrics=after['metrics'],
@@ -198,9 +202,9 @@ class Seed:
                        for t in old],
             count=runs.count(model, runs.NEW, 98))
 
-    def _load(self, kind: str) -> MultiTaskModel:
+    def _load(self, kind: str, file: str = '') -> MultiTaskModel:
         model = runs.build(self.cfg, kind, self.seed)
-        model.load_state_dict(torch.load(self.dir / f'{kind}.pth'))
+        model.load_state_dict(torch.load(self.dir / f'{file or kind}.pth'))
         return model.eval()
 
 
@@ -212,7 +216,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/mtht_evidence'))
-    parser.add_argument('--only', default='', help='runs that begin so')
+    parser.add_argument(
+        '--only', nargs='+', help='runs, or what they begin with: joint/')
     parser.add_argument('--steps', type=int, help='of all, for a try')
     parser.add_argument(
         '--develop',
@@ -241,7 +246,9 @@ def main() -> None:
     for seed in args.seeds:
         all_of = Seed(seed, cfg, args)
         for name, run in all_of.plan():
-            if name in all_of.rows() or not name.startswith(args.only):
+            wanted = args.only is None or {name, name.split('/')[0] + '/'
+                                           } & set(args.only)
+            if not wanted or name in all_of.rows():
                 continue
             start = time.process_time()
             row = dict(seed=seed, run=name, commit=version, **run())

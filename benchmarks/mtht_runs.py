@@ -53,6 +53,7 @@ def read_config(develop: bool, work_dir: Path) -> Config:
     cfg.new_task.pop('backbone')
     cfg.custom_hooks.append(
         dict(type='vim_mm.WarmHeadHook', task=NEW, epochs=20))
+    cfg.val_dataloader.seg.dataset.indices = list(range(0, 101, 2))
     cfg.val_dataloader[NEW].dataset.indices = _each_class(
         range(TESTS), PER_CLASS['test'])
     if develop:
@@ -195,7 +196,8 @@ def train(model: MultiTaskModel,
           steps: int,
           seed: int,
           work_dir: Path,
-          rates: Optional[Mapping[str, float]] = None) -> None:
+          rates: Optional[Mapping[str, float]] = None,
+          warm: bool = False) -> None:
     """Train a model in place as the config says.
 
     Args:
@@ -208,6 +210,7 @@ def train(model: MultiTaskModel,
         work_dir (Path): For logs.
         rates (Mapping[str, float], optional): What the learning rate is
             multiplied by where a parameter's name holds the key.
+        warm (bool): Warm the heads first. Defaults to False.
     """
     cfg = deepcopy(cfg)
     warm, cosine = cfg.param_scheduler
@@ -228,7 +231,9 @@ def train(model: MultiTaskModel,
             max_iters=steps,
             weights={t: weights.get(t, 0)
                      for t in model.tasks}),
-        custom_hooks=[h for h in cfg.custom_hooks if h.task in weights],
+        custom_hooks=[
+            h for h in cfg.custom_hooks if warm and h.task in weights
+        ],
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler)
     runner.train()

@@ -20,7 +20,7 @@ COMMAND = 'python benchmarks/mtht_evidence.py --seeds {}'
 DATA = dict(
     cls=('clothing', 'top-1', 1817, 341),
     det=('tree crowns', 'AP50', 225, 12),
-    seg=('CamVid', 'mIoU', 367, 101),
+    seg=('CamVid', 'mIoU', 367, 51),
     cifar=('CIFAR-10', 'top-1', 200, 300))
 TASKS = ('cls', 'det', 'seg')
 NAMES = {
@@ -117,7 +117,7 @@ def joint(runs: Runs) -> Iterator[dict]:
         dense = column(runs, 'joint/dense', 'metrics', task)
         yield figure('i', task, 'dense, this task alone', alone)
         yield figure('i', task, 'warm heads, frozen trunk',
-                     column(runs, 'frozen', 'metrics', task),
+                     column(runs, 'warm/dense', 'metrics', task),
                      'dense, this task alone', alone)
         yield figure('i', task, 'joint dense twin', dense,
                      'dense, this task alone', alone)

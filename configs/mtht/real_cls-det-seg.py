@@ -42,9 +42,9 @@ model = dict(
 
 # on some hundred images each
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10, max_batches=60),
-    dict(type='vim_mm.WarmHeadHook', task='det', epochs=6, max_batches=50),
-    dict(type='vim_mm.WarmHeadHook', task='seg', epochs=6, max_batches=30)
+    dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10, max_batches=40),
+    dict(type='vim_mm.WarmHeadHook', task='det', epochs=4, max_batches=50),
+    dict(type='vim_mm.WarmHeadHook', task='seg', epochs=4, max_batches=30)
 ]
 
 train_dataloader = parts.train_dataloader
@@ -53,7 +53,7 @@ val_evaluator = parts.val_evaluator
 test_dataloader = parts.test_dataloader
 test_evaluator = parts.test_evaluator
 
-max_iters = 80
+max_iters = 60
 train_cfg = dict(
     _delete_=True,
     type='vim_mm.MultiTaskTrainLoop',
@@ -72,10 +72,10 @@ optim_wrapper = dict(
             '.routers.': dict(lr_mult=20.)
         }))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.04, end=8, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.04, end=6, by_epoch=False),
     dict(
         type='CosineAnnealingLR',
-        begin=8,
+        begin=6,
         end=max_iters,
         eta_min_ratio=1e-3,
         by_epoch=False)
