@@ -337,7 +337,8 @@ def count(model: MultiTaskModel, task: str, size: int) -> Dict[str, int]:
         and ``active`` ones, and ``macs`` of an image.
     """
     trunk = model.backbone
-    cost = count_moe(trunk, size, task)['total']
+    select_task(model, task)
+    cost = count_moe(trunk, size)['total']
     return dict(
         trained=cost.trained + count_rest(model, trunk).trained,
         stored=cost.stored,

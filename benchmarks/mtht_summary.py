@@ -3,8 +3,9 @@
 
     python benchmarks/mtht_summary.py work_dirs/mtht_evidence/runs.jsonl
 
-Writes docs/evidence/mtht.json, and the tables of the README beside it, with
-the verdicts that stand in verdicts.json there.
+Adds the seeds that are complete to docs/evidence/runs.jsonl and writes
+mtht.json, and the tables of the README, beside it. Verdicts stand in
+verdicts.json there.
 """
 
 import argparse
@@ -34,13 +35,15 @@ FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
           'n_train', 'n_test', 'baseline', 'verdict', 'command', 'commit')
 
 
-def read(path: Path) -> Runs:
-    """Runs of the seeds, by name."""
+def read(*paths: Path) -> Runs:
+    """Runs by name, of the seeds that have as many as any."""
     runs: Runs = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        runs.setdefault(row['seed'], {})[row['run']] = row
-    return runs
+    for path in paths:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            runs.setdefault(row['seed'], {})[row['run']] = row
+    most = max(map(len, runs.values()))
+    return {s: rows for s, rows in sorted(runs.items()) if len(rows) == most}
 
 
 def figure(claim: str,
@@ -294,14 +297,19 @@ def fill(text: str, figures: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Summarise evidence')
-    parser.add_argument('runs', type=Path)
+    parser.add_argument('runs', type=Path, nargs='*')
     args = parser.parse_args()
-    verdicts = json.loads((DOCS / 'verdicts.json').read_text())
-    rows = summarise(read(args.runs), verdicts)
+    log, verdicts = DOCS / 'runs.jsonl', DOCS / 'verdicts.json'
+    runs = read(*(path for path in (log, *args.runs) if path.exists()))
+    log.write_text(''.join(
+        json.dumps(row) + '\n' for rows in runs.values()
+        for row in rows.values()))
+    said = json.loads(verdicts.read_text())
+    rows = summarise(runs, said)
     (DOCS / 'mtht.json').write_text(
         json.dumps(rows, indent=1, ensure_ascii=False) + '\n')
     readme = DOCS / 'README.md'
-    readme.write_text(fill(readme.read_text(), tables(rows, verdicts)))
+    readme.write_text(fill(readme.read_text(), tables(rows, said)))
 
 
 if __name__ == '__main__':
