@@ -90,6 +90,8 @@ class Seed:
             yield f'joint/{kind}', lambda kind=kind: self.joint(kind)
         for task in TASKS:
             yield f'single/{task}', lambda task=task: self.single(task)
+        for kind in ('moe', 'dense'):
+            yield f'refit/{kind}', lambda kind=kind: self.refit(kind)
         for kind in ('moe', 'moe-no-mi'):
             yield f'extract/{kind}', lambda kind=kind: self.extract(kind)
         yield 'active', self.active
@@ -127,6 +129,18 @@ class Seed:
         runs.train(model, self.cfg, {task: 1}, steps, self.seed, self.dir)
         return dict(
             runs.judge(model, self.cfg, self.dir, [task]), steps=steps)
+
+    def refit(self, kind: str) -> Dict[str, Any]:
+        """The joint trunk, frozen, under heads that are warmed again.
+
+        Whether a task that has lost lacks features, or a head that has kept
+        up with them.
+        """
+        model = self._load(kind)
+        model.backbone.requires_grad_(False)
+        runs.train(model, self.cfg, self.weights, 1, self.seed, self.dir,
+                   warm=True)
+        return runs.judge(model, self.cfg, self.dir)
 
     def extract(self, kind: str) -> Dict[str, Any]:
         """Single tasks without the experts they use less, not trained on."""

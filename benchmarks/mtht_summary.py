@@ -124,6 +124,10 @@ def joint(runs: Runs) -> Iterator[dict]:
                      'dense, this task alone', alone)
         yield figure('i', task, 'joint dense twin', dense,
                      'dense, this task alone', alone)
+        for kind in ('moe', 'dense'):
+            yield figure('i', task, f'joint {NAMES[kind]}, heads warmed again',
+                         column(runs, f'refit/{kind}', 'metrics', task),
+                         'dense, this task alone', alone)
         for kind in ('moe', 'moe-no-mi'):
             own = column(runs, f'joint/{kind}', 'metrics', task)
             yield figure('i', task, f'joint {NAMES[kind]}', own,
