@@ -30,6 +30,7 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.utils.cli import run_cli
 
 import mtht_runs as runs  # isort:skip
+from mtht_data import NEW, draw_few, read_config  # isort:skip
 
 TASKS = ('cls', 'det', 'seg')
 #: in percent times k: an expert stays if a task uses it more often
@@ -61,14 +62,14 @@ class Seed:
 
     Args:
         seed (int): It.
-        cfg (Config): See :func:`runs.read_config`.
+        cfg (Config): See :func:`read_config`.
         args (argparse.Namespace): Of the command.
     """
 
     def __init__(self, seed: int, cfg: Config,
                  args: argparse.Namespace) -> None:
         self.seed, self.cfg = seed, deepcopy(cfg)
-        runs.draw_few(self.cfg, seed)
+        draw_few(self.cfg, seed)
         self.dir = args.work_dir / f'seed_{seed}'
         self.dir.mkdir(parents=True, exist_ok=True)
         self.steps = args.steps or cfg.max_iters
@@ -199,22 +200,22 @@ class Seed:
                 num_experts=2 if select == 'new' else 0)
             experts = dict(num=2, select=select) if select else None
             if select in ('most', 'least'):
-                usage = runs.measure_usage(model, self.cfg, runs.NEW)
+                usage = runs.measure_usage(model, self.cfg, NEW)
             freeze(model.backbone, train, experts, usage)
         old = TASKS if method in CONTINUAL else ()
         before = runs.judge(model, self.cfg, self.dir, TASKS) \
             if combined else self.rows()[f'joint/{kind}']
         # a head alone has learned on cached features before the first step
         steps = 1 if method.endswith('head') else self.adapt_steps
-        runs.train(model, self.cfg, {runs.NEW: 1}, steps, self.seed,
+        runs.train(model, self.cfg, {NEW: 1}, steps, self.seed,
                    self.dir, EXPERTS if select else None, warm=True)
-        after = runs.judge(model, self.cfg, self.dir, [*old, runs.NEW])
+        after = runs.judge(model, self.cfg, self.dir, [*old, NEW])
         return dict(
             metrics=after['metrics'],
             before=before['metrics'],
             identical=[after['digest'][t] == before['digest'][t]
                        for t in old],
-            count=runs.count(model, runs.NEW, 98))
+            count=runs.count(model, NEW, 98))
 
     def _load(self, kind: str, file: str = '') -> MultiTaskModel:
         model = runs.build(self.cfg, kind, self.seed)
@@ -254,7 +255,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level='WARNING')
     args.work_dir.mkdir(parents=True, exist_ok=True)
     version = commit()
-    cfg = runs.read_config(args.develop, args.work_dir)
+    cfg = read_config(args.develop, args.work_dir)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     for seed in args.seeds:

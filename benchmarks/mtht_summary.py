@@ -10,10 +10,11 @@ verdicts.json there.
 
 import argparse
 import json
-import re
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+from mtht_tables import fill, tables  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
 COMMAND = 'python benchmarks/mtht_evidence.py --seeds {}'
@@ -249,54 +250,6 @@ def summarise(runs: Runs, verdicts: Mapping[str, dict]) -> List[dict]:
             command=COMMAND.format(' '.join(map(str, sorted(runs)))),
             commit=', '.join(commits))
     return sorted(found, key=lambda row: row['claim'])
-
-
-# --------------------------------------------------------------------- text
-
-
-def tables(rows: Sequence[dict], verdicts: Mapping[str, dict]) -> str:
-    """Verdicts and figures in Markdown."""
-    lines = ['| claim | verdict | why |', '|---|---|---|']
-    for claim, said in verdicts.items():
-        lines.append(f"| ({claim}) {said['claim']} | **{said['verdict']}** | "
-                     f"{said['reason']} |")
-    lines += [
-        '', '| claim | data, metric | method | mean ± deviation | against | '
-        'difference | trained / stored / active, M | MACs, G |',
-        '|---|---|---|---|---|---|---|---|'
-    ]
-    lines += map(_line, rows)
-    return '\n'.join(lines)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    base = row['baseline'] or {}
-    gain = ''
-    if base:
-        gain = f"{base['difference']:+.2f}" + _deviation(
-            base['difference_spread'])
-    costs = ' / '.join(f'{row[key] / 1e6:.2f}'
-                       for key in ('trained', 'stored', 'active')
-                       if key in row)
-    if 'kept' in row:
-        costs = f"{100 * row['kept']:.0f} % kept"
-    macs = f"{row['macs'] / 1e9:.2f}" if 'macs' in row else ''
-    same = ' (bit-identical)' if row.get('identical') else ''
-    return (f"| {row['claim']} | {row['data']}, {row['metric']} | "
-            f"{row['method']}{same} | {row['mean']:.2f}"
-            f"{_deviation(row['spread'])} | "
-            f"{base.get('method', '')} | {gain} | {costs} | {macs} |")
-
-
-def _deviation(spread: Optional[float]) -> str:
-    return '' if spread is None else f' ± {spread:.2f}'
-
-
-def fill(text: str, figures: str) -> str:
-    """The README with its generated part replaced."""
-    return re.sub(
-        r'(?s)(<!-- figures -->\n).*(\n<!-- end -->)',
-        lambda found: found[1] + figures + found[2], text)
 
 
 def main() -> None:
