@@ -5,18 +5,17 @@ Command:
 
     python tools/train.py configs/mtht/real_cls-det-seg.py
 
-Expected result: docs/evidence/README.md, three seeds, with the dense twin and
-one model for each task beside it. Hardware: one CPU core; about three minutes
-when it is idle.
+Expected result: docs/evidence/README.md, with the dense twin and one model
+for each task beside it. Hardware: one CPU core, about three minutes.
 
 From MTHT's code (arXiv 2306.17165): 4 experts a token, of a quarter of the
 MLP each, routers of two layers, the mutual information loss, one task a step,
-loss weights 1 / 0.6 / 0.2. Ours, chosen on images held out of the training
-sets (benchmarks/mtht_evidence.py): ViT-S/14 with weights, whose MLPs become 8
-experts each with gates that keep the magnitude; AdamW; task weights 3:4:2,
-since detection learns slowest; and the loss of mutual information begins
-after 5 steps of a task and weighs more, or a schedule as short as this one
-would not see it.
+loss weights 1 / 0.6 / 0.2. Ours: ViT-S/14 with weights, whose MLPs become 8
+experts each with gates that keep the magnitude; warm heads; AdamW at rates
+chosen on images held out of the training sets; task weights 3:4:2, as a step
+of detection has the fewest images; and the mutual information loss begins
+after 5 steps of a task and weighs a thousand times more, or a schedule as
+short as this one would not see it.
 """
 import importlib
 
