@@ -38,13 +38,15 @@ THRESHOLDS = (3., 30., 50., 400.)
 #: the one of the combined method, for all tasks
 PRUNED = 50.
 ADAPT_STEPS = 25
-#: method: trunk, what of it learns, which experts
+#: method: trunk (plain: before the joint run), what learns, which experts
 METHODS = {
     'router': ('moe', ['routers'], None),
     'router + 2 new': ('moe', ['routers', 'experts'], 'new'),
     'full': ('moe', 'all', None),
     'dense full': ('dense', 'all', None),
     'dense head': ('dense', None, None),
+    'plain full': ('plain', 'all', None),
+    'plain head': ('plain', None, None),
     'head': ('moe', [], None),
     'router + 2 most used': ('moe', ['routers', 'experts'], 'most'),
     'router + 2 least used': ('moe', ['routers', 'experts'], 'least'),
@@ -180,14 +182,15 @@ class Seed:
     def adapt(self, method: str) -> Dict[str, Any]:
         """Learn the new task; then judge all tasks."""
         kind, train, select = METHODS[method]
-        model = self._load(kind)
+        model = self._load('dense', 'warm-dense') if kind == 'plain' \
+            else self._load(kind)
         usage = model.routing.usage() if kind == 'moe' else None
         combined = method.startswith('pruned')
         if combined:
             # all tasks stay, on the experts that at least one of them uses
             extract(model.backbone, TASKS, usage, PRUNED)
             set_k(model.backbone, 3)
-        if kind == 'dense':
+        if kind != 'moe':
             runs.add_new_task(model, self.cfg, self.seed)
             if train == 'all':
                 model.backbone.requires_grad_(True)
@@ -203,8 +206,10 @@ class Seed:
                 usage = runs.measure_usage(model, self.cfg, NEW)
             freeze(model.backbone, train, experts, usage)
         old = TASKS if method in CONTINUAL else ()
-        before = runs.judge(model, self.cfg, self.dir, TASKS) \
-            if combined else self.rows()[f'joint/{kind}']
+        before = {}
+        if old:
+            before = runs.judge(model, self.cfg, self.dir, TASKS) \
+                if combined else self.rows()[f'joint/{kind}']
         # a head alone has learned on cached features before the first step
         steps = 1 if method.endswith('head') else self.adapt_steps
         runs.train(model, self.cfg, {NEW: 1}, steps, self.seed,
@@ -212,7 +217,7 @@ class Seed:
         after = runs.judge(model, self.cfg, self.dir, [*old, NEW])
         return dict(
             metrics=after['metrics'],
-            before=before['metrics'],
+            before=before.get('metrics'),
             identical=[after['digest'][t] == before['digest'][t]
                        for t in old],
             count=runs.count(model, NEW, 98))

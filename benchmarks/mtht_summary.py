@@ -30,6 +30,13 @@ NAMES = {
     'moe-no-mi': 'MoE without the loss',
     'dense': 'dense twin'
 }
+#: adaptation of a joint trunk, and the same of the trunk before it
+BEFORE = {
+    'full': 'plain full',
+    'dense full': 'plain full',
+    'head': 'plain head',
+    'dense head': 'plain head'
+}
 #: seed: run: what it gave
 Runs = Dict[int, Dict[str, Dict[str, Any]]]
 FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
@@ -201,8 +208,8 @@ def adapted(runs: Runs) -> Iterator[dict]:
         values = column(runs, name, 'metrics', 'cifar')
         claim = 'vi' if method.startswith('pruned') else 'iv'
         yield figure(claim, 'cifar', method, values, 'full', full, **costs)
-        if method in ('full', 'router'):
-            other = dict(full='dense full', router='dense head')[method]
+        other = BEFORE.get(method)
+        if other:
             yield figure('ii', 'cifar', method, values, other,
                          column(runs, f'adapt/{other}', 'metrics', 'cifar'))
         if 'det' in next(iter(column(runs, name, 'metrics').values())):
