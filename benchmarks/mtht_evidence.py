@@ -48,6 +48,8 @@ METHODS = {
     'plain full': ('plain', 'all', None),
     'plain head': ('plain', None, None),
     'head': ('moe', [], None),
+    # what new experts do before they learn
+    'head, 2 new': ('moe', [], 'new'),
     'router + 2 most used': ('moe', ['routers', 'experts'], 'most'),
     'router + 2 least used': ('moe', ['routers', 'experts'], 'least'),
     'pruned, k=3, router + 2 new': ('moe', ['routers', 'experts'], 'new'),
@@ -195,13 +197,10 @@ class Seed:
             if train == 'all':
                 model.backbone.requires_grad_(True)
         else:
+            new = 2 if select == 'new' else 0
             runs.add_new_task(
-                model,
-                self.cfg,
-                self.seed,
-                like='cls',
-                num_experts=2 if select == 'new' else 0)
-            experts = dict(num=2, select=select) if select else None
+                model, self.cfg, self.seed, like='cls', num_experts=new)
+            experts = dict(num=2, select=select) if train and select else None
             if select in ('most', 'least'):
                 usage = runs.measure_usage(model, self.cfg, NEW)
             freeze(model.backbone, train, experts, usage)
@@ -211,7 +210,7 @@ class Seed:
             before = runs.judge(model, self.cfg, self.dir, TASKS) \
                 if combined else self.rows()[f'joint/{kind}']
         # a head alone has learned on cached features before the first step
-        steps = 1 if method.endswith('head') else self.adapt_steps
+        steps = self.adapt_steps if train else 1
         runs.train(model, self.cfg, {NEW: 1}, steps, self.seed,
                    self.dir, EXPERTS if select else None, warm=True)
         after = runs.judge(model, self.cfg, self.dir, [*old, NEW])

@@ -207,13 +207,21 @@ def adapted(runs: Runs) -> Iterator[dict]:
         costs = next(iter(column(runs, name, 'count').values()))
         values = column(runs, name, 'metrics', 'cifar')
         claim = 'vi' if method.startswith('pruned') else 'iv'
-        yield figure(claim, 'cifar', method, values, 'full', full, **costs)
+        yield figure(claim, 'cifar', label(method), values, 'MoE: full',
+                     None if method == 'full' else full, **costs)
         other = BEFORE.get(method)
         if other:
-            yield figure('ii', 'cifar', method, values, other,
+            yield figure('ii', 'cifar', label(method), values, label(other),
                          column(runs, f'adapt/{other}', 'metrics', 'cifar'))
         if 'det' in next(iter(column(runs, name, 'metrics').values())):
             yield from kept(runs, name)
+
+
+def label(method: str) -> str:
+    """Which trunk is adapted, and how."""
+    first, _, rest = method.partition(' ')
+    trunks = dict(dense='joint dense twin', plain='trunk before the joint run')
+    return f'{trunks[first]}: {rest}' if first in trunks else f'MoE: {method}'
 
 
 def kept(runs: Runs, name: str) -> Iterator[dict]:
@@ -223,7 +231,7 @@ def kept(runs: Runs, name: str) -> Iterator[dict]:
         yield figure(
             'v',
             task,
-            f"{name[len('adapt/'):]}, then the new task",
+            f"after the new task; {label(name[len('adapt/'):])}",
             column(runs, name, 'metrics', task),
             'before the new task',
             column(runs, name, 'before', task),

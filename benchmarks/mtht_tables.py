@@ -46,5 +46,5 @@ def _deviation(spread: Optional[float]) -> str:
 def fill(text: str, figures: str) -> str:
     """The README with its generated part replaced."""
     return re.sub(
-        r'(?s)(<!-- figures -->\n).*(\n<!-- end -->)',
-        lambda found: found[1] + figures + found[2], text)
+        r'(?s)(<!-- figures -->\n).*(<!-- end -->)',
+        lambda found: f'{found[1]}{figures}\n{found[2]}', text)
