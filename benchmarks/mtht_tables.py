@@ -7,7 +7,10 @@ from typing import Any, Mapping, Optional, Sequence
 
 def tables(rows: Sequence[dict], verdicts: Mapping[str, dict]) -> str:
     """Verdicts and figures in Markdown."""
-    lines = ['| claim | verdict | why |', '|---|---|---|']
+    lines = [
+        f"Seeds that are complete: {rows[0]['seeds']}.", '',
+        '| claim | verdict | why |', '|---|---|---|'
+    ]
     for claim, said in verdicts.items():
         lines.append(f"| ({claim}) {said['claim']} | **{said['verdict']}** | "
                      f"{said['reason']} |")
