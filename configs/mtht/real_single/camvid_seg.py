@@ -1,0 +1,26 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Driving scenes in eleven classes, alone: ViT-S/14 fine-tuned as a whole.
+
+    python tools/train.py configs/mtht/real_single/camvid_seg.py
+
+Expected result: not measured with this schedule; a shorter one is
+in docs/evidence/README.md. The joint config reads model, data and metric from
+here.
+"""
+_base_ = [
+    '../../_base_/models/demo_seg.py',
+    '../../_base_/datasets/real/camvid.py',
+    '../../_base_/schedules/mtht_demo.py',
+]
+
+trunk = _base_.trunk
+trunk.update(out_indices=(5, 8, 11), out_type='featmap', final_norm=True)
+model = dict(
+    backbone=dict(_delete_=True, **trunk),
+    # the base's weights are for digits, which cover little of an image
+    decode_head=dict(
+        num_classes=11,
+        loss_decode=dict(
+            _delete_=True, type='mmseg.CrossEntropyLoss')))
+
+custom_hooks = [dict(type='vim_mm.WarmHeadHook', epochs=10)]
