@@ -3,7 +3,7 @@
 
     python benchmarks/mtht_summary.py work_dirs/mtht_evidence/runs.jsonl
 
-Adds the seeds that are complete to docs/evidence/runs.jsonl and writes
+Adds what has run to docs/evidence/runs.jsonl and writes
 mtht.json, and the tables of the README, beside it. Verdicts stand in
 verdicts.json there.
 """
@@ -44,14 +44,13 @@ FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
 
 
 def read(*paths: Path) -> Runs:
-    """Runs by name, of the seeds that have as many as any."""
+    """Runs by name, by seed."""
     runs: Runs = {}
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
             runs.setdefault(row['seed'], {})[row['run']] = row
-    most = max(map(len, runs.values()))
-    return {s: rows for s, rows in sorted(runs.items()) if len(rows) == most}
+    return dict(sorted(runs.items()))
 
 
 def figure(claim: str,

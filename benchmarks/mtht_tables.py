@@ -7,17 +7,14 @@ from typing import Any, Mapping, Optional, Sequence
 
 def tables(rows: Sequence[dict], verdicts: Mapping[str, dict]) -> str:
     """Verdicts and figures in Markdown."""
-    lines = [
-        f"Seeds that are complete: {rows[0]['seeds']}.", '',
-        '| claim | verdict | why |', '|---|---|---|'
-    ]
+    lines = ['| claim | verdict | why |', '|---|---|---|']
     for claim, said in verdicts.items():
         lines.append(f"| ({claim}) {said['claim']} | **{said['verdict']}** | "
                      f"{said['reason']} |")
     lines += [
-        '', '| claim | data, metric | method | mean ± deviation | against | '
-        'difference | trained / stored / active, M | MACs, G |',
-        '|---|---|---|---|---|---|---|---|'
+        '', '| claim | data, metric | method | seeds | mean ± deviation | '
+        'against | difference | trained / stored / active, M | MACs, G |',
+        '|---|---|---|---|---|---|---|---|---|'
     ]
     lines += map(_line, rows)
     return '\n'.join(lines)
@@ -37,7 +34,7 @@ def _line(row: Mapping[str, Any]) -> str:
     macs = f"{row['macs'] / 1e9:.2f}" if 'macs' in row else ''
     same = ' (bit-identical)' if row.get('identical') else ''
     return (f"| {row['claim']} | {row['data']}, {row['metric']} | "
-            f"{row['method']}{same} | {row['mean']:.2f}"
+            f"{row['method']}{same} | {row['seeds']} | {row['mean']:.2f}"
             f"{_deviation(row['spread'])} | "
             f"{base.get('method', '')} | {gain} | {costs} | {macs} |")
 
