@@ -176,8 +176,8 @@ def lists(key: str, value: list) -> Callable:
     (lists('source', [0, 99]), 'cannot be used'),
     (lists('source', [0, 1, 2]), 'its router chooses from other'),
     (lists('source', [0, -1]), 'cannot be used'),
-    (lists('router.columns', [5, 99]), 'no such columns'),
-    (lists('router.columns', [5, -1]), 'no such columns'),
+    (lists('router.columns', [5, 99]), 'columns that its router has not'),
+    (lists('router.columns', [5, -1]), 'columns that its router has not'),
 ])
 def test_foreign_lists(change: Callable, words: str, file: str,
                        tmp_path: Path) -> None:

@@ -299,32 +299,6 @@ def test_unprotected_tasks_forget() -> None:
     assert not torch.equal(outputs(trunk, 'cls'), before)
 
 
-@pytest.mark.parametrize('kept', [None, [1, 4, 6]])
-@pytest.mark.parametrize('router', ['linear', 'mlp'])
-def test_router_that_starts_as_another(router: str,
-                                       kept: Optional[list]) -> None:
-    trunk = build_moe(router=router)
-    layer = list(moe_layers(trunk).values())[0]
-    if kept is not None:
-        layer.keep(kept)
-    x = torch.randn(7, layer.dims)
-    old = layer.routers['seg']
-    known = old.num_experts
-    layer.add_task('new', 2, like='seg')
-    new = layer.routers['new']
-    p, q = old(x), new(x)
-    logits = new.net(x)
-    torch.testing.assert_close(logits[:, :old.width], old.net(x))
-    stored = new.stored(q)
-    assert stored.shape == (7, known + 2)
-    torch.testing.assert_close(stored[:, known:], stored[:, :2])
-    ratio = stored[:, :known] / old.stored(p)
-    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
-    # the new experts are the first two, as the rows say
-    w1 = layer.experts.weights(known + 2)[0]
-    torch.testing.assert_close(w1[known:], w1[:2])
-
-
 # ---------------------------------------------------------------- bad input
 
 

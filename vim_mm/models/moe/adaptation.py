@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, trunk_fingerprint
 from .experts import Experts
 from .moe_layer import MoELayer, moe_layers
-from .structure import structure_in
+from .structure import check_columns, structure_in
 from .surgery import experts_of
 
 KIND = 'MoEAdaptation'
@@ -211,9 +211,7 @@ def _state(layer: MoELayer, task: str, parts: Dict[str, Tensor],
         shape = structure_in(shapes).routers[task]
         if shape.kept != len(source):
             raise ValueError('its router chooses from other experts')
-        columns = state.get(f'routers.{task}.columns')
-        if not 0 <= int(columns.min()) <= int(columns.max()) < shape.width:
-            raise ValueError('its router has no such columns')
+        check_columns(structure_in(shapes), state)
         if shape.kept == shape.width:
             del state[f'routers.{task}.columns']
     except (IndexError, KeyError, RuntimeError, ValueError) as error:

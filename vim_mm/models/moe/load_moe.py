@@ -145,7 +145,8 @@ def adapt(trunk: nn.Module,
             f"Task '{task}' is new to a trunk that knows {known}: its routers "
             f'start {start}.',
             logger='current')
-        surgery.add_task(trunk, task, experts['num'] if adds else 0, like)
+        surgery.add_task(trunk, task, experts['num'] if adds else 0, like,
+                         usage)
         usage = _inherited(usage, like, task)
     if task is not None:
         select_task(trunk, task)

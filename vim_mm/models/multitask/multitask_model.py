@@ -15,7 +15,8 @@ from vim_mm.utils.arguments import (check_by_task, check_is_config,
                                     check_is_list)
 from vim_mm.utils.config import task_scopes
 from ..moe.freezing import protect
-from ..moe.surgery import grow
+from ..moe.statistics import saved_usage
+from ..moe.surgery import grow, prefer_used
 from ..recorder import tapping
 from ..tasks import (TaskHolder, check_tasks, check_weights, holders, idle,
                      learn_tasks, let_learn, select_task)
@@ -180,7 +181,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         default = DefaultScope.get_current_instance()
         scopes = task_scopes({task: model}, default and default.scope_name)
         built = build_task_model(task, model, scopes[task], self.backbone)
-        grow(self.backbone, task, **experts)
+        usage = None if self.routing is None else self.routing.usage()
+        grow(self.backbone, task, usage, **experts)
         self._keep(task, built)
         self.scopes.update(scopes)
         self.loss_weights.update(weights)
@@ -189,6 +191,12 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.protects = True
         select_task(self, task)
         learn_tasks(self, [task])
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args: Any) -> None:
+        prefer_used(self.backbone, saved_usage(state_dict), state_dict,
+                    f'{prefix}backbone.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def idle(self) -> Iterable[Tensor]:
         """See :meth:`TaskHolder.idle`; the other models' parameters."""
