@@ -22,7 +22,8 @@ from vim_mm.models.moe.moe_file import check_name
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.models.moe.surgery import experts_of
 from vim_mm.models.multitask import MultiTaskModel
-from vim_mm.models.tasks import check_tasks, select_task
+from vim_mm.models.task_names import check_tasks
+from vim_mm.models.tasks import select_task
 from vim_mm.utils.arguments import check_number, check_width
 from vim_mm.zoo import ModuleCard, head_state
 

@@ -7,8 +7,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_number, check_width
-from ..tasks import (TaskHolder, check_task_name, check_task_names,
-                     check_tasks, let_learn)
+from ..task_names import check_task_name, check_task_names, check_tasks
+from ..tasks import TaskHolder, let_learn
 from .experts import Experts
 from .growing import Start, start, start_again
 from .routers import Router
@@ -236,6 +236,8 @@ class MoELayer(TaskHolder, BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str,
                               *args) -> None:
+        for task, router in self.routers.items():
+            router.deepen(state_dict.get(f'{prefix}routers.{task}.slots'))
         own = self.structure
         fit_state(own, state_dict, prefix)
         start_again(self.starts, self.routers, own.groups, state_dict, prefix)

@@ -238,6 +238,12 @@ class Router(BaseModule):
             router.slots = torch.zeros(shape.slots, dtype=torch.long)
         return router
 
+    def deepen(self, slots: Optional[Tensor]) -> None:
+        """Make room for a list of places where other experts compete."""
+        if slots is not None and self.slots is not None \
+                and len(slots) == len(self.slots):
+            self.slots = self.slots.new_zeros(slots.shape)
+
     def _places(self) -> List[List[int]]:
         if self.slots is None:
             return [[column] for column in range(self.width)]

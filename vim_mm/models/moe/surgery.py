@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_arguments, check_number
-from ..tasks import check_tasks
+from ..task_names import check_tasks
 from .growing import missing
 from .moe_layer import MoELayer, moe_layers
 
