@@ -10,6 +10,7 @@ from vim_mm.utils.arguments import check_is_list
 from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
+from ..moe.selection import selection_of
 from ..tasks import holders
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
@@ -42,6 +43,12 @@ class PlannedTrunk(PluggedTrunk):
             return levels
         names = self.bank.names
         return Streams.of(names, [levels] * len(names))
+
+    @property
+    def selection(self) -> dict:
+        """What of a trunk with experts runs, see :func:`selection_of`."""
+        tasks = [] if self.fusion is None else self.fusion.tasks
+        return selection_of(self.trunk, tasks)
 
     @property
     def _gives_streams(self) -> bool:

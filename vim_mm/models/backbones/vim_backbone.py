@@ -94,7 +94,8 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         adapter = adapter or DEFAULT_ADAPTER
         check_is_config(adapter, 'model.backbone.adapter')
         self._plan_slots(zoo, modules, adapter if new_module else None)
-        self.load_modules(zoo, modules, tune_modules)
+        self.load_modules(zoo, modules, tune_modules,
+                          (fusion or {}).get('tasks') or ())
         if new_module is not None:
             self.add(new_module, adapter)
             self.new_module = new_module

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, trunk_fingerprint
 from .experts import Experts
 from .moe_layer import MoELayer, moe_layers
+from .selection import check_selection, selection_of
 from .structure import check_columns, structure_in
 from .surgery import experts_of
 
@@ -59,7 +60,9 @@ def save_adaptation(adapted: nn.Module,
     whole = dict(
         card_fields.pop('trunk', {}),
         type=type(base).__name__,
-        fingerprint=trunk_fingerprint(base, list(layers)))
+        fingerprint=trunk_fingerprint(base, list(layers)),
+        # it has a router and `k` of its own
+        selection=dict(gate_scale=selection_of(base)['gate_scale']))
     card = ModuleCard(
         name=name,
         kind=KIND,
@@ -101,6 +104,7 @@ def load_adaptation(trunk: nn.Module, zoo: str, name: str) -> str:
             'load it with ViMBackbone (`modules=[…]`).')
     widths = {key: layer.dims for key, layer in layers.items()}
     Zoo(zoo).check_trunk(card, trunk, widths)
+    check_selection(card, trunk)
     task, k = card.adapter.get('task'), card.adapter.get('k')
     if trunk_fingerprint(trunk, _WHOLE) != card.adapter.get('whole_trunk'):
         raise ZooError(

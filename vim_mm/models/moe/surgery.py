@@ -8,9 +8,11 @@ call them before an optimizer, a data-parallel wrapper and averaged copies are
 built.
 """
 
+import re
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
+                    Union)
 
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from .moe_layer import MoELayer, moe_layers
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
+#: experts per token, of all layers or by patterns of layers' names
+K = Union[int, Mapping[str, int]]
 
 
 def experts_of(model: nn.Module) -> Dict[str, MoELayer]:
@@ -45,17 +49,44 @@ def tasks_of(model: nn.Module) -> List[str]:
             for task in layer.tasks))
 
 
-def set_k(model: nn.Module, k: int) -> None:
-    """Run ``k`` experts per token in every layer.
+def set_k(model: nn.Module, k: K) -> None:
+    """Run ``k`` experts per token from now on.
+
+    Args:
+        model (nn.Module): The model.
+        k (int | Mapping[str, int]): For every layer; or by patterns, of which
+            the first that matches the full name of a layer counts. Layers
+            that none matches keep theirs.
 
     Raises:
-        ValueError: If a layer has fewer; then nothing has changed.
+        ValueError: If a layer has fewer experts, or a pattern is of no use;
+            then nothing has changed.
     """
     layers = experts_of(model)
-    for layer in layers.values():
-        layer.check_k(k)
-    for layer in layers.values():
-        layer.set_k(k)
+    chosen = _k_by_layer(layers, k) if isinstance(k, Mapping) \
+        else dict.fromkeys(layers, k)
+    for name, each in chosen.items():
+        layers[name].check_k(each)
+    for name, each in chosen.items():
+        layers[name].set_k(each)
+
+
+def _k_by_layer(layers: Mapping[str, MoELayer],
+                patterns: Mapping[str, int]) -> Dict[str, int]:
+    chosen: Dict[str, int] = {}
+    for pattern, k in patterns.items():
+        try:
+            fits = re.compile(pattern).fullmatch
+        except (re.error, TypeError) as error:
+            raise ValueError(f'{pattern!r} in `k` is no regular expression: '
+                             f'{error}.') from error
+        found = [name for name in layers if fits(name)]
+        if not set(found) - chosen.keys():
+            raise ValueError(
+                f'{pattern!r} in `k` matches no layer of experts that no '
+                f'pattern before it does; they are {list(layers)}.')
+        chosen.update((name, k) for name in found if name not in chosen)
+    return chosen
 
 
 def add_task(model: nn.Module,
