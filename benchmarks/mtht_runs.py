@@ -59,8 +59,8 @@ def add_new_task(model: MultiTaskModel, cfg: Config, seed: int,
                  **experts: Any) -> None:
     """Give a trained model the new task, which then learns alone."""
     set_random_seed(seed)
-    model.routing = None
     model.add_task(NEW, deepcopy(cfg.new_task), **experts)
+    model.routing = None
     model.models[NEW].init_weights()
 
 

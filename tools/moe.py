@@ -124,7 +124,8 @@ def print_status(file: MoEFile) -> None:
 
 def extend(args: argparse.Namespace) -> None:
     trunk, file = load_moe(args.file), read_moe(args.file)
-    add_task(trunk, args.task, args.num_experts, args.like)
+    add_task(trunk, args.task, args.num_experts, args.like,
+             file.usage)
     save_moe(trunk, file.backbone, args.out, file.usage)
     print_status(read_moe(args.out))
 

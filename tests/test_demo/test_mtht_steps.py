@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from vim_mm.demo import common, mtht
+from vim_mm.demo import common, mtht, mtht_runs
 
 
 @pytest.fixture
@@ -67,5 +67,5 @@ def test_schedules_end_with_the_run(name: str, work_dir: Path) -> None:
 
 def test_every_task_of_the_demo_is_judged(work_dir: Path) -> None:
     cfg = mtht.step_config('continual', work_dir)
-    assert set(cfg.val_evaluator) == set(mtht.TASKS)
+    assert set(cfg.val_evaluator) == set(mtht_runs.TASKS)
     assert cfg.model.learn_tasks == ['solar']

@@ -20,9 +20,10 @@ from vim_mm.models.moe import (extract, load_moe, save_adaptation, save_moe,
                                set_k, tasks_of)
 from vim_mm.models.moe.moe_file import check_name
 from vim_mm.models.moe.statistics import RoutingStatistics
-from vim_mm.models.moe.surgery import experts_of
+from vim_mm.models.moe.surgery import K, experts_of
 from vim_mm.models.multitask import MultiTaskModel
-from vim_mm.models.tasks import check_tasks, select_task
+from vim_mm.models.task_names import check_tasks
+from vim_mm.models.tasks import select_task
 from vim_mm.utils.arguments import check_number, check_width
 from vim_mm.zoo import ModuleCard, head_state
 
@@ -35,7 +36,7 @@ def extract_moe(cfg: Config,
                 path: str,
                 tasks: Optional[Sequence[str]] = None,
                 threshold: Optional[float] = None,
-                k: Optional[int] = None,
+                k: Optional[K] = None,
                 batches: Optional[int] = None) -> nn.Module:
     """Write the trunk of a trained model as a moe file.
 
@@ -48,7 +49,8 @@ def extract_moe(cfg: Config,
         threshold (float, optional): Drop experts that these use less, see
             :func:`extract`. Defaults to None, no other than those that no
             task knows.
-        k (int, optional): Experts per token; as trained when None.
+        k (int | Mapping[str, int], optional): Experts per token, see
+            :func:`set_k`; as trained when None.
         batches (int, optional): Number of training batches of each task to
             count on how often experts run. When None, what training itself
             has counted (``model.routing``), or else :data:`BATCHES`.

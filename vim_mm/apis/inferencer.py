@@ -1,8 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-import logging
 import re
-from collections import defaultdict
-from itertools import zip_longest
 from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
                     Sequence, Tuple, Union)
 
@@ -10,14 +7,14 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.infer import BaseInferencer
-from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
-from .inputs import (Inputs, Request, and_more, check_device, list_requests,
-                     make_folder, tasks_of)
+from .batches import Failures, group_by_size
+from .inputs import (Inputs, Request, check_device, list_requests, make_folder,
+                     tasks_of)
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
@@ -190,8 +187,7 @@ class ViMInferencer(BaseInferencer):
         if out_dir:
             make_folder(out_dir)
         results = dict(predictions=[None] * num, visualization=[None] * num)
-        self._errors: Dict[int, str] = {}
-        self._cause: Optional[Exception] = None
+        self._failures = Failures()
         batches = self.preprocess(requests, batch_size)
         if self.show_progress:
             batches = track(batches, 'Inference', console=Console(stderr=True))
@@ -208,7 +204,7 @@ class ViMInferencer(BaseInferencer):
                 results['predictions'][one.index] = done['predictions'][place]
                 if drawing.get('return_vis'):
                     results['visualization'][one.index] = drawings[place]
-        results['errors'] = self._report(num)
+        results['errors'] = self._failures.report(num)
         return results
 
     def _samples(
@@ -222,7 +218,7 @@ class ViMInferencer(BaseInferencer):
                     samples = self.forward(batch)
                 except ValueError as error:
                     # a size the trunk cannot take, say; all here have it
-                    self._fail(batch, error)
+                    self._failures.add(batch, error)
                     continue
                 yield batch, samples
 
@@ -230,30 +226,21 @@ class ViMInferencer(BaseInferencer):
                    inputs: List[Request],
                    batch_size: int = 1,
                    **kwargs) -> Iterator[List[Request]]:
-        """Read images and group them by task and size.
+        """Read images and group them, see :func:`group_by_size`.
 
-        Few images of a task wait in memory, however many sizes there are.
-        Its batches are those it would have without other tasks, so tasks that
-        are asked the same, image by image, have their batches in common.
         What cannot be read is noted, and the others go on.
         """
-        waiting: Dict[str, Dict[tuple, List[Request]]] = defaultdict(dict)
-        for one in inputs:
+        return group_by_size(self._read(inputs), batch_size)
+
+    def _read(self, requests: List[Request]) -> Iterator[Request]:
+        for one in requests:
             read = self.tasks[one.task].read
             try:
                 one.data, one.loaded = read(one.picture, one.index)
             except Exception as error:  # loaders raise all kinds
-                self._fail([one], error)
+                self._failures.add([one], error)
                 continue
-            sizes, key = waiting[one.task], one.data['inputs'].shape
-            sizes.setdefault(key, []).append(one)
-            if len(sizes[key]) == batch_size:
-                yield sizes.pop(key)
-            elif sum(map(len, sizes.values())) > 4 * batch_size:
-                yield sizes.pop(next(iter(sizes)))
-        # of all tasks the first size, then the second
-        for batches in zip_longest(*map(dict.values, waiting.values())):
-            yield from filter(None, batches)
+            yield one
 
     def forward(self, inputs: List[Request],
                 **kwargs) -> List[BaseDataElement]:
@@ -309,30 +296,6 @@ class ViMInferencer(BaseInferencer):
                 folder.save_prediction(one.task, one.name, plain)
             predictions.append(sample if return_datasamples else plain)
         return dict(predictions=predictions, visualization=visualization)
-
-    def _fail(self, batch: List[Request], error: Exception) -> None:
-        """Note why images have no answer.
-
-        Only the first error itself is kept: each holds, by its traceback,
-        the images that it is about.
-        """
-        self._cause = self._cause or error
-        reason = (str(error) or type(error).__name__).rstrip('.')
-        for one in batch:
-            one.data = one.loaded = None
-            self._errors[one.index] = (f"Task '{one.task}' cannot answer "
-                                       f'{one.path or one.name}: {reason}.')
-
-    def _report(self, num: int) -> Dict[int, str]:
-        """All sentences in the order of the images."""
-        errors, cause = dict(sorted(self._errors.items())), self._cause
-        self._cause = None
-        if errors and len(errors) == num:
-            first = next(iter(errors.values())).rstrip('.')
-            raise ValueError(f'{first}{and_more(list(errors))}.') from cause
-        for sentence in errors.values():
-            print_log(sentence, logger='current', level=logging.WARNING)
-        return errors
 
     # ------------------------------------------- one pipeline for each task
 

@@ -2,28 +2,17 @@
 """The steps of ``tools/demo.py mtht``: what each runs, reuses and shows."""
 
 import time
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict
 
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
-from torch import Tensor
+from mmengine.runner import find_latest_checkpoint
 
-from vim_mm.features.cache import unwrap
-from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
-from vim_mm.models.moe.load_moe import build_from
-from vim_mm.models.multitask.single_task import task_state
-from vim_mm.models.tasks import select_task
-from vim_mm.report import Row, Step
-from vim_mm.report.comparison import (Stage, StageHook, peak_memory_mb,
-                                      reset_peak_memory)
-from vim_mm.report.pictures import draw_predictions
-from vim_mm.report.routing import (draw_information, draw_usage,
-                                   read_information)
+from vim_mm.report import Step
 from vim_mm.utils.files import sha256
-from .common import CONFIGS, inputs, load, stored, write_result
+from .common import CONFIGS, inputs, stored, write_result
+from .mtht_runs import RUNS, trunk_file
 
 TITLE = 'vim_mm demo: one mixture of experts, three kinds of task'
 INTRO = (
@@ -33,36 +22,6 @@ INTRO = (
     'the trunk is adapted to a new task, and a new task is added without '
     'forgetting. One seed ({seed}), small test sets: directions, not '
     'benchmarks. Bold: the best row of a table.')
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a task of the demo is judged by.
-
-    Attributes:
-        name (str): For the rows.
-        key (str): Key in its evaluator's results.
-        metric (str): Name shown.
-        scale (float): What the evaluator's value is multiplied by.
-        config (str): Its ordinary config.
-    """
-    name: str
-    key: str
-    metric: str
-    scale: float
-    config: str
-
-
-TASKS: Dict[str, Task] = dict(
-    cls=Task('digit classes (cls)', 'accuracy/top1', 'accuracy', .01,
-             'demo_single/digits_cls'),
-    det=Task('tree crowns (det)', 'coco/bbox_mAP_50', 'AP50', 1.,
-             'demo_single/tree-crowns_det'),
-    seg=Task('digit masks (seg)', 'mIoU', 'mIoU', .01,
-             'demo_single/digits_seg'),
-    solar=Task('solar cells (cls)', 'accuracy/top1', 'accuracy', .01,
-               'demo_adapt-solar-cells'))
-JOINT = [task for task in TASKS if task != 'solar']
 
 
 @dataclass(frozen=True)
@@ -104,18 +63,6 @@ STEPS: Dict[str, MthtStep] = {
         'head. The other tasks\' outputs stay the same, bit for bit.'),
 }
 
-#: ways to adapt, by name; see vim_mm.load_moe
-WAYS: Dict[str, dict] = {
-    'routers':
-    dict(train='routers'),
-    'routers + 1 new expert':
-    dict(train=['routers', 'experts'], experts=dict(num=1, select='new')),
-    'routers + most used expert':
-    dict(train=['routers', 'experts'], experts=dict(num=1, select='most')),
-    'everything':
-    dict(train='all'),
-}
-
 
 def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     """The config of a step, reading from and writing into ``work_dir``."""
@@ -128,11 +75,6 @@ def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
             work_dir / 'joint')) or 'no checkpoint of the joint run'
     cfg.randomness = dict(seed=seed)
     return cfg
-
-
-def trunk_file(work_dir: Path) -> Path:
-    """The moe file of the jointly trained trunk."""
-    return work_dir / 'joint' / 'trunk.safetensors'
 
 
 def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
@@ -154,7 +96,7 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
     start = time.perf_counter()
     cfg = step_config(name, work_dir, seed)
     key = fingerprint(name, work_dir, seed)
-    rows, pictures = _RUNS[name](cfg, work_dir)
+    rows, pictures = RUNS[name](cfg, work_dir)
     step = STEPS[name]
     write_result(
         work_dir,
@@ -169,194 +111,3 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
                 seconds=round(time.perf_counter() - start, 1),
                 # rows of different tasks do not compete
                 ranked=name == 'adaptation')))
-
-
-# -------------------------------------------------------------------- steps
-
-
-def _joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    runner, stages = _train(cfg)
-    model = unwrap(runner.model)
-    rows = _rows('joint', JOINT, 'dense start, warmed head', runner, stages[0])
-    rows += _rows('joint', JOINT, 'learned together', runner, stages[-1])
-    save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
-             model.routing.usage())
-    return rows, [
-        *_routing_pictures(model.routing.usage(), work_dir),
-        *_predictions(runner, JOINT, work_dir, 'joint')
-    ]
-
-
-def _extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    file = read_moe(trunk_file(work_dir))
-    rows = []
-    for task in JOINT:
-        for threshold in (None, 3):
-            name, kept = 'whole trunk', 1.
-            part = Config.fromfile(CONFIGS / 'mtht' /
-                                   f'{TASKS[task].config}.py')
-            path = trunk_file(work_dir)
-            if threshold:
-                path = work_dir / 'extraction' / f'{task}.safetensors'
-                kept = _write_part(file, task, threshold, path) \
-                    / file.num_params
-                name = f'own part, {kept:.0%} of the parameters'
-            part.model.backbone = dict(
-                type='vim_mm.load_moe', checkpoint=str(path), task=task)
-            part.work_dir = str(work_dir / 'extraction' / task)
-            rows.append(_evaluate(part, task, name, work_dir))
-    return rows, []
-
-
-def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
-    """Write one task's part of a trunk; return its number of parameters."""
-    trunk = build_from(file)
-    usage = extract(trunk, [task], file.usage, threshold)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_moe(trunk, file.backbone, path, usage)
-    return read_moe(path).num_params
-
-
-def _evaluate(cfg: Config, task: str, method: str, work_dir: Path) -> Row:
-    """Evaluate an ordinary model with the head of the joint one."""
-    reset_peak_memory()
-    start = time.perf_counter()
-    runner = Runner.from_cfg(cfg)
-    runner.model.init_weights()
-    runner.model.load_state_dict(
-        {
-            key: value
-            for key, value in task_state(_last(work_dir), task).items()
-            if not key.startswith('backbone.')
-        },
-        strict=False)
-    metrics = runner.val()
-    stage = Stage({
-        f'{task}/{k}': v
-        for k, v in metrics.items()
-    }, round(time.perf_counter() - start, 1), round(peak_memory_mb(), 1))
-    return _row('extraction', task, method, stage, 0,
-                len(runner.val_dataloader.dataset))
-
-
-def _adaptation(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    rows = []
-    for way, settings in WAYS.items():
-        part = deepcopy(cfg)
-        part.model.backbone.update(deepcopy(settings))
-        part.work_dir = f'{cfg.work_dir}/{"".join(filter(str.isalnum, way))}'
-        runner, stages = _train(part)
-        learned = sum(p.numel() for p in runner.model.parameters()
-                      if p.requires_grad) / 1e6
-        named = [('a new head alone', stages[0]),
-                 (f'{way} ({learned:.2f} M learn)', stages[-1])]
-        # all start from the same warmed head
-        for method, stage in named[bool(rows):]:
-            stage.metrics = {f'solar/{k}': v for k, v in stage.metrics.items()}
-            rows.append(
-                _row('adaptation', 'solar', method, stage,
-                     len(runner.train_dataloader.dataset),
-                     len(runner.val_dataloader.dataset)))
-    return rows, []
-
-
-def _continual(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
-    # the last of a task is the trained one
-    before = {row.task: row for row in load('joint', work_dir).rows}
-    runner, stages = _train(cfg)
-    rows = _rows('continual', list(TASKS), 'after', runner, stages[-1])
-    both = []
-    for row in rows:
-        if row.task in before:
-            both.append(
-                replace(
-                    before[row.task],
-                    step='continual',
-                    method=f'{row.task}, before'))
-        both.append(replace(row, method=f'{row.task}, after'))
-    return both, _predictions(runner, ['solar'], work_dir, 'continual')
-
-
-_RUNS = dict(
-    joint=_joint,
-    extraction=_extraction,
-    adaptation=_adaptation,
-    continual=_continual)
-
-# -------------------------------------------------------------------- parts
-
-
-def _train(cfg: Config) -> Tuple[Runner, List[Stage]]:
-    """Train a config; what its evaluations found, and what it took."""
-    cfg = Config(
-        cfg.to_dict(), filename=cfg.filename, format_python_code=False)
-    cfg.experiment_name = f'{Path(cfg.work_dir).name}_{time.time_ns()}'
-    reset_peak_memory()
-    recorder = StageHook(time.perf_counter())
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(recorder)
-    runner.train()
-    return runner, recorder.stages
-
-
-def _last(work_dir: Path) -> Dict[str, Tensor]:
-    """The joint model's tensors."""
-    path = find_latest_checkpoint(str(work_dir / 'joint'))
-    return CheckpointLoader.load_checkpoint(path, 'cpu')['state_dict']
-
-
-def _rows(step: str, tasks: Sequence[str], method: str, runner: Runner,
-          stage: Stage) -> List[Row]:
-    loaders = runner.train_loop.dataloader.loaders
-    return [
-        _row(step, task, f'{TASKS[task].name}, {method}', stage,
-             len(loaders[task].dataset) if task in loaders else 0,
-             len(runner.val_dataloader.of(task).dataset)) for task in tasks
-    ]
-
-
-def _row(step: str, task: str, method: str, stage: Stage, n_train: int,
-         n_test: int) -> Row:
-    one = TASKS[task]
-    # mmdet has no metric where nothing at all was found
-    value = float(stage.metrics.get(f'{task}/{one.key}', 0.))
-    return Row(step, one.name, method, one.metric, round(value * one.scale, 4),
-               n_train, n_test, stage.seconds, stage.peak_mb)
-
-
-def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
-                 step: str) -> List[dict]:
-    pictures = []
-    for task in tasks:
-        select_task(runner.model, task)
-        drawn = draw_predictions(
-            runner,
-            runner.val_dataloader.of(task),
-            work_dir / step / 'pictures',
-            task,
-            num=3)
-        pictures += [
-            dict(file=str(path.relative_to(work_dir)), caption=caption)
-            for path, caption in drawn
-        ]
-    return pictures
-
-
-def _routing_pictures(usage: dict, work_dir: Path) -> List[dict]:
-    folder = work_dir / 'joint' / 'pictures'
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_usage(usage, folder / 'usage.png')
-    draw_information(
-        read_information(work_dir / 'joint'), folder / 'information.png',
-        len(JOINT))
-    return [
-        dict(
-            file='joint/pictures/usage.png',
-            caption='How often each task uses each expert, layer by layer.',
-            kind='chart'),
-        dict(
-            file='joint/pictures/information.png',
-            caption='Mutual information I(T;E) of tasks and experts while '
-            'the trunk learns.',
-            kind='chart')
-    ]

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from vim_mm.features.cache import unwrap
 from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.multitask import MultiTaskModel
-from vim_mm.models.tasks import check_tasks, holders, idle, select_task
+from vim_mm.models.task_names import check_tasks
+from vim_mm.models.tasks import holders, idle, select_task
 
 
 def first_neck(model: BaseModel) -> Optional[nn.Module]:

@@ -10,16 +10,16 @@ parameters.
 """
 
 from abc import ABCMeta, abstractmethod
-from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
-                    Tuple)
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.model import ModuleDict, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vim_mm.utils.arguments import check_by_task, check_is_list, check_number
+from vim_mm.utils.arguments import check_is_list
+from .task_names import check_tasks
 
 
 class TaskHolder(metaclass=ABCMeta):
@@ -163,6 +163,30 @@ def idle(model: nn.Module) -> List[Tensor]:
     return [tensor for part in holders(model) for tensor in part.idle()]
 
 
+def idle_in_all(model: nn.Module, tasks: Iterable[str],
+                running: str) -> List[Tensor]:
+    """What none of some tasks runs.
+
+    Args:
+        model (nn.Module): The model.
+        tasks (Iterable[str]): The tasks, one at least.
+        running (str): The task that runs, now and afterwards.
+    """
+    last, left = running, None
+    for task in tasks:
+        if task != last:
+            select_task(model, task)
+            last = task
+        found = {id(param): param for param in idle(model)}
+        left = found if left is None else {
+            key: param
+            for key, param in left.items() if key in found
+        }
+    if last != running:
+        select_task(model, running)
+    return list(left.values())
+
+
 def let_learn(params: Iterable[nn.Parameter], learns: bool) -> None:
     """Let parameters require gradients, or not.
 
@@ -173,100 +197,6 @@ def let_learn(params: Iterable[nn.Parameter], learns: bool) -> None:
         param.requires_grad_(learns)
         if not learns:
             param.grad = None
-
-
-# ----------------------------------------------------------------- checks
-
-
-def check_tasks(tasks: Sequence[str], known: Sequence[str], who: str) -> None:
-    """Refuse names of no task.
-
-    Args:
-        tasks (Sequence[str]): The names.
-        known (Sequence[str]): Those that there are.
-        who (str): What knows them.
-
-    Raises:
-        ValueError: If one is not known, or a single name is given.
-    """
-    check_is_list(tasks, 'tasks')
-    for task in tasks:
-        if task not in known:
-            known = list(dict.fromkeys(known))
-            raise ValueError(f"There is no task '{task}'; {who} knows "
-                             f'{known}.')
-
-
-def check_task_name(task: str) -> None:
-    """Refuse a name that no task can have.
-
-    Raises:
-        ValueError: If it is no string, empty, has dots or is a method's.
-    """
-    # parameters are kept under task names, beside their dict's methods
-    if not isinstance(task, str) or not task or '.' in task or any(
-            hasattr(d(), task) for d in (nn.ParameterDict, ModuleDict)):
-        raise ValueError(f"'{task}' cannot name a task; use a name "
-                         'without dots that is no torch method name.')
-
-
-def check_task_names(tasks: Sequence[str], what: str) -> None:
-    """Refuse names that tasks cannot have, or that two have.
-
-    Args:
-        tasks (Sequence[str]): The names.
-        what (str): Where they stand, for messages.
-
-    Raises:
-        ValueError: If it is no list of names, or one does not fit.
-    """
-    check_is_list(tasks, what)
-    seen = set()
-    for task in tasks:
-        check_task_name(task)
-        if task in seen:
-            raise ValueError(f"`{what}` names '{task}' twice; give each task "
-                             'a name of its own.')
-        seen.add(task)
-
-
-def check_weights(weights: Optional[Mapping[str, float]],
-                  tasks: Sequence[str], what: str) -> Dict[str, float]:
-    """One number for each task, 1 if none are given.
-
-    Args:
-        weights (Mapping[str, float], optional): The numbers.
-        tasks (Sequence[str]): The tasks.
-        what (str): Where they stand, for messages.
-
-    Raises:
-        ValueError: If a task is unknown or missing, or a number is negative.
-    """
-    if weights is None:
-        return dict.fromkeys(tasks, 1.)
-    check_by_task(weights, what)
-    check_same_tasks(weights, tasks, what)
-    for task, weight in weights.items():
-        check_number(weight, f'{what}.{task}')
-    return {task: float(weights[task]) for task in tasks}
-
-
-def check_same_tasks(given: Iterable[str], tasks: Sequence[str],
-                     what: str) -> None:
-    """Refuse what names other tasks than the model has, or not all.
-
-    Raises:
-        ValueError: If one is not known, or missing.
-    """
-    given = list(given)
-    for name in given:
-        if name not in tasks:
-            raise ValueError(f"`{what}` names '{name}', but the tasks of the "
-                             f'model are {list(tasks)}.')
-    for name in tasks:
-        if name not in given:
-            raise ValueError(f"`{what}` lacks the task '{name}' of the "
-                             f'model; it names {given}.')
 
 
 # --------------------------------------------------------- idle parameters

@@ -53,6 +53,8 @@ def save_module(backbone: nn.Module,
         card_fields.pop('trunk', {}),
         type=type(backbone.trunk).__name__,
         fingerprint=trunk_fingerprint(backbone.trunk, slots))
+    if backbone.selection:
+        trunk.update(selection=backbone.selection)
     card = ModuleCard(
         name=save_as or name,
         kind=str(adapter.get('type')).split('.')[-1],

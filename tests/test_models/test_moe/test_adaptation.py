@@ -172,12 +172,27 @@ def lists(key: str, value: list) -> Callable:
     return change
 
 
+@pytest.mark.parametrize('what', ['routers', 'all_of_it'])
+def test_other_gates_are_another_trunk(what: str, file: str,
+                                       tmp_path: Path) -> None:
+    zoo = str(tmp_path / 'zoo')
+    save_adaptation(adapted(file, **ADAPTED[what]), load_moe(file), 'a', zoo)
+    base = load_moe(file, k=1)
+    load_adaptation(base, zoo, 'a')  # `k` is the adaptation's own
+    for layer in moe_layers(base := load_moe(file)).values():
+        layer.gate_scale = 1.
+    before = outputs(base)
+    with pytest.raises(ZooError, match='gate_scale 4.0 of its experts'):
+        load_adaptation(base, zoo, 'a')
+    assert torch.equal(outputs(base), before)
+
+
 @pytest.mark.parametrize('change, words', [
     (lists('source', [0, 99]), 'cannot be used'),
     (lists('source', [0, 1, 2]), 'its router chooses from other'),
     (lists('source', [0, -1]), 'cannot be used'),
-    (lists('router.columns', [5, 99]), 'no such columns'),
-    (lists('router.columns', [5, -1]), 'no such columns'),
+    (lists('router.columns', [5, 99]), 'columns that its router has not'),
+    (lists('router.columns', [5, -1]), 'columns that its router has not'),
 ])
 def test_foreign_lists(change: Callable, words: str, file: str,
                        tmp_path: Path) -> None:

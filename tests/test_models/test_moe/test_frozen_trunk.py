@@ -2,6 +2,7 @@
 """A trunk with experts is an ordinary backbone: frozen, with modules."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict
 
@@ -23,7 +24,7 @@ from vim_mm.models.backbones import match_slots
 from vim_mm.models.moe import save_moe
 from vim_mm.models.tasks import learn_tasks, select_task
 from vim_mm.registry import MODELS
-from vim_mm.zoo import ZooError, save_module
+from vim_mm.zoo import Zoo, ZooError, save_module, trunk_fingerprint
 
 TASKS = ['cls', 'det', 'seg']
 
@@ -133,6 +134,69 @@ def test_a_zoo_knows_the_experts(kind: str, tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(ZooError, match='fingerprint|other trunk|another'):
         MODELS.build(dict(type='vim_mm.ViMBackbone', trunk=trunk, **cfg))
+
+
+SELECTIONS = [(dict(task='seg'), "task 'cls' of its experts.* is 'seg'"),
+              (dict(k=1, slices=2), 'k 2 of its experts.* it is 1'),
+              (dict(gate_scale=1.), r'gate_scale 2\.0 of its .* is 1\.0')]
+
+
+@pytest.mark.parametrize('other, words', SELECTIONS)
+def test_another_selection_is_another_trunk(other: dict, words: str,
+                                            tmp_path: Path) -> None:
+    zoo, backbone = str(tmp_path / 'zoo'), backbone_of()
+    add_modules(backbone, 'a', 'b')
+    card = save_module(backbone, 'a', zoo)
+    assert card.trunk['selection'] == dict(task='cls', k=2, gate_scale=2.)
+    cfg = dict(zoo=zoo, modules=['a'])
+    build_backbone(backbone.trunk, **cfg)
+    twin = backbone_of(experts=other)
+    twin.trunk.load_state_dict(backbone.trunk.state_dict())
+    with pytest.raises(ZooError, match=words) as error:
+        build_backbone(twin.trunk, **cfg)
+    assert '\n' not in str(error.value)
+    # checkpoints of a run, too
+    ours, theirs = (build_backbone(each.trunk, new_module='new')
+                    for each in (backbone, twin))
+    ours.load_state_dict(ours.state_dict())
+    with pytest.raises(ValueError, match=r'or select its experts as then \('):
+        theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize('other, _', SELECTIONS)
+def test_files_that_say_nothing_of_selections(other: dict, _: str,
+                                              tmp_path: Path) -> None:
+    """Those of before are read as ever."""
+    zoo, backbone = Zoo(tmp_path / 'zoo'), backbone_of()
+    add_modules(backbone, 'a')
+    card = save_module(backbone, 'a', zoo)
+    trunk = {k: v for k, v in card.trunk.items() if k != 'selection'}
+    _, tensors = zoo.load('a')
+    zoo.save(replace(card, trunk=trunk), tensors, overwrite=True)
+    twin = backbone_of(experts=other)
+    twin.trunk.load_state_dict(backbone.trunk.state_dict())
+    new = build_backbone(
+        twin.trunk, zoo=str(zoo.root), modules=['a'], new_module='new')
+    state = new.state_dict()
+    digest = trunk_fingerprint(new.trunk, new.own_slots())
+    old = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+    assert not torch.equal(state['trunk_fingerprint'], old)
+    state['trunk_fingerprint'] = old
+    new.load_state_dict(state)
+
+
+def test_tasks_of_the_fusion_choose_the_router(tmp_path: Path) -> None:
+    zoo, backbone = str(tmp_path), backbone_of(experts=dict(task='seg'))
+    add_modules(backbone, 'a', 'b')
+    save_module(backbone, 'a', zoo)
+    cfg = dict(trunk=deepcopy(backbone.trunk), zoo=zoo, modules=['a'])
+    select_task(cfg['trunk'], 'cls')
+    fused = build_backbone(
+        **cfg, fusion=dict(type='EnsMoE', tasks=['cls', 'seg']))
+    # any of them may be meant
+    assert fused.selection == dict(k=2, gate_scale=2.)
+    with pytest.raises(ZooError, match="task 'seg' of its experts"):
+        build_backbone(**cfg, fusion=dict(type='EnsMoE', tasks=['cls', 'x']))
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -2,7 +2,7 @@
 """Every expert is in an exported graph, whatever the example visits."""
 
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 import numpy as np
 import onnx
@@ -21,7 +21,9 @@ DIMS, TOKENS = 32, 20
 WAYS = ['auto', 'loop', 'grouped', 'dense']
 
 
-def layer(dispatch: str = 'auto', kept: int = 6) -> MoEMlp:
+def layer(dispatch: str = 'auto',
+          kept: int = 6,
+          like: Optional[str] = None) -> MoEMlp:
     """A layer with a router narrower than its experts, if it is pruned."""
     torch.manual_seed(0)
     moe = MoEMlp(DIMS, 16, 6, 1, ['a', 'b'], dispatch=dispatch).eval()
@@ -29,7 +31,9 @@ def layer(dispatch: str = 'auto', kept: int = 6) -> MoEMlp:
         nn.init.normal_(param, std=.3)
     if kept < 6:
         moe.keep(range(6 - kept, 6))
-    moe.add_task('late', num_experts=2)
+    moe.add_task('late', num_experts=2, like=like)
+    for part in moe.routers['late'].added:
+        nn.init.normal_(part.weight, std=.3)
     moe.experts.split([0])
     select_task(moe, 'late')
     return moe
@@ -65,10 +69,12 @@ def has_every_expert(path: str, model: nn.Module) -> bool:
         if isinstance(group, ExpertGroup) for param in group.parameters())
 
 
-@pytest.mark.parametrize('dispatch', WAYS)
+@pytest.mark.parametrize('dispatch, like', [(way, None) for way in WAYS] +
+                         [('auto', 'b')])
 @torch.no_grad()
-def test_torch_export(dispatch: str, tmp_path: Path) -> None:
-    moe = layer(dispatch)
+def test_torch_export(dispatch: str, like: Optional[str],
+                      tmp_path: Path) -> None:
+    moe = layer(dispatch, like=like)
     example = tokens_for(moe)[0]
     tokens = torch.export.Dim('tokens', min=2, max=4096)
     program = torch.export.export(
@@ -83,20 +89,26 @@ def test_torch_export(dispatch: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), moe(x))
 
 
-@pytest.mark.parametrize('dispatch', WAYS)
+@pytest.mark.parametrize('dispatch, like', [(way, None) for way in WAYS] +
+                         [('auto', 'b')])
 @torch.no_grad()
-def test_trace(dispatch: str) -> None:
-    moe = layer(dispatch)
-    check(torch.jit.trace(moe, (tokens_for(moe)[0], )), moe)
+def test_trace(dispatch: str, like: Optional[str]) -> None:
+    moe = layer(dispatch, like=like)
+    traced = torch.jit.trace(moe, (tokens_for(moe)[0], ))
+    check(traced, moe)
+    x = torch.randn(2, 2 * TOKENS, DIMS)
+    torch.testing.assert_close(traced(x), moe(x))
 
 
+@pytest.mark.parametrize('like', [None, 'b'])
 @pytest.mark.parametrize('kept', [6, 3])
 @pytest.mark.parametrize('dynamo', [False, True])
 @torch.no_grad()
-def test_onnx(dynamo: bool, kept: int, tmp_path: Path) -> None:
+def test_onnx(dynamo: bool, kept: int, like: Optional[str],
+              tmp_path: Path) -> None:
     if dynamo:
         pytest.importorskip('onnxscript')
-    moe = layer('grouped', kept)
+    moe = layer('grouped', kept, like)
     path = str(tmp_path / 'moe.onnx')
     torch.onnx.export(
         moe, (tokens_for(moe)[0], ), path, input_names=['x'], dynamo=dynamo)

@@ -49,6 +49,8 @@ SURGERY = dict(
     pruned=prune,
     split=split,
     extended=lambda trunk: add_task(trunk, 'new', 3),
+    copied=lambda trunk: (add_task(trunk, 'new', 3, like='seg'),
+                          add_task(trunk, 'newer', 9, like='new')),
     much=lambda trunk: (set_k(trunk, 1), prune(trunk),
                         add_task(trunk, 'new', 2, like='seg'), split(trunk)))
 

@@ -76,6 +76,61 @@ def test_k_fits_all_layers_or_none() -> None:
     assert first.k == last.k == 2
 
 
+@pytest.mark.parametrize('k, expected', [
+    ({
+        r'layers\.1\..*': 1
+    }, [1, 2]),
+    ({
+        r'layers\.1\..*': 1,
+        '.*': 3
+    }, [1, 3]),
+    ({
+        '.*': 4
+    }, [4, 4]),
+])
+def test_k_of_each_layer(k: dict, expected: List[int]) -> None:
+    trunk = build_moe()
+    set_k(trunk, k)
+    layers = list(moe_layers(trunk).values())
+    assert [layer.k for layer in layers] == expected
+    with torch.no_grad():
+        trunk(images())
+    # pruning keeps the k most used of each
+    usage = {name: dict(seg=torch.arange(8)) for name in moe_layers(trunk)}
+    extract(trunk, ['seg'], usage, threshold=1000)
+    assert [len(layer.experts) for layer in layers] == expected
+
+
+@pytest.mark.parametrize('k, words', [
+    ({
+        r'stages\..*': 1
+    }, "'stages.* in `k` matches no layer of experts.*layers.1.ffn"),
+    ({
+        '.*': 1,
+        r'layers\.1\..*': 2
+    }, 'that no pattern before it does'),
+    ({
+        '(': 1
+    }, 'is no regular expression'),
+    ({
+        2: 1
+    }, 'is no regular expression'),
+    ({
+        r'layers\.1\..*': 9
+    }, '`k` is 9, but there are 8'),
+    ({
+        r'layers\.1\..*': 1,
+        '.*': 0
+    }, '`k` is 0'),
+])
+def test_k_of_no_layer(k: dict, words: str) -> None:
+    trunk = build_moe()
+    with pytest.raises(ValueError, match=words) as error:
+        set_k(trunk, k)
+    assert '\n' not in str(error.value)
+    assert [layer.k for layer in moe_layers(trunk).values()] == [2, 2]
+
+
 def really_used(trunk: nn.Module, task: str) -> Dict[str, dict]:
     """How often each expert runs for the images of the tests."""
     found, handles = {}, []
@@ -297,32 +352,6 @@ def test_unprotected_tasks_forget() -> None:
     select_task(trunk, 'new')
     train(trunk)
     assert not torch.equal(outputs(trunk, 'cls'), before)
-
-
-@pytest.mark.parametrize('kept', [None, [1, 4, 6]])
-@pytest.mark.parametrize('router', ['linear', 'mlp'])
-def test_router_that_starts_as_another(router: str,
-                                       kept: Optional[list]) -> None:
-    trunk = build_moe(router=router)
-    layer = list(moe_layers(trunk).values())[0]
-    if kept is not None:
-        layer.keep(kept)
-    x = torch.randn(7, layer.dims)
-    old = layer.routers['seg']
-    known = old.num_experts
-    layer.add_task('new', 2, like='seg')
-    new = layer.routers['new']
-    p, q = old(x), new(x)
-    logits = new.net(x)
-    torch.testing.assert_close(logits[:, :old.width], old.net(x))
-    stored = new.stored(q)
-    assert stored.shape == (7, known + 2)
-    torch.testing.assert_close(stored[:, known:], stored[:, :2])
-    ratio = stored[:, :known] / old.stored(p)
-    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
-    # the new experts are the first two, as the rows say
-    w1 = layer.experts.weights(known + 2)[0]
-    torch.testing.assert_close(w1[known:], w1[:2])
 
 
 # ---------------------------------------------------------------- bad input

@@ -51,7 +51,7 @@ def predictions(model: MultiTaskModel, task: str) -> List[Tensor]:
     mode, last = model.training, model.task
     model.eval()
     select_task(model, task)
-    data = TaskPictures(task, noisy=False).batch()
+    data = TaskPictures(task[:3], noisy=False).batch()
     results = [sample.to_dict() for sample in model.test_step(data)]
     inputs = model.data_preprocessor(dict(data, task=task))['inputs']
     found = tree_leaves([results, model.backbone(inputs)])
@@ -122,6 +122,33 @@ def test_by_config_nothing_is_forgotten(optimizer: str,
     assert any('routing' in name for name in changed - then.keys())
 
 
+def test_by_config_a_task_starts_as_one_of_the_checkpoint() -> None:
+    """Though it was added before there were weights, and how often experts
+    run."""
+    old = old_model()
+    cfg = model_cfg(
+        *TASKS, new_tasks=dict(seg2=dict(num_experts=2, like='seg')))
+    cfg['tasks']['seg2'] = task_cfg('seg')
+    model = MODELS.build(cfg)
+    model.load_state_dict(old.state_dict(), strict=False)
+    found, expected = (
+        predictions(model, task)[-1] for task in ('seg2', 'seg'))
+    assert torch.equal(found, expected)
+    assert torch.equal(expected, predictions(old, 'seg')[-1])
+    usage = old.routing.usage()
+    layers = moe_layers(model.backbone)
+    for name, layer in layers.items():
+        most = usage[name]['seg'].argsort(descending=True)[:2].tolist()
+        slots = layer.routers['seg2'].slots
+        assert [slots[i].tolist() for i in most] == [[8, most[0]],
+                                                     [9, most[1]]]
+    # and as itself, once it has learned
+    fill(model, .2)
+    again = MODELS.build(cfg)
+    again.load_state_dict(model.state_dict())
+    assert equal(predictions(again, 'seg2'), predictions(model, 'seg2'))
+
+
 def test_resumed_run_stays_frozen(tmp_path: Path) -> None:
     old = old_model()
     before = {task: predictions(old, task) for task in TASKS}
@@ -162,6 +189,10 @@ def test_from_python(num: int, like: str) -> None:
     assert all(
         layer.routers['cls'].width == 8 and layer.routers['det'].width == 8 +
         num and len(layer.experts) == 8 + num for layer in layers)
+    if like is not None:
+        found, expected = (
+            predictions(model, task)[-1] for task in ('det', like))
+        assert torch.equal(found, expected)
     untrained = predictions(model, 'det')
     train(model, 'det')
     assert not equal(predictions(model, 'det'), untrained)

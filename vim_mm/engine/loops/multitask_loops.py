@@ -10,7 +10,8 @@ from mmengine.runner import (BaseLoop, IterBasedTrainLoop, Runner, TestLoop,
 from torch import nn
 
 from vim_mm.datasets import TaskLoader, TaskLoaders
-from vim_mm.models.tasks import check_weights, select_task
+from vim_mm.models.task_names import check_weights
+from vim_mm.models.tasks import select_task
 from vim_mm.registry import LOOPS
 from vim_mm.utils.seeds import STEP, seed_all
 from .optimizing import see_whole_tensors, spare_idle

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.multitask import MultiTaskModel
-from vim_mm.models.tasks import check_same_tasks
+from vim_mm.models.task_names import check_same_tasks
 from vim_mm.utils.arguments import check_by_task, check_is_config
 from vim_mm.utils.config import task_scopes, type_name
 

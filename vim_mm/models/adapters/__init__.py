@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from .bank import AdapterBank, adapter_class, build_adapter
+from .bank import AdapterBank
 from .base_adapter import BaseAdapter
 from .bottleneck import BottleneckAdapter
+from .building import adapter_class, build_adapter
 from .conv_pass import ConvPass
 from .group import Group, PackedGroup, ReadOut
 from .lora import LoRA

@@ -2,19 +2,16 @@
 import re
 from copy import deepcopy
 from typing import (Dict, Hashable, List, Mapping, MutableMapping, Optional,
-                    Sequence, Tuple, Type, Union)
+                    Sequence, Tuple)
 
 import torch
 from torch import Tensor, nn
 
-from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import (check_arguments, check_is_config,
-                                    refuse_init_cfg)
+from vim_mm.utils.arguments import refuse_init_cfg
 from .base_adapter import BaseAdapter, Grid
+from .building import Dims, build_adapter
 from .group import Group
 
-#: width of a slot, or the widths of its input and output
-Dims = Union[int, Sequence[int]]
 #: by group of modules, what its rungs hand from level to level
 States = MutableMapping[Hashable, Tuple[Tensor, Grid]]
 
@@ -27,51 +24,6 @@ def _key(slot: str) -> str:
 def _learns(part: nn.Module) -> bool:
     return torch.is_grad_enabled() and any(p.requires_grad
                                            for p in part.parameters())
-
-
-def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
-    """The class of one of our registered kinds, and nothing else.
-
-    The config may come from a stranger's card. A registry would also import
-    and call whatever a dotted ``type`` names, so only names of our own
-    adapters are let through.
-
-    Raises:
-        ValueError: If it is no config, or its type is no adapter.
-    """
-    check_is_config(cfg, 'adapter')
-    kind = str(cfg.get('type'))
-    MODELS.import_from_location()
-    cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
-    if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):
-        known = sorted({
-            value.__name__ for value in MODELS.module_dict.values()
-            if isinstance(value, type) and issubclass(value, BaseAdapter)
-        })
-        raise ValueError(f"'{kind}' is no kind of adapter; known are {known}.")
-    return cls
-
-
-def build_adapter(cfg: dict, dims: Dims) -> BaseAdapter:
-    """Build an adapter of one of our registered kinds.
-
-    Args:
-        cfg (dict): Config of the adapter, without ``dims``.
-        dims (int | Sequence[int]): Width of its slot, or the widths of the
-            slot's input and output where these differ.
-
-    Raises:
-        ValueError: If its type is no adapter, or does not take such a slot
-            or such settings.
-    """
-    cls, args = adapter_class(cfg), dict(cfg)
-    del args['type']
-    check_arguments(cls, args, inner=('dims', ))
-    if not isinstance(dims, int) and not cls.linear:
-        raise ValueError(
-            f'{cls.__name__} cannot sit beside a layer that maps {dims[0]} '
-            f'channels to {dims[1]}; narrow its `slots` pattern, or use LoRA.')
-    return cls(dims=dims, **args)
 
 
 class AdapterBank(nn.Module):

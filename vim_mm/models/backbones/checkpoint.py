@@ -1,6 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Checkpoints of a backbone leave its trunk out, and know which it was."""
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,22 +12,38 @@ from vim_mm.zoo import trunk_fingerprint
 from .trunk import is_meta
 
 if TYPE_CHECKING:
-    from .slotted_trunk import SlottedTrunk
+    from .planned_trunk import PlannedTrunk
 
 
-def fingerprint_tensor(backbone: 'SlottedTrunk') -> Tensor:
+def fingerprint_tensor(backbone: 'PlannedTrunk') -> Tensor:
     """The trunk's fingerprint as 32 bytes, zeros on the meta device.
 
     It is that of the backbone's own slot pattern, so that a module which
-    joins with slots of its own does not make the trunk look another one.
+    joins with slots of its own does not make the trunk look another one. Of a
+    trunk with experts it tells what is selected, too.
     """
     if is_meta(backbone.trunk):
         return torch.zeros(32, dtype=torch.uint8)
-    digest = trunk_fingerprint(backbone.trunk, backbone.own_slots())
-    return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+    digest = _digest(backbone)
+    if backbone.selection:
+        selected = json.dumps(backbone.selection, sort_keys=True)
+        digest = hashlib.sha256(digest + selected.encode()).digest()
+    return torch.tensor(list(digest), dtype=torch.uint8)
 
 
-def leave_trunk_out(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
+def _digest(backbone: 'PlannedTrunk') -> bytes:
+    return bytes.fromhex(
+        trunk_fingerprint(backbone.trunk, backbone.own_slots()))
+
+
+def _is_older(backbone: 'PlannedTrunk', stored: Tensor) -> bool:
+    """Whether it is of the same weights, from when selections did not count.
+    """
+    return bool(backbone.selection) and not is_meta(
+        backbone.trunk) and bytes(stored.tolist()) == _digest(backbone)
+
+
+def leave_trunk_out(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
                     _: dict) -> None:
     """State dict hook of a backbone."""
     if backbone.save_trunk:
@@ -35,7 +53,7 @@ def leave_trunk_out(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
             del state_dict[key]
 
 
-def keep_trunk(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
+def keep_trunk(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
                *_) -> None:
     """Hook before loading: without a trunk in the file, keep ours.
 
@@ -49,14 +67,19 @@ def keep_trunk(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
         return
     stored = state_dict.get(f'{prefix}trunk_fingerprint')
     own = backbone.trunk_fingerprint.cpu()
-    if stored is not None and not torch.equal(stored.cpu(), own):
+    if stored is not None and not torch.equal(stored.cpu(), own) \
+            and not _is_older(backbone, stored):
+        selected = ', '.join(f'{key} {value!r}'
+                             for key, value in backbone.selection.items())
+        selected = f', or select its experts as then (here: {selected})' \
+            if selected else ''
         raise ValueError(
             'This checkpoint was trained beside another trunk (its '
             f'fingerprint begins with {bytes(stored[:4].tolist()).hex()},'
             f' this {type(backbone.trunk).__name__} has '
             f'{bytes(own[:4].tolist()).hex()}); point '
             '`model.backbone.trunk.init_cfg.checkpoint` at the weights '
-            'it was trained with.')
+            f'it was trained with{selected}.')
     if kept:
         return
     # not through state_dict(): our own hook would leave the trunk out

@@ -1,13 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from argparse import Namespace
-from typing import Dict, List, Optional, Tuple, Union
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
+from vim_mm.utils.arguments import check_is_list
 from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
+from ..moe.selection import selection_of
+from ..tasks import holders
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
 from .probe import blank_outputs
@@ -41,6 +45,12 @@ class PlannedTrunk(PluggedTrunk):
         return Streams.of(names, [levels] * len(names))
 
     @property
+    def selection(self) -> dict:
+        """What of a trunk with experts runs, see :func:`selection_of`."""
+        tasks = [] if self.fusion is None else self.fusion.tasks
+        return selection_of(self.trunk, tasks)
+
+    @property
     def _gives_streams(self) -> bool:
         return (self._running.only is None and self.fusion is None
                 and len(self.bank.names) > 1)
@@ -67,6 +77,70 @@ class PlannedTrunk(PluggedTrunk):
                 self.read_levels(x) if levels is None else levels)
         finally:
             self._running.now = before
+
+    # ------------------------------------------------------------ contexts
+
+    @contextmanager
+    def only(self, *modules: str) -> Iterator[None]:
+        """Within this context just these modules run, each with weight one.
+
+        ``only()`` is the bare trunk.
+
+        Raises:
+            ValueError: If the bank holds no module of that name.
+        """
+        self._check_known(modules)
+        self._check_place(modules)
+        running = self._running
+        before, running.only = running.only, modules
+        try:
+            yield
+        finally:
+            running.only = before
+
+    @contextmanager
+    def for_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Within this context each image of a batch has a task of its own.
+
+        One pass serves all. Modules that only another image's task knows
+        weigh nothing for an image.
+
+        Args:
+            tasks (Sequence[str]): The tasks of the images of a batch, in
+                order.
+
+        Raises:
+            ValueError: If a task is unknown, or the fusion cannot do so.
+        """
+        if self.fusion is None:
+            raise ValueError('Images can have tasks of their own only with a '
+                             '`fusion` in the backbone to hold tasks.')
+        check_is_list(tasks, 'tasks')
+        MixedWeighing(self.fusion, tasks)
+        for part in holders(self.trunk):
+            others = {task for task in tasks if task in part.tasks}
+            if others - {part.task}:
+                raise ValueError(
+                    f'Images of the tasks {sorted(others)} cannot share a '
+                    'pass: the trunk has a router for each, and runs that of '
+                    f"'{part.task}'; run them one after the other.")
+        running = self._running
+        before, running.mixed = running.mixed, tuple(tasks)
+        try:
+            yield
+        finally:
+            running.mixed = before
+
+    def gates(self) -> Dict[str, Dict[str, float]]:
+        """The current task's gates: slot name to module name to weight."""
+        if self.fusion is None:
+            return {s: {n: 1. for n in self.bank.names} for s in self.slots}
+        return self.fusion.named_gates(self.task)
+
+    def _check_no_context(self) -> None:
+        if (self._running.only, self._running.mixed) != (None, None):
+            raise ValueError('Modules cannot go while `only` or `for_tasks` '
+                             'says what runs; leave that context first.')
 
     # --------------------------------------------------------------- plans
 

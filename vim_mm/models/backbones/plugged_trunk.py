@@ -4,6 +4,7 @@ from typing import Dict, List, Optional, Sequence
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.zoo import Zoo
 from ..adapters import AdapterBank, adapter_class
+from ..moe.selection import check_selection
 from .slots import match_slots
 from .slotted_trunk import SlottedTrunk
 
@@ -95,7 +96,8 @@ class PluggedTrunk(SlottedTrunk):
     def load_modules(self,
                      zoo: Optional[str],
                      modules: Sequence[str],
-                     trainable: bool = False) -> None:
+                     trainable: bool = False,
+                     tasks: Sequence[str] = ()) -> None:
         """Load modules from a zoo into the bank.
 
         Args:
@@ -103,10 +105,13 @@ class PluggedTrunk(SlottedTrunk):
             modules (Sequence[str]): Their names.
             trainable (bool): Whether they learn in the slots that an output
                 of the trunk depends on. Defaults to False.
+            tasks (Sequence[str]): Tasks that will choose a router of the
+                trunk, beside the one that is selected. Defaults to none.
 
         Raises:
             ValueError: If modules are named without a zoo.
-            ZooError: If a module is unknown, damaged or of another trunk.
+            ZooError: If a module is unknown, damaged or of another trunk, or
+                was trained with other routers of it.
         """
         if modules and zoo is None:
             raise ValueError(f'The modules {list(modules)} are to be loaded, '
@@ -119,6 +124,7 @@ class PluggedTrunk(SlottedTrunk):
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}
             Zoo(zoo).check_trunk(card, self.trunk, widths)
+            check_selection(card, self.trunk, tasks)
             self.bank.add(name, card.adapter,
                           {slot: card.dims[slot] for slot in card.slots},
                           tensors, trainable)

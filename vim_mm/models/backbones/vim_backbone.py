@@ -1,6 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
+from typing import Iterable, Optional, Sequence, Tuple, Union
 
 from mmengine.device import get_device
 from torch import Tensor, nn
@@ -9,13 +8,11 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
 from ..fusion import FusionHolder, build_fusion
-from ..tasks import holders
 from .compiling import compile_options
 from .folding import fold, gates_to_fold
 from .planned_trunk import PlannedTrunk
 from .plugged_trunk import DEFAULT_ADAPTER
 from .status import Status, status_of
-from .weighing import MixedWeighing
 
 
 @MODELS.register_module()
@@ -97,7 +94,8 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         adapter = adapter or DEFAULT_ADAPTER
         check_is_config(adapter, 'model.backbone.adapter')
         self._plan_slots(zoo, modules, adapter if new_module else None)
-        self.load_modules(zoo, modules, tune_modules)
+        self.load_modules(zoo, modules, tune_modules,
+                          (fusion or {}).get('tasks') or ())
         if new_module is not None:
             self.add(new_module, adapter)
             self.new_module = new_module
@@ -169,11 +167,6 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         """
         return status_of(self)
 
-    def _check_no_context(self) -> None:
-        if (self._running.only, self._running.mixed) != (None, None):
-            raise ValueError('Modules cannot go while `only` or `for_tasks` '
-                             'says what runs; leave that context first.')
-
     # --------------------------------------------------------------- tasks
 
     def set_fusion(self, fusion: dict) -> None:
@@ -244,63 +237,6 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         self._check_known(names)
         self._check_place(names)
         self.fusion.add_task(task, self._occupied(names))
-
-    @contextmanager
-    def only(self, *modules: str) -> Iterator[None]:
-        """Within this context just these modules run, each with weight one.
-
-        ``only()`` is the bare trunk.
-
-        Raises:
-            ValueError: If the bank holds no module of that name.
-        """
-        self._check_known(modules)
-        self._check_place(modules)
-        running = self._running
-        before, running.only = running.only, modules
-        try:
-            yield
-        finally:
-            running.only = before
-
-    @contextmanager
-    def for_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
-        """Within this context each image of a batch has a task of its own.
-
-        One pass serves all. Modules that only another image's task knows
-        weigh nothing for an image.
-
-        Args:
-            tasks (Sequence[str]): The tasks of the images of a batch, in
-                order.
-
-        Raises:
-            ValueError: If a task is unknown, or the fusion cannot do so.
-        """
-        if self.fusion is None:
-            raise ValueError('Images can have tasks of their own only with a '
-                             '`fusion` in the backbone to hold tasks.')
-        check_is_list(tasks, 'tasks')
-        MixedWeighing(self.fusion, tasks)
-        for part in holders(self.trunk):
-            others = {task for task in tasks if task in part.tasks}
-            if others - {part.task}:
-                raise ValueError(
-                    f'Images of the tasks {sorted(others)} cannot share a '
-                    'pass: the trunk has a router for each, and runs that of '
-                    f"'{part.task}'; run them one after the other.")
-        running = self._running
-        before, running.mixed = running.mixed, tuple(tasks)
-        try:
-            yield
-        finally:
-            running.mixed = before
-
-    def gates(self) -> Dict[str, Dict[str, float]]:
-        """The current task's gates: slot name to module name to weight."""
-        if self.fusion is None:
-            return {s: {n: 1. for n in self.bank.names} for s in self.slots}
-        return self.fusion.named_gates(self.task)
 
     # ------------------------------------------------------------- forward
 

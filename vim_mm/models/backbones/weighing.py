@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fusion import BaseFusion
-from ..tasks import check_tasks
+from ..task_names import check_tasks
 
 
 class TaskWeighing:

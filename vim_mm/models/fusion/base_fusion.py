@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_arguments, check_is_config,
                                     check_is_list)
-from ..tasks import check_task_name, check_tasks
+from ..task_names import check_task_name, check_tasks
 
 Tasks = Union[Sequence[str], Mapping[str, Sequence[str]]]
 #: by module, the slots it occupies and the width of what each of them reads

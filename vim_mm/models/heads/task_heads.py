@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config, check_is_list
-from ..tasks import TaskHolder, check_task_name, check_tasks
+from ..task_names import check_task_name, check_tasks
+from ..tasks import TaskHolder
 
 
 @MODELS.register_module()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, trunk_fingerprint
 from .experts import Experts
 from .moe_layer import MoELayer, moe_layers
-from .structure import structure_in
+from .selection import check_selection, selection_of
+from .structure import check_columns, structure_in
 from .surgery import experts_of
 
 KIND = 'MoEAdaptation'
@@ -59,7 +60,9 @@ def save_adaptation(adapted: nn.Module,
     whole = dict(
         card_fields.pop('trunk', {}),
         type=type(base).__name__,
-        fingerprint=trunk_fingerprint(base, list(layers)))
+        fingerprint=trunk_fingerprint(base, list(layers)),
+        # it has a router and `k` of its own
+        selection=dict(gate_scale=selection_of(base)['gate_scale']))
     card = ModuleCard(
         name=name,
         kind=KIND,
@@ -101,6 +104,7 @@ def load_adaptation(trunk: nn.Module, zoo: str, name: str) -> str:
             'load it with ViMBackbone (`modules=[…]`).')
     widths = {key: layer.dims for key, layer in layers.items()}
     Zoo(zoo).check_trunk(card, trunk, widths)
+    check_selection(card, trunk)
     task, k = card.adapter.get('task'), card.adapter.get('k')
     if trunk_fingerprint(trunk, _WHOLE) != card.adapter.get('whole_trunk'):
         raise ZooError(
@@ -211,9 +215,7 @@ def _state(layer: MoELayer, task: str, parts: Dict[str, Tensor],
         shape = structure_in(shapes).routers[task]
         if shape.kept != len(source):
             raise ValueError('its router chooses from other experts')
-        columns = state.get(f'routers.{task}.columns')
-        if not 0 <= int(columns.min()) <= int(columns.max()) < shape.width:
-            raise ValueError('its router has no such columns')
+        check_columns(structure_in(shapes), state)
         if shape.kept == shape.width:
             del state[f'routers.{task}.columns']
     except (IndexError, KeyError, RuntimeError, ValueError) as error:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vim_mm.utils.arguments import check_is_config, check_is_list
-from ..tasks import check_tasks, let_learn
+from ..task_names import check_tasks
+from ..tasks import let_learn
 from .moe_layer import MoELayer, moe_layers
 from .surgery import Usage, experts_of, usage_of
 

@@ -21,7 +21,7 @@ def load_moe(checkpoint: str,
              like: Optional[str] = None,
              train: Union[str, Sequence[str]] = 'all',
              experts: Optional[Mapping] = None,
-             k: Optional[int] = None,
+             k: Optional[surgery.K] = None,
              threshold: Optional[float] = None,
              zoo: Optional[str] = None,
              module: Optional[str] = None) -> nn.Module:
@@ -42,7 +42,8 @@ def load_moe(checkpoint: str,
         experts (Mapping, optional): Which experts learn, see :func:`freeze`.
             With ``select='new'`` a new task gets ``num`` new ones in every
             layer, of which it alone knows.
-        k (int, optional): Experts per token; as in the file when None.
+        k (int | Mapping[str, int], optional): Experts per token, see
+            :func:`set_k`; as in the file when None.
         threshold (float, optional): Keep only what ``task``, or ``like``,
             uses, see :func:`extract`. Defaults to None, everything.
         zoo (str, optional): Directory of a zoo.
@@ -105,7 +106,7 @@ def adapt(trunk: nn.Module,
           like: Optional[str] = None,
           train: Union[str, Sequence[str]] = 'all',
           experts: Optional[Mapping] = None,
-          k: Optional[int] = None,
+          k: Optional[surgery.K] = None,
           threshold: Optional[float] = None) -> None:
     """Adapt a trunk to a task, in place; see :func:`load_moe`.
 
@@ -145,7 +146,8 @@ def adapt(trunk: nn.Module,
             f"Task '{task}' is new to a trunk that knows {known}: its routers "
             f'start {start}.',
             logger='current')
-        surgery.add_task(trunk, task, experts['num'] if adds else 0, like)
+        surgery.add_task(trunk, task, experts['num'] if adds else 0, like,
+                         usage)
         usage = _inherited(usage, like, task)
     if task is not None:
         select_task(trunk, task)

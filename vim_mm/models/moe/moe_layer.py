@@ -1,14 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from itertools import chain
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import (Dict, Iterable, List, Mapping, Optional, Sequence, Tuple,
+                    Union)
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_number, check_width
-from ..tasks import (TaskHolder, check_task_name, check_task_names,
-                     check_tasks, let_learn)
+from ..task_names import check_task_name, check_task_names, check_tasks
+from ..tasks import TaskHolder, let_learn
 from .experts import Experts
+from .growing import Start, start, start_again
 from .routers import Router
 from .structure import Structure, fit_state, structure_in
 
@@ -59,6 +61,8 @@ class MoELayer(TaskHolder, BaseModule):
         self.routers = nn.ModuleDict(
             {task: Router(dims, num_experts, router)
              for task in tasks})
+        # of the tasks that came later, and start as others
+        self.starts: Dict[str, Start] = {}
         self.set_k(k)
         self.gate_scale = num_experts / k if gate_scale == 'auto' \
             else gate_scale
@@ -68,6 +72,11 @@ class MoELayer(TaskHolder, BaseModule):
         self.routers_learn = True  # unless frozen, whatever task learns
 
     # -------------------------------------------------------------- tasks
+
+    @property
+    def num_first(self) -> int:
+        """How many experts there were before tasks came that brought some."""
+        return next(iter(self.routers.values())).num_experts
 
     @property
     def tasks(self) -> List[str]:
@@ -115,7 +124,8 @@ class MoELayer(TaskHolder, BaseModule):
     def add_task(self,
                  task: str,
                  num_experts: int = 0,
-                 like: Optional[str] = None) -> None:
+                 like: Optional[str] = None,
+                 usage: Optional[Mapping[str, Tensor]] = None) -> None:
         """A new router, which learns, and experts that earlier tasks ignore.
 
         The outputs of the other tasks stay the same, bit for bit.
@@ -123,9 +133,12 @@ class MoELayer(TaskHolder, BaseModule):
         Args:
             task (str): Its name.
             num_experts (int): How many new experts. Defaults to 0.
-            like (str, optional): The task whose router it starts as a copy
-                of; new experts then start as copies of its first ones. All
-                start afresh when None.
+            like (str, optional): The task that it starts as, whose outputs
+                it gives, bit for bit, until it is trained; new experts then
+                start as copies of its. All start afresh when None.
+            usage (Mapping[str, Tensor], optional): How often each task has
+                run each expert; the most used ones of ``like`` are copied.
+                The first ones when None.
 
         Raises:
             ValueError: If there is such a task, or the name fits none.
@@ -136,16 +149,12 @@ class MoELayer(TaskHolder, BaseModule):
                              'another name.')
         if like is not None:
             check_tasks([like], self.tasks, type(self).__name__)
-        if num_experts:
-            known = len(self.experts) if like is None \
-                else self.routers[like].num_experts
-            copied = [i % known for i in range(num_experts)]
-            self.experts.add(num_experts, None if like is None else copied)
-        width = len(self.experts)
-        old = self.router
-        router = Router(self.dims, width, old.kind) if like is None \
-            else self.routers[like].like(width)
-        router.to(next(old.parameters())).train(self.training)
+        first = next(self.router.parameters())
+        router, begin = start(self.experts, self.routers, num_experts, like,
+                              usage)
+        router.to(first).train(self.training)
+        if begin is not None:
+            self.starts[task] = begin
         self.routers[task] = router
         self.learning = [*self.learning, task]
 
@@ -158,6 +167,7 @@ class MoELayer(TaskHolder, BaseModule):
         check_tasks(tasks, self.tasks, type(self).__name__)
         for task in set(self.tasks) - set(tasks):
             del self.routers[task]
+            self.starts.pop(task, None)
         self.learning = [task for task in self.learning if task in tasks]
         self.select_task(None)
 
@@ -184,6 +194,8 @@ class MoELayer(TaskHolder, BaseModule):
                     f'only {len(left)} would be left; keep more, or lower k.')
         for task, left in kept.items():
             self.routers[task].keep(left)
+        if len(index) < len(self.experts):
+            self.starts.clear()  # of experts that have moved
         self.experts.keep(index)
 
     @property
@@ -213,11 +225,10 @@ class MoELayer(TaskHolder, BaseModule):
                     ' are stored; write the file again.')
         first = next(self.parameters())
         self.experts.resize(structure.groups)
-        shapes = {task: structure.routers[task] for task in tasks}
+        self.starts.clear()
         self.routers = nn.ModuleDict({
-            task: Router(self.dims, shape.width, shape.kind,
-                         None if shape.kept is None else range(shape.kept))
-            for task, shape in shapes.items()
+            task: Router.shaped(self.dims, structure.routers[task])
+            for task in tasks
         })
         self.routers.to(first).train(self.training)
         self.learning = self.tasks
@@ -225,7 +236,11 @@ class MoELayer(TaskHolder, BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str,
                               *args) -> None:
-        fit_state(self.structure, state_dict, prefix)
+        for task, router in self.routers.items():
+            router.deepen(state_dict.get(f'{prefix}routers.{task}.slots'))
+        own = self.structure
+        fit_state(own, state_dict, prefix)
+        start_again(self.starts, self.routers, own.groups, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def used_by(self, tasks: Iterable[str]) -> List[nn.Module]:
@@ -241,7 +256,7 @@ class MoELayer(TaskHolder, BaseModule):
         Raises:
             ValueError: If a router has fewer to choose from.
         """
-        fewest = min(router.num_experts for router in self.routers.values())
+        fewest = min(router.num_places for router in self.routers.values())
         if not isinstance(k, int) or not 1 <= k <= fewest:
             raise ValueError(f'`k` is {k!r}, but there are {fewest} experts '
                              'to choose from; give a whole number from 1 to '
@@ -265,7 +280,7 @@ class MoELayer(TaskHolder, BaseModule):
             tuple[Tensor, Tensor]: Gates and experts, (N, k) each.
         """
         router = self.routers[self.task if task is None else task]
-        gates, index = router.stored(p).topk(self.k, -1)
+        gates, index = router.choose(p, self.k)
         return gates * self.gate_scale, index
 
 

@@ -8,13 +8,17 @@ that a pruned or extended layer needs no description of its own.
 import re
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Dict, List, Mapping, MutableMapping, Optional, Sequence
+from typing import (Dict, List, Mapping, MutableMapping, Optional, Sequence,
+                    Tuple)
 
 import torch
 from torch import Tensor
 
 _EXPERTS = re.compile(r'(experts\.groups)\.(\d+)\.(\w+)')
 _LAST = {'net.weight': 'linear', 'net.2.weight': 'mlp'}
+_ADDED = re.compile(r'added\.(\d+)\.weight')
+#: what names columns of a router
+_LISTS = re.compile(r'routers\.([^.]+)\.(?:columns|slots|added\.\d+\.of)')
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,15 @@ class RouterShape:
         kind (str): See :class:`Router`.
         width (int): How many experts it tells apart.
         kept (int, optional): How many of them are stored, if it was pruned.
+        added (tuple[int]): How many of them came after it, at a time.
+        slots (tuple[int], optional): Size of its list of places, for which
+            copies and their originals compete.
     """
     kind: str
     width: int
     kept: Optional[int] = None
+    added: Tuple[int, ...] = ()
+    slots: Optional[Tuple[int, int]] = None
 
     @property
     def num_experts(self) -> int:
@@ -36,7 +45,8 @@ class RouterShape:
         return self.width if self.kept is None else self.kept
 
     def __str__(self) -> str:
-        return f'{self.num_experts} of {self.width} experts'
+        added = f' ({sum(self.added)} of them added)' if self.added else ''
+        return f'{self.num_experts} of {self.width} experts{added}'
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ def structure_in(shapes: Mapping[str, Sequence[int]],
         ValueError: If they cannot be those of a layer of experts.
     """
     groups: Dict[int, int] = {}
-    kinds, widths, kept = {}, {}, {}
+    kinds, widths, kept, slots = {}, {}, {}, {}
+    added: Dict[str, Dict[int, int]] = {}
     for name, shape in shapes.items():
         if not name.startswith(prefix):
             continue
@@ -82,15 +93,44 @@ def structure_in(shapes: Mapping[str, Sequence[int]],
                 kinds[task], widths[task] = _LAST[name], shape[0]
             elif name == 'columns':
                 kept[task] = shape[0]
-    if sorted(groups) != list(range(len(groups))) or kept.keys() - widths:
+            elif name == 'slots':
+                slots[task] = tuple(shape)
+            elif _ADDED.fullmatch(name):
+                index = int(_ADDED.fullmatch(name)[1])
+                added.setdefault(task, {})[index] = shape[0]
+    lists = kept.keys() | slots.keys() | added.keys()
+    if sorted(groups) != list(range(len(groups))) or lists - widths.keys():
         raise ValueError(f"The tensors '{prefix}…' are not those of a layer "
                          'of experts; get the file again.')
-    return Structure(
-        groups=[groups[i] for i in range(len(groups))],
-        routers={
-            task: RouterShape(kinds[task], widths[task], kept.get(task))
-            for task in widths
-        })
+    routers = {}
+    for task, width in widths.items():
+        sizes = tuple(size for _, size in sorted(added.get(task, {}).items()))
+        routers[task] = RouterShape(kinds[task], width + sum(sizes),
+                                    kept.get(task), sizes, slots.get(task))
+    return Structure([groups[i] for i in range(len(groups))], routers)
+
+
+def check_columns(structure: Structure, state: Mapping[str, Tensor],
+                  prefix: str = '') -> None:
+    """Refuse a router's lists that name columns which it has not.
+
+    Args:
+        structure (Structure): Of the layer.
+        state (Mapping[str, Tensor]): Its tensors.
+        prefix (str): What their names begin with.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, value in state.items():
+        found = name.startswith(prefix) and _LISTS.fullmatch(
+            name[len(prefix):])
+        if not found or value.is_meta:
+            continue
+        width = structure.routers[found[1]].width
+        if not 0 <= int(value.min()) <= int(value.max()) < width:
+            raise ValueError(f"'{name}' names columns that its router has "
+                             'not: it is damaged.')
 
 
 def fit_state(own: Structure, state: MutableMapping[str, Tensor],
@@ -116,6 +156,7 @@ def fit_state(own: Structure, state: MutableMapping[str, Tensor],
     if not stored.groups:
         return
     _check(own, stored, prefix.rstrip('.'))
+    check_columns(stored, mine, prefix)
     if stored.groups == own.groups[:len(stored.groups)]:
         return
     whole: Dict[str, Dict[int, Tensor]] = {}

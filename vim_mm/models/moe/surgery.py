@@ -8,16 +8,23 @@ call them before an optimizer, a data-parallel wrapper and averaged copies are
 built.
 """
 
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+import re
+from dataclasses import replace
+from itertools import chain
+from typing import (Any, Dict, Iterable, List, Mapping, Optional, Sequence,
+                    Union)
 
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_arguments, check_number
-from ..tasks import check_tasks
+from ..task_names import check_tasks
+from .growing import missing
 from .moe_layer import MoELayer, moe_layers
 
 #: by layer and task, how often each expert that the task knows has run
 Usage = Mapping[str, Mapping[str, Tensor]]
+#: experts per token, of all layers or by patterns of layers' names
+K = Union[int, Mapping[str, int]]
 
 
 def experts_of(model: nn.Module) -> Dict[str, MoELayer]:
@@ -42,23 +49,51 @@ def tasks_of(model: nn.Module) -> List[str]:
             for task in layer.tasks))
 
 
-def set_k(model: nn.Module, k: int) -> None:
-    """Run ``k`` experts per token in every layer.
+def set_k(model: nn.Module, k: K) -> None:
+    """Run ``k`` experts per token from now on.
+
+    Args:
+        model (nn.Module): The model.
+        k (int | Mapping[str, int]): For every layer; or by patterns, of which
+            the first that matches the full name of a layer counts. Layers
+            that none matches keep theirs.
 
     Raises:
-        ValueError: If a layer has fewer; then nothing has changed.
+        ValueError: If a layer has fewer experts, or a pattern is of no use;
+            then nothing has changed.
     """
     layers = experts_of(model)
-    for layer in layers.values():
-        layer.check_k(k)
-    for layer in layers.values():
-        layer.set_k(k)
+    chosen = _k_by_layer(layers, k) if isinstance(k, Mapping) \
+        else dict.fromkeys(layers, k)
+    for name, each in chosen.items():
+        layers[name].check_k(each)
+    for name, each in chosen.items():
+        layers[name].set_k(each)
+
+
+def _k_by_layer(layers: Mapping[str, MoELayer],
+                patterns: Mapping[str, int]) -> Dict[str, int]:
+    chosen: Dict[str, int] = {}
+    for pattern, k in patterns.items():
+        try:
+            fits = re.compile(pattern).fullmatch
+        except (re.error, TypeError) as error:
+            raise ValueError(f'{pattern!r} in `k` is no regular expression: '
+                             f'{error}.') from error
+        found = [name for name in layers if fits(name)]
+        if not set(found) - chosen.keys():
+            raise ValueError(
+                f'{pattern!r} in `k` matches no layer of experts that no '
+                f'pattern before it does; they are {list(layers)}.')
+        chosen.update((name, k) for name in found if name not in chosen)
+    return chosen
 
 
 def add_task(model: nn.Module,
              task: str,
              num_experts: int = 0,
-             like: Optional[str] = None) -> None:
+             like: Optional[str] = None,
+             usage: Optional[Usage] = None) -> None:
     """Give every layer a router for one more task, which learns.
 
     The outputs of the other tasks stay the same, bit for bit, and stay so in
@@ -69,8 +104,11 @@ def add_task(model: nn.Module,
         task (str): Name of the new task.
         num_experts (int): Number of new experts in every layer, which only
             this task and later ones know. Defaults to 0.
-        like (str, optional): The task that it starts as; new experts then
-            start as copies. Everything new starts afresh when None.
+        like (str, optional): The task that it starts as, whose outputs it
+            gives, bit for bit, until it is trained; new experts then start as
+            copies. Everything new starts afresh when None.
+        usage (Usage, optional): How often experts have run; copies are made
+            of those that ``like`` uses most, or of the first ones when None.
 
     Raises:
         ValueError: If there is such a task, no task ``like``, or the number
@@ -79,25 +117,49 @@ def add_task(model: nn.Module,
     if not isinstance(num_experts, int) or num_experts < 0:
         raise ValueError(f'{num_experts!r} new experts are asked for; give 0 '
                          'or more.')
-    for layer in experts_of(model).values():
-        layer.add_task(task, num_experts, like)
+    for name, layer in experts_of(model).items():
+        layer.add_task(task, num_experts, like, (usage or {}).get(name))
 
 
-def grow(model: nn.Module, task: str, **experts: Any) -> None:
+def grow(model: nn.Module,
+         task: str,
+         usage: Optional[Usage] = None,
+         **experts: Any) -> None:
     """:func:`add_task`, or nothing if no part tells tasks apart.
 
     Args:
         model (nn.Module): A backbone; one without experts takes no
             ``**experts``.
         task (str): Name of the new task.
-        **experts: See :func:`add_task`.
+        usage, **experts: See :func:`add_task`.
 
     Raises:
         ValueError: See :func:`add_task`; or if it takes no such argument.
     """
-    check_arguments(add_task, experts, ('model', 'task'))
+    check_arguments(add_task, experts, ('model', 'task', 'usage'))
     if experts or moe_layers(model):
-        add_task(model, task, **experts)
+        add_task(model, task, usage=usage, **experts)
+
+
+def prefer_used(model: nn.Module, usage: Usage, state: Mapping[str, Tensor],
+                prefix: str) -> None:
+    """Let copies be those of the most used experts of a checkpoint.
+
+    For new tasks that it lacks, before it is loaded.
+
+    Args:
+        model (nn.Module): The model.
+        usage (Usage): How often the checkpoint's experts have run.
+        state (Mapping[str, Tensor]): Its tensors.
+        prefix (str): What names of the model's begin with there.
+    """
+    for name, layer in moe_layers(model).items():
+        for task in missing(layer.starts, state, f'{prefix}{name}.'):
+            begin = layer.starts[task]
+            originals = layer.routers[begin.like].originals(
+                len(begin.originals),
+                usage.get(name, {}).get(begin.like))
+            layer.starts[task] = replace(begin, originals=originals)
 
 
 # ---------------------------------------------------------------- pruning
@@ -139,8 +201,8 @@ def extract(model: nn.Module,
     for name, layer in layers.items():
         check_tasks(tasks, layer.tasks, f'`{name}`')
         # what no other task than the dropped ones knows goes, too
-        kept[name] = list(
-            range(max(layer.routers[t].num_experts for t in tasks)))
+        known = [layer.routers[task].known for task in tasks]
+        kept[name] = sorted(set(chain(*known)))
         if threshold is not None:
             found = usage_of(usage, name, layer, tasks)
             kept[name] = kept_experts(found, threshold, layer.k)

@@ -38,7 +38,7 @@ def slices_of(w1: Tensor, b1: Optional[Tensor], w2: Tensor,
     Raises:
         ValueError: If the experts cannot hold all hidden units.
     """
-    num, dims, hidden = len(layer.experts), layer.dims, layer.experts.hidden
+    num, dims, hidden = layer.num_first, layer.dims, layer.experts.hidden
     slices = w1.size(0) // hidden
     if (w1.size(1) != dims or w2.shape != w1.t().shape
             or w1.size(0) % hidden or slices > num):
@@ -152,17 +152,20 @@ class Upcycling:
             disturb(stacked, self.perturb, generator)
         slices = len(dense[0]) // layer.experts.hidden
         for router in layer.routers.values():
-            router.share([e // slices for e in range(router.width)])
-        for key, value in layer.state_dict().items():
-            if not key.startswith('experts.groups.'):
-                state.setdefault(first + key, value)
+            router.share(slices)
         start = 0
         for index, group in enumerate(layer.experts.groups):
             end = start + len(group)
-            for key, value in stacked.items():
-                state[f'{first}experts.groups.{index}.{key}'] = \
-                    value[start:end]
+            if end <= layer.num_first:
+                for key, value in stacked.items():
+                    state[f'{first}experts.groups.{index}.{key}'] = \
+                        value[start:end]
             start = end
+        # tasks that start as others do so when the layer is loaded
+        later = tuple(f'routers.{task}.' for task in layer.starts)
+        for key, value in layer.state_dict().items():
+            if not key.startswith(later):
+                state.setdefault(first + key, value)
 
 
 def start_from_dense(trunk: nn.Module,

@@ -2,6 +2,7 @@
 """The parts of a multi-task model, each built from its own config."""
 
 from copy import copy, deepcopy
+from functools import partial
 from typing import List, Optional
 
 from mmengine.model import BaseModel
@@ -11,7 +12,8 @@ from torch import nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import arguments_of, check_is_config
 from vim_mm.utils.config import class_of, type_name
-from ..tasks import check_task_name
+from ..task_names import check_task_name
+from ..tasks import holders
 from .mutual_information import MutualInformation
 
 
@@ -73,6 +75,32 @@ def build_task_model(name: str, cfg: dict, scope: Optional[str],
         model = MODELS.build(cfg)
     model._modules.pop('backbone')
     return model
+
+
+def with_backbone(model: BaseModel, backbone: nn.Module,
+                  task: str) -> BaseModel:
+    """A copy of a task's model that has the backbone as a part.
+
+    It holds the same tensors, and has the backbone run its task.
+
+    Args:
+        model (BaseModel): The model.
+        backbone (nn.Module): The backbone.
+        task (str): Name of the task.
+    """
+    model = copy(model)
+    model.__dict__.pop('backbone', None)
+    model._modules = {'backbone': backbone, **model._modules}
+    model._forward_pre_hooks = model._forward_pre_hooks.copy()
+    model.register_forward_pre_hook(partial(_select, task))
+    return model
+
+
+def _select(task: str, model: nn.Module, _: tuple) -> None:
+    """Hook of an ordinary model: its backbone runs its task."""
+    for part in holders(model.backbone):
+        if task in part.tasks:  # others serve all tasks alike
+            part.select_task(task)
 
 
 def build_routing(cfg: dict) -> MutualInformation:

@@ -1,7 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from contextlib import contextmanager, nullcontext
-from copy import copy
-from functools import partial
 from typing import (Any, Iterable, Iterator, List, Mapping, Optional, Sequence,
                     Set, Union)
 
@@ -15,11 +13,14 @@ from vim_mm.utils.arguments import (check_by_task, check_is_config,
                                     check_is_list)
 from vim_mm.utils.config import task_scopes
 from ..moe.freezing import protect
-from ..moe.surgery import grow
+from ..moe.statistics import saved_usage
+from ..moe.surgery import grow, prefer_used
 from ..recorder import tapping
-from ..tasks import (TaskHolder, check_tasks, check_weights, holders, idle,
-                     learn_tasks, let_learn, select_task)
-from .building import build_backbone, build_routing, build_task_model
+from ..task_names import check_tasks, check_weights
+from ..tasks import (TaskHolder, idle_in_all, learn_tasks, let_learn,
+                     select_task)
+from .building import (build_backbone, build_routing, build_task_model,
+                       with_backbone)
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -180,7 +181,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
         default = DefaultScope.get_current_instance()
         scopes = task_scopes({task: model}, default and default.scope_name)
         built = build_task_model(task, model, scopes[task], self.backbone)
-        grow(self.backbone, task, **experts)
+        usage = None if self.routing is None else self.routing.usage()
+        grow(self.backbone, task, usage, **experts)
         self._keep(task, built)
         self.scopes.update(scopes)
         self.loss_weights.update(weights)
@@ -189,6 +191,12 @@ class MultiTaskModel(TaskHolder, BaseModel):
         self.protects = True
         select_task(self, task)
         learn_tasks(self, [task])
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str,
+                              *args: Any) -> None:
+        prefer_used(self.backbone, saved_usage(state_dict), state_dict,
+                    f'{prefix}backbone.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def idle(self) -> Iterable[Tensor]:
         """See :meth:`TaskHolder.idle`; the other models' parameters."""
@@ -210,12 +218,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
             ValueError: If there is no such task.
         """
         check_tasks([task], self.tasks, 'the model')
-        model = copy(_inner(self.models[task]))
-        model.__dict__.pop('backbone', None)
-        model._modules = {'backbone': self.backbone, **model._modules}
-        model._forward_pre_hooks = model._forward_pre_hooks.copy()
-        model.register_forward_pre_hook(partial(_select, task))
-        return model
+        return with_backbone(_inner(self.models[task]), self.backbone, task)
 
     @contextmanager
     def in_scope(self, task: str) -> Iterator[None]:
@@ -231,18 +234,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
         """
         if not self._ran:
             return
-        last, left = self.task, None
-        for task in self._ran:
-            if task != self.task:
-                select_task(self, task)
-            found = {id(param): param for param in idle(self)}
-            left = found if left is None else {
-                key: param
-                for key, param in left.items() if key in found
-            }
-        if last != self.task:
-            select_task(self, last)
-        for param in left.values():
+        for param in idle_in_all(self, self._ran, self.task):
             param.grad = None
         self._ran.clear()
 
@@ -298,13 +290,6 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if isinstance(loss, Tensor):
             return loss * weight
         return [part * weight for part in loss]
-
-
-def _select(task: str, model: nn.Module, _: tuple) -> None:
-    """Hook of an ordinary model: its backbone runs its task."""
-    for part in holders(model.backbone):
-        if task in part.tasks:  # others serve all tasks alike
-            part.select_task(task)
 
 
 def _inner(model: nn.Module) -> BaseModel:

@@ -14,7 +14,8 @@ from vim_mm.utils.config import class_of, task_scopes, type_name
 from vim_mm.utils.join_tasks import PARTS
 from vim_mm.utils.kinds import KINDS
 from ..moe.surgery import grow
-from ..tasks import check_tasks, holders, select_task
+from ..task_names import check_tasks
+from ..tasks import holders, select_task
 
 #: Key of a task's config that says which part of a checkpoint it needs.
 LOAD_TASK = 'load_task'

@@ -3,7 +3,8 @@ from typing import Any, Mapping
 
 from torch import nn
 
-from ..tasks import TaskHolder, check_tasks
+from ..task_names import check_tasks
+from ..tasks import TaskHolder
 
 
 class TaskPreprocessor(nn.Module):

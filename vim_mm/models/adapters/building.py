@@ -1,0 +1,56 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Adapters from configs, which may be a stranger's."""
+
+from typing import Mapping, Sequence, Type, Union
+
+from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_arguments, check_is_config
+from .base_adapter import BaseAdapter
+
+#: width of a slot, or the widths of its input and output
+Dims = Union[int, Sequence[int]]
+
+
+def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
+    """The class of one of our registered kinds, and nothing else.
+
+    The config may come from a stranger's card. A registry would also import
+    and call whatever a dotted ``type`` names, so only names of our own
+    adapters are let through.
+
+    Raises:
+        ValueError: If it is no config, or its type is no adapter.
+    """
+    check_is_config(cfg, 'adapter')
+    kind = str(cfg.get('type'))
+    MODELS.import_from_location()
+    cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
+    if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):
+        known = sorted({
+            value.__name__ for value in MODELS.module_dict.values()
+            if isinstance(value, type) and issubclass(value, BaseAdapter)
+        })
+        raise ValueError(f"'{kind}' is no kind of adapter; known are {known}.")
+    return cls
+
+
+def build_adapter(cfg: dict, dims: Dims) -> BaseAdapter:
+    """Build an adapter of one of our registered kinds.
+
+    Args:
+        cfg (dict): Config of the adapter, without ``dims``.
+        dims (int | Sequence[int]): Width of its slot, or the widths of the
+            slot's input and output where these differ.
+
+    Raises:
+        ValueError: If its type is no adapter, or does not take such a slot
+            or such settings.
+    """
+    cls, args = adapter_class(cfg), dict(cfg)
+    del args['type']
+    check_arguments(cls, args, inner=('dims', ))
+    if not isinstance(dims, int) and not cls.linear:
+        raise ValueError(
+            f'{cls.__name__} cannot sit beside a layer that maps {dims[0]} '
+            f'channels to {dims[1]}; narrow its `slots` pattern, or use LoRA.')
+    return cls(dims=dims, **args)
