@@ -128,16 +128,21 @@ def as_map(features: Tensor, picture: Tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=None)
 def _grid(tokens: int, height: int, width: int) -> Tuple[int, int]:
-    """The largest grid of square patches that so many tokens hold."""
-    sizes = {(side(height, patch), side(width, patch))
-             for patch in range(1,
-                                max(height, width) + 1)
-             for side in (int.__floordiv__, lambda n, p: -(-n // p))}
-    fitting = [(h, w) for h, w in sizes if 0 < h * w <= tokens]
-    best = max(fitting, key=lambda size: (size[0] * size[1], size))
-    if tokens - best[0] * best[1] > MAX_EXTRA_TOKENS:
+    """The largest grid of square patches that so many tokens hold.
+
+    Those that fill the picture go before those that cut or pad it.
+    """
+    fitting = []
+    for patch in range(1, max(height, width) + 1):
+        whole = height % patch == width % patch == 0
+        for size in ((height // patch, width // patch),
+                     (-(-height // patch), -(-width // patch))):
+            extra = tokens - size[0] * size[1]
+            if 0 <= extra <= MAX_EXTRA_TOKENS and 0 not in size:
+                fitting.append((not whole, extra, size))
+    if not fitting:
         raise ValueError(
             f'{tokens} tokens are no grid over a picture of {height} x '
             f'{width} pixels; name a layer that gives a map, or as many '
             'tokens as the other network.')
-    return best
+    return min(fitting)[-1]
