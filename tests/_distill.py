@@ -13,8 +13,7 @@ from _tiny import DIMS, SCOPES, SIZE, fill, model_cfg, vit
 from vim_mm.registry import MODELS
 
 #: pixels as other networks read them: RGB, and CLIP's numbers
-CLIP = dict(
-    mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323])
+CLIP = dict(mean=[122.771, 116.746, 104.094], std=[68.501, 66.632, 70.323])
 TO_RGB = dict(cls='to_rgb', det='bgr_to_rgb', seg='bgr_to_rgb')
 
 
@@ -121,3 +120,62 @@ def distiller_cfg(folder: Path,
 def build(folder: Path, kind: str, *args: Any, **kwargs: Any):
     with DefaultScope.overwrite_default_scope(SCOPES[kind]):
         return MODELS.build(distiller_cfg(folder, kind, *args, **kwargs))
+
+
+def faster_rcnn(trunk: str = 'resnet', **kwargs: Any) -> ConfigDict:
+    cfg = network('det', trunk, type='mmdet.FasterRCNN', **kwargs)
+    del cfg.bbox_head
+    stride = PATCHES[trunk]
+    cfg.rpn_head = dict(
+        type='mmdet.RPNHead',
+        in_channels=DIMS,
+        feat_channels=16,
+        anchor_generator=dict(
+            type='AnchorGenerator', scales=[2], ratios=[1.0],
+            strides=[stride]))
+    cfg.roi_head = dict(
+        type='mmdet.StandardRoIHead',
+        bbox_roi_extractor=dict(
+            type='mmdet.SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=2, sampling_ratio=0),
+            out_channels=DIMS,
+            featmap_strides=[stride]),
+        bbox_head=dict(
+            type='mmdet.Shared2FCBBoxHead',
+            in_channels=DIMS,
+            fc_out_channels=16,
+            roi_feat_size=2,
+            num_classes=1))
+
+    def stage(sampler: int, low_quality: bool) -> dict:
+        return dict(
+            assigner=dict(
+                type='MaxIoUAssigner',
+                pos_iou_thr=0.5,
+                neg_iou_thr=0.5,
+                min_pos_iou=0.3,
+                match_low_quality=low_quality),
+            sampler=dict(
+                type='RandomSampler',
+                num=sampler,
+                pos_fraction=0.5,
+                neg_pos_ub=-1,
+                add_gt_as_proposals=not low_quality),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False)
+
+    proposals = dict(
+        nms_pre=20,
+        max_per_img=10,
+        nms=dict(type='nms', iou_threshold=0.7),
+        min_bbox_size=0)
+    cfg.train_cfg = dict(
+        rpn=stage(8, True), rpn_proposal=proposals, rcnn=stage(8, False))
+    cfg.test_cfg = dict(
+        rpn=proposals,
+        rcnn=dict(
+            score_thr=0.05,
+            nms=dict(type='nms', iou_threshold=0.5),
+            max_per_img=10))
+    return cfg

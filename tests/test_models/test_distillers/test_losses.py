@@ -25,8 +25,7 @@ def test_kl_of_exclusive_classes(tau, places):
     loss = LogitsKL(tau)(student, teacher)
     torch.testing.assert_close(loss, want)
     loss.backward()
-    grad = tau * (
-        (student / tau).softmax(-1) - (teacher / tau).softmax(-1))
+    grad = tau * ((student / tau).softmax(-1) - (teacher / tau).softmax(-1))
     torch.testing.assert_close(student.grad, grad / (3 * places))
 
 
@@ -97,7 +96,8 @@ def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     n, ones = len(k), torch.ones(len(k)).double()
     k, l = k - k.diag().diag(), l - l.diag().diag()  # noqa: E741
     return (k @ l).trace() + (ones @ k @ ones) * (ones @ l @ ones) / (
-        (n - 1) * (n - 2)) - 2 / (n - 2) * (ones @ k @ l @ ones)
+        (n - 1) * (n - 2)) - 2 / (n - 2) * (
+            ones @ k @ l @ ones)
 
 
 @pytest.mark.parametrize('unbiased, hsic', [(False, plain_hsic),

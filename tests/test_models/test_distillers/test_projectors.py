@@ -81,8 +81,8 @@ def test_tokens_are_a_grid_of_the_picture(tokens, picture, grid):
 
 
 def test_tokens_of_something_else_are_refused():
-    with pytest.raises(ValueError, match='100 tokens are no grid'):
-        as_map(torch.randn(1, 100, 2), (200, 20))
+    with pytest.raises(ValueError, match='140 tokens are no grid'):
+        as_map(torch.randn(1, 140, 2), (224, 224))
 
 
 @pytest.mark.parametrize('kind', ['LinearProjector', 'MLPProjector'])
@@ -102,10 +102,11 @@ def test_a_linear_projector_is_a_convolution_on_maps():
                     projector.layer.bias)
     tokens, _ = meet(x, x, PICTURE)
     torch.testing.assert_close(
-        projector(tokens), conv.flatten(2).transpose(1, 2))
+        projector(tokens),
+        conv.flatten(2).transpose(1, 2))
 
 
 def test_the_hidden_width_can_be_set():
     projector = projectors.MLPProjector(3, 5, hidden_channels=7)
-    assert [p.shape for p in projector.parameters() if p.dim() == 2
-            ] == [(7, 3), (5, 7)]
+    assert [p.shape for p in projector.parameters()
+            if p.dim() == 2] == [(7, 3), (5, 7)]

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What is to be alike in a student and its teacher."""
 
-from ast import literal_eval
 from typing import Any, Iterator, List, Mapping, Optional, Tuple, Union
 
 from mmengine.logging import MessageHub
@@ -23,7 +22,7 @@ def read_criteria(criteria: Mapping[Pair, Any]) -> List[Tuple[Pair, dict]]:
     Args:
         criteria (Mapping): ``{(student layer, teacher layer): loss}``, or a
             list of losses. A pair may be text, which is what a key becomes in
-            ``--cfg-options "model.criteria.('logits','logits').tau=2"``; its
+            ``--cfg-options "model.criteria.(logits,logits).tau=2"``; its
             settings then go on top of those of the pair itself.
 
     Raises:
@@ -54,15 +53,13 @@ def read_criteria(criteria: Mapping[Pair, Any]) -> List[Tuple[Pair, dict]]:
 
 def _read_key(key: Any, given: Any) -> Iterator[Tuple[Pair, Any]]:
     pair = key
-    if isinstance(key, str):
-        try:
-            pair = literal_eval(key)
-        except (SyntaxError, ValueError):
+    if isinstance(key, str) and key.startswith('('):
+        if not key.endswith(')') and isinstance(given, Mapping):
             # options are cut at every dot, those of layers too
-            if key.startswith('(') and isinstance(given, Mapping):
-                for rest, inner in given.items():
-                    yield from _read_key(f'{key}.{rest}', inner)
-                return
+            for rest, inner in given.items():
+                yield from _read_key(f'{key}.{rest}', inner)
+            return
+        pair = tuple(name.strip() for name in key[1:-1].split(','))
     if not isinstance(pair, tuple) or len(pair) != 2 \
             or not all(isinstance(name, str) for name in pair):
         raise ValueError(f'`model.criteria` has the key {key!r}; give a pair, '
