@@ -1,0 +1,364 @@
+"""Distillation steps: who sees, learns and is left alone."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from _distill import (CKA, CRITERIA, FEATURES, KL, build, faster_rcnn,
+                      in_own_pixels, network, retinanet, teacher)
+from mmdet.structures.mask import BitmapMasks
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from _tiny import KINDS, NORMALISE, SCOPES, Pictures, same, snapshot
+from vim_mm.models.distillers import Distiller, soft_only
+from vim_mm.models.distillers.projectors import meet
+from vim_mm.registry import MODELS
+from vim_mm.utils.kinds import SOFT_ONLY
+
+BACKBONE = {('backbone[0]', 'backbone[0]'): FEATURES}
+
+
+def batch_of(distiller, kind: str, soft=()) -> dict:
+    batch = distiller.data_preprocessor(Pictures(kind, 4).batch(), True)
+    for index in soft:
+        batch['data_samples'][index].set_metainfo({SOFT_ONLY: True})
+    return batch
+
+
+def step(distiller, batch) -> dict:
+    losses = distiller(**batch, mode='loss')
+    distiller.parse_losses(losses)[0].backward()
+    return losses
+
+
+def plain_loss(model, batch, scope) -> dict:
+    with DefaultScope.overwrite_default_scope(scope):
+        return model(**deepcopy(batch), mode='loss')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('trunk', ['resnet', 'vit'])
+@pytest.mark.parametrize('teaching', ['resnet', 'vit'])
+def test_a_step_adds_what_its_equations_say(tmp_path, kind, trunk, teaching):
+    distiller = build(
+        tmp_path,
+        kind,
+        student=network(kind, trunk),
+        teacher=teacher(tmp_path, kind,
+                        in_own_pixels(kind, network(kind, teaching))))
+    frozen = distiller.outside['teacher'].network
+    before = snapshot(frozen)
+    batch = batch_of(distiller.eval(), kind)
+    losses = step(distiller, batch)
+    own = plain_loss(distiller.student, batch, SCOPES[kind])
+    extra = {k for k in losses if k not in own}
+    for key, value in own.items():
+        torch.testing.assert_close(losses[key], value)
+
+    # the teacher alone, on the raw pictures in its own normalisation
+    theirs = frozen.data_preprocessor(Pictures(kind, 4).batch())['inputs']
+    with torch.no_grad():
+        logits = frozen(theirs)
+        features = frozen.backbone(theirs)[0]
+    mine = distiller.student(batch['inputs'])
+    if kind == 'det':
+        logits, mine = logits[0][0], mine[0][0]
+    size = theirs.shape[-2:]
+    loss = MODELS.build(dict(KL, sigmoid=kind == 'det'))
+    want = {'loss_kd_logits': loss(*meet(mine, logits, size))}
+    mine = meet(distiller.student.backbone(batch['inputs'])[0], features, size)
+    want['loss_kd_backbone[0]'] = MODELS.build(FEATURES)(*mine)
+    want['loss_kd_backbone[0]_2'] = MODELS.build(CKA)(*mine)
+    assert want.keys() == extra
+    for key, value in want.items():
+        torch.testing.assert_close(losses[key], value, atol=1e-5, rtol=1e-4)
+    assert same(snapshot(frozen), before)
+    assert not frozen.training and all(p.grad is None and not p.requires_grad
+                                       for p in frozen.parameters())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradients_reach_the_student_and_projectors_alone(tmp_path, kind):
+    distiller = build(
+        tmp_path,
+        kind,
+        own_weight=0.,
+        criteria={
+            ('backbone.layer2', 'backbone.layers.1'):
+            dict(FEATURES, projector=dict(type='vim_mm.MLPProjector'))
+        })
+    frozen = distiller.outside['teacher'].network
+    before = snapshot(frozen)
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.1)
+    held = {id(p) for group in optimizer.param_groups for p in group['params']}
+    assert held == {id(p) for p in distiller.parameters()}
+    assert not held & {id(p) for p in frozen.parameters()}
+    distiller.train()
+    assert not any(m.training for m in frozen.modules())
+    step(distiller, batch_of(distiller, kind))
+    for name, param in distiller.named_parameters():
+        if name.startswith(('student.backbone.layer1', 'criteria')):
+            assert param.grad.abs().sum() > 0, name
+        elif name.startswith('student.backbone.layer3'):
+            assert not param.grad.any(), name
+    optimizer.step()
+    assert same(snapshot(frozen), before)
+    names = dict(distiller.criteria.named_parameters())
+    assert len(names) == 6 and not any('criteria' in key
+                                       for key in distiller.state_dict())
+
+
+def test_a_dry_run_leaves_the_student_as_it_was(tmp_path):
+    distiller = build(tmp_path, 'seg')
+    norms = [
+        m for m in distiller.student.modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
+    assert norms and all(norm.training for norm in norms)
+    assert not any(norm.num_batches_tracked for norm in norms)
+
+
+@pytest.mark.parametrize('make, criteria', [
+    (lambda: network('det'), CRITERIA),
+    (retinanet, CRITERIA),
+    (lambda: network('det'), {
+        ('bbox_head[2]', 'bbox_head[2]'): dict(type='mmdet.MSELoss')
+    }),
+    (retinanet, {
+        ('bbox_head[1]', 'bbox_head[1]'): dict(type='mmdet.SmoothL1Loss')
+    }),
+    (faster_rcnn, {
+        ('neck', 'neck'): FEATURES,
+        ('rpn_head[0]', 'rpn_head[0]'): CKA,
+        **BACKBONE
+    }),
+])
+def test_detectors(tmp_path, make, criteria):
+    distiller = build(
+        tmp_path,
+        'det',
+        student=make(),
+        criteria=criteria,
+        teacher=teacher(tmp_path, 'det', make())).train()
+    losses = step(distiller, batch_of(distiller, 'det'))
+    added = {k for k in losses if k.startswith('loss_kd')}
+    assert all(torch.isfinite(losses[k]) and losses[k] > 0 for k in added)
+    assert len(added) >= len(criteria)
+
+
+@pytest.mark.parametrize('student, other', [('det', 'cls'), ('seg', 'cls'),
+                                            ('det', 'seg'), ('cls', 'det')])
+def test_kinds_may_differ_in_features(tmp_path, student, other):
+    distiller = build(
+        tmp_path, student, criteria=BACKBONE, teacher=teacher(tmp_path, other))
+    losses = step(distiller, batch_of(distiller, student))
+    assert torch.isfinite(losses['loss_kd_backbone[0]'])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_network_reads_the_same_image(tmp_path, kind):
+    """BGR with mean 60, RGB as CLIP, and what pipelines load."""
+    pixels = {}
+    for name in ('own', 'clip'):
+        cfg = network(kind, 'vit')
+        if name == 'clip':
+            in_own_pixels(kind, cfg)
+        distiller = build(tmp_path, kind, teacher=teacher(tmp_path, kind, cfg))
+        seen = []
+        frozen = distiller.outside['teacher'].network
+        frozen.backbone.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0]))
+        batch = batch_of(distiller, kind)
+        step(distiller, batch)
+        want = frozen.data_preprocessor(Pictures(kind, 4).batch())['inputs']
+        torch.testing.assert_close(seen[-1], want, atol=1e-5, rtol=1e-5)
+        pixels[name] = seen[-1]
+    assert pixels['own'] is batch['inputs'] or torch.equal(
+        pixels['own'], batch['inputs'])
+    mean, std = (
+        torch.tensor(NORMALISE[k])[:, None, None] for k in ('mean', 'std'))
+    assert (pixels['clip'] - pixels['own']).abs().max() > 0.3
+    clip = pixels['clip'] * torch.tensor(
+        [68.501, 66.632, 70.323])[:, None, None] + torch.tensor(
+            [122.771, 116.746, 104.094])[:, None, None]
+    torch.testing.assert_close(
+        clip.flip(1), pixels['own'] * std + mean, atol=1e-3, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- soft only
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('soft', [[0], [1, 3], [0, 1, 2]])
+def test_soft_images_have_no_own_loss(tmp_path, kind, soft):
+    distiller = build(tmp_path, kind).eval()
+    whole = step(distiller, batch_of(distiller, kind))
+    batch = batch_of(distiller, kind, soft)
+    losses = step(distiller, batch)
+    for key in ('loss_kd_logits', 'loss_kd_backbone[0]'):
+        torch.testing.assert_close(losses[key], whole[key])
+    hard = [i for i in range(4) if i not in soft]
+    rest = dict(
+        inputs=batch['inputs'][hard],
+        data_samples=[batch['data_samples'][i] for i in hard])
+    own = plain_loss(distiller.student, rest, SCOPES[kind])
+    total, _ = distiller.parse_losses({
+        k: v
+        for k, v in losses.items() if k in own
+    })
+    torch.testing.assert_close(total, distiller.student.parse_losses(own)[0])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('annotated', [True, False])
+def test_a_batch_of_soft_images_alone(tmp_path, kind, annotated):
+    distiller = build(tmp_path, kind).train()
+    batch = batch_of(distiller, kind, range(4))
+    field = dict(cls='gt_label', det='gt_instances', seg='gt_sem_seg')[kind]
+    if not annotated:
+        for sample in batch['data_samples']:
+            delattr(sample, field)
+    losses = step(distiller, batch)
+    own = {k: v for k, v in losses.items() if 'loss' in k and 'kd' not in k}
+    assert own and not any(
+        part.any() for value in own.values()
+        for part in (value if isinstance(value, list) else [value]))
+    assert losses['loss_kd_logits'] > 0
+    for name, param in distiller.named_parameters():  # as DDP needs it
+        assert param.grad is not None, name
+    for sample in batch['data_samples']:
+        assert (field in sample) == annotated
+
+
+@pytest.mark.parametrize('soft', [[1], [0, 1, 2, 3]])
+def test_soft_images_of_a_two_stage_detector(tmp_path, soft):
+    distiller = build(
+        tmp_path, 'det', student=faster_rcnn(), criteria=BACKBONE).train()
+    losses = step(distiller, batch_of(distiller, 'det', soft))
+    own = distiller.parse_losses({
+        k: v
+        for k, v in losses.items() if 'kd' not in k
+    })[0]
+    assert torch.isfinite(own) and (own == 0) == (len(soft) == 4)
+    for name, param in distiller.named_parameters():
+        assert param.grad is not None, name
+
+
+def test_heads_that_do_not_see_soft_images_are_refused(tmp_path):
+    cfg = faster_rcnn()
+    distiller = build(
+        tmp_path,
+        'det',
+        student=cfg,
+        criteria={('rpn_head[0]', 'rpn_head[0]'): FEATURES},
+        teacher=teacher(tmp_path, 'det', cfg))
+    with pytest.raises(ValueError, match='one for each image of a batch'):
+        step(distiller, batch_of(distiller, 'det', [1]))
+
+
+def test_blank_samples_of_masks():
+    model = build_plain(faster_rcnn())
+    sample = Pictures('det', 1)[0]['data_samples']
+    inputs = torch.zeros(1, 3, 8, 9)
+    assert 'masks' not in soft_only.blank(model, sample, inputs).gt_instances
+    model.roi_head.mask_head = model.roi_head.bbox_head
+    masks = soft_only.blank(model, sample, inputs).gt_instances.masks
+    assert isinstance(masks, BitmapMasks) and masks.masks.shape == (0, 8, 9)
+    assert len(sample.gt_instances) == 1
+
+
+def build_plain(cfg: dict):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return ROOT.build(cfg)
+
+
+# ------------------------------------------------------------------- errors
+
+
+def three_classes(kind: str):
+    cfg = network(kind, 'vit')
+    head = dict(cls='head', det='bbox_head', seg='decode_head')[kind]
+    cfg[head].num_classes = 3
+    return cfg
+
+
+@pytest.mark.parametrize('kind, classes', [('cls', 2), ('det', 1), ('seg', 2)])
+def test_logits_of_other_classes_are_refused(tmp_path, kind, classes):
+    other = teacher(tmp_path, kind, three_classes(kind))
+    with pytest.raises(
+            ValueError, match=f'scores {classes} classes and the '
+            'teacher 3, so'):
+        build(tmp_path, kind, teacher=other)
+    assert build(tmp_path, kind, criteria=BACKBONE, teacher=other)
+
+
+def anchors(num: int):
+    cfg = retinanet()
+    cfg.bbox_head.anchor_generator.ratios = [1.] * num
+    return cfg
+
+
+def multi_label():
+    cfg = network('cls')
+    cfg.head.update(loss=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    return cfg
+
+
+def fixed_size():
+    return dict(
+        type='mmpretrain.TimmClassifier',
+        model_name='vit_tiny_patch16_224',
+        num_classes=2,
+        depth=1,
+        embed_dim=8,
+        num_heads=1,
+        data_preprocessor=dict(NORMALISE))
+
+
+@pytest.mark.parametrize('kind, other, kwargs, said', [
+    ('det', lambda: anchors(3), dict(student=anchors(2)),
+     'gives 2 scores and the teacher 3'),
+    ('cls', multi_label, {}, 'one class of all and the teacher each class'),
+    ('det', faster_rcnn, {}, "teacher FasterRCNN has no 'logits'"),
+    ('det', None, dict(student=faster_rcnn()),
+     "student FasterRCNN has no 'logits'"),
+    ('cls', fixed_size, dict(criteria={('logits', 'logits'): KL}),
+     'set `probe_size`'),
+    ('cls', None, dict(probe_size=0), 'probe_size'),
+    ('cls', None, dict(own_weight=-1), 'own_weight'),
+    ('cls', None, dict(criteria={('backbone[0]', 'nothing'): FEATURES}),
+     "teacher ImageClassifier has no layer 'nothing'"),
+    ('cls', None, dict(criteria={('backbone[0]', 'head.loss_module'): KL}),
+     "teacher's layer 'head.loss_module' does not run"),
+    ('cls', None,
+     dict(
+         criteria={('neck[0]', 'backbone'): KL},
+         student=network('cls', neck=None)),
+     "student ImageClassifier has no layer 'neck'"),
+])
+def test_mistakes_are_one_sentence(tmp_path, kind, other, kwargs, said):
+    if other is not None:
+        kwargs = dict(kwargs, teacher=teacher(tmp_path, kind, other()))
+    with pytest.raises(ValueError, match=said) as caught:
+        build(tmp_path, kind, **kwargs)
+    assert str(caught.value).count('. ') == 0
+
+
+def test_a_teacher_without_normaliser_is_refused(tmp_path):
+    cfg = network('cls', 'vit')
+    for key in ('mean', 'std'):
+        del cfg.data_preprocessor[key]
+    with pytest.raises(ValueError, match='does not say how its images'):
+        build(tmp_path, 'cls', teacher=teacher(tmp_path, 'cls', cfg))
+
+
+def test_other_modes_are_the_students(tmp_path):
+    distiller = build(tmp_path, 'cls').eval()
+    assert isinstance(distiller, Distiller)
+    batch = batch_of(distiller, 'cls')
+    want = distiller.student(**deepcopy(batch), mode='predict')
+    got = distiller(**batch, mode='predict')
+    assert all(
+        torch.equal(a.pred_score, b.pred_score) for a, b in zip(got, want))
