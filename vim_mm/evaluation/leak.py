@@ -1,0 +1,131 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a generative model gives away of its training images. On tensors."""
+
+from typing import Dict, Union
+
+import torch
+from torch import Tensor
+
+Report = Dict[str, Union[int, float]]
+
+
+def nearest_distances(images: Tensor,
+                      others: Tensor,
+                      chunk: int = 256) -> Tensor:
+    """Distance of each image to the nearest of the others.
+
+    Args:
+        images (Tensor): Shape (n, ...).
+        others (Tensor): Shape (m, ...), same shape of an image.
+        chunk (int): Images compared at a time. Defaults to 256.
+
+    Returns:
+        Tensor: Root mean square over pixels, (n, ).
+    """
+    others = others.flatten(1)
+    nearest = [
+        # differences, not products: near-copies are what matters here
+        torch.cdist(
+            part.flatten(1),
+            others,
+            compute_mode='donot_use_mm_for_euclid_dist').amin(dim=1)
+        for part in images.split(chunk)
+    ]
+    return torch.cat(nearest) / others.shape[1]**0.5
+
+
+def auc(positives: Tensor, negatives: Tensor) -> float:
+    """Probability that a positive scores above a negative; a tie counts half.
+
+    Args:
+        positives (Tensor): Scores (n, ).
+        negatives (Tensor): Scores (m, ).
+
+    Raises:
+        ValueError: If there is none of either, or a score is not finite.
+    """
+    for name, scores in (('positive', positives), ('negative', negatives)):
+        if not len(scores) or not scores.isfinite().all():
+            raise ValueError(f'The {len(scores)} {name} scores of an AUC must '
+                             'be finite, and one at least.')
+    ordered = negatives.sort().values
+    below = torch.searchsorted(ordered, positives)
+    not_above = torch.searchsorted(ordered, positives, right=True)
+    wins = (below + not_above).double() / 2
+    return float(wins.mean() / len(negatives))
+
+
+def membership_auc(member_errors: Tensor, other_errors: Tensor) -> float:
+    """How well the reconstruction error tells who was trained on.
+
+    Args:
+        member_errors (Tensor): Error of each training image, (n, ).
+        other_errors (Tensor): Error of each held-out image, (m, ).
+
+    Returns:
+        float: 0.5 tells nothing apart; 1 means that every training image is
+        reconstructed better than any held-out one.
+    """
+    return auc(-member_errors, -other_errors)
+
+
+def reconstruction_errors(images: Tensor, decoded: Tensor) -> Tensor:
+    """Mean absolute error of each image, (n, )."""
+    return (images - decoded).abs().flatten(1).mean(dim=1)
+
+
+def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
+                decoded_held_out: Tensor, samples: Tensor) -> Report:
+    """Signs that decoded images are copies of training images.
+
+    Decoded images lie nearer to any photograph than photographs lie to each
+    other, since they lack detail. So distances are compared for the same
+    decoded images: to training images, and to as many held-out ones. An image
+    is never compared with what it was decoded from: half of the held-out
+    images are decoded, the other half compared with.
+
+    Args:
+        members (Tensor): Training images (n, 3, H, W), in random order.
+        held_out (Tensor): Other images of the same source, (m, 3, H, W), in
+            random order, 4 at least.
+        decoded_members (Tensor): Reconstructions of ``members``.
+        decoded_held_out (Tensor): Reconstructions of ``held_out``.
+        samples (Tensor): Images decoded from random codes, (k, 3, H, W).
+
+    Returns:
+        dict: Numbers of images; ``membership_auc``; median and least distance
+        of samples, reconstructions and held-out images to the nearest training
+        image, and of the same images to the nearest held-out one;
+        ``copies_auc``, the probability that a reconstruction lies nearer to
+        the training images than one does to the held-out images. 0.5 of both
+        is no sign of a leak.
+
+    Raises:
+        ValueError: If there are too few images.
+    """
+    half = min(len(held_out) // 2, len(members))
+    if half < 2:
+        raise ValueError(f'A leak report of {len(members)} training and '
+                         f'{len(held_out)} held-out images says nothing; give '
+                         '4 of each at least.')
+    references = dict(train=members[:half], held_out=held_out[-half:])
+    kinds = dict(
+        samples=samples,
+        reconstructions=decoded_held_out[:half],
+        photographs=held_out[:half])
+    report: Report = dict(
+        num_train=len(members),
+        num_held_out=len(held_out),
+        num_compared=half,
+        membership_auc=membership_auc(
+            reconstruction_errors(members, decoded_members),
+            reconstruction_errors(held_out, decoded_held_out)))
+    distances = {}
+    for kind, images in kinds.items():
+        for name, others in references.items():
+            distances[kind, name] = found = nearest_distances(images, others)
+            report[f'{kind}_to_{name}_median'] = float(found.median())
+            report[f'{kind}_to_{name}_min'] = float(found.min())
+    report['copies_auc'] = auc(-distances['reconstructions', 'train'],
+                               -distances['reconstructions', 'held_out'])
+    return report
