@@ -93,12 +93,13 @@ def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
         samples (Tensor): Images decoded from random codes, (k, 3, H, W).
 
     Returns:
-        dict: Numbers of images; ``membership_auc``; median and least distance
-        of samples, reconstructions and held-out images to the nearest training
-        image, and of the same images to the nearest held-out one;
-        ``copies_auc``, the probability that a reconstruction lies nearer to
-        the training images than one does to the held-out images. 0.5 of both
-        is no sign of a leak.
+        dict: Numbers of images; ``membership_auc``, 0.5 if the
+        reconstruction error tells nothing; for ``samples``,
+        ``reconstructions`` and, as control, held-out ``photographs`` the
+        median and least distance to the nearest training image and to the
+        nearest held-out one, and ``*_auc``, the probability that one lies
+        nearer to the training images than one does to the held-out images.
+        What is above the photographs' is a sign of copies.
 
     Raises:
         ValueError: If there are too few images.
@@ -120,12 +121,13 @@ def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
         membership_auc=membership_auc(
             reconstruction_errors(members, decoded_members),
             reconstruction_errors(held_out, decoded_held_out)))
-    distances = {}
     for kind, images in kinds.items():
-        for name, others in references.items():
-            distances[kind, name] = found = nearest_distances(images, others)
-            report[f'{kind}_to_{name}_median'] = float(found.median())
-            report[f'{kind}_to_{name}_min'] = float(found.min())
-    report['copies_auc'] = auc(-distances['reconstructions', 'train'],
-                               -distances['reconstructions', 'held_out'])
+        near = {
+            name: nearest_distances(images, others)
+            for name, others in references.items()
+        }
+        for name, distances in near.items():
+            report[f'{kind}_to_{name}_median'] = float(distances.median())
+            report[f'{kind}_to_{name}_min'] = float(distances.min())
+        report[f'{kind}_auc'] = auc(-near['train'], -near['held_out'])
     return report

@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .base_distiller import BaseDistiller
+from .consistent_model import ConsistentModel
 from .outside import Outside, build_outside
 
-__all__ = ['BaseDistiller', 'Outside', 'build_outside']
+__all__ = ['BaseDistiller', 'ConsistentModel', 'Outside', 'build_outside']
