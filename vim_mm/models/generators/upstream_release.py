@@ -167,7 +167,7 @@ def load_upstream_release(
         tensors = _read(path, card.sha256[part])
         if part == 'codebook':
             _check(tensors, dict(codebook=model.codebook), path)
-            model.quantizer.codebook = tensors['codebook']
+            model.codebook = tensors['codebook']
         else:
             module: nn.Module = getattr(model, part)
             _check(tensors, module.state_dict(), path)

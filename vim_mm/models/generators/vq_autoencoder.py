@@ -90,6 +90,14 @@ class VQAutoEncoder(BaseModel):
         """The codes, (codebook_size, code_dims)."""
         return self.quantizer.codebook
 
+    @codebook.setter
+    def codebook(self, codes: Tensor) -> None:
+        # the averages too, from which a training step computes the codes
+        book = self.quantizer._codebook
+        book.embed.copy_(codes)
+        book.embed_avg.copy_(codes)
+        book.cluster_size.fill_(1)
+
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, code_dims, h, w) of images (B, 3, H, W).
 
