@@ -5,24 +5,50 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from vim_mm.evaluation.leak import (auc, leak_report, membership_auc,
-                                    nearest_distances, reconstruction_errors)
+from vim_mm.evaluation.leak import (auc, by_chance, distances, leak_report,
+                                    membership_auc, nearness,
+                                    reconstruction_errors)
 
 
 @pytest.mark.parametrize('chunk', [1, 3, 100])
-def test_nearest_distances(chunk: int) -> None:
+def test_distances(chunk: int) -> None:
     images, others = torch.rand(5, 3, 4, 2), torch.rand(7, 3, 4, 2)
-    slow = [
-        min(((image - other)**2).mean().sqrt() for other in others)
-        for image in images
-    ]
+    slow = [[((image - other)**2).mean().sqrt() for other in others]
+            for image in images]
     torch.testing.assert_close(
-        nearest_distances(images, others, chunk), torch.stack(slow))
+        distances(images, others, chunk), torch.tensor(slow))
 
 
 def test_a_copy_is_at_distance_zero() -> None:
     images = torch.rand(40, 3, 8, 8)
-    assert (nearest_distances(images[3:5], images) == 0).all()
+    assert (distances(images, images).diagonal() == 0).all()
+
+
+def test_nearness() -> None:
+    pairs = torch.rand(6, 10)
+    train, held_out = (part.amin(1) for part in pairs.split(5, dim=1))
+    wins = [(a < b).float() for a in train for b in held_out]
+    assert nearness(pairs, 5) == pytest.approx(float(sum(wins) / 36))
+
+
+def test_what_chance_gives() -> None:
+    """P-values are even where there is no leak, and small where there is."""
+    torch.manual_seed(0)
+    honest = torch.tensor(
+        [by_chance(torch.rand(4, 20), 10, rounds=49) for _ in range(60)])
+    assert 0.35 < honest.mean() < 0.65
+    assert honest.min() < 0.2 and honest.max() > 0.8
+    copies = torch.rand(4, 20)
+    copies[:, :10] -= 1
+    assert by_chance(copies, 10) <= 0.02
+
+
+def test_alike_samples_prove_nothing() -> None:
+    """All near one image: the AUC is 1, and it is chance whose image."""
+    pairs = torch.rand(50, 20) + 1
+    pairs[:, 3] = 0.5
+    assert nearness(pairs, 10) == 1
+    assert by_chance(pairs, 10) > 0.4
 
 
 @pytest.mark.parametrize('levels', [3, 1000])  # with many ties, and few
@@ -67,7 +93,7 @@ def report(kind: str) -> dict:
     decoded = dict(
         honest=(train + noise[0], held_out + noise[1], samples),
         # decodes everything to training images
-        memory=(train, train.flip(0) + noise[1], train.flip(0)))[kind]
+        memory=(train, train + noise[1], train))[kind]
     return leak_report(train, held_out, *decoded)
 
 
@@ -76,6 +102,7 @@ def test_a_model_without_a_leak() -> None:
     for key in ('membership_auc', 'samples_auc', 'reconstructions_auc',
                 'photographs_auc'):
         assert 0.3 < found[key] < 0.7, key
+    assert min(found['samples_p'], found['reconstructions_p']) > 0.05
     assert found['num_train'] == found['num_held_out'] == 60
     assert found['num_compared'] == 30
 
@@ -85,6 +112,7 @@ def test_a_model_with_a_memory() -> None:
     assert found['membership_auc'] == 1
     # half of the training images are compared with
     assert found['samples_auc'] > found['photographs_auc'] + 0.2
+    assert found['samples_p'] == found['reconstructions_p'] == 1 / 200
     assert found['samples_to_train_min'] == 0
     assert found['samples_to_held_out_min'] > 0
 

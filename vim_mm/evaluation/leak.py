@@ -9,10 +9,8 @@ from torch import Tensor
 Report = Dict[str, Union[int, float]]
 
 
-def nearest_distances(images: Tensor,
-                      others: Tensor,
-                      chunk: int = 256) -> Tensor:
-    """Distance of each image to the nearest of the others.
+def distances(images: Tensor, others: Tensor, chunk: int = 256) -> Tensor:
+    """Root mean square differences of all pairs of images.
 
     Args:
         images (Tensor): Shape (n, ...).
@@ -20,18 +18,18 @@ def nearest_distances(images: Tensor,
         chunk (int): Images compared at a time. Defaults to 256.
 
     Returns:
-        Tensor: Root mean square over pixels, (n, ).
+        Tensor: Shape (n, m).
     """
     others = others.flatten(1)
-    nearest = [
+    found = [
         # differences, not products: near-copies are what matters here
         torch.cdist(
             part.flatten(1),
             others,
-            compute_mode='donot_use_mm_for_euclid_dist').amin(dim=1)
+            compute_mode='donot_use_mm_for_euclid_dist')
         for part in images.split(chunk)
     ]
-    return torch.cat(nearest) / others.shape[1]**0.5
+    return torch.cat(found) / others.shape[1]**0.5
 
 
 def auc(positives: Tensor, negatives: Tensor) -> float:
@@ -74,6 +72,46 @@ def reconstruction_errors(images: Tensor, decoded: Tensor) -> Tensor:
     return (images - decoded).abs().flatten(1).mean(dim=1)
 
 
+def nearness(pairs: Tensor, num_train: int) -> float:
+    """Whether images lie nearer to training images than to held-out ones.
+
+    Args:
+        pairs (Tensor): Distances of images to training images and to as many
+            held-out ones, (n, 2 * num_train).
+        num_train (int): The first so many columns are training images.
+
+    Returns:
+        float: Probability that an image is nearer to its nearest training
+        image than one is to its nearest held-out image.
+    """
+    train, held_out = pairs[:, :num_train], pairs[:, num_train:]
+    return auc(-train.amin(dim=1), -held_out.amin(dim=1))
+
+
+def by_chance(pairs: Tensor, num_train: int, rounds: int = 199) -> float:
+    """How often :func:`nearness` is as large if the images change places.
+
+    Where nothing is leaked, training and held-out images were drawn alike,
+    and any other division of them would have done.
+
+    Args:
+        pairs (Tensor): See :func:`nearness`.
+        num_train (int): The same.
+        rounds (int): Number of random divisions. Defaults to 199.
+
+    Returns:
+        float: The p-value of a permutation test, 1 / (rounds + 1) at least.
+    """
+    found = nearness(pairs, num_train)
+    generator = torch.Generator().manual_seed(0)
+    orders = (
+        torch.randperm(pairs.shape[1], generator=generator)
+        for _ in range(rounds))
+    reached = sum(
+        nearness(pairs[:, order], num_train) >= found for order in orders)
+    return (1 + reached) / (1 + rounds)
+
+
 def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
                 decoded_held_out: Tensor, samples: Tensor) -> Report:
     """Signs that decoded images are copies of training images.
@@ -94,12 +132,11 @@ def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
 
     Returns:
         dict: Numbers of images; ``membership_auc``, 0.5 if the
-        reconstruction error tells nothing; for ``samples``,
-        ``reconstructions`` and, as control, held-out ``photographs`` the
-        median and least distance to the nearest training image and to the
-        nearest held-out one, and ``*_auc``, the probability that one lies
-        nearer to the training images than one does to the held-out images.
-        What is above the photographs' is a sign of copies.
+        reconstruction error tells nothing; and for ``samples``,
+        ``reconstructions`` and, as control, held-out ``photographs``: median
+        and least distance to the nearest training image and to the nearest
+        held-out one, ``*_auc`` (:func:`nearness`) and ``*_p``
+        (:func:`by_chance`). A small p is a sign of copies.
 
     Raises:
         ValueError: If there are too few images.
@@ -109,7 +146,7 @@ def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
         raise ValueError(f'A leak report of {len(members)} training and '
                          f'{len(held_out)} held-out images says nothing; give '
                          '4 of each at least.')
-    references = dict(train=members[:half], held_out=held_out[-half:])
+    references = torch.cat([members[:half], held_out[-half:]])
     kinds = dict(
         samples=samples,
         reconstructions=decoded_held_out[:half],
@@ -122,12 +159,12 @@ def leak_report(members: Tensor, held_out: Tensor, decoded_members: Tensor,
             reconstruction_errors(members, decoded_members),
             reconstruction_errors(held_out, decoded_held_out)))
     for kind, images in kinds.items():
-        near = {
-            name: nearest_distances(images, others)
-            for name, others in references.items()
-        }
-        for name, distances in near.items():
-            report[f'{kind}_to_{name}_median'] = float(distances.median())
-            report[f'{kind}_to_{name}_min'] = float(distances.min())
-        report[f'{kind}_auc'] = auc(-near['train'], -near['held_out'])
+        pairs = distances(images, references)
+        for name, part in (('train', pairs[:, :half]),
+                           ('held_out', pairs[:, half:])):
+            nearest = part.amin(dim=1)
+            report[f'{kind}_to_{name}_median'] = float(nearest.median())
+            report[f'{kind}_to_{name}_min'] = float(nearest.min())
+        report[f'{kind}_auc'] = nearness(pairs, half)
+        report[f'{kind}_p'] = by_chance(pairs, half)
     return report
