@@ -13,8 +13,12 @@ from mmseg.structures import SegDataSample
 from vim_mm.models.generators.motion import (Motion, Move, move_images,
                                              move_sample)
 
-MOVES = [Move(0, 0, False), Move(2, -1, False), Move(0, 0, True),
-         Move(-3, 2, True)]
+MOVES = [
+    Move(0, 0, False),
+    Move(2, -1, False),
+    Move(0, 0, True),
+    Move(-3, 2, True)
+]
 
 
 @pytest.mark.parametrize('move', MOVES)
@@ -32,17 +36,16 @@ def test_boxes_and_masks_are_mirrored(name):
     mask = np.zeros((1, 6, 8), np.uint8)
     mask[0, 1:4, 2:5] = 1
     found = InstanceData(
-        bboxes=torch.tensor([[2., 1., 5., 4.]]),
-        masks=BitmapMasks(mask, 6, 8))
+        bboxes=torch.tensor([[2., 1., 5., 4.]]), masks=BitmapMasks(mask, 6, 8))
     sample = DetDataSample()
     sample.set_data({name: found})
     move_sample(sample, Move(0, 0, True), 8)
     moved = sample.get(name)
     assert moved.bboxes.tolist() == [[3., 1., 6., 4.]]
     rows, cols = np.nonzero(moved.masks.masks[0])
-    assert [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1] == [
-        3, 1, 6, 4
-    ]
+    assert [cols.min(), rows.min(),
+            cols.max() + 1,
+            rows.max() + 1] == [3, 1, 6, 4]
 
 
 def test_no_boxes_are_mirrored_to_none():
@@ -57,7 +60,8 @@ def test_each_image_moves_by_itself_and_boxes_are_not_rolled():
     moves = {motion.draw(draw) for _ in range(300)}
     assert moves == {
         Move(down, right, flip)
-        for down in range(-2, 3) for right in range(-2, 3)
+        for down in range(-2, 3)
+        for right in range(-2, 3)
         for flip in (False, True)
     }
     motion.check(DataSample())

@@ -143,10 +143,10 @@ def test_a_batch_in_parts_has_the_moments_of_the_whole():
     (nn.LayerNorm(4), (2, 4, 4, 4), (0, 1, 2), {}),
     (LayerNorm2d(4), (2, 4, 3, 3), (0, 2, 3), {}),
     (LayerNorm2d(4), (2, 4, 4, 4), (0, 2, 3), {}),
-    (LayerNorm2d(4), (2, 3, 3, 4), (0, 1, 2),
-     dict(data_format='channel_last')),
-    (LayerNorm2d(4), (2, 4, 4, 4), (0, 1, 2),
-     dict(data_format='channel_last')),
+    (LayerNorm2d(4), (2, 3, 3, 4),
+     (0, 1, 2), dict(data_format='channel_last')),
+    (LayerNorm2d(4), (2, 4, 4, 4),
+     (0, 1, 2), dict(data_format='channel_last')),
 ])
 def test_layer_norms_expect_what_they_read_on_the_downstream_images(
         layer, shape, axes, kwargs):
@@ -187,7 +187,7 @@ def test_running_statistics_can_be_those_of_the_downstream_images():
 def test_layers_can_be_named_and_a_net_without_norms_is_refused():
     assert list(LayerStatistics(net(), layers='2').layers) == ['2']
     with pytest.raises(ValueError, match='no BatchNorm with running'):
-        LayerStatistics(nn.Sequential(nn.BatchNorm2d(
-            3, track_running_stats=False)))
+        LayerStatistics(
+            nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
     with pytest.raises(ValueError, match="named like '1'"):
         LayerStatistics(net(), layers='1')

@@ -193,9 +193,11 @@ class GuidedGenerator:
 
     def _optimise(self, guides: Tensor, samples: List[BaseDataElement],
                   draws: List[torch.Generator]) -> Generated:
-        if self.objective.stream is not None:
-            self.objective.stream.saliency = None
         still = self.objective.read_guide(guides, samples)
+        if self.tokens is not None:
+            self.objective.stream.saliency = None
+            spare = [generator_of(()) for _ in draws]
+            self.objective.check_dropping(guides, samples, spare)
         start = self._measure(self.canvas().detach(), samples, still)
         best = Best(self.canvas().detach())
         optimizer = torch.optim.Adam(

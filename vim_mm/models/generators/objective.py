@@ -102,6 +102,29 @@ class Objective:
             outputs = self.teacher.outputs(seen)
         return Guide(seen.guidance, outputs)
 
+    @torch.no_grad()
+    def check_dropping(self, images: Tensor, samples: List[BaseDataElement],
+                       draws: List[torch.Generator]) -> None:
+        """Refuse a teacher whose blocks need all tokens.
+
+        Args:
+            images (Tensor): Guides, which have been read.
+            samples (list[BaseDataElement]): Their data samples.
+            draws (list[torch.Generator]): Of each image.
+
+        Raises:
+            ValueError: If they do.
+        """
+        try:
+            self.stream.draw(images, draws)
+            with self.stream.dropping_tokens():
+                self.teacher.see(images, samples)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            said = str(error).strip() or type(error).__name__
+            raise ValueError(
+                'The blocks of the teacher cannot leave tokens out; set '
+                f'tokens=None ({said.splitlines()[0]}).') from error
+
     def __call__(self,
                  images: Tensor,
                  samples: List[BaseDataElement],
