@@ -135,12 +135,9 @@ class LatentCanvas(BaseCanvas):
     networks without BatchNorm need none of their own.
 
     Args:
-        autoencoder (nn.Module | dict): Has ``encode(x) -> z`` and
-            ``decode(z) -> x`` for RGB images from 0 to 1, and, for
-            ``quantize``, ``quantize(z) -> z`` with a gradient; or the config
-            of one. Its parameters are not trained.
-        divisor (int): Height and width that it takes are multiples of it.
-            Defaults to 8.
+        release (nn.Module): Of RGB images from 0 to 1, ``encode(x) -> z``,
+            padded if need be, ``decode(z) -> x`` and ``quantize(z) -> (z,
+            codes)`` with a gradient. It is frozen.
         quantize (bool): Whether the decoder sees the nearest codes of the
             latent. Defaults to False.
         residual (bool): Whether what the decoder adds to its first image is
@@ -150,31 +147,23 @@ class LatentCanvas(BaseCanvas):
     """
 
     def __init__(self,
-                 autoencoder: object,
-                 divisor: int = 8,
+                 release: nn.Module,
                  quantize: bool = False,
                  residual: bool = True) -> None:
         super().__init__()
-        if isinstance(autoencoder, dict):
-            autoencoder = MODELS.build(autoencoder)
-        if isinstance(autoencoder, nn.Module):
-            autoencoder.requires_grad_(False).eval()
-        # a plain attribute: it is no part of what learns
-        self._held: List[object] = [autoencoder]
-        self.divisor = divisor
+        release.requires_grad_(False)
+        release.eval()
+        # in a list: it is no part of what learns
+        self._held: List[nn.Module] = [release]
         self.quantize = quantize
         self.residual = residual
 
     @torch.no_grad()
     def start(self, guides: Tensor, noise: Optional[Tensor] = None) -> None:
         """See :meth:`BaseCanvas.start`; noise is added to what is encoded."""
-        autoencoder = self._held[0]
-        if isinstance(autoencoder, nn.Module):
-            autoencoder.to(guides.device)
+        release = self._held[0].to(guides.device)
         self.size = guides.shape[2:]
-        bottom, right = (-side % self.divisor for side in self.size)
-        padded = F.pad(guides, (0, right, 0, bottom), mode='replicate')
-        latent = autoencoder.encode(padded)
+        latent = release.encode(guides)
         self.origin = latent
         #: a step is relative to how far latents of an image are apart
         self.scale = latent.flatten(1).std(1).clamp(min=1e-6).view(
@@ -183,16 +172,15 @@ class LatentCanvas(BaseCanvas):
         self.guides = guides
         self.first = self._decode(latent) if self.residual else None
         if noise is not None:
-            noisy = F.pad(guides + noise, (0, right, 0, bottom), 'replicate')
-            shift = (autoencoder.encode(noisy) - latent) / self.scale
+            shift = (release.encode(guides + noise) - latent) / self.scale
         self.shift = nn.Parameter(shift)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        autoencoder = self._held[0]
+        release = self._held[0]
         if self.quantize:
-            latent = autoencoder.quantize(latent)
+            latent, _ = release.quantize(latent)
         height, width = self.size
-        return autoencoder.decode(latent)[..., :height, :width]
+        return release.decode(latent)[..., :height, :width]
 
     def forward(self) -> Tensor:
         """See :meth:`BaseCanvas.forward`."""
