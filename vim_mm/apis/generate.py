@@ -89,8 +89,8 @@ class Guides:
         self.places = [(index, copy) for index in range(num)
                        for copy in range(plan.copies)]
 
-    def __getitem__(
-            self, place: Tuple[int, int]) -> Tuple[Tensor, BaseDataElement]:
+    def __getitem__(self, place: Tuple[int,
+                                       int]) -> Tuple[Tensor, BaseDataElement]:
         """An image (3, H, W), RGB from 0 to 1, and its data sample."""
         seed_all(self.seed, SAMPLE, *place)
         data = self.dataset[place[0]]
@@ -154,8 +154,10 @@ def generate(config: Any,
     """
     cfg = read_config(config)
     plan = read_plan(cfg)
-    check_data(dict(default_scope=cfg.get('default_scope'),
-                    guides=dict(dataset=plan.dataset)), ('guides', ))
+    check_data(
+        dict(
+            default_scope=cfg.get('default_scope'),
+            guides=dict(dataset=plan.dataset)), ('guides', ))
     with DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmengine')):
         generator = MODELS.build(plan.generator)
@@ -230,7 +232,8 @@ def _fill(folder: GeneratedFolder, generator: GuidedGenerator, guides: Guides,
         losses += [(own['start'], own['loss']) for own in result.losses if own]
         print_log(
             f'{len(folder.records)} of {len(guides.places)} images, '
-            f'{seconds / made:.2f} s each', logger='current')
+            f'{seconds / made:.2f} s each',
+            logger='current')
     folder.finish()
     draw_sheet(folder, guides)
     start, loss = np.mean(losses, 0) if losses else (0., 0.)
@@ -255,8 +258,8 @@ def _entries(batch: List[Tuple[int, int]], pixels: Tensor,
             copy=copy,
             seed=seed,
             losses=losses)
-        yield (name_of((index, copy)), image.permute(1, 2, 0).numpy(), sample,
-               note)
+        yield (name_of((index, copy)), image.permute(1, 2,
+                                                     0).numpy(), sample, note)
 
 
 def draw_sheet(folder: GeneratedFolder, guides: Guides) -> None:
@@ -282,8 +285,8 @@ def draw_sheet(folder: GeneratedFolder, guides: Guides) -> None:
 def _cell(image: np.ndarray) -> np.ndarray:
     """An image in a square of the sheet, on white."""
     scale = CELL / max(image.shape[:2])
-    width, height = (max(1, round(side * scale))
-                     for side in image.shape[1::-1])
+    width, height = (
+        max(1, round(side * scale)) for side in image.shape[1::-1])
     cell = np.full((CELL + 4, CELL + 4, 3), 255, np.uint8)
     cell[2:2 + height, 2:2 + width] = cv2.resize(
         image, (width, height), interpolation=cv2.INTER_AREA)

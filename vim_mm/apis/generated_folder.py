@@ -109,15 +109,18 @@ class GeneratedFolder:
         try:
             fresh = {key: self._write(key, *rest) for key, *rest in batch}
             self.records.update(fresh)
-            write_atomic(self.root / MANIFEST, json.dumps(
-                dict(
-                    kind=self.kind,
-                    classes=self.classes,
-                    digest=sha256(
-                        json.dumps(self.settings, sort_keys=True).encode()),
-                    settings=self.settings,
-                    images=self.records),
-                indent=1))
+            write_atomic(
+                self.root / MANIFEST,
+                json.dumps(
+                    dict(
+                        kind=self.kind,
+                        classes=self.classes,
+                        digest=sha256(
+                            json.dumps(self.settings,
+                                       sort_keys=True).encode()),
+                        settings=self.settings,
+                        images=self.records),
+                    indent=1))
         except OSError as error:
             raise _cannot_write(self.root, error) from error
 
@@ -165,8 +168,7 @@ class GeneratedFolder:
         """
         try:
             if self.kind == 'det' and self.is_labelled:
-                write_atomic(self.root / ANNOTATIONS,
-                             json.dumps(self._coco()))
+                write_atomic(self.root / ANNOTATIONS, json.dumps(self._coco()))
             text = ('# Generated images: their annotations are their '
                     "guides'.\ndataset = " +
                     pformat(self.dataset(), sort_dicts=False) + '\n')
@@ -185,32 +187,38 @@ class GeneratedFolder:
 
         It lacks a pipeline, which is that of the student.
         """
-        root = str(self.root.resolve())
-        if not self.is_labelled:
-            return dict(
-                type='vim_mm.SoftOnly', folder=f'{root}/{IMAGES}', pipeline=[])
-        own: Dict[str, Any] = dict(data_root=root)
-        if self.kind == 'cls':
-            folders = [self.class_folder(i) for i in range(len(self.classes))]
+        own: Dict[str, Any] = dict(data_root=str(self.root.resolve()))
+        if self.is_labelled:
+            own.update(getattr(self, f'_{self.kind}_dataset')())
+        else:
             own.update(
                 type='mmpretrain.CustomDataset',
                 data_prefix=IMAGES,
-                classes=folders)
-        else:
-            own.update(metainfo=dict(classes=tuple(self.classes)))
-        if self.kind == 'det':
-            own.update(
-                type='mmdet.CocoDataset',
-                ann_file=ANNOTATIONS,
-                data_prefix=dict(img=f'{IMAGES}/'),
-                filter_cfg=dict(filter_empty_gt=False))
-        if self.kind == 'seg':
-            own.update(
-                type='mmseg.BaseSegDataset',
-                data_prefix=dict(img_path=IMAGES, seg_map_path=LABELS),
-                img_suffix=self.suffix,
-                seg_map_suffix='.png')
+                with_label=False,
+                metainfo=dict(classes=tuple(self.classes)))
         return dict(type='vim_mm.SoftOnly', dataset=dict(own, pipeline=[]))
+
+    def _cls_dataset(self) -> dict:
+        return dict(
+            type='mmpretrain.CustomDataset',
+            data_prefix=IMAGES,
+            classes=list(map(self.class_folder, range(len(self.classes)))))
+
+    def _det_dataset(self) -> dict:
+        return dict(
+            type='mmdet.CocoDataset',
+            metainfo=dict(classes=tuple(self.classes)),
+            ann_file=ANNOTATIONS,
+            data_prefix=dict(img=f'{IMAGES}/'),
+            filter_cfg=dict(filter_empty_gt=False))
+
+    def _seg_dataset(self) -> dict:
+        return dict(
+            type='mmseg.BaseSegDataset',
+            metainfo=dict(classes=tuple(self.classes)),
+            data_prefix=dict(img_path=IMAGES, seg_map_path=LABELS),
+            img_suffix=self.suffix,
+            seg_map_suffix='.png')
 
     def _coco(self) -> dict:
         images: List[dict] = []

@@ -196,5 +196,11 @@ def kind_of(sample: BaseDataElement) -> str:
 
 
 def is_labelled(sample: BaseDataElement) -> bool:
-    """Whether a data sample holds an annotation of its kind."""
-    return KINDS[kind_of(sample)].gt in sample
+    """Whether a data sample holds an annotation of its kind.
+
+    That of a detector without boxes has an empty list of them; without any
+    annotation it has none.
+    """
+    field = KINDS[kind_of(sample)].gt
+    return field in sample and (field != KINDS['det'].gt
+                                or 'bboxes' in sample.get(field))
