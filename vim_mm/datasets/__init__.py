@@ -3,11 +3,12 @@
 from mmcv import transforms  # noqa: F401
 
 from .few_shot import FewShot
+from .soft_only import SoftOnly
 from .task_dataset import Place, TaskDataset
 from .task_loader import TaskLoader, TaskLoaders
 from .task_sampler import TaskBatchSampler
 
 __all__ = [
-    'FewShot', 'Place', 'TaskBatchSampler', 'TaskDataset', 'TaskLoader',
-    'TaskLoaders'
+    'FewShot', 'Place', 'SoftOnly', 'TaskBatchSampler', 'TaskDataset',
+    'TaskLoader', 'TaskLoaders'
 ]
