@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from _tiny import (KINDS, SCOPES, Pictures, build_model, fusion_neck,
-                   model_cfg, vit)
+                   model_cfg, save_trunk)
 from vim_mm.apis.generate import Guides, Plan, generate
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.models.generators import GuidedGenerator
@@ -104,7 +105,7 @@ def write_guides(kind: str, root: Path) -> dict:
 def write_job(kind: str, root: Path) -> Tuple[Config, str]:
     """A config with ``generate``, and a teacher's checkpoint."""
     torch.manual_seed(0)
-    backbone = dict(trunk=vit())
+    backbone = dict(trunk=save_trunk(root / 'trunk.pth'))
     model = build_model(kind, backbone)
     path = root / f'{kind}.pth'
     torch.save(dict(state_dict=model.state_dict(), meta={}), path)
@@ -188,7 +189,7 @@ def test_images_and_annotations_are_laid_out_as_the_guides(
 @pytest.mark.parametrize('kind', KINDS)
 def test_no_iterations_write_the_guides(kind, jobs, tmp_path):
     cfg, teacher = jobs[kind]
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     cfg.generate.update(
         copies=1, generator=dict(type='vim_mm.GuidedGenerator', iterations=0))
     generate(cfg, teacher, str(tmp_path))
@@ -201,7 +202,7 @@ def test_no_iterations_write_the_guides(kind, jobs, tmp_path):
 @pytest.mark.parametrize('kind', KINDS)
 def test_guides_without_annotations_give_a_plain_folder(kind, jobs, tmp_path):
     cfg, teacher = jobs[kind]
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     pack = PIPELINES[kind][-1]
     cfg.generate.dataset = dict(
         type='mmpretrain.CustomDataset',
@@ -222,7 +223,7 @@ def test_guides_without_annotations_give_a_plain_folder(kind, jobs, tmp_path):
 
 def test_jpeg_files_and_a_limit(jobs, tmp_path):
     cfg, teacher = jobs['seg']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     cfg.generate.update(suffix='.jpg', limit=2, copies=1)
     assert generate(cfg, teacher, str(tmp_path)).total == 2
     assert len(list((tmp_path / 'images').glob('*.jpg'))) == 2
@@ -232,7 +233,7 @@ def test_jpeg_files_and_a_limit(jobs, tmp_path):
 
 def test_images_of_several_sizes_are_made_with_their_equals(jobs, tmp_path):
     cfg, teacher = jobs['cls']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     root = tmp_path / 'data'
     shutil.copytree(Path(teacher).parent / 'cls', root)
     wide = root / 'images/right/1.png'
@@ -314,11 +315,11 @@ def test_an_image_without_its_manifest_does_not_count(jobs, tmp_path,
 ])
 def test_other_settings_are_refused(jobs, tmp_path, options, words):
     cfg, teacher = jobs['cls']
-    small = cfg.copy()
+    small = deepcopy(cfg)
     small.generate.limit = 1
     generate(small, teacher, str(tmp_path))
     before = files(tmp_path)
-    other = small.copy()
+    other = deepcopy(small)
     other.merge_from_dict(options)
     with pytest.raises(ValueError, match=words):
         generate(other, teacher, str(tmp_path))
@@ -328,7 +329,7 @@ def test_other_settings_are_refused(jobs, tmp_path, options, words):
 
 def test_another_teacher_is_refused(jobs, tmp_path):
     cfg, teacher = jobs['cls']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     cfg.generate.limit = 1
     generate(cfg, teacher, str(tmp_path / 'out'))
     state = torch.load(teacher)
@@ -363,7 +364,7 @@ def test_another_teacher_is_refused(jobs, tmp_path):
 ])
 def test_mistakes_leave_no_image(jobs, tmp_path, options, words):
     cfg, teacher = jobs['cls']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     cfg.merge_from_dict(options)
     with pytest.raises((ValueError, FileNotFoundError, TypeError),
                        match=words):
@@ -373,7 +374,7 @@ def test_mistakes_leave_no_image(jobs, tmp_path, options, words):
 
 def test_a_config_without_generate_is_refused(jobs, tmp_path):
     cfg, teacher = jobs['cls']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     cfg.pop('generate')
     with pytest.raises(ValueError, match='no `generate`'):
         generate(cfg, teacher, str(tmp_path))
@@ -391,7 +392,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_label_map_of_another_size_is_refused(jobs, tmp_path):
     cfg, teacher = jobs['seg']
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     load, annotations, pack = PIPELINES['seg']
     cfg.train_dataloader.dataset.pipeline = [
         load,
@@ -406,7 +407,7 @@ def test_a_label_map_of_another_size_is_refused(jobs, tmp_path):
 
 def test_copies_of_a_random_pipeline_are_drawn_by_the_seed(jobs):
     cfg, _ = jobs['cls']
-    dataset = cfg.train_dataloader.dataset.copy()
+    dataset = deepcopy(cfg.train_dataloader.dataset)
     dataset.pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='mmpretrain.RandomResizedCrop', scale=42),

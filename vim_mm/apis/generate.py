@@ -2,6 +2,7 @@
 """Images for distillation, generated from those of a data set."""
 
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -46,7 +47,8 @@ class Report(NamedTuple):
     loss: float
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """The config's ``generate``.
 
     Attributes:
@@ -154,10 +156,9 @@ def generate(config: Any,
     """
     cfg = read_config(config)
     plan = read_plan(cfg)
+    where = 'generate' if cfg.generate.get('dataset') else 'train_dataloader'
     check_data(
-        dict(
-            default_scope=cfg.get('default_scope'),
-            guides=dict(dataset=plan.dataset)), ('guides', ))
+        dict(cfg.to_dict(), **{where: dict(dataset=plan.dataset)}), (where, ))
     with DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmengine')):
         generator = MODELS.build(plan.generator)
@@ -172,7 +173,7 @@ def generate(config: Any,
         folder = GeneratedFolder(
             Path(out),
             dict(
-                plan._asdict(),
+                asdict(plan),
                 teacher=sha256(Path(teacher)),
                 student=student and sha256(Path(student[1]))), classes,
             plan.suffix)
