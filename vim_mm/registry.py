@@ -19,9 +19,9 @@ __all__ = [
 ]
 
 
-def _child(parent: Registry, location: str) -> Registry:
+def _child(parent: Registry, *locations: str) -> Registry:
     return Registry(
-        parent.name, parent=parent, scope='vim_mm', locations=[location])
+        parent.name, parent=parent, scope='vim_mm', locations=list(locations))
 
 
 # backbones, adapters, fusions and necks
@@ -46,7 +46,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS,
 PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS, 'vim_mm.engine')
 DATASETS = _child(root.DATASETS, 'vim_mm.datasets')
 DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'vim_mm.datasets')
-TRANSFORMS = _child(root.TRANSFORMS, 'vim_mm.datasets')
+# those that run a network lie beside it
+TRANSFORMS = _child(root.TRANSFORMS, 'vim_mm.datasets',
+                    'vim_mm.models.generators')
 FUNCTIONS = _child(root.FUNCTIONS, 'vim_mm.datasets')
 MODEL_WRAPPERS = _child(root.MODEL_WRAPPERS, 'vim_mm.models')
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, 'vim_mm.models')

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import check_tasks, holders, idle, select_task
@@ -113,12 +114,15 @@ def part_of(runner: Runner, task: Optional[str],
 
     Yields:
         tuple[BaseModel, DataLoader]: The task's ordinary model, not wrapped,
-        which runs, and the ordinary loader of its training set.
+        which runs, and the ordinary loader of its training set. Of a
+        distiller it is the student.
 
     Raises:
         ValueError: If it is not said which task, or there is none such.
     """
     model, loader = unwrap(runner.model), runner.train_dataloader
+    if isinstance(model, BaseDistiller):
+        model = model.student
     if not isinstance(model, MultiTaskModel):
         if task is not None:
             raise ValueError(f"{who} is to work on the task '{task}', but the "

@@ -4,7 +4,7 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
@@ -98,7 +98,9 @@ def check_filled(dataloader: DataLoader) -> None:
 def cache_features(model: BaseModel,
                    dataloader: DataLoader,
                    views: int = 1,
-                   max_batches: Optional[int] = None) -> List[CachedBatch]:
+                   max_batches: Optional[int] = None,
+                   change: Optional[Callable[[dict], dict]] = None
+                   ) -> List[CachedBatch]:
     """Run the backbone over a data set once (or ``views`` times).
 
     Random augmentation is frozen at what the pass drew, labels alike, so
@@ -110,6 +112,8 @@ def cache_features(model: BaseModel,
         dataloader (DataLoader): Of the training set.
         views (int): Number of passes. Defaults to 1.
         max_batches (int, optional): Stop a pass after so many batches.
+        change (Callable, optional): What is done to each batch as the
+            pipeline gives it. Defaults to None.
 
     Returns:
         list[CachedBatch]: On CPU, in the order of the passes.
@@ -120,7 +124,7 @@ def cache_features(model: BaseModel,
     dataloader = finite(dataloader)
     for _ in range(views):
         for data in islice(dataloader, max_batches):
-            batch = preprocess(model, data)
+            batch = preprocess(model, change(data) if change else data)
             features = model.backbone(batch['inputs'])
             cached.append(
                 CachedBatch(

@@ -1,19 +1,18 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The card of a module: what it is, what it fits, and how good it is."""
 
-import json
 import re
-import warnings
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, List, Mapping, Optional, Union
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Union
 
 from vim_mm.utils.kinds import KINDS
 from vim_mm.version import __version__
+from .base_card import Card, ZooError, check_name, is_name, is_sha256
+
+__all__ = ['Dims', 'ModuleCard', 'ZooError', 'check_name', 'is_name']
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
 _SLOT = re.compile(r'\w+(\.\w+)*', re.ASCII)
-_SHA256 = re.compile(r'[0-9a-f]{64}')
 # a card on disk is complete; one in memory gets these two when it is saved
 _ON_DISK = ('name', 'kind', 'adapter', 'slots', 'dims', 'trunk', 'num_params',
             'sha256')
@@ -40,31 +39,8 @@ _TYPES = dict(
 Dims = Union[int, List[int]]
 
 
-class ZooError(ValueError):
-    """A zoo, a module or its trunk is not valid."""
-
-
-def is_name(name: Any) -> bool:
-    """Whether ``name`` may name a module, and so a folder of a zoo."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
-def check_name(name: Any) -> str:
-    """Return ``name`` if it may name a module.
-
-    Raises:
-        ZooError: If it may not. A name becomes a folder, so nothing that could
-            leave the zoo's root (slashes, a leading dot) is let through.
-    """
-    if not is_name(name):
-        raise ZooError(
-            f'{name!r} cannot name a module: use letters, digits, "_" '
-            'and "-", start with a letter or digit, 100 characters at most.')
-    return name
-
-
 @dataclass(frozen=True, kw_only=True)
-class ModuleCard:
+class ModuleCard(Card):
     """Contents of a module's ``card.json``, checked on construction.
 
     Args:
@@ -114,41 +90,18 @@ class ModuleCard:
     format_version: int = FORMAT_VERSION
     vim_mm_version: str = __version__
 
+    WHAT = 'module'
+    VERSION = FORMAT_VERSION
+    TYPES = _TYPES
+    ON_DISK = _ON_DISK
+
     def __post_init__(self) -> None:
-        check_name(self.name)
-        self._to_plain_json()
-        for key, types in _TYPES.items():
-            value = getattr(self, key)
-            if not isinstance(value, types) or isinstance(value, bool):
-                self._fail(f'its {key!r} is {value!r}, which is not of the '
-                           'right type')
+        super().__post_init__()
         self._check_adapter_and_trunk()
         self._check_slots()
         self._check_results()
 
-    def _fail(self, reason: str) -> None:
-        raise ZooError(f'The card of module {self.name!r} is invalid: '
-                       f'{reason}.')
-
-    def _to_plain_json(self) -> None:
-        """Turn config dicts and tuples into plain JSON types."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            try:
-                text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-                text.encode()
-                plain = json.loads(text)
-            except (TypeError, ValueError, RecursionError) as error:
-                self._fail(f'its {item.name!r} cannot be written as JSON '
-                           f'({error})')
-            object.__setattr__(self, item.name, plain)
-
     def _check_adapter_and_trunk(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            self._fail(f'its format_version is {self.format_version}, and '
-                       f'vim_mm {__version__} reads and writes '
-                       f'{FORMAT_VERSION}; use a vim_mm of its time, '
-                       f'{self.vim_mm_version}')
         kind = self.adapter.get('type')
         if not isinstance(kind, str) or kind.split('.')[-1] != self.kind:
             self._fail(f'its kind is {self.kind!r} but its adapter has the '
@@ -189,56 +142,5 @@ class ModuleCard:
                 self._fail(f'its {key!r} is negative')
         for key in ('sha256', 'head_sha256'):
             digest = getattr(self, key)
-            if digest and not _SHA256.fullmatch(digest):
+            if digest and not is_sha256(digest):
                 self._fail(f'its {key!r} is not a sha256 in hexadecimal')
-
-    def to_dict(self) -> Dict[str, Any]:
-        """Return the fields as plain JSON types, in the order above."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the text of ``card.json``."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + '\n'
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> 'ModuleCard':
-        """Read the result of :meth:`to_dict`, also of a newer vim_mm.
-
-        Fields that this version does not know are ignored with a warning; a
-        change that old readers must not ignore raises ``format_version``.
-
-        Raises:
-            ZooError: If the format is unknown, or a field missing or wrong.
-        """
-        if not isinstance(data, Mapping):
-            raise ZooError('A module card is a JSON object, and this is '
-                           f'{type(data).__name__}.')
-        name = data.get('name', '(nameless)')
-        version = data.get('format_version')
-        if type(version) is not int or version != FORMAT_VERSION:
-            raise ZooError(
-                f'The card of module {name!r} has the format_version '
-                f'{version!r}, and vim_mm {__version__} reads '
-                f'{FORMAT_VERSION}; install the vim_mm that wrote it '
-                f'({data.get("vim_mm_version", "unknown")}) or a newer one.')
-        missing = [key for key in _ON_DISK if data.get(key) in (None, '')]
-        if missing:
-            raise ZooError(f'The card of module {name!r} lacks '
-                           f'{", ".join(map(repr, missing))}.')
-        unknown = sorted(str(key) for key in data if key not in _TYPES)
-        if unknown:
-            warnings.warn(
-                f'The card of module {name!r} has fields that vim_mm '
-                f'{__version__} does not know and ignores: '
-                f'{", ".join(unknown)}.')
-        return cls(**{key: data[key] for key in _TYPES if key in data})
-
-    @classmethod
-    def from_json(cls, text: Union[str, bytes]) -> 'ModuleCard':
-        """Read the text of a ``card.json``; see :meth:`from_dict`."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ZooError(f'The module card is not valid JSON ({error}).') \
-                from None
-        return cls.from_dict(data)

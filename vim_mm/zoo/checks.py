@@ -27,7 +27,7 @@ def check_head(name: str, head: Mapping[str, Tensor]) -> None:
     Raises:
         ZooError: If a value is not finite.
     """
-    demand(_not_finite(head), f'The head of module {name!r}')
+    demand(not_finite(head), f'The head of module {name!r}')
 
 
 def check_module(card: ModuleCard, tensors: Mapping[str, Tensor]) -> None:
@@ -63,7 +63,7 @@ def check_module(card: ModuleCard, tensors: Mapping[str, Tensor]) -> None:
         elif not _has_dims(card.dims[slot], params):
             problems.append(f'no tensor of slot {slot!r} has an axis of its '
                             f'dims, {card.dims[slot]}')
-    problems += _not_finite(tensors)
+    problems += not_finite(tensors)
     if not problems and count_params(tensors) != card.num_params:
         problems.append(f'the card promises {card.num_params} parameters, '
                         f'and the file holds {count_params(tensors)}')
@@ -77,7 +77,8 @@ def _owner(key: str, slots: Mapping[str, object]) -> Optional[str]:
     return next((start for start in starts if start in slots), None)
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
+def not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
+    """Problems: tensors that hold NaN or infinity."""
     return [
         f'tensor {key!r} holds NaN or infinity'
         for key, value in tensors.items()

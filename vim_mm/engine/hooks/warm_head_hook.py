@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
                                    to_device)
+from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
 from ..model_parts import (first_neck, part_of, restart_averages,
                            running_parameters)
@@ -29,6 +30,11 @@ class WarmHeadHook(Hook):
     chasing a head that is still random. Works with any mm* model that has a
     ``backbone`` and a ``loss``; skipped when a run is resumed.
 
+    Before a fine-tuning of the whole model it is the first half of LP-FT, and
+    on images of a ``release`` the first half of OTA's IRF: the head is fitted
+    where the backbone's features are those of its training, so that it
+    distorts them less. The backbone stays in eval mode, bit for bit.
+
     Args:
         epochs (int): Epochs over the cached features.
         optimizer (dict): Config of the optimizer. Defaults to AdamW with
@@ -42,6 +48,9 @@ class WarmHeadHook(Hook):
             trunk achieves by itself, logged as epoch 0. Defaults to False.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        release (str, optional): Folder of an upstream release. The head
+            learns on images that it re-represents. Defaults to None, the
+            original images.
     """
 
     priority = 'NORMAL'
@@ -54,7 +63,8 @@ class WarmHeadHook(Hook):
                  views: int = 1,
                  max_batches: Optional[int] = None,
                  evaluate: bool = False,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 release: Optional[str] = None) -> None:
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad
@@ -62,6 +72,7 @@ class WarmHeadHook(Hook):
         self.max_batches = max_batches
         self.evaluate = evaluate
         self.task = task
+        self.release = release and load_upstream_release(release)
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
@@ -75,14 +86,23 @@ class WarmHeadHook(Hook):
 
     def _warm(self, runner: Runner, model: BaseModel,
               loader: DataLoader) -> None:
+        what = 're-represented ' if self.release else ''
         runner.logger.info('WarmHeadHook: caching trunk features of '
-                           f'{len(loader.dataset)} images')
-        cached = cache_features(model, loader, self.views, self.max_batches)
+                           f'{len(loader.dataset)} {what}images')
+        device = next(model.parameters()).device
+        change = None
+        if self.release:
+            self.release.to(device)
+            change = self._re_represent
+        cached = cache_features(model, loader, self.views, self.max_batches,
+                                change)
         neck = first_neck(model)
         if hasattr(neck, 'fit'):
-            device = next(model.parameters()).device
             neck.fit(to_device(batch.features, device) for batch in cached)
         self._train_head(runner, model, cached)
+
+    def _re_represent(self, data: dict) -> dict:
+        return dict(data, inputs=re_represent(self.release, data['inputs']))
 
     def _train_head(self, runner: Runner, model: BaseModel,
                     cached: List[CachedBatch]) -> None:
