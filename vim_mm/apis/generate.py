@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vim_mm.models.fit import check_classes
 from vim_mm.models.generators import Generated, GuidedGenerator
+from vim_mm.models.generators.upstream_release import CARD
 from vim_mm.models.pixels import from_images, to_images
 from vim_mm.utils.arguments import check_arguments, check_width
 from vim_mm.utils.config import read_config
@@ -175,11 +176,17 @@ def generate(config: Any,
             dict(
                 asdict(plan),
                 teacher=sha256(Path(teacher)),
-                student=student and sha256(Path(student[1]))), classes,
-            plan.suffix)
+                student=student and sha256(Path(student[1])),
+                release=_release_digest(plan)), classes, plan.suffix)
         generator.set_teacher(
             model.to(device), None if other is None else other.to(device))
         return _fill(folder, generator, Guides(dataset, plan), plan, device)
+
+
+def _release_digest(plan: Plan) -> Optional[str]:
+    """What tells an upstream release from others: its card's hash."""
+    release = plan.generator.get('canvas', {}).get('release')
+    return release and sha256(Path(release) / CARD)
 
 
 def read_plan(cfg: Config) -> Plan:

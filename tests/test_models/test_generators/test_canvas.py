@@ -1,41 +1,19 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What images are optimised through."""
 
-from typing import Tuple
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from _upstream import auto_encoder, release
 
 from vim_mm.models.generators.canvas import (LatentCanvas, PixelCanvas,
                                              PyramidCanvas, clip, colour_basis)
 
 
-class Halving(nn.Module):
-    """An auto-encoder of the protocol: a latent of half the size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(3, 3, 1)
-        self.codes = 4.
-
-    def encode(self, x: Tensor) -> Tensor:
-        bottom, right = (-side % 4 for side in x.shape[2:])
-        padded = F.pad(x, (0, right, 0, bottom), mode='replicate')
-        return self.mix(F.avg_pool2d(padded, 2))
-
-    def quantize(self, z: Tensor) -> Tuple[Tensor, Tensor]:
-        codes = (z * self.codes).round()
-        return z + (codes / self.codes - z).detach(), codes
-
-    def decode(self, z: Tensor) -> Tensor:
-        return F.interpolate(z, scale_factor=2.)
-
-
 def canvases() -> dict:
     torch.manual_seed(0)
-    auto = Halving()
+    auto = auto_encoder()
     return dict(
         pixels=PixelCanvas(),
         pyramid=PyramidCanvas(),
@@ -95,15 +73,25 @@ def test_noise_is_added_to_the_start(name):
 
 
 def test_the_decoders_own_images_start_at_the_re_represented_guides():
-    auto = Halving()
+    auto = auto_encoder()
     canvas = LatentCanvas(auto, residual=False)
     canvas.start(GUIDES)
     wanted = auto.decode(auto.encode(GUIDES))[..., :10, :13].clamp(0, 1)
     assert torch.allclose(canvas(), wanted)
 
 
+def test_a_released_auto_encoder_is_read(tmp_path: Path):
+    folder = release(tmp_path / 'release')
+    made = []
+    for given in (folder, auto_encoder()):
+        canvas = LatentCanvas(given, quantize=True, residual=False)
+        canvas.start(GUIDES)
+        made.append(canvas())
+    assert torch.equal(*made)
+
+
 def test_an_auto_encoder_is_frozen_and_no_part_of_what_learns():
-    auto = Halving()
+    auto = auto_encoder()
     canvas = LatentCanvas(auto)
     canvas.start(GUIDES)
     assert not any(p.requires_grad for p in auto.parameters())

@@ -6,13 +6,14 @@ size. What it has learned is the difference from its start, so that a canvas
 that has learned nothing gives the guides, bit for bit.
 """
 
-from typing import List, Optional
+from typing import List, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from .upstream_release import load_upstream_release
 
 
 class _Clip(torch.autograd.Function):
@@ -135,9 +136,8 @@ class LatentCanvas(BaseCanvas):
     networks without BatchNorm need none of their own.
 
     Args:
-        release (nn.Module): Of RGB images from 0 to 1, ``encode(x) -> z``,
-            padded if need be, ``decode(z) -> x`` and ``quantize(z) -> (z,
-            codes)`` with a gradient. It is frozen.
+        release (str | VQAutoEncoder): Folder of an upstream release, or its
+            auto-encoder, which is frozen.
         quantize (bool): Whether the decoder sees the nearest codes of the
             latent. Defaults to False.
         residual (bool): Whether what the decoder adds to its first image is
@@ -147,10 +147,12 @@ class LatentCanvas(BaseCanvas):
     """
 
     def __init__(self,
-                 release: nn.Module,
+                 release: Union[str, nn.Module],
                  quantize: bool = False,
                  residual: bool = True) -> None:
         super().__init__()
+        if isinstance(release, str):
+            release = load_upstream_release(release)
         release.requires_grad_(False)
         release.eval()
         # in a list: it is no part of what learns
