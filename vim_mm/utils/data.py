@@ -30,8 +30,8 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
                                           loader['dataset'], scope):
                 if not _downloads(dataset):
                     _check(key, dataset)
-        if cfg.get(part) and isinstance(cfg[part], dict):
-            evaluator = part.replace('dataloader', 'evaluator')
+        evaluator = part.replace('dataloader', 'evaluator')
+        if evaluator != part and isinstance(cfg.get(part), dict):
             _check_evaluator(evaluator, cfg.get(evaluator))
 
 

@@ -1,0 +1,448 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Generated images on disk: their layout, and runs that are interrupted."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+
+from _tiny import (KINDS, SCOPES, Pictures, build_model, fusion_neck,
+                   model_cfg, save_trunk)
+from vim_mm.apis.generate import Guides, Plan, generate
+from vim_mm.apis.generated_folder import GeneratedFolder
+from vim_mm.models.generators import GuidedGenerator
+from vim_mm.utils.files import sha256
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM, NAMES = 5, dict(
+    cls=['left', 'right'], det=['square'], seg=['ground', 'square'])
+#: what a data set of each kind reads, as the stack's own classes do
+PIPELINES = dict(
+    cls=[dict(type='LoadImageFromFile'),
+         dict(type='mmpretrain.PackInputs')],
+    det=[
+        dict(type='LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='mmdet.PackDetInputs')
+    ],
+    seg=[
+        dict(type='LoadImageFromFile'),
+        dict(type='mmseg.LoadAnnotations'),
+        dict(type='mmseg.PackSegInputs')
+    ])
+
+
+def write_guides(kind: str, root: Path) -> dict:
+    """Images and annotations; returns the config of their data set."""
+    boxes: List[dict] = []
+    images: List[dict] = []
+    for index, sample in enumerate(Pictures(kind, NUM).samples):
+        image = sample['inputs'].permute(1, 2, 0).numpy()
+        data = sample['data_samples']
+        folder = NAMES['cls'][index % 2] if kind == 'cls' else ''
+        path = root / 'images' / folder / f'{index}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+        images.append(dict(id=index, file_name=path.name, height=56, width=56))
+        if kind == 'seg':
+            (root / 'labels').mkdir(exist_ok=True)
+            cv2.imwrite(
+                str(root / 'labels' / path.name),
+                data.gt_sem_seg.data[0].numpy().astype(np.uint8))
+        if kind == 'det':
+            left, top, right, bottom = data.gt_instances.bboxes[0].tolist()
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            boxes.append(
+                dict(
+                    id=index,
+                    image_id=index,
+                    category_id=1,
+                    iscrowd=0,
+                    area=28 * 28,
+                    segmentation=[corners],
+                    bbox=[left, top, 28, 28]))
+    if kind == 'cls':
+        return dict(
+            type='mmpretrain.CustomDataset',
+            data_root=str(root),
+            data_prefix='images',
+            pipeline=PIPELINES[kind])
+    own = dict(
+        data_root=str(root),
+        pipeline=PIPELINES[kind],
+        metainfo=dict(classes=NAMES[kind]))
+    if kind == 'seg':
+        return dict(
+            own,
+            type='mmseg.BaseSegDataset',
+            data_prefix=dict(img_path='images', seg_map_path='labels'),
+            img_suffix='.png')
+    (root / 'boxes.json').write_text(
+        json.dumps(
+            dict(
+                images=images,
+                annotations=boxes,
+                categories=[dict(id=1, name='square')])))
+    return dict(
+        own,
+        type='mmdet.CocoDataset',
+        ann_file='boxes.json',
+        data_prefix=dict(img='images/'))
+
+
+def write_job(kind: str, root: Path) -> Tuple[Config, str]:
+    """A config with ``generate``, and a teacher's checkpoint."""
+    torch.manual_seed(0)
+    backbone = dict(trunk=save_trunk(root / 'trunk.pth'))
+    model = build_model(kind, backbone)
+    path = root / f'{kind}.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
+    cfg = Config(
+        dict(
+            default_scope=SCOPES[kind],
+            model=model_cfg(kind, backbone, fusion_neck(kind)),
+            train_dataloader=dict(dataset=write_guides(kind, root / kind)),
+            generate=dict(
+                generator=dict(
+                    type='vim_mm.GuidedGenerator', iterations=2, noise=.01),
+                copies=2,
+                batch_size=4)))
+    return cfg, str(path)
+
+
+@pytest.fixture(scope='module')
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, tuple]:
+    root = tmp_path_factory.mktemp('jobs')
+    return {kind: write_job(kind, root) for kind in KINDS}
+
+
+def files(folder: Path) -> Dict[str, str]:
+    """Hashes of all files but the one that holds the folder's own path."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in folder.rglob('*')
+        if path.is_file() and path.name != 'dataset.py'
+    }
+
+
+def read_back(kind: str, folder: Path) -> list:
+    """Samples as the folder's own config reads them."""
+    cfg = Config.fromfile(folder / 'dataset.py').dataset
+    assert cfg.type == 'vim_mm.SoftOnly'
+    cfg.dataset.pipeline = PIPELINES[kind]
+    with DefaultScope.overwrite_default_scope(SCOPES[kind]):
+        dataset = DATASETS.build(cfg)
+        return [dataset[index] for index in range(len(dataset))]
+
+
+# ------------------------------------------------------------------ layout
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_images_and_annotations_are_laid_out_as_the_guides(
+        kind, jobs, tmp_path):
+    report = generate(*jobs[kind], str(tmp_path / 'out'))
+    assert report.total == report.made == 2 * NUM
+    assert report.loss <= report.start and report.seconds > 0
+    samples = read_back(kind, tmp_path / 'out')
+    assert len(samples) == 2 * NUM
+    originals = Pictures(kind, NUM).samples
+    for found in samples:
+        sample = found['data_samples']
+        assert sample.soft_only
+        index = int(Path(sample.img_path).name.split('_')[0])
+        guide = originals[index]
+        if kind == 'cls':  # sorted by class in the guides' data set too
+            label = int(sample.gt_label)
+            guide = originals[2 * (index if index < 3 else index - 3) + label]
+            assert Path(sample.img_path).parent.name == NAMES['cls'][label]
+        apart = found['inputs'].float() - guide['inputs'].float()
+        assert 0 < apart.abs().mean() < 12
+        wanted = guide['data_samples']
+        if kind == 'seg':
+            assert torch.equal(sample.gt_sem_seg.data, wanted.gt_sem_seg.data)
+        if kind == 'det':
+            boxes = sample.gt_instances.bboxes
+            boxes = getattr(boxes, 'tensor', boxes)
+            assert torch.equal(boxes, wanted.gt_instances.bboxes)
+            left, top, right, bottom = map(int, boxes[0])
+            mask = np.zeros((1, 56, 56), np.uint8)
+            mask[0, top:bottom, left:right] = 1
+            assert (sample.gt_instances.masks.masks == BitmapMasks(
+                mask, 56, 56).masks).all()
+    sheet = cv2.imread(str(tmp_path / 'out/sheet.png'))
+    assert sheet.shape == (3 * 116, NUM * 116, 3)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_iterations_write_the_guides(kind, jobs, tmp_path):
+    cfg, teacher = jobs[kind]
+    cfg = deepcopy(cfg)
+    cfg.generate.update(
+        copies=1, generator=dict(type='vim_mm.GuidedGenerator', iterations=0))
+    generate(cfg, teacher, str(tmp_path))
+    manifest = json.loads((tmp_path / 'manifest.json').read_text())
+    for record in manifest['images'].values():
+        image = cv2.imread(str(tmp_path / 'images' / record['file']))
+        assert np.array_equal(image, cv2.imread(record['guide']))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_guides_without_annotations_give_a_plain_folder(kind, jobs, tmp_path):
+    cfg, teacher = jobs[kind]
+    cfg = deepcopy(cfg)
+    pack = PIPELINES[kind][-1]
+    cfg.generate.dataset = dict(
+        type='mmpretrain.CustomDataset',
+        data_prefix=f'{Path(teacher).parent}/{kind}/images',
+        with_label=False,
+        pipeline=[dict(type='LoadImageFromFile'), pack])
+    generate(cfg, teacher, str(tmp_path / 'out'))
+    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+    assert {r['annotation'] for r in manifest['images'].values()} == {None} \
+        or kind == 'det'
+    made = Config.fromfile(tmp_path / 'out/dataset.py').dataset
+    made.dataset.pipeline = [dict(type='LoadImageFromFile'), pack]
+    with DefaultScope.overwrite_default_scope(SCOPES[kind]):
+        dataset = DATASETS.build(made)
+    assert len(dataset) == 2 * NUM
+    assert dataset[0]['data_samples'].soft_only
+
+
+def test_jpeg_files_and_a_limit(jobs, tmp_path):
+    cfg, teacher = jobs['seg']
+    cfg = deepcopy(cfg)
+    cfg.generate.update(suffix='.jpg', limit=2, copies=1)
+    assert generate(cfg, teacher, str(tmp_path)).total == 2
+    assert len(list((tmp_path / 'images').glob('*.jpg'))) == 2
+    assert len(list((tmp_path / 'labels').glob('*.png'))) == 2
+    assert len(read_back('seg', tmp_path)) == 2
+
+
+def test_images_of_several_sizes_are_made_with_their_equals(jobs, tmp_path):
+    cfg, teacher = jobs['cls']
+    cfg = deepcopy(cfg)
+    root = tmp_path / 'data'
+    shutil.copytree(Path(teacher).parent / 'cls', root)
+    wide = root / 'images/right/1.png'
+    cv2.imwrite(str(wide), np.full((56, 84, 3), 90, np.uint8))
+    cfg.generate.dataset = dict(
+        cfg.train_dataloader.dataset, data_root=str(root))
+    generate(cfg, teacher, str(tmp_path / 'out'))
+    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+    widths = [record['width'] for record in manifest['images'].values()]
+    assert sorted(set(widths)) == [56, 84] and widths.count(84) == 2
+
+
+# ------------------------------------------------------------ interruptions
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_interrupted_run_goes_on_to_the_same_images(kind, jobs, tmp_path,
+                                                       monkeypatch):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    generate(*jobs[kind], str(whole))
+    calls = []
+    original = GuidedGenerator.generate
+
+    def interrupted(self, *args):
+        calls.append(len(args[0]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(GuidedGenerator, 'generate', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(*jobs[kind], str(parts))
+    manifest = json.loads((parts / 'manifest.json').read_text())
+    assert len(manifest['images']) == 4
+    # a file that goes astray is made again, with those of its batch
+    first = next(iter(manifest['images'].values()))
+    (parts / 'images' / first['file']).unlink()
+    report = generate(*jobs[kind], str(parts))
+    assert report.made == report.total == 2 * NUM
+    assert calls == [4, 4, 4, 4, 2]
+    assert files(whole) == files(parts)
+    # nothing is left to do
+    calls.clear()
+    assert generate(*jobs[kind], str(parts)).made == 0 and not calls
+    assert files(whole) == files(parts)
+
+
+def test_an_image_without_its_manifest_does_not_count(jobs, tmp_path,
+                                                      monkeypatch):
+    out = tmp_path / 'out'
+
+    def full(path, content):
+        if path.name == 'manifest.json':
+            raise OSError(28, 'No space left on device')
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr('vim_mm.apis.generated_folder.write_atomic', full)
+        with pytest.raises(ValueError, match='No space left on device'):
+            generate(*jobs['cls'], str(out))
+    assert not (out / 'manifest.json').exists()
+    shutil.rmtree(out)
+    assert generate(*jobs['cls'], str(out)).made == 2 * NUM
+
+
+# ----------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({
+        'generate.seed': 1
+    }, r'other settings \(of seed\)'),
+    ({
+        'generate.copies': 1
+    }, r'other settings \(of copies\)'),
+    ({
+        'generate.generator.lr': .1
+    }, r'other settings \(of generator\)'),
+])
+def test_other_settings_are_refused(jobs, tmp_path, options, words):
+    cfg, teacher = jobs['cls']
+    small = deepcopy(cfg)
+    small.generate.limit = 1
+    generate(small, teacher, str(tmp_path))
+    before = files(tmp_path)
+    other = deepcopy(small)
+    other.merge_from_dict(options)
+    with pytest.raises(ValueError, match=words):
+        generate(other, teacher, str(tmp_path))
+    torch.save(torch.load(teacher), tmp_path.parent / f'{tmp_path.name}.pth')
+    assert files(tmp_path) == before
+
+
+def test_another_teacher_is_refused(jobs, tmp_path):
+    cfg, teacher = jobs['cls']
+    cfg = deepcopy(cfg)
+    cfg.generate.limit = 1
+    generate(cfg, teacher, str(tmp_path / 'out'))
+    state = torch.load(teacher)
+    state['state_dict']['head.fc.bias'] += 1
+    torch.save(state, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'\(of teacher\)'):
+        generate(cfg, str(tmp_path / 'other.pth'), str(tmp_path / 'out'))
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({
+        'generate.copy': 2
+    }, 'takes no copy'),
+    ({
+        'generate.copies': 0
+    }, '`generate.copies` is 0'),
+    ({
+        'generate.limit': 0
+    }, '`generate.limit` is 0'),
+    ({
+        'generate.suffix': '.gif'
+    }, "`generate.suffix` is '.gif'"),
+    ({
+        'generate.generator.noise': 0
+    }, 'would be the same one'),
+    ({
+        'generate.generator.lrr': 0
+    }, 'lrr'),
+    ({
+        'train_dataloader.dataset.data_root': '/nowhere'
+    }, '/nowhere'),
+])
+def test_mistakes_leave_no_image(jobs, tmp_path, options, words):
+    cfg, teacher = jobs['cls']
+    cfg = deepcopy(cfg)
+    cfg.merge_from_dict(options)
+    with pytest.raises((ValueError, FileNotFoundError, TypeError),
+                       match=words):
+        generate(cfg, teacher, str(tmp_path / 'out'))
+    assert not list(tmp_path.rglob('*.png'))
+
+
+def test_a_config_without_generate_is_refused(jobs, tmp_path):
+    cfg, teacher = jobs['cls']
+    cfg = deepcopy(cfg)
+    cfg.pop('generate')
+    with pytest.raises(ValueError, match='no `generate`'):
+        generate(cfg, teacher, str(tmp_path))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / 'mine.txt').write_text('mine')
+    with pytest.raises(ValueError, match='no folder of generated images'):
+        GeneratedFolder(tmp_path, {}, [])
+    (tmp_path / 'manifest.json').write_text('{"settings": {}')
+    with pytest.raises(ValueError, match='is damaged'):
+        GeneratedFolder(tmp_path, {}, [])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_label_map_of_another_size_is_refused(jobs, tmp_path):
+    cfg, teacher = jobs['seg']
+    cfg = deepcopy(cfg)
+    load, annotations, pack = PIPELINES['seg']
+    cfg.train_dataloader.dataset.pipeline = [
+        load,
+        dict(type='mmseg.Resize', scale=(28, 28), keep_ratio=False),
+        annotations, pack
+    ]
+    cfg.generate.generator.iterations = 0
+    cfg.generate.copies = 1
+    with pytest.raises(ValueError, match='before the pipeline resizes'):
+        generate(cfg, teacher, str(tmp_path / 'out'))
+
+
+def test_copies_of_a_random_pipeline_are_drawn_by_the_seed(jobs):
+    cfg, _ = jobs['cls']
+    dataset = deepcopy(cfg.train_dataloader.dataset)
+    dataset.pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mmpretrain.RandomResizedCrop', scale=42),
+        dict(type='mmpretrain.PackInputs')
+    ]
+    built = DATASETS.build(dataset)
+    guides = Guides(built, Plan({}, copies=2))
+    guides.check_copies(is_random=False)
+    first = guides[0, 0][0]
+    assert torch.equal(first, guides[0, 0][0])
+    assert not torch.equal(first, guides[0, 1][0])
+    other = Guides(built, Plan({}, copies=2, seed=1))
+    assert not torch.equal(first, other[0, 0][0])
+
+
+# --------------------------------------------------------------------- tool
+
+
+def test_the_tool_makes_images_and_says_mistakes_in_a_sentence(jobs, tmp_path):
+    cfg, teacher = jobs['cls']
+    cfg.dump(tmp_path / 'cfg.py')
+    command = [
+        sys.executable,
+        str(ROOT / 'tools/generate.py'),
+        str(tmp_path / 'cfg.py'), '--teacher', teacher, '--out',
+        str(tmp_path / 'out'), '--device', 'cpu', '--cfg-options',
+        'generate.limit=1'
+    ]
+    main = runpy.run_path(command[1])['main']
+    main(command[2:])
+    assert len(list((tmp_path / 'out/images').rglob('*.png'))) == 2
+    again = subprocess.run([*command, 'generate.seed=3'],
+                           capture_output=True,
+                           text=True,
+                           env=dict(PYTHONPATH=str(ROOT), PATH=''))
+    assert again.returncode == 1
+    assert again.stderr.strip().splitlines()[-1].startswith(
+        f"Error: '{tmp_path}/out' holds images of other settings (of seed)")

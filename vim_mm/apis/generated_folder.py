@@ -1,0 +1,302 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A folder of generated images, laid out as data sets of their kind are.
+
+    images/            of classifiers in a folder for each class
+    labels/            label maps, of segmentors
+    annotations.json   boxes and masks in COCO's format, of detectors
+    manifest.json      each image's guide, seed, losses; the settings
+    dataset.py         a config that reads the folder
+    sheet.png          guides above what became of them
+"""
+
+import json
+from pathlib import Path
+from pprint import pformat
+from typing import Any, Dict, List, Optional, Sequence
+
+import cv2
+import numpy as np
+from mmdet.structures.mask import encode_mask_results
+from mmengine.structures import BaseDataElement
+
+from vim_mm.models.generators.teacher import is_labelled, kind_of
+from vim_mm.utils.files import sha256, write_atomic
+
+MANIFEST, ANNOTATIONS, CONFIG = 'manifest.json', 'annotations.json', \
+    'dataset.py'
+IMAGES, LABELS = 'images', 'labels'
+SUFFIXES = ('.png', '.jpg')
+
+
+class GeneratedFolder:
+    """Writes images and what belongs to them; can be taken up again.
+
+    An image counts once the manifest names it, which is written after the
+    image itself, and as a whole.
+
+    Args:
+        root (Path): The folder; made if it is not there.
+        settings (dict): What the images depend on, as plain values.
+        classes (Sequence[str]): Class names.
+        suffix (str): ``'.png'`` or ``'.jpg'``.
+
+    Raises:
+        ValueError: If there are images of other settings, something else, or
+            the folder cannot be made.
+    """
+
+    def __init__(self,
+                 root: Path,
+                 settings: Dict[str, Any],
+                 classes: Sequence[str],
+                 suffix: str = '.png') -> None:
+        if suffix not in SUFFIXES:
+            raise ValueError(f'`generate.suffix` is {suffix!r}; give '
+                             f'{" or ".join(map(repr, SUFFIXES))}.')
+        self.root, self.suffix = Path(root), suffix
+        self.classes = list(classes)
+        # what json makes of them is what a manifest gives back
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self.records: Dict[str, dict] = {}
+        self.kind: Optional[str] = None
+        try:
+            self._open()
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    def _open(self) -> None:
+        path = self.root / MANIFEST
+        if not path.exists():
+            if self.root.exists() and any(self.root.iterdir()):
+                raise ValueError(f"'{self.root}' is no folder of generated "
+                                 f'images: it has no {MANIFEST} but other '
+                                 'files; name a new folder.')
+            self.root.mkdir(parents=True, exist_ok=True)
+            return
+        try:
+            manifest = json.loads(path.read_text())
+            theirs, self.records = manifest['settings'], manifest['images']
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"'{path}' is damaged ({error}); name a new "
+                             'folder.') from error
+        unlike = sorted(key for key in {*theirs, *self.settings}
+                        if theirs.get(key) != self.settings.get(key))
+        if unlike:
+            raise ValueError(
+                f"'{self.root}' holds images of other settings (of "
+                f'{", ".join(unlike)}); name a new folder, or give the '
+                'settings that its manifest names.')
+        self.kind = manifest['kind']
+
+    def has(self, key: str) -> bool:
+        """Whether an image is there, and whole."""
+        record = self.records.get(key)
+        return record is not None and (self.root / IMAGES /
+                                       record['file']).is_file()
+
+    def add(self, batch: Sequence[tuple]) -> None:
+        """Write images and then the manifest that names them.
+
+        Args:
+            batch (Sequence[tuple]): For each image its key, the pixels
+                (H, W, 3), BGR and uint8, its data sample, and what is noted
+                of it.
+
+        Raises:
+            ValueError: If an annotation does not fit the folder, or the disk
+                is full.
+        """
+        try:
+            fresh = {key: self._write(key, *rest) for key, *rest in batch}
+            self.records.update(fresh)
+            write_atomic(
+                self.root / MANIFEST,
+                json.dumps(
+                    dict(
+                        kind=self.kind,
+                        classes=self.classes,
+                        digest=sha256(
+                            json.dumps(self.settings,
+                                       sort_keys=True).encode()),
+                        settings=self.settings,
+                        images=self.records),
+                    indent=1))
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    def _write(self, key: str, pixels: np.ndarray, sample: BaseDataElement,
+               note: dict) -> dict:
+        self.kind = kind_of(sample)
+        name = f'{key}_{Path(sample.get("img_path") or "image").stem}'
+        file, annotation = name + self.suffix, None
+        if is_labelled(sample):
+            annotation = globals()[f'_{self.kind}_annotation'](
+                sample, pixels.shape[:2])
+        if self.kind == 'cls' and annotation is not None:
+            file = f'{self.class_folder(annotation)}/{file}'
+        if self.kind == 'seg' and annotation is not None:
+            label = f'{name}.png'
+            self._encode(self.root / LABELS / label, annotation, '.png')
+            annotation = label
+        self._encode(self.root / IMAGES / file, pixels, self.suffix)
+        return dict(
+            file=file,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            annotation=annotation,
+            **note)
+
+    def class_folder(self, label: int) -> str:
+        """The folder of a class."""
+        return self.classes[label].replace('/', '-')
+
+    @staticmethod
+    def _encode(path: Path, pixels: np.ndarray, suffix: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == '.jpg' else []
+        done, data = cv2.imencode(suffix, pixels, quality)
+        assert done, path
+        write_atomic(path, data.tobytes())
+
+    # ------------------------------------------------------------- the end
+
+    def finish(self) -> None:
+        """Write the files that are about all images.
+
+        Raises:
+            ValueError: If the disk is full.
+        """
+        try:
+            if self.kind == 'det' and self.is_labelled:
+                write_atomic(self.root / ANNOTATIONS, json.dumps(self._coco()))
+            text = ('# Generated images: their annotations are their '
+                    "guides'.\ndataset = " +
+                    pformat(self.dataset(), sort_dicts=False) + '\n')
+            write_atomic(self.root / CONFIG, text)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the images have annotations."""
+        return any(record['annotation'] is not None
+                   for record in self.records.values())
+
+    def dataset(self) -> dict:
+        """Config of a data set of the images, for soft targets alone.
+
+        It lacks a pipeline, which is that of the student.
+        """
+        own: Dict[str, Any] = dict(data_root=str(self.root.resolve()))
+        if self.is_labelled:
+            own.update(getattr(self, f'_{self.kind}_dataset')())
+        else:
+            own.update(
+                type='mmpretrain.CustomDataset',
+                data_prefix=IMAGES,
+                with_label=False,
+                metainfo=dict(classes=tuple(self.classes)))
+        return dict(type='vim_mm.SoftOnly', dataset=dict(own, pipeline=[]))
+
+    def _cls_dataset(self) -> dict:
+        return dict(
+            type='mmpretrain.CustomDataset',
+            data_prefix=IMAGES,
+            classes=list(map(self.class_folder, range(len(self.classes)))))
+
+    def _det_dataset(self) -> dict:
+        return dict(
+            type='mmdet.CocoDataset',
+            metainfo=dict(classes=tuple(self.classes)),
+            ann_file=ANNOTATIONS,
+            data_prefix=dict(img=f'{IMAGES}/'),
+            filter_cfg=dict(filter_empty_gt=False))
+
+    def _seg_dataset(self) -> dict:
+        return dict(
+            type='mmseg.BaseSegDataset',
+            metainfo=dict(classes=tuple(self.classes)),
+            data_prefix=dict(img_path=IMAGES, seg_map_path=LABELS),
+            img_suffix=self.suffix,
+            seg_map_suffix='.png')
+
+    def _coco(self) -> dict:
+        images: List[dict] = []
+        annotations: List[dict] = []
+        for number, record in enumerate(self.records.values(), 1):
+            images.append(
+                dict(
+                    id=number,
+                    file_name=record['file'],
+                    height=record['height'],
+                    width=record['width']))
+            for one in record['annotation'] or ():
+                annotations.append(
+                    dict(one, id=len(annotations) + 1, image_id=number))
+        categories = [
+            dict(id=number, name=name)
+            for number, name in enumerate(self.classes, 1)
+        ]
+        return dict(
+            images=images, annotations=annotations, categories=categories)
+
+
+def _cls_annotation(sample: BaseDataElement, _: tuple) -> int:
+    labels = sample.gt_label.tolist()
+    if len(labels) != 1:
+        raise ValueError(
+            f"The guide '{sample.get('img_path')}' has {len(labels)} classes, "
+            'and folders hold images of one each; take guides without labels '
+            '(no gt_label), which the teacher is imitated on.')
+    return labels[0]
+
+
+def _seg_annotation(sample: BaseDataElement, shape: tuple) -> np.ndarray:
+    labels = sample.gt_sem_seg.data[0].cpu().numpy()
+    _check_shape(sample, labels.shape, shape)
+    if labels.max(initial=0) > 255:
+        raise ValueError('A label map has the label '
+                         f'{labels.max()}, and its file holds up to 255.')
+    return labels.astype(np.uint8)
+
+
+def _det_annotation(sample: BaseDataElement, shape: tuple) -> List[dict]:
+    found: List[dict] = []
+    for name, crowd in (('gt_instances', 0), ('ignored_instances', 1)):
+        instances = sample.get(name)
+        if instances is None or not len(instances.get('bboxes', ())):
+            continue
+        boxes = instances.bboxes
+        boxes = getattr(boxes, 'tensor', boxes).tolist()
+        masks: List[Optional[dict]] = [None] * len(boxes)
+        if 'masks' in instances:
+            arrays = instances.masks.to_ndarray()
+            _check_shape(sample, arrays.shape[1:], shape)
+            masks = encode_mask_results(list(arrays))
+        for box, label, mask in zip(boxes, instances.labels.tolist(), masks):
+            left, top, right, bottom = box
+            width, height = right - left, bottom - top
+            one = dict(
+                bbox=[left, top, width, height],
+                area=width * height,
+                category_id=label + 1,
+                iscrowd=crowd)
+            if mask is not None:
+                one['segmentation'] = dict(
+                    size=list(mask['size']), counts=mask['counts'].decode())
+            found.append(one)
+    return found
+
+
+def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
+    if tuple(own) != tuple(image):
+        raise ValueError(
+            f"The annotation of '{sample.get('img_path')}' has {own[0]}x"
+            f'{own[1]} pixels and its image {image[0]}x{image[1]}; load '
+            'annotations before the pipeline resizes.')
+
+
+def _cannot_write(root: Path, error: OSError) -> ValueError:
+    return ValueError(f"Generated images cannot be written to '{root}': "
+                      f'{error.strerror or error}; what the manifest names '
+                      'is whole, so the same command goes on from there.')
