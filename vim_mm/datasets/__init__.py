@@ -5,7 +5,9 @@ from mmcv import transforms  # noqa: F401
 from .task_dataset import Place, TaskDataset
 from .task_loader import TaskLoader, TaskLoaders
 from .task_sampler import TaskBatchSampler
+from .views import View, Views, views_of
 
 __all__ = [
-    'Place', 'TaskBatchSampler', 'TaskDataset', 'TaskLoader', 'TaskLoaders'
+    'Place', 'TaskBatchSampler', 'TaskDataset', 'TaskLoader', 'TaskLoaders',
+    'View', 'Views', 'views_of'
 ]
