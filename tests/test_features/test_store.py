@@ -56,6 +56,14 @@ def test_reads_what_was_written_in_any_order(tmp_path, shape) -> None:
         assert torch.equal(each.read(asked), rows(asked, *shape))
 
 
+def test_maps_with_channels_last(tmp_path) -> None:
+    maps = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    store = FeatureStore(tmp_path, SOURCE)
+    with store.writer() as writer:
+        writer.add(views(0, 2), maps)
+    assert torch.equal(store.read(views(0, 2)), maps)
+
+
 def test_a_second_run_adds_only_what_is_missing(tmp_path) -> None:
     filled(tmp_path, 6)
     before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}

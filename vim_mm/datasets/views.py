@@ -2,7 +2,8 @@
 import json
 from hashlib import blake2b
 from pathlib import PurePath
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Union
+from typing import (Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple,
+                    Union)
 
 import cv2
 import PIL
@@ -120,6 +121,11 @@ class Views:
         if root and path.is_relative_to(root):
             path = path.relative_to(root)
         return path.as_posix()
+
+    def keys(self) -> List[Tuple[str, int]]:
+        """Name of the image, and number of the view, of each item."""
+        names = [self.name(index) for index in range(len(self.dataset))]
+        return [(name, view) for view in range(self.views) for name in names]
 
     def recipe(self) -> Dict[str, str]:
         """All that decides, beside the files, what a view looks like."""

@@ -67,6 +67,14 @@ class FeatureStore:
         """Whether there are features of an image's view."""
         return key in self._places
 
+    def known(self, sample: str, view: int) -> View:
+        """A view as it was when its features were computed.
+
+        Raises:
+            KeyError: If there are none.
+        """
+        return View(sample, view, self._places[sample, view][0])
+
     def refresh(self) -> None:
         """Find, and verify, what was added since.
 
@@ -234,7 +242,9 @@ class StoreWriter:
         for part in parts:
             views = [view for some, _ in part for view in some]
             with _one_sentence(self._root):
-                self._write(views, torch.cat([rows for _, rows in part]))
+                # maps may lie in memory with their channels last
+                self._write(views,
+                            torch.cat([rows for _, rows in part]).contiguous())
 
     def _clear(self) -> None:
         self._parts: Dict[tuple, List[Tuple[List[View], Tensor]]] = {}

@@ -1,5 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .base_distiller import BaseDistiller
+from .feature_losses import MMD, AFTLoss, NormalizedMSE
+from .losses import CosineSmoothL1, LinearCKA, LogitsKL
 from .outside import Outside, build_outside
+from .proxy_space import ProxySpace
+from .schedule import Schedule
+from .tdmr_distiller import TDMRDistiller
 
-__all__ = ['BaseDistiller', 'Outside', 'build_outside']
+__all__ = [
+    'AFTLoss', 'BaseDistiller', 'CosineSmoothL1', 'LinearCKA', 'LogitsKL',
+    'MMD', 'NormalizedMSE', 'Outside', 'ProxySpace', 'Schedule',
+    'TDMRDistiller', 'build_outside'
+]
