@@ -36,6 +36,9 @@ KINDS: Dict[str, Kind] = dict(
              dict(type='mmseg.SegLocalVisualizer', alpha=0.5),
              'mmseg.SegVisualizationHook'))
 
+#: Samples that say so in their metainfo have no annotation to learn from.
+SOFT_ONLY = 'soft_only'
+
 
 def find_kind(sample: Container[str], field: str) -> Optional[str]:
     """The first kind whose 'gt' or 'pred' a data sample holds, or None."""

@@ -14,6 +14,7 @@ from .base_distiller import BaseDistiller
 from .outside import build_outside
 from .proxy_space import ProxySpace
 from .schedule import Schedule
+from .soft_only import split
 
 #: What the foundation models make of a batch, by name.
 Features = Dict[str, Tensor]
@@ -134,21 +135,20 @@ class TDMRDistiller(BaseDistiller):
         Raises:
             ValueError: If it is no classifier or segmentor.
         """
-        head = getattr(self.student, 'decode_head', None)
-        if head is not None:
-            return head.conv_seg
         head = getattr(self.student, 'head', None)
         layers = [
             layer for layer in (head.modules() if head is not None else ())
             if isinstance(layer, nn.Linear)
         ]
-        if not layers:
+        decoder = getattr(self.student, 'decode_head', None)
+        last = getattr(decoder, 'conv_seg', layers[-1] if layers else None)
+        if last is None:
             raise ValueError(
                 f'The student is a {type(self.student).__name__} without a '
-                'linear classifier; take a classifier of mmpretrain or a '
-                'segmentor of mmsegmentation, or vim_mm.Distiller for other '
-                'tasks.')
-        return layers[-1]
+                'linear layer from features to classes; take a classifier of '
+                'mmpretrain or a segmentor of mmsegmentation, or '
+                'vim_mm.Distiller for other tasks.')
+        return last
 
     @property
     def reads_maps(self) -> bool:
@@ -216,8 +216,13 @@ class TDMRDistiller(BaseDistiller):
         """The losses of a batch: the student's own, and those of the proxy.
 
         Raises:
-            ValueError: If the proxy space has not been trained.
+            ValueError: If the proxy space has not been trained, or images
+                have no labels.
         """
+        if split(data_samples)[0] is not None:
+            raise ValueError(
+                'A proxy space learns from labels, and some images are '
+                '`soft_only`; leave them out, or take vim_mm.Distiller.')
         if self.feature_loss is None and self.logits_loss is None:
             return self.student(inputs, data_samples, mode='loss')
         with tapping({'last': self.classifier}, inputs=True) as seen:

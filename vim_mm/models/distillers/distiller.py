@@ -1,0 +1,169 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from collections import Counter
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
+from ..backbones.probe import in_eval
+from .base_distiller import BaseDistiller
+from .criteria import (Criterion, Pair, Weight, read_criteria, read_weight,
+                       weigh)
+from .heads import LOGITS, Logits, logits_of
+from .layers import LayerReader, Levels
+from .outside import build_outside
+from .soft_only import blank, split
+
+TEACHER = 'teacher'
+
+
+@MODELS.register_module()
+class Distiller(BaseDistiller):
+    """A student that learns from its data and from a trained network.
+
+    Both read the same images, each in its own normalisation.
+
+    Args:
+        student (dict): Config of a classifier, detector or segmentor.
+        teacher (dict): The trained network, of any library, see
+            :func:`build_outside`.
+        criteria (Mapping[tuple[str], dict]): What is to be alike:
+            ``{(student layer, teacher layer): loss}``. A layer is the path of
+            a submodule, with an index where it gives a tuple, such as
+            ``backbone[3]``, or ``logits``, the class scores. A loss is the
+            config of :class:`LogitsKL`, :class:`CosineSmoothL1`,
+            :class:`LinearCKA` or one of the libraries' that takes ``(pred,
+            target)``, with the keys of :class:`Criterion`; or a list of such.
+        own_weight (float | tuple[float]): What the student's own losses are
+            multiplied by, or the first and last such number of the run.
+            Defaults to 1.
+        probe_size (int): Side of the blank image which tells the shapes of
+            layers. Defaults to 224.
+        data_preprocessor (dict, optional): See :class:`BaseDistiller`.
+
+    Raises:
+        ValueError: If layers do not exist, do not run or cannot meet.
+    """
+
+    def __init__(self,
+                 student: dict,
+                 teacher: dict,
+                 criteria: Mapping[Pair, Any],
+                 own_weight: Weight = 1.,
+                 probe_size: int = 224,
+                 data_preprocessor: Optional[dict] = None) -> None:
+        pairs = read_criteria(criteria)
+        check_width(probe_size, 'probe_size')
+        own_weight = read_weight(own_weight, 'model.own_weight')
+        super().__init__(student, data_preprocessor)
+        self.own_weight = own_weight
+        self.add_outside(TEACHER, build_outside(teacher))
+        frozen = self.outside[TEACHER].network
+        mine, theirs = zip(*(pair for pair, _ in pairs))
+        self.reader = LayerReader(self.student, mine, 'student')
+        self.teacher_reader = LayerReader(frozen, theirs, TEACHER)
+        self.criteria = self._build_criteria(pairs, probe_size)
+
+    def _build_criteria(self, pairs: List[Tuple[Pair, dict]],
+                        size: int) -> nn.ModuleDict:
+        frozen = self.outside[TEACHER].network
+        student = _dry_run(self.reader, self.student, size)
+        teacher = _dry_run(self.teacher_reader, frozen, size)
+        seen, criteria = Counter(), nn.ModuleDict()
+        for (mine, theirs), cfg in pairs:
+            both = (mine, theirs) == (LOGITS, LOGITS)
+            seen[mine] += 1
+            number = f'_{seen[mine]}' if seen[mine] > 1 else ''
+            criteria[f'loss_kd_{mine}{number}'.replace('.', '_')] = Criterion(
+                (mine, theirs), cfg, student[mine], teacher[theirs],
+                (size, size),
+                self._compare_logits() if both else None)
+        return criteria
+
+    def _compare_logits(self) -> Logits:
+        """What is alike in the logits of both.
+
+        Raises:
+            ValueError: If they mean different things.
+        """
+        mine = logits_of(self.student, 'student')
+        theirs = logits_of(self.outside[TEACHER].network, TEACHER)
+        if mine.classes != theirs.classes:
+            raise ValueError(
+                f'The student scores {mine.classes} classes and the teacher '
+                f'{theirs.classes}, so their logits cannot be compared; take '
+                'a teacher of the same classes, or compare features.')
+        if mine.sigmoid != theirs.sigmoid:
+            names = {True: 'each class for itself', False: 'one class of all'}
+            raise ValueError(
+                f'The student predicts {names[mine.sigmoid]} and the teacher '
+                f'{names[theirs.sigmoid]}, so their logits cannot be '
+                'compared; give both heads the same kind of loss.')
+        return mine
+
+    # -------------------------------------------------------------- passes
+
+    def loss(self, inputs: Tensor,
+             data_samples: Optional[list]) -> Dict[str, Tensor]:
+        """The student's own losses and, as ``loss_kd_LAYER``, the criteria."""
+        teacher = self._teach(inputs, data_samples)
+        losses, student = self._learn(inputs, data_samples)
+        for name, criterion in self.criteria.items():
+            mine, theirs = criterion.pair
+            losses[name] = criterion(student[mine], teacher[theirs],
+                                     inputs.shape[-2:])
+        return losses
+
+    @torch.no_grad()
+    def _teach(self, inputs: Tensor,
+               data_samples: Optional[list]) -> Dict[str, Levels]:
+        teacher = self.outside[TEACHER].on(inputs.device)
+        inputs = self.inputs_of(TEACHER, inputs, data_samples)
+        return self.teacher_reader.run(teacher, inputs)
+
+    def _learn(
+        self, inputs: Tensor, data_samples: Optional[list]
+    ) -> Tuple[Dict[str, Any], Dict[str, Levels]]:
+        """One pass of the student: own losses, and outputs of its layers."""
+        indices, counts = split(data_samples)
+        rows, weight = None, weigh(self.own_weight)
+        if indices is not None:
+            rows = torch.tensor(indices, device=inputs.device)
+            data_samples = [data_samples[index] for index in indices]
+        if not counts:
+            weight = 0.
+            data_samples = [blank(self.student, data_samples[0], inputs)]
+        with self.reader.listening(self.student, rows) as seen:
+            losses = self.student(inputs, data_samples, mode='loss')
+        losses = {
+            key: _scale(value, weight) if 'loss' in key else value
+            for key, value in losses.items()
+        }
+        return losses, self.reader.read(seen)
+
+
+def _scale(loss: Any, weight: float) -> Any:
+    if weight == 1:
+        return loss
+    if isinstance(loss, Tensor):
+        return loss * weight
+    return [part * weight for part in loss]
+
+
+def _dry_run(reader: LayerReader, network: BaseModel,
+             size: int) -> Dict[str, Levels]:
+    """What the layers give for a blank image."""
+    image = torch.zeros(1, 3, size, size)
+    try:
+        with in_eval(network), torch.no_grad():
+            with reader.listening(network) as seen:
+                reader.forward(network, image)
+    except Exception as error:
+        raise ValueError(
+            f'The {reader.who} {type(network).__name__} does not read a '
+            f'blank image of {size} x {size} pixels ({error}); set '
+            '`probe_size` to a side that it reads.') from error
+    return reader.read(seen)
