@@ -7,12 +7,12 @@ from typing import Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 from _tiny import DIMS, SIZE, TRUNKS, Pictures, model_cfg, vit
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import DATASETS, MODELS
+from vim_mm.utils.kinds import KINDS
 
 RESNET = dict(TRUNKS['resnet'], out_indices=(3, ))
 #: A CNN, a transformer, and a mix of both.
@@ -40,16 +40,21 @@ def foundation(name: str, **normalise) -> dict:
 
 
 def student(kind: str = 'cls', family: str = 'vit') -> dict:
-    """A classifier or segmentor of one of two families."""
+    """An ordinary small model of one of two families."""
     cfg = model_cfg(kind, {})
     cfg.backbone = vit(out_indices=[2])
     width = DIMS
     if family == 'cnn':
         cfg.backbone, width = RESNET, 64
-    if kind == 'cls':
+    if kind == 'det':
+        cfg.neck = dict(
+            type='mmdet.ChannelMapper',
+            in_channels=[width],
+            out_channels=DIMS)
+    elif kind == 'cls':
         cfg.neck = dict(type='mmpretrain.GlobalAveragePooling')
         cfg.head.in_channels = width
-    elif kind == 'seg':
+    else:
         cfg.decode_head.in_channels = width
     return cfg.to_dict()
 
@@ -87,41 +92,38 @@ def runner(work_dir: Path,
            model: Optional[dict] = None,
            kind: str = 'cls',
            views: int = 2,
-           epochs: int = 2,
+           iters: int = 4,
            hooks: Optional[list] = None,
            proxy: Optional[dict] = None,
            lr: float = 1e-2,
            **kwargs) -> Runner:
-    """A run over eight pictures in some views."""
-    hook = dict(dict(type='vim_mm.ProxyHook', epochs=20), **(proxy or {}))
+    """A run over eight pictures in some views, of four a step."""
+    hook = dict(dict(type='vim_mm.ProxyHook', epochs=10), **(proxy or {}))
+    dataset = dict(
+        type='vim_mm.Views',
+        dataset=dict(type='vim_mm.Flipped', kind=kind),
+        views=views)
     loader = dict(
         batch_size=4,
-        dataset=dict(
-            type='vim_mm.Views',
-            dataset=dict(type='vim_mm.Flipped', kind=kind),
-            views=views),
-        sampler=dict(type='DefaultSampler', shuffle=True),
+        num_workers=0,
+        dataset=dataset,
+        # mmengine waits two seconds at every end of a finite one
+        sampler=dict(type='InfiniteSampler', shuffle=True),
         collate_fn=dict(type='pseudo_collate'))
-    return Runner.from_cfg(
-        Config(
-            dict(
-                dict(
-                    default_scope=dict(
-                        cls='mmpretrain', seg='mmseg', det='mmdet')[kind],
-                    model=model or config(kind),
-                    work_dir=str(work_dir),
-                    train_dataloader=loader,
-                    train_cfg=dict(by_epoch=True, max_epochs=epochs),
-                    optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr)),
-                    custom_hooks=[hook] if hooks is None else hooks,
-                    default_hooks=dict(logger=dict(type='LoggerHook')),
-                    log_level='WARNING',
-                    randomness=dict(seed=0),
-                    experiment_name=f'{work_dir.name}_{id(loader)}'),
-                **kwargs)))
-
-
-__all__ = [
-    'FOUNDATIONS', 'Flipped', 'build', 'config', 'foundation',
-    'runner', 'student'
-]
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=iters)
+    cfg = dict(
+        default_scope=KINDS[kind].scope,
+        model=model or config(kind),
+        work_dir=str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=False, max_iters=iters),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr)),
+        custom_hooks=[hook] if hooks is None else hooks,
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1), checkpoint=checkpoint),
+        log_processor=dict(by_epoch=False),
+        log_level='WARNING',
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir.name}_{id(loader)}')
+    # from parts: a whole config would be formatted several times, slowly
+    return Runner(**dict(cfg, **kwargs))

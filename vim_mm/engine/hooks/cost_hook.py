@@ -131,6 +131,7 @@ def peak_mb() -> Optional[float]:
     if os.name != 'posix':
         return None
     import resource
+
     # in kilobytes, on macOS in bytes
     unit = 1e6 if sys.platform == 'darwin' else 1e3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
