@@ -7,8 +7,9 @@ from .soft_only import SoftOnly
 from .task_dataset import Place, TaskDataset
 from .task_loader import TaskLoader, TaskLoaders
 from .task_sampler import TaskBatchSampler
+from .views import View, Views, views_of
 
 __all__ = [
     'FewShot', 'Place', 'SoftOnly', 'TaskBatchSampler', 'TaskDataset',
-    'TaskLoader', 'TaskLoaders'
+    'TaskLoader', 'TaskLoaders', 'View', 'Views', 'views_of'
 ]

@@ -27,14 +27,27 @@ def write_atomic(path: Path, content: Union[str, bytes]) -> None:
         path (Path): The file; its folder must exist.
         content (str | bytes): Its content; text is written as UTF-8.
     """
-    fresh = path.with_name(f'.{path.name}.{os.getpid()}')
     if isinstance(content, str):
         content = content.encode('utf-8')
+    new_file(path, content, path.with_name(f'.{path.name}.{os.getpid()}'))
+
+
+def new_file(path: Path, content: bytes, draft: Path) -> None:
+    """Write and flush a draft, then move it into its place.
+
+    Args:
+        path (Path): The file; its folder must exist.
+        content (bytes): Its content.
+        draft (Path): A neighbour that nobody else writes; it does not stay.
+    """
     try:
-        fresh.write_bytes(content)
-        os.replace(fresh, path)
+        with draft.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

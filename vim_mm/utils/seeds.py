@@ -6,12 +6,14 @@ of whole numbers such as the run's seed and the step.
 """
 
 import random
+from contextlib import contextmanager
+from typing import Iterator
 
 import numpy as np
 import torch
 
 #: What the numbers are for; two uses never share a stream.
-TASKS, ORDER, SAMPLE, STEP = range(4)
+TASKS, ORDER, SAMPLE, STEP, VIEW = range(5)
 
 
 def stream(*key: int) -> np.random.Generator:
@@ -21,7 +23,35 @@ def stream(*key: int) -> np.random.Generator:
 
 def seed_all(*key: int) -> None:
     """Seed Python, NumPy and torch on all devices by whole numbers."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    seed = _seed(key)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Within this context draws of Python, NumPy and torch depend on a key.
+
+    Afterwards all three go on as if nothing had been drawn. Of torch only
+    the generator of the CPU is concerned: pipelines run there, and a model
+    on another device shall not draw the same numbers again and again.
+
+    Args:
+        *key (int): Whole numbers, none of them negative.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = _seed(key)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _seed(key: tuple) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -1,16 +1,18 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .cost_hook import CostHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
 from .module_head_hook import ModuleHeadHook
 from .module_to_zoo_hook import ModuleToZooHook
+from .proxy_hook import ProxyHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
 from .student_hook import StudentHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
-    'ModuleToZooHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
-    'WarmHeadHook'
+    'CostHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
+    'ModuleHeadHook', 'ModuleToZooHook', 'ProxyHook', 'RoutingLogHook',
+    'ScoreGatesHook', 'StudentHook', 'WarmHeadHook'
 ]
