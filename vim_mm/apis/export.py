@@ -5,7 +5,7 @@ import inspect
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -34,6 +34,8 @@ class Exported:
         kind (str): 'cls', 'det' or 'seg'.
         outputs (list[str]): Names of its outputs.
         opset (int): Version of ONNX, as read back.
+        any_size (bool): Whether it reads images of any size; some models
+            read one size alone. Any number of images it always reads.
         megabytes (float): Size of the file.
         differences (dict[str, float]): For shapes of inputs, the largest
             difference from PyTorch, in units of the largest output.
@@ -42,6 +44,7 @@ class Exported:
     kind: str
     outputs: List[str]
     opset: int
+    any_size: bool
     megabytes: float
     differences: Dict[str, float]
 
@@ -102,8 +105,7 @@ def export_model(model: BaseModel,
                  cfg: Config,
                  file: Union[str, PathLike],
                  meta: Optional[dict] = None,
-                 size: Optional[Sequence[int]] = None,
-                 boxes: bool = False) -> Exported:
+                 size: Optional[Sequence[int]] = None) -> Exported:
     """Write a model as one ONNX file, after it has computed the same.
 
     The graph takes normalised images of any number and size; it is compared
@@ -138,10 +140,6 @@ def export_model(model: BaseModel,
     height, width = (
         -(-side // divisor) * divisor
         for side in size or usual_size(dataset.pipeline))
-    small = smaller(height, width, divisor)
-    any_size = takes(graph, (2, 3, *small))
-    if not any_size:
-        small = height, width
     about = dict(
         producer=f'vim_mm {__version__}',
         kind=graph.kind,
@@ -151,7 +149,6 @@ def export_model(model: BaseModel,
         channels=normalizer.channels,
         divisor=divisor,
         size=[height, width],
-        any_size=any_size,
         data_preprocessor=_plain(
             cfg.model.get('data_preprocessor') or cfg.data_preprocessor),
         pipeline=[
@@ -159,13 +156,26 @@ def export_model(model: BaseModel,
             if 'Annotation' not in type_name(stage)
         ],
         **graph.about)
-    content, opset = with_metadata(
-        trace(graph, (2, 3, *small), any_size), about)
-    # both differ from what was traced, in number and, if it can be, in size
-    differences = compare(graph, content, [(1, 3, height, width),
-                                           (3, 3, *small)])
+    usual = height, width
+    sizes = [
+        each for each in smaller(*usual, divisor)
+        if takes(graph, (2, 3, *each))
+    ]
+    for small in (*sizes, usual):
+        any_size = small is not usual
+        try:
+            content, opset = with_metadata(
+                trace(graph, (2, 3, *small), any_size),
+                dict(about, any_size=any_size))
+            # both differ from what was traced, in number and in size
+            differences = compare(graph, content, [(1, 3, *usual),
+                                                   (3, 3, *small)])
+            break
+        except ValueError:
+            if not any_size:
+                raise
     write_atomic(file, content)
-    return Exported(file, graph.kind, graph.names, opset,
+    return Exported(file, graph.kind, graph.names, opset, any_size,
                     len(content) / 2**20, differences)
 
 
@@ -195,13 +205,22 @@ def usual_size(pipeline: Sequence[dict]) -> Tuple[int, int]:
     return height, width
 
 
-def smaller(height: int, width: int, divisor: int) -> Tuple[int, int]:
-    """Another size, of another shape, that deep networks can halve, too."""
-    if divisor == 1 and min(height, width) >= 64:
-        divisor = 32
-    return tuple(
-        max(divisor, int(side * share) // divisor * divisor)
-        for side, share in ((height, 0.6), (width, 0.9)))
+def smaller(height: int, width: int,
+            divisor: int) -> Iterator[Tuple[int, int]]:
+    """Other sizes, of another shape, to trace and compare with.
+
+    Odd ones come first: what is padded or cut off because of them is then
+    in the graph for all. Some networks read only what they can halve.
+    """
+    for shares, multiple in (((0.6, 0.9), 1), ((0.8, 0.7), 1), ((0.6, 0.9),
+                                                                32)):
+        odd = multiple == divisor == 1
+        multiple = max(multiple, divisor)
+        sides = [
+            max(multiple, int(side * share) // multiple * multiple)
+            for side, share in zip((height, width), shares)
+        ]
+        yield tuple(side | 1 if odd else side for side in sides)
 
 
 def _plain(cfg: dict) -> Any:

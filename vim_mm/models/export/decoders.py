@@ -96,7 +96,7 @@ def _rows(level: Array, channels: int) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    return (0.5 * (1 + np.tanh(0.5 * x))).astype(x.dtype)
+    return 1 / (1 + np.exp(-x.clip(-80)))  # no overflow
 
 
 def _priors(level: dict, height: int, width: int) -> Array:

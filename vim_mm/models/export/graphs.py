@@ -7,6 +7,7 @@ says how to normalise.
 """
 
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Dict, Iterator, List, Tuple, Type
 
 import torch.nn.functional as F
@@ -190,23 +191,26 @@ def graph_of(model: BaseModel) -> Graph:
 def traceable(model: nn.Module) -> Iterator[None]:
     """Within this context, sizes that a model computes are in its graph.
 
-    ``AdaptivePadding`` of mmcv, mmdet and mmseg (before patches are cut)
-    rounds sizes with ``math.ceil``, which makes constants of them: the graph
-    would pad every image as it did the first.
+    Where mm* code rounds a size with ``math.ceil`` or ``int``, it makes a
+    constant of it, and a graph would treat every image as the one traced:
+    in ``AdaptivePadding`` (before patches are cut) and in ``window_reverse``
+    (attention in windows).
     """
-    changed = [
-        part for part in model.modules()
+    changed = []
+    for part in model.modules():
         if type(part).__name__ == 'AdaptivePadding' and all(
-            kernel >= stride for kernel, stride in zip(_kernel(part),
-                                                       part.stride))
-    ]
-    for part in changed:
-        part.forward = _AdaptivePadding(part)
+                kernel >= stride
+                for kernel, stride in zip(_kernel(part), part.stride)):
+            part.forward = partial(_pad, part)
+            changed.append((part, 'forward'))
+        elif hasattr(part, 'window_reverse'):
+            part.window_reverse = _join_windows
+            changed.append((part, 'window_reverse'))
     try:
         yield
     finally:
-        for part in changed:
-            del part.forward
+        for part, name in changed:
+            delattr(part, name)
 
 
 def _kernel(part: nn.Module) -> List[int]:
@@ -215,18 +219,21 @@ def _kernel(part: nn.Module) -> List[int]:
             for size, dilation in zip(part.kernel_size, part.dilation)]
 
 
-class _AdaptivePadding:
-    """The same padding in whole numbers, with no condition on a size."""
+def _pad(part: nn.Module, x: Tensor) -> Tensor:
+    """``AdaptivePadding`` in whole numbers, with no condition on a size."""
+    sides: List[int] = []
+    for axis in (1, 0):  # the last dimension comes first
+        size, stride = x.shape[2 + axis], part.stride[axis]
+        missing = (size + stride - 1) // stride * stride - size
+        missing = missing + _kernel(part)[axis] - stride
+        before = missing // 2 if part.padding == 'same' else 0
+        sides += [before, missing - before]
+    return F.pad(x, sides)
 
-    def __init__(self, part: nn.Module) -> None:
-        self.part = part
 
-    def __call__(self, x: Tensor) -> Tensor:
-        sides: List[int] = []
-        for axis in (1, 0):  # the last dimension comes first
-            size, stride = x.shape[2 + axis], self.part.stride[axis]
-            missing = (size + stride - 1) // stride * stride - size
-            missing = missing + _kernel(self.part)[axis] - stride
-            before = missing // 2 if self.part.padding == 'same' else 0
-            sides += [before, missing - before]
-        return F.pad(x, sides)
+def _join_windows(windows: Tensor, height: int, width: int,
+                  *_: int) -> Tensor:
+    """Windows (N, side, side, C) as maps (B, H, W, C)."""
+    side, channels = windows.shape[1], windows.shape[3]
+    x = windows.view(-1, height // side, width // side, side, side, channels)
+    return x.transpose(2, 3).reshape(-1, height, width, channels)

@@ -209,7 +209,7 @@ def open_session(file: Union[str, PathLike, bytes], num_threads: int = 0):
         file = fspath(file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     try:
         return onnxruntime.InferenceSession(
             file, options, providers=['CPUExecutionProvider'])

@@ -24,6 +24,9 @@ OPSET = 17
 #: Largest difference of an output, in units of its largest number, that
 #: rounding explains.
 TOLERANCE = 1e-4
+#: Share of boxes that a decoder must find. Where scores are equal but for
+#: rounding, as of a head that is certain of many boxes, another may be kept.
+AGREEMENT = 0.95
 #: Protocol buffers, which ONNX files are, hold no more bytes.
 MAX_BYTES = 2**31 - 1
 
@@ -216,10 +219,26 @@ def compare_boxes(graph: Detector, maps: Sequence[Tensor],
         dict(graph.about['decoder'], score_thr=0.), [size] * shape[0],
         [scale] * shape[0])
     for mine, its in zip(ours, theirs):
-        same = len(mine['labels']) == len(its.labels) and all(
-            np.allclose(mine[name], its[name].numpy(), rtol=1e-4, atol=1e-3)
-            for name in ('labels', 'scores', 'bboxes'))
-        if not same:
+        if agreement(mine, {k: v.numpy() for k, v in its.items()}) < AGREEMENT:
             raise ValueError(
-                f'The decoder finds other boxes than the '
+                'The decoder finds other boxes than the '
                 f'{type(graph.head).__name__}; it was not saved.')
+
+
+def agreement(found: Dict[str, np.ndarray],
+              expected: Dict[str, np.ndarray]) -> float:
+    """Share of the boxes of two predictions that are in both.
+
+    Args:
+        found (dict[str, ndarray]): ``bboxes``, ``scores`` and ``labels``.
+        expected (dict[str, ndarray]): The same.
+    """
+    total = max(len(found['labels']), len(expected['labels']))
+    if not total:
+        return 1.
+    same = np.isclose(
+        found['bboxes'][:, None], expected['bboxes'], rtol=1e-4,
+        atol=1e-2).all(-1)
+    same &= np.isclose(found['scores'][:, None], expected['scores'], atol=1e-4)
+    same &= found['labels'][:, None] == expected['labels']
+    return min(same.any(0).sum(), same.any(1).sum()) / total
