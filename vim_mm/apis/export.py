@@ -1,0 +1,234 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A trained model as one ONNX file that computes the same."""
+
+import inspect
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from vim_mm.models.export import graph_of
+from vim_mm.models.export.tracing import compare, takes, trace, with_metadata
+from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
+                                                 task_config)
+from vim_mm.models.pixels import Normalizer
+from vim_mm.models.tasks import holders, select_task
+from vim_mm.utils.config import read_config, type_name
+from vim_mm.utils.files import write_atomic
+from vim_mm.version import __version__
+from .serving import class_names, load_model, test_dataset
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export_onnx` wrote.
+
+    Attributes:
+        file (Path): The file.
+        kind (str): 'cls', 'det' or 'seg'.
+        outputs (list[str]): Names of its outputs.
+        opset (int): Version of ONNX, as read back.
+        any_size (bool): Whether it reads images of any size; some models
+            read one size alone. Any number of images it always reads.
+        megabytes (float): Size of the file.
+        differences (dict[str, float]): For shapes of inputs, the largest
+            difference from PyTorch, in units of the largest output.
+    """
+    file: Path
+    kind: str
+    outputs: List[str]
+    opset: int
+    any_size: bool
+    megabytes: float
+    differences: Dict[str, float]
+
+
+def export_onnx(config: Union[str, Config],
+                checkpoint: str,
+                file: Union[str, PathLike],
+                task: Optional[str] = None,
+                size: Optional[Sequence[int]] = None,
+                boxes: bool = False) -> Exported:
+    """Export a trained model: see :func:`export_model`.
+
+    Args:
+        config (str | Config): Config of any model of cls, det or seg.
+        checkpoint (str): What its training left.
+        file (str | PathLike): The ``.onnx`` file to write.
+        task (str, optional): The task of a model or fusion of several.
+        size (Sequence[int], optional): See :func:`export_model`.
+        boxes (bool): See :func:`export_model`.
+
+    Raises:
+        FileNotFoundError: If the config or the checkpoint does not exist.
+        ValueError: If the checkpoint does not fit, or the model cannot be
+            exported; then there is no file.
+    """
+    model, cfg, meta = load_for_export(config, checkpoint, task)
+    return export_model(model, cfg, file, meta, size, boxes)
+
+
+def load_for_export(config: Union[str, Config],
+                    checkpoint: str,
+                    task: Optional[str] = None
+                    ) -> Tuple[BaseModel, Config, dict]:
+    """A model that runs one task, its config, and what its file notes.
+
+    Raises:
+        FileNotFoundError: If the config or the checkpoint does not exist.
+        ValueError: If the checkpoint does not fit, or the task is not there.
+    """
+    cfg = read_config(config)
+    several = config_tasks(cfg)
+    if several and task is None:
+        raise ValueError(f'The model is of the tasks {several}, and a file '
+                         'of one; say which `task` is to be exported.')
+    if several:
+        cfg = task_config(cfg, task)
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmengine')):
+        model, meta = load_model(cfg, checkpoint)
+    known = [each for part in holders(model) for each in part.tasks]
+    if cfg.get(LOAD_TASK) in known or (task and not several):
+        select_task(model, cfg.get(LOAD_TASK) or task)
+    return model, cfg, meta
+
+
+@torch.no_grad()
+def export_model(model: BaseModel,
+                 cfg: Config,
+                 file: Union[str, PathLike],
+                 meta: Optional[dict] = None,
+                 size: Optional[Sequence[int]] = None) -> Exported:
+    """Write a model as one ONNX file, after it has computed the same.
+
+    The graph takes normalised images of any number and size; it is compared
+    with PyTorch at three batch sizes and two image sizes. Normalisation,
+    class names, the test pipeline and, for detectors, the settings of
+    :func:`vim_mm.models.export.decode` are in the metadata.
+
+    Args:
+        model (BaseModel): In eval mode.
+        cfg (Config): Its config, with its test pipeline.
+        file (str | PathLike): The file to write; its folder must exist.
+        meta (dict, optional): What the checkpoint notes of the data set.
+        size (Sequence[int], optional): Usual height and width of inputs;
+            what the test pipeline gives when None.
+        boxes (bool): Whether a detector's graph ends in boxes instead of
+            raw maps. It then takes ``size`` as well, the images' sizes
+            without padding, (B, 2). Defaults to False.
+
+    Raises:
+        ValueError: If the model cannot be exported, or the graph differs;
+            then there is no file.
+    """
+    file = Path(file)
+    if file.suffix != '.onnx' or not file.parent.is_dir():
+        raise ValueError(f"'{file}' cannot be written: name a file that ends "
+                         'in .onnx, in a folder that is there.')
+    model.eval()
+    graph = graph_of(model)
+    dataset = test_dataset(cfg)
+    normalizer = Normalizer.of(model.data_preprocessor)
+    divisor = size_divisor(model.data_preprocessor)
+    height, width = (
+        -(-side // divisor) * divisor
+        for side in size or usual_size(dataset.pipeline))
+    about = dict(
+        producer=f'vim_mm {__version__}',
+        kind=graph.kind,
+        classes=class_names(dataset, meta or {}, model)[0],
+        mean=normalizer.mean,
+        std=normalizer.std,
+        channels=normalizer.channels,
+        divisor=divisor,
+        size=[height, width],
+        data_preprocessor=_plain(
+            cfg.model.get('data_preprocessor') or cfg.data_preprocessor),
+        pipeline=[
+            _plain(stage) for stage in dataset.pipeline
+            if 'Annotation' not in type_name(stage)
+        ],
+        **graph.about)
+    usual = height, width
+    sizes = [
+        each for each in smaller(*usual, divisor)
+        if takes(graph, (2, 3, *each))
+    ]
+    for small in (*sizes, usual):
+        any_size = small is not usual
+        try:
+            content, opset = with_metadata(
+                trace(graph, (2, 3, *small), any_size),
+                dict(about, any_size=any_size))
+            # both differ from what was traced, in number and in size
+            differences = compare(graph, content, [(1, 3, *usual),
+                                                   (3, 3, *small)])
+            break
+        except ValueError:
+            if not any_size:
+                raise
+    write_atomic(file, content)
+    return Exported(file, graph.kind, graph.names, opset, any_size,
+                    len(content) / 2**20, differences)
+
+
+def size_divisor(preprocessor: nn.Module) -> int:
+    """What heights and widths of a model's inputs are multiples of."""
+    test_cfg = getattr(preprocessor, 'test_cfg', None) or {}  # of mmseg
+    return (test_cfg.get('size_divisor')
+            or getattr(preprocessor, 'pad_size_divisor', None) or 1)
+
+
+def usual_size(pipeline: Sequence[dict]) -> Tuple[int, int]:
+    """Height and width of the images that a test pipeline gives.
+
+    Of those that keep their ratio, the largest; 224 if it does not say.
+    """
+    height, width = 224, 224
+    for stage in pipeline:
+        given = stage.get('crop_size', stage.get('scale'))
+        if isinstance(given, int):
+            height = width = given
+        elif given is not None:
+            first, second = given
+            # mmcv and its libraries: a scale is width and height, a crop
+            # height and width
+            height, width = (first, second) if 'crop_size' in stage else (
+                second, first)
+    return height, width
+
+
+def smaller(height: int, width: int,
+            divisor: int) -> Iterator[Tuple[int, int]]:
+    """Other sizes, of another shape, to trace and compare with.
+
+    Odd ones come first: what is padded or cut off because of them is then
+    in the graph for all. Some networks read only what they can halve.
+    """
+    for shares, multiple in (((0.6, 0.9), 1), ((0.8, 0.7), 1), ((0.6, 0.9),
+                                                                32)):
+        odd = multiple == divisor == 1
+        multiple = max(multiple, divisor)
+        sides = [
+            max(multiple, int(side * share) // multiple * multiple)
+            for side, share in zip((height, width), shares)
+        ]
+        yield tuple(side | 1 if odd else side for side in sides)
+
+
+def _plain(cfg: dict) -> Any:
+    """A config as JSON takes it, types by name."""
+    if isinstance(cfg, dict):
+        return {key: _plain(value) for key, value in cfg.items()}
+    if isinstance(cfg, (list, tuple)):
+        return list(map(_plain, cfg))
+    if inspect.isclass(cfg):
+        return f'{cfg.__module__.partition(".")[0]}.{cfg.__name__}'
+    return cfg
