@@ -11,19 +11,22 @@ verdicts.json there.
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from statistics import mean
+from typing import Any, Dict, Iterator, List, Mapping
 
-from mtht_tables import fill, tables  # isort:skip
+import evidence_rows  # isort:skip
+from evidence_rows import (Data, Runs, column, commits, read,  # isort:skip
+                           rounded, write)
+from evidence_tables import fill, tables  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
 COMMAND = 'python benchmarks/mtht_evidence.py --seeds {}'
 #: data set, metric, training and test images
 DATA = dict(
-    cls=('clothing', 'top-1', 1817, 341),
-    det=('tree crowns', 'AP50', 225, 12),
-    seg=('CamVid', 'mIoU', 367, 51),
-    cifar=('CIFAR-10', 'top-1', 200, 300))
+    cls=Data('clothing', 'top-1', 1817, 341),
+    det=Data('tree crowns', 'AP50', 225, 12),
+    seg=Data('CamVid', 'mIoU', 367, 51),
+    cifar=Data('CIFAR-10', 'top-1', 200, 300))
 TASKS = ('cls', 'det', 'seg')
 NAMES = {
     'moe': 'MoE',
@@ -37,84 +40,13 @@ BEFORE = {
     'head': 'plain head',
     'dense head': 'plain head'
 }
-#: seed: run: what it gave
-Runs = Dict[int, Dict[str, Dict[str, Any]]]
-FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
-          'n_train', 'n_test', 'baseline', 'verdict', 'command', 'commit')
 
 
-def read(*paths: Path) -> Runs:
-    """Runs by name, by seed."""
-    runs: Runs = {}
-    for path in paths:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            runs.setdefault(row['seed'], {})[row['run']] = row
-    return dict(sorted(runs.items()))
-
-
-def figure(claim: str,
-           task: str,
-           method: str,
-           values: Mapping[int, float],
-           baseline: str = '',
-           against: Optional[Mapping[int, float]] = None,
-           metric: str = '',
-           **costs: Any) -> Dict[str, Any]:
-    """One row, of the seeds that there are.
-
-    Args:
-        claim (str): Which claim it is about.
-        task (str): The task, or ``'all'``.
-        method (str): What was done.
-        values (Mapping[int, float]): By seed.
-        baseline (str): What it is compared to.
-        against (Mapping[int, float], optional): Values of that, by seed.
-        metric (str): If it is not the task's own.
-        **costs: Parameters and multiply-adds.
-    """
-    sets = [DATA[t] for t in (TASKS if task == 'all' else (task, ))]
-    both = sorted(set(values) & set(against or {}))
-    compared = None
-    if both:
-        gains = [values[s] - against[s] for s in both]
-        compared = dict(
-            method=baseline,
-            mean=_round(mean(against[s] for s in both)),
-            difference=_round(mean(gains)),
-            difference_spread=_spread(gains))
-    return dict(
-        claim=claim,
-        data=', '.join(s[0] for s in sets),
-        metric=metric or sets[0][1],
-        method=method,
-        mean=_round(mean(values.values())),
-        spread=_spread(list(values.values())),
-        seeds=len(values),
-        n_train=sum(s[2] for s in sets),
-        n_test=sum(s[3] for s in sets),
-        baseline=compared,
-        **costs)
-
-
-def _round(value: float) -> float:
-    return round(value, 4)
-
-
-def _spread(values: Sequence[float]) -> Optional[float]:
-    return _round(stdev(values)) if len(values) > 1 else None
-
-
-def column(runs: Runs, run: str, *path: Any) -> Dict[int, Any]:
-    """A value of a run, by seed; of the seeds that have it."""
-    found = {}
-    for seed, rows in runs.items():
-        value = rows.get(run)
-        for key in path:
-            value = None if value is None else value[key]
-        if value is not None:
-            found[seed] = value
-    return found
+def figure(claim: str, task: str, method: str, values: Mapping[int, float],
+           *compared: Any, **more: Any) -> Dict[str, Any]:
+    """One row of a task, or of ``'all'``; see :func:`evidence_rows.figure`."""
+    data = [DATA[t] for t in (TASKS if task == 'all' else (task, ))]
+    return evidence_rows.figure(claim, data, method, values, *compared, **more)
 
 
 # ------------------------------------------------------------------- claims
@@ -166,7 +98,7 @@ def routing(runs: Runs) -> Iterator[dict]:
                 means['moe-no-mi'] if kind == 'moe' else None,
                 metric=f'I(T;E) of {of}, nats, mean of layers',
                 layers=[
-                    _round(mean(each))
+                    rounded(mean(each))
                     for each in zip(*layers[kind].values())
                 ])
     for kind in ('moe', 'moe-no-mi'):
@@ -194,7 +126,7 @@ def extracted(runs: Runs, kind: str) -> Iterator[dict]:
                  for s, row in found.items()},
                 'all experts',
                 whole,
-                kept=_round(mean(row['kept'] for row in found.values())))
+                kept=rounded(mean(row['kept'] for row in found.values())))
 
 
 def adapted(runs: Runs) -> Iterator[dict]:
@@ -254,15 +186,11 @@ def summarise(runs: Runs, verdicts: Mapping[str, dict]) -> List[dict]:
     found = [
         *joint(runs), *routing(runs), *adapted(runs), *fewer_active(runs)
     ]
-    commits = sorted({
-        row['commit']
-        for rows in runs.values() for row in rows.values()
-    })
     for row in found:
         row.update(
             verdict=verdicts[row['claim']]['verdict'],
             command=COMMAND.format(' '.join(map(str, sorted(runs)))),
-            commit=', '.join(commits))
+            commit=commits(runs))
     return sorted(found, key=lambda row: row['claim'])
 
 
@@ -272,9 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     log, verdicts = DOCS / 'runs.jsonl', DOCS / 'verdicts.json'
     runs = read(*(path for path in (log, *args.runs) if path.exists()))
-    log.write_text(''.join(
-        json.dumps(row) + '\n' for rows in runs.values()
-        for row in rows.values()))
+    write(log, runs)
     said = json.loads(verdicts.read_text())
     rows = summarise(runs, said)
     (DOCS / 'mtht.json').write_text(

