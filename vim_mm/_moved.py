@@ -24,6 +24,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     'datasets.prepare': ('demo.data', ),
     'datasets.prepare.common': ('demo.data.recipe', ),
     'engine.feature_cache': ('features.cache', ),
+    'engine.fit': ('models.fit', ),
     'engine.hold_out': ('evaluation.ridge', ),
     'engine.module_rows': ('features.module_rows', ),
     'engine.transfer_score': ('evaluation.ridge', 'features.rows'),

@@ -25,10 +25,10 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from vim_mm.engine.fit import check_fit
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.compiling import compile_options
+from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_checkpoint, task_config)
 from vim_mm.models.tasks import holders, select_task
@@ -207,7 +207,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     """Build a model from its config and load all it has learned.
 
     Unlike in training, a head that stays at random values is an error; see
-    :func:`vim_mm.engine.fit.check_fit`.
+    :func:`vim_mm.models.fit.check_fit`.
 
     Returns:
         tuple[BaseModel, dict]: The model, ready to predict, and what the

@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from vim_mm.engine.fit import check_fit
 from vim_mm.models import build_model
+from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
 from vim_mm.utils.config import read_config

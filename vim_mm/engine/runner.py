@@ -72,6 +72,8 @@ def _precede(cls: type, method: str, look: Callable) -> None:
 
 def _add_guard(runner: Runner) -> None:
     runner.register_hook(dict(type='vim_mm.GuardHook'))
+    # it does nothing where there is no student
+    runner.register_hook(dict(type='vim_mm.StudentHook'))
 
 
 def _before_training(runner: Runner) -> None:

@@ -11,11 +11,11 @@ from torch import nn
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.fit import check_classes, check_fit
 from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
-from ..fit import check_classes, check_fit
 from ..resume import check_counters, keep_numbers
 
 

@@ -6,9 +6,9 @@ from typing import Dict, Iterator, Sequence
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.fusion import BaseFusion
-from vim_mm.models.multitask import MultiTaskModel
+from .backbones import ViMBackbone
+from .fusion import BaseFusion
+from .multitask import MultiTaskModel
 
 
 def check_fit(model: BaseModel,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from _tiny import add_modules, build_model, vit
-from vim_mm.engine.fit import check_classes, check_fit
+from vim_mm.models.fit import check_classes, check_fit
 
 
 def test_files_of_something_else() -> None:

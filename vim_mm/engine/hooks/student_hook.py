@@ -1,0 +1,130 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import os.path as osp
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor
+
+from vim_mm.features.cache import unwrap
+from vim_mm.models.distillers import BaseDistiller
+from vim_mm.registry import HOOKS
+from vim_mm.utils.files import new_folder
+
+#: What a checkpoint of a distillation keeps beside the student.
+HELP = 'distiller'
+#: Where a run leaves its student.
+FOLDER = 'student'
+#: What a plain run of the student needs of its config.
+KEPT = ('default_scope', 'data_preprocessor', 'val_dataloader',
+        'val_evaluator', 'val_cfg', 'test_dataloader', 'test_evaluator',
+        'test_cfg', 'env_cfg', 'visualizer')
+
+
+@HOOKS.register_module()
+class StudentHook(Hook):
+    """Resume distillations, and leave an ordinary model when they end.
+
+    Checkpoints of a run hold the student alone; what learned beside it is
+    kept next to it, for ``--resume``. After training ``WORK_DIR/student/``
+    holds ``student.pth``, the weights (the best ones if the run kept these,
+    averaged ones if it averaged) and ``student.py``, a plain config of the
+    student's library to test it with. Every run of a distiller has this hook.
+
+    Args:
+        folder (str): The folder's name in the run's. Defaults to 'student'.
+    """
+
+    # after the last checkpoint was written and averages were put back
+    priority = 'VERY_LOW'
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what learns beside the student."""
+        model = unwrap(runner.model)
+        if isinstance(model, BaseDistiller):
+            checkpoint[HELP] = model.help_state()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on with what learned beside the student.
+
+        Raises:
+            ValueError: If a run is to be resumed without it.
+        """
+        model = unwrap(runner.model)
+        if not runner._resume or not isinstance(model, BaseDistiller):
+            return
+        if HELP not in checkpoint:
+            raise ValueError(
+                f'{runner._load_from} holds a student alone, so its '
+                'distillation cannot go on; start from it with `load_from`.')
+        model.load_help(checkpoint[HELP])
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Write the student as a plain model and config."""
+        model = unwrap(runner.model)
+        if not isinstance(model, BaseDistiller):
+            return
+        meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+        folder = Path(runner.work_dir, FOLDER)
+        with new_folder(folder) as draft:
+            torch.save(
+                dict(
+                    meta=dict(dataset_meta=dict(meta)),
+                    state_dict=_trained(runner)), draft / 'student.pth')
+            if 'model' in runner.cfg:  # not of a runner made from parts
+                student_config(runner.cfg).dump(draft / 'student.py')
+        runner.logger.info(f'StudentHook: {folder} holds an ordinary model')
+
+
+def _trained(runner: Runner) -> Dict[str, Tensor]:
+    best = _best_file(runner)
+    if best is not None:
+        loaded: Any = CheckpointLoader.load_checkpoint(best, 'cpu', 'silent')
+        return loaded['state_dict']
+    model = unwrap(runner.model)
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            model = hook.ema_model.module
+    return {k: v.detach().cpu() for k, v in model.state_dict().items()}
+
+
+def _best_file(runner: Runner) -> Optional[str]:
+    infos = runner.message_hub.runtime_info
+    path = infos.get('best_ckpt')
+    return path if path and osp.isfile(path) else None
+
+
+def student_config(cfg: Config) -> Config:
+    """The config of a distillation's student, an ordinary model.
+
+    Args:
+        cfg (Config): Config of the distillation.
+    """
+    kept = {key: cfg[key] for key in KEPT if cfg.get(key) is not None}
+    student = Config(kept).copy()
+    student.model = _without_weights(cfg.model.student.to_dict())
+    return student
+
+
+def _without_weights(cfg: Any) -> Any:
+    """A config that starts from no file: a checkpoint holds all weights."""
+    if isinstance(cfg, dict):
+        return {
+            key: None if key == 'pretrained' else _without_weights(value)
+            for key, value in cfg.items()
+            if not (key == 'init_cfg' and _reads_file(value))
+        }
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(map(_without_weights, cfg))
+    return cfg
+
+
+def _reads_file(init_cfg: Any) -> bool:
+    several = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any(
+        isinstance(each, dict) and 'checkpoint' in each for each in several)

@@ -1,0 +1,105 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Frozen networks that help in training and are no part of the model."""
+
+from typing import Any, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
+
+from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.config import read_config
+from ..build import build_model
+from ..fit import check_fit
+from ..pixels import Normalizer
+
+
+class Outside:
+    """Holds a frozen network beside a model instead of in it.
+
+    So it stays in eval mode, is in no checkpoint, optimizer or data-parallel
+    wrapper, and copies of the model (averaged weights) share it. It follows
+    the model to its device when it is asked for.
+
+    Args:
+        network (BaseModel): Any mm* model. It is frozen.
+    """
+
+    def __init__(self, network: BaseModel) -> None:
+        network.requires_grad_(False)
+        network.eval()
+        self._network = network
+        self.normalizer = Normalizer.of(network.data_preprocessor)
+
+    @property
+    def network(self) -> BaseModel:
+        """The network where it is now."""
+        return self._network
+
+    def on(self, device: torch.device) -> BaseModel:
+        """The network on a device; moves it there once."""
+        param = next(self._network.parameters(), None)
+        if param is not None and param.device != device:
+            self._network.to(device)
+        return self._network
+
+    def __deepcopy__(self, _: dict) -> 'Outside':
+        return self
+
+
+def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
+    """Build a trained network from its config and checkpoint.
+
+    Args:
+        cfg (dict): ``model`` (config of an mm* model), or ``config`` (path of
+            a whole config); ``checkpoint`` (path of its weights; None if the
+            config's ``init_cfg`` leads to all of them).
+        what (str): What it is, for messages.
+
+    Raises:
+        ValueError: If it names neither or both, if a checkpoint is of another
+            model, or if the model does not normalise its images.
+    """
+    check_is_config(cfg, what)
+    unknown = sorted(set(cfg) - {'model', 'config', 'checkpoint'})
+    if unknown or ('model' in cfg) == ('config' in cfg):
+        raise ValueError(
+            f'`{what}` has the keys {sorted(cfg)}; give `config`, the path of '
+            "the config that it was trained with, or `model`, its model's "
+            'config, and `checkpoint`, the path of its weights.')
+    whole = _whole_config(cfg)
+    network = build_model(whole)
+    file: Optional[str] = cfg.get('checkpoint')
+    if file is None:
+        network.init_weights()
+    else:
+        load_whole(network, file)
+    if not getattr(network.data_preprocessor, '_enable_normalize', False):
+        raise ValueError(
+            f'`{what}` does not say how its images are normalised, so it '
+            'would read them as another network does; give its model a '
+            '`data_preprocessor` with `mean` and `std`.')
+    return Outside(network)
+
+
+def load_whole(network: BaseModel, file: str) -> None:
+    """Load a checkpoint that must hold all that a model has learned.
+
+    Raises:
+        ValueError: If it is of another model.
+    """
+    loaded: Any = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
+    state = loaded.get('state_dict', loaded)
+    state = {key.removeprefix('module.'): v for key, v in state.items()}
+    check_fit(network, state, f"The checkpoint '{file}'", whole=True)
+    network.load_state_dict(state, strict=False)
+
+
+def _whole_config(cfg: dict) -> Config:
+    if 'config' in cfg:
+        return read_config(cfg['config'])
+    model = dict(cfg['model'])
+    # types of a library that names no scope for its parts
+    scope = str(model.get('type', '')).rpartition('.')[0] or None
+    return Config(dict(model=model, default_scope=scope))

@@ -1,0 +1,103 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Images as numbers: a network's own normalisation, and RGB from 0 to 1."""
+
+from dataclasses import dataclass
+from typing import Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+#: Channels of what pipelines load.
+BGR, RGB = 'bgr', 'rgb'
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """How a data preprocessor turns pixels into a network's inputs.
+
+    Attributes:
+        mean (tuple[float]): Of each input channel, in grey levels (0 to 255).
+        std (tuple[float]): The same.
+        channels (str): Order of the network's channels, 'rgb' or 'bgr'.
+        loaded (str): Order in which the pipeline loads them.
+        divisor (int): Height and width of the inputs are multiples of it.
+    """
+
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    channels: str
+    loaded: str
+    divisor: int = 1
+
+    @classmethod
+    def of(cls, preprocessor: nn.Module) -> 'Normalizer':
+        """Read it off a data preprocessor of mmengine or its libraries.
+
+        Without mean and deviation of its own the network reads grey levels.
+        """
+        mean, std = (0., ) * 3, (1., ) * 3
+        if getattr(preprocessor, '_enable_normalize', False):
+            mean, std = (
+                _three(getattr(preprocessor, name))
+                for name in ('mean', 'std'))
+        # mmpretrain names the channels; the others say whether they turn
+        # them around, which is almost always from BGR
+        turned = getattr(preprocessor, 'to_rgb', None)
+        if turned is None:
+            turned = getattr(preprocessor, '_channel_conversion', False)
+        return cls(
+            mean=mean,
+            std=std,
+            channels=RGB if turned else BGR,
+            loaded=BGR,
+            divisor=getattr(preprocessor, 'pad_size_divisor', None) or 1)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """RGB images from 0 to 1, (B, 3, H, W), as the network's inputs."""
+        x = images if self.channels == RGB else images.flip(1)
+        return (x * 255 - _column(self.mean, x)) / _column(self.std, x)
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """The network's inputs as RGB images, 0 to 1 where they were."""
+        x = inputs * _column(self.std, inputs) + _column(self.mean, inputs)
+        return (x if self.channels == RGB else x.flip(1)) / 255
+
+    def convert(self, inputs: Tensor, other: 'Normalizer') -> Tensor:
+        """Inputs of this network as those of another: the same image.
+
+        Equal to ``other.normalize(self.denormalize(inputs))`` with one
+        multiplication and one addition; the same tensor where both agree.
+
+        Args:
+            inputs (Tensor): (B, 3, H, W).
+            other (Normalizer): Of the other network.
+        """
+        mine = (self.mean, self.std, self.channels)
+        if mine == (other.mean, other.std, other.channels):
+            return inputs
+        mean, std = self.mean, self.std
+        if self.channels != other.channels:
+            inputs, mean, std = inputs.flip(1), mean[::-1], std[::-1]
+        scale = [s / t for s, t in zip(std, other.std)]
+        shift = [(m - n) / t for m, n, t in zip(mean, other.mean, other.std)]
+        return torch.addcmul(
+            _column(shift, inputs), inputs, _column(scale, inputs))
+
+
+def to_images(loaded: Tensor) -> Tensor:
+    """What pipelines load, BGR grey levels, as RGB images from 0 to 1."""
+    return loaded.flip(-3).float() / 255
+
+
+def from_images(images: Tensor) -> Tensor:
+    """RGB images from 0 to 1 as pipelines load them: BGR, uint8."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).flip(-3)
+
+
+def _three(values: Tensor) -> Tuple[float, ...]:
+    numbers = values.flatten().tolist()
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values).view(1, -1, 1, 1)
