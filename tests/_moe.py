@@ -99,7 +99,8 @@ REFUSED: Dict[str, tuple] = dict(
         embed_dims=8,
         num_heads=[1, 2, 4, 8],
         num_layers=[1, 1, 1, 1]), 'MixVisionTransformer has no MLP'),
-    swiglu=(vit(layer_cfgs=dict(ffn_type='swiglu_fused')), 'is gated'),
+    swiglu=(vit(layer_cfgs=dict(ffn_type='swiglu_fused')),
+            'is gated, as SwiGLU'),
     eva02=(dict(
         type='mmpretrain.ViTEVA02', arch=_VIT, img_size=64, patch_size=16),
            'ViTEVA02 has no MLP.* is gated'),

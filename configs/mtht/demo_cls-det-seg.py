@@ -16,7 +16,10 @@ would not see it.
 """
 import importlib
 
-_base_ = '../_base_/schedules/mtht_demo.py'
+_base_ = [
+    '../_base_/models/mtht_joint.py',
+    '../_base_/schedules/mtht_joint.py',
+]
 
 # each task's ordinary config, of which the dense backbone alone is replaced
 join_tasks = importlib.import_module('vim_mm.utils.join_tasks').join_tasks
@@ -26,17 +29,9 @@ parts = join_tasks(
     seg='{{fileDirname}}/demo_single/digits_seg.py')
 
 model = dict(
-    type='vim_mm.MultiTaskModel',
     backbone=dict(
-        type='vim_mm.to_moe',
-        trunk=parts.tasks.cls.backbone,
-        tasks=['cls', 'det', 'seg'],
-        num_experts=8,
-        k=4,
-        perturb=0.05),
-    tasks=parts.tasks,
-    loss_weights=dict(cls=1., det=0.6, seg=0.2),
-    routing=dict(type='vim_mm.MutualInformation', weight=0.5, start=5))
+        trunk=parts.tasks.cls.backbone, tasks=['cls', 'det', 'seg']),
+    tasks=parts.tasks)
 
 custom_hooks = [
     dict(type='vim_mm.WarmHeadHook', task='cls', epochs=10),
@@ -52,11 +47,7 @@ test_dataloader = parts.test_dataloader
 test_evaluator = parts.test_evaluator
 
 train_cfg = dict(
-    _delete_=True,
-    type='vim_mm.MultiTaskTrainLoop',
-    max_iters=150,
-    val_interval=150,
-    weights=dict(cls=15, det=10, seg=5))
+    max_iters=150, val_interval=150, weights=dict(cls=15, det=10, seg=5))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, end=30, by_epoch=False),
     dict(
@@ -67,7 +58,5 @@ param_scheduler = [
         by_epoch=False)
 ]
 default_hooks = dict(checkpoint=dict(interval=150))
-val_cfg = dict(type='vim_mm.MultiTaskValLoop')
-test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
 
 del parts, join_tasks

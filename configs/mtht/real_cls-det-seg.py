@@ -19,7 +19,10 @@ short as this one would not see it.
 """
 import importlib
 
-_base_ = '../_base_/schedules/mtht_demo.py'
+_base_ = [
+    '../_base_/models/mtht_joint.py',
+    '../_base_/schedules/mtht_joint.py',
+]
 
 join_tasks = importlib.import_module('vim_mm.utils.join_tasks').join_tasks
 parts = join_tasks(
@@ -28,16 +31,7 @@ parts = join_tasks(
     seg='{{fileDirname}}/real_single/camvid_seg.py')
 
 model = dict(
-    type='vim_mm.MultiTaskModel',
-    backbone=dict(
-        type='vim_mm.to_moe',
-        trunk=parts.tasks.cls.backbone,
-        num_experts=8,
-        k=4,
-        perturb=0.05),
-    tasks=parts.tasks,
-    loss_weights=dict(cls=1., det=0.6, seg=0.2),
-    routing=dict(type='vim_mm.MutualInformation', weight=0.5, start=5))
+    backbone=dict(trunk=parts.tasks.cls.backbone), tasks=parts.tasks)
 
 # on some hundred images each
 custom_hooks = [
@@ -54,13 +48,9 @@ test_evaluator = parts.test_evaluator
 
 max_iters = 60
 train_cfg = dict(
-    _delete_=True,
-    type='vim_mm.MultiTaskTrainLoop',
     max_iters=max_iters,
     val_interval=max_iters,
     weights=dict(cls=3, det=4, seg=2))
-val_cfg = dict(type='vim_mm.MultiTaskValLoop')
-test_cfg = dict(type='vim_mm.MultiTaskTestLoop')
 
 # half the demo's rate of the backbone, a quarter of the heads'
 optim_wrapper = dict(

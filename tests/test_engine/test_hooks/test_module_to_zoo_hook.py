@@ -13,9 +13,11 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from _tiny import (Pictures, build_backbone, build_runner, fusion_neck,
-                   model_cfg, same, save_trunk, snapshot)
+                   model_cfg, same, save_trunk, snapshot, vit)
 from vim_mm.engine.hooks import ModuleToZooHook
 from vim_mm.engine.hooks.module_to_zoo_hook import _num_pictures
+from vim_mm.models.moe import save_moe
+from vim_mm.registry import MODELS
 from vim_mm.zoo import Zoo, ZooError, head_state
 
 CARD = dict(dataset='squares', task='cls', licence='CC0-1.0')
@@ -111,6 +113,22 @@ def test_what_could_not_be_written_is_refused_at_once(tmp_path: Path) -> None:
     nothing = runner(tmp_path, new_module=None)
     with pytest.raises(ValueError, match='new_module'):
         ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(nothing)
+
+
+def test_an_adaptation_is_published_by_the_tool(tmp_path: Path) -> None:
+    path = str(tmp_path / 'trunk.safetensors')
+    trunk = dict(
+        type='vim_mm.to_moe', trunk=vit(), num_experts=4, k=2, tasks=['a'])
+    save_moe(MODELS.build(trunk), trunk, path)
+    cfg = model_cfg('cls', {})
+    cfg.backbone = dict(type='vim_mm.load_moe', checkpoint=path, task='a',
+                        train='routers')
+    cfg.neck = dict(type='mmpretrain.GlobalAveragePooling')
+    hook = dict(CARD, type='vim_mm.ModuleToZooHook', zoo=str(tmp_path / 'z'))
+    run = build_runner('cls', cfg, tmp_path / 'run', custom_hooks=[hook])
+    with pytest.raises(ValueError, match='`python tools/zoo.py save') as error:
+        run.train()
+    assert '\n' not in str(error.value) and run.iter == 0
 
 
 def test_what_learned_nothing_is_not_saved(tmp_path: Path) -> None:

@@ -204,6 +204,9 @@ def test_a_state_dict_loads_into_an_equal_model() -> None:
 
 MISTAKES = [
     (dict(tasks={}), '`model.tasks` is empty'),
+    (dict(tasks=None), '`model.tasks` is empty'),
+    (dict(backbone=None), '`model.backbone` is missing; give'),
+    (dict(backbone='ResNet'), "`model.backbone` is 'ResNet'; give a config"),
     (dict(tasks='cls'), "`model.tasks` is 'cls'; give a dict by task"),
     (dict(tasks=['cls']), r"`model.tasks` is \['cls'\]; give a dict by task"),
     (dict(tasks=dict(cls=None)), '`model.tasks.cls` is None; give a config'),
@@ -236,6 +239,19 @@ MISTAKES = [
     (dict(tasks=dict(a=dict(type='mmpretrain.LinearClsHead'))),
      'has no backbone'),
 ]
+
+
+@pytest.mark.parametrize('missing, sentence', [
+    (['tasks'], '`model.tasks` is empty'),
+    (['backbone'], '`model.backbone` is missing'),
+    (['backbone', 'tasks'], '`model.tasks` is empty'),
+])
+def test_what_is_missing_is_named(missing: list, sentence: str) -> None:
+    cfg = multitask_cfg()
+    for key in missing:
+        cfg.pop(key)
+    with pytest.raises(ValueError, match=sentence):
+        MODELS.build(cfg)
 
 
 @pytest.mark.parametrize(('change', 'sentence'), MISTAKES)

@@ -12,6 +12,7 @@ from torch import nn
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fit import check_classes, check_fit
+from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
@@ -32,7 +33,14 @@ class GuardHook(Hook):
     priority = 'HIGHEST'
 
     def before_run(self, runner: Runner) -> None:
-        """Let no reentrant checkpoint end the graph of a frozen trunk."""
+        """Let no reentrant checkpoint end the graph of a frozen trunk.
+
+        Raises:
+            ValueError: If a part is to start from weights of experts, and
+                has none.
+        """
+        if _judging_loop(runner) is None:
+            check_init(runner.model)
         recompute_trunks(runner.model, runner.cfg)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
@@ -54,14 +55,20 @@ class ModuleToZooHook(Hook):
         """Refuse now what could not be written in the end.
 
         Raises:
-            ValueError: If the backbone learns no module, or its task does
-                not weigh it.
+            ValueError: If the backbone learns no module, as one whose
+                experts are adapted, or its task does not weigh it.
             ZooError: If the zoo cannot be written or holds a module of that
                 name, or the card would not be valid.
         """
         refuse_tasks(runner, 'ModuleToZooHook')
         backbone = getattr(unwrap(runner.model), 'backbone', None)
         name = getattr(backbone, 'new_module', None)
+        if name is None and moe_layers(unwrap(runner.model)):
+            raise ValueError(
+                'ModuleToZooHook saves a `new_module` beside a frozen trunk, '
+                'and this run trains experts themselves; leave the hook out '
+                'and publish routers and experts afterwards, `python '
+                'tools/zoo.py save CONFIG CHECKPOINT ZOO`.')
         if name is None:
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '

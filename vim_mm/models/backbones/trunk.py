@@ -16,6 +16,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.utils.plain_config import check_config
 from ..moe.ffn import description
+from ..moe.foreign_files import check_kind
 
 
 def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
@@ -147,6 +148,7 @@ def load_trunk_weights(trunk: nn.Module,
     loaded = CheckpointLoader.load_checkpoint(
         checkpoint, map_location='cpu', logger='silent')
     state = _strip(loaded.get('state_dict', loaded), trunk, prefix)
+    check_kind(trunk, checkpoint, state, 'model.backbone.trunk')
     try:
         missing, unexpected = trunk.load_state_dict(state, strict=False)
     except RuntimeError as error:

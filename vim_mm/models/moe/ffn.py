@@ -20,8 +20,8 @@ from ..patterns import match_names
 #: the small networks that calculate position biases are far wider.
 WIDEST = 8
 
-_OTHERS = (' (an MLP that is gated, made of convolutions, or whose activation '
-           'is a mere function has none)')
+_OTHERS = (' (an MLP that is gated, as SwiGLU, made of convolutions, or whose '
+           'activation is a mere function has none)')
 Leaf = Tuple[str, nn.Module]
 
 
@@ -187,7 +187,8 @@ def _inside(trunk: nn.Module, name: str,
         raise ValueError(
             f"'{name}' ({kind}) cannot become experts: it needs two linear "
             'layers C -> H -> C with an activation module between, and its '
-            f'linear layers are {shapes}{_OTHERS}.')
+            f'linear layers are {shapes}{_OTHERS}; name others in `ffns`, or '
+            'take another trunk.')
     return found[0]
 
 
@@ -215,8 +216,8 @@ def _checked(trunk: nn.Module, leaves: List[Leaf], first: str,
             raise ValueError(
                 f"The MLP of '{first}' and '{second}' cannot become experts: "
                 f"'{name}' ({type(module).__name__}) works on its hidden "
-                'units, too; leave this MLP out of `ffns`, or take another '
-                'trunk.')
+                'units, too, and would need all of them; name others in '
+                '`ffns`, or take another trunk.')
     return Ffn(first, second, tuple(dict.fromkeys([*acts, *inner])))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vim_mm.utils.files import write_atomic
 from vim_mm.utils.plain_config import check_config
 from vim_mm.version import __version__
-from .structure import Structure, structure_in
+from .structure import Structure, holds_experts, structure_in
 from .surgery import Usage, experts_of
 
 FORMAT = 1
@@ -77,7 +77,7 @@ class MoEFile:
 
     def tensors(self) -> Dict[str, Tensor]:
         """The trunk's tensors, on the CPU."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -188,7 +188,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no moe file {path}; check the path '
                                 'or write it (`tools/moe.py extract`).')
-    with _opened(path) as file:
+    with opened(path) as file:
         text = (file.metadata() or {}).get(_KEY)
         shapes = {
             name: file.get_slice(name).get_shape()
@@ -198,6 +198,11 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
             file.get_slice(name).get_dtype().startswith(('F', 'BF'))
             for name in file.keys()
         ]
+    if text is None and not holds_experts(shapes):
+        raise MoEFileError(
+            f'{path} is no moe file: it holds no experts; they start from a '
+            'dense file if it is the `init_cfg.checkpoint` of the trunk of a '
+            '`vim_mm.to_moe`.')
     if text is None:
         raise MoEFileError(f'{path} is no moe file: it does not say how its '
                            'trunk is built; write one with `tools/moe.py '
@@ -232,7 +237,12 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     return MoEFile(path, header['backbone'], layers, usage, num)
 
 
-def _opened(path: str) -> Any:
+def opened(path: str) -> Any:
+    """A safetensors file, open.
+
+    Raises:
+        MoEFileError: If it is none.
+    """
     try:
         return safe_open(path, 'pt')
     except (SafetensorError, OSError) as error:

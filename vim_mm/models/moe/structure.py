@@ -8,8 +8,8 @@ that a pruned or extended layer needs no description of its own.
 import re
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import (Dict, List, Mapping, MutableMapping, Optional, Sequence,
-                    Tuple)
+from typing import (Dict, Iterable, List, Mapping, MutableMapping, Optional,
+                    Sequence, Tuple)
 
 import torch
 from torch import Tensor
@@ -131,6 +131,11 @@ def check_columns(structure: Structure, state: Mapping[str, Tensor],
         if not 0 <= int(value.min()) <= int(value.max()) < width:
             raise ValueError(f"'{name}' names columns that its router has "
                              'not: it is damaged.')
+
+
+def holds_experts(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of layers of experts."""
+    return any(map(_EXPERTS.search, names))
 
 
 def fit_state(own: Structure, state: MutableMapping[str, Tensor],

@@ -57,8 +57,8 @@ class MultiTaskModel(TaskHolder, BaseModel):
     """
 
     def __init__(self,
-                 backbone: dict,
-                 tasks: Mapping[str, dict],
+                 backbone: Optional[dict] = None,
+                 tasks: Optional[Mapping[str, dict]] = None,
                  loss_weights: Optional[Mapping[str, float]] = None,
                  routing: Optional[dict] = None,
                  task: Optional[str] = None,
@@ -69,6 +69,10 @@ class MultiTaskModel(TaskHolder, BaseModel):
         if not tasks:
             raise ValueError('`model.tasks` is empty; name a task and its '
                              'model.')
+        if backbone is None:
+            raise ValueError('`model.backbone` is missing; give the one that '
+                             'the tasks share.')
+        check_by_task(tasks, 'model.tasks')
         if data_preprocessor is not None:
             raise ValueError(
                 'A MultiTaskModel takes no `data_preprocessor`; give each '
