@@ -142,6 +142,8 @@ class Distiller(BaseDistiller):
             key: _scale(value, weight) if 'loss' in key else value
             for key, value in losses.items()
         }
+        if 'loss' in losses:  # which is logged in place of the sum of all
+            losses['loss_own'] = losses.pop('loss')
         return losses, self.reader.read(seen)
 
 
