@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from collections import Counter
+from itertools import zip_longest
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -103,6 +104,25 @@ class Distiller(BaseDistiller):
                 f'{names[theirs.sigmoid]}, so their logits cannot be '
                 'compared; give both heads the same kind of loss.')
         return mine
+
+    def check_data(self, metainfo: dict) -> None:
+        """See :meth:`BaseDistiller.check_data`.
+
+        Raises:
+            ValueError: If logits are compared, and the teacher's belong to
+                other classes.
+        """
+        own, theirs = metainfo.get('classes'), self.outside[TEACHER].classes
+        if not own or not theirs or not any(
+                criterion.classes for criterion in self.criteria.values()):
+            return
+        for index, pair in enumerate(zip_longest(own, theirs)):
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f'Class {index} is {pair[0]!r} in the training set and '
+                    f'{pair[1]!r} for the teacher, so their logits cannot be '
+                    'compared; give the data set the `metainfo` of the '
+                    "teacher's, or compare features.")
 
     # -------------------------------------------------------------- passes
 
