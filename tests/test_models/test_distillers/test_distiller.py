@@ -35,7 +35,10 @@ def step(distiller, batch) -> dict:
 
 def plain_loss(model, batch, scope) -> dict:
     with DefaultScope.overwrite_default_scope(scope):
-        return model(**deepcopy(batch), mode='loss')
+        losses = model(**deepcopy(batch), mode='loss')
+    if 'loss' in losses:
+        losses['loss_own'] = losses.pop('loss')
+    return losses
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -185,6 +188,19 @@ def test_every_network_reads_the_same_image(tmp_path, kind):
             [122.771, 116.746, 104.094])[:, None, None]
     torch.testing.assert_close(
         clip.flip(1), pixels['own'] * std + mean, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('weight', [1., 0.3])
+def test_own_losses_are_weighed_and_all_are_logged(tmp_path, kind, weight):
+    distiller = build(tmp_path, kind, own_weight=weight).eval()
+    batch = batch_of(distiller, kind)
+    total, logged = distiller.parse_losses(distiller(**batch, mode='loss'))
+    own = distiller.student.parse_losses(
+        plain_loss(distiller.student, batch, SCOPES[kind]))[0]
+    added = sum(v for k, v in logged.items() if 'kd' in k)
+    torch.testing.assert_close(total, weight * own + added)
+    assert logged['loss'] == total
 
 
 # ---------------------------------------------------------------- soft only

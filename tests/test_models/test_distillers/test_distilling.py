@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from _distill import CRITERIA, FEATURES, build, distiller_cfg, network
+from mmdet.structures.mask import BitmapMasks
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 
-from _tiny import KINDS, SCOPES, Pictures, build_runner, same, snapshot
+from _tiny import KINDS, SCOPES, SIZE, Pictures, build_runner, same, snapshot
+from vim_mm.datasets import SoftOnly
 from vim_mm.registry import DATASETS
 
 SCHEDULED = {
@@ -150,3 +155,81 @@ def test_a_step_in_low_precision(tmp_path, kind):
             torch.testing.assert_close(value, want[key], atol=0.05, rtol=0.1)
     model.parse_losses(got)[0].backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('classes, criteria, fits', [
+    (['square'], CRITERIA, True),
+    (['circle'], CRITERIA, False),
+    (['square', 'circle'], CRITERIA, False),
+    (['circle'], {
+        ('neck[0]', 'neck[0]'): FEATURES
+    }, True),
+    (None, CRITERIA, True),
+])
+def test_a_teacher_of_other_classes_is_refused(tmp_path, classes, criteria,
+                                               fits):
+    model = distiller_cfg(tmp_path, 'cls', criteria)
+    file = model.teacher.checkpoint
+    state = torch.load(file)
+    state['meta'] = dict(dataset_meta=dict(classes=classes))
+    torch.save(state, file)
+    model = build(tmp_path, 'cls', criteria, teacher=model.teacher)
+    if fits:
+        return model.check_data(Pictures.METAINFO)
+    said = "(is 'square'|is None) .* 'circle' for the teacher"
+    with pytest.raises(ValueError, match=said):
+        model.check_data(Pictures.METAINFO)
+
+
+def test_runs_look_at_the_classes_before_they_start(tmp_path):
+    runner = run_of(tmp_path / 'run', 'cls', criteria=CRITERIA)
+    runner.model.outside['teacher'].classes = ['circle']
+    with pytest.raises(ValueError, match="'circle' for the teacher"):
+        runner.train()
+    assert runner.iter == 0
+
+
+# ----------------------------------------------------------------- data sets
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_soft_data_is_the_data_set_itself_but_marked(kind):
+    whole = Joined(kind)
+    soft = DATASETS.build(dict(type='vim_mm.SoftOnly', dataset=whole))
+    assert len(soft) == len(whole) and soft.metainfo == whole.metainfo
+    data, want = soft[3], whole[3]
+    assert torch.equal(data['inputs'], want['inputs'])
+    assert data['data_samples'].metainfo == dict(
+        want['data_samples'].metainfo, soft_only=True)
+    assert 'soft_only' not in want['data_samples']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('order', [[0, 1], [1, 0]])
+def test_data_preprocessors_take_samples_without_annotation(kind, order):
+
+    class Bare(Joined):
+
+        def __getitem__(self, index: int) -> dict:
+            data = super().__getitem__(index)
+            sample = data['data_samples']
+            if kind == 'det':  # as PackDetInputs does
+                sample.gt_instances = InstanceData()
+            else:
+                delattr(sample, dict(cls='gt_label', seg='gt_sem_seg')[kind])
+            return data
+
+    with_masks = Joined(kind, 1)[0]
+    if kind == 'det':
+        with_masks['data_samples'].gt_instances.masks = BitmapMasks(
+            np.zeros((1, SIZE, SIZE)), SIZE, SIZE)
+    samples = [with_masks, SoftOnly(Bare(kind))[0]]
+    samples = [samples[index] for index in order]
+    model = network(kind)
+    if kind == 'det':
+        model.data_preprocessor.update(pad_mask=True, pad_size_divisor=40)
+    with DefaultScope.overwrite_default_scope(SCOPES[kind]):
+        preprocessor = ROOT.build(model.data_preprocessor)
+    batch = preprocessor(pseudo_collate(samples), True)
+    assert [s.get('soft_only', False) for s in batch['data_samples']
+            ] == [bool(index) for index in order]

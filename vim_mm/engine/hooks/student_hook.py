@@ -63,6 +63,13 @@ class StudentHook(Hook):
                 'distillation cannot go on; start from it with `load_from`.')
         model.load_help(checkpoint[HELP])
 
+    def before_train(self, runner: Runner) -> None:
+        """Look whether the help fits the training set."""
+        model = unwrap(runner.model)
+        if isinstance(model, BaseDistiller):
+            dataset = runner.train_dataloader.dataset
+            model.check_data(getattr(dataset, 'metainfo', {}))
+
     @master_only
     def after_train(self, runner: Runner) -> None:
         """Write the student as a plain model and config."""

@@ -102,6 +102,13 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
              data_samples: Optional[list]) -> Dict[str, Tensor]:
         """The losses of a batch, the student's own and those of the help."""
 
+    def check_data(self, metainfo: dict) -> None:
+        """Refuse a training set that the help does not fit.
+
+        Args:
+            metainfo (dict): What the training set says of itself.
+        """
+
     def forward(
             self,
             inputs: Tensor,

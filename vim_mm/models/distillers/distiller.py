@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from collections import Counter
+from itertools import zip_longest
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -104,6 +105,25 @@ class Distiller(BaseDistiller):
                 'compared; give both heads the same kind of loss.')
         return mine
 
+    def check_data(self, metainfo: dict) -> None:
+        """See :meth:`BaseDistiller.check_data`.
+
+        Raises:
+            ValueError: If logits are compared, and the teacher's belong to
+                other classes.
+        """
+        own, theirs = metainfo.get('classes'), self.outside[TEACHER].classes
+        if not own or not theirs or not any(
+                criterion.classes for criterion in self.criteria.values()):
+            return
+        for index, pair in enumerate(zip_longest(own, theirs)):
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f'Class {index} is {pair[0]!r} in the training set and '
+                    f'{pair[1]!r} for the teacher, so their logits cannot be '
+                    'compared; give the data set the `metainfo` of the '
+                    "teacher's, or compare features.")
+
     # -------------------------------------------------------------- passes
 
     def loss(self, inputs: Tensor,
@@ -142,6 +162,8 @@ class Distiller(BaseDistiller):
             key: _scale(value, weight) if 'loss' in key else value
             for key, value in losses.items()
         }
+        if 'loss' in losses:  # which is logged in place of the sum of all
+            losses['loss_own'] = losses.pop('loss')
         return losses, self.reader.read(seen)
 
 

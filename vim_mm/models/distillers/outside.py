@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Frozen networks that help in training and are no part of the model."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -24,13 +24,18 @@ class Outside:
 
     Args:
         network (BaseModel): Any mm* model. It is frozen.
+        classes (Sequence[str], optional): Those that it was trained on, if
+            its checkpoint says so. Defaults to None.
     """
 
-    def __init__(self, network: BaseModel) -> None:
+    def __init__(self,
+                 network: BaseModel,
+                 classes: Optional[Sequence[str]] = None) -> None:
         network.requires_grad_(False)
         network.eval()
         self._network = network
         self.normalizer = Normalizer.of(network.data_preprocessor)
+        self.classes = classes
 
     @property
     def network(self) -> BaseModel:
@@ -71,20 +76,25 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
     whole = _whole_config(cfg)
     network = build_model(whole)
     file: Optional[str] = cfg.get('checkpoint')
+    classes = None
     if file is None:
         network.init_weights()
     else:
-        load_whole(network, file)
+        meta = load_whole(network, file)
+        classes = (meta.get('dataset_meta') or {}).get('classes')
     if not getattr(network.data_preprocessor, '_enable_normalize', False):
         raise ValueError(
             f'`{what}` does not say how its images are normalised, so it '
             'would read them as another network does; give its model a '
             '`data_preprocessor` with `mean` and `std`.')
-    return Outside(network)
+    return Outside(network, classes)
 
 
-def load_whole(network: BaseModel, file: str) -> None:
+def load_whole(network: BaseModel, file: str) -> dict:
     """Load a checkpoint that must hold all that a model has learned.
+
+    Returns:
+        dict: What the checkpoint says of itself, its ``meta``.
 
     Raises:
         ValueError: If it is of another model.
@@ -94,6 +104,7 @@ def load_whole(network: BaseModel, file: str) -> None:
     state = {key.removeprefix('module.'): v for key, v in state.items()}
     check_fit(network, state, f"The checkpoint '{file}'", whole=True)
     network.load_state_dict(state, strict=False)
+    return loaded.get('meta') or {}
 
 
 def _whole_config(cfg: dict) -> Config:
