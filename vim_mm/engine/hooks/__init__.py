@@ -4,6 +4,7 @@ from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
 from .module_head_hook import ModuleHeadHook
 from .module_to_zoo_hook import ModuleToZooHook
+from .norm_eval_hook import NormEvalHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
 from .student_hook import StudentHook
@@ -11,6 +12,6 @@ from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
-    'ModuleToZooHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
-    'WarmHeadHook'
+    'ModuleToZooHook', 'NormEvalHook', 'RoutingLogHook', 'ScoreGatesHook',
+    'StudentHook', 'WarmHeadHook'
 ]
