@@ -11,17 +11,18 @@ custom_hooks = [
         release=release,
         epochs=40,
         views=4,
-        evaluate=True)
+        evaluate=True),
+    dict(type='vim_mm.NormEvalHook')
 ]
 
-max_epochs = 20
+max_epochs = 10
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-5, weight_decay=0.05),
     clip_grad=dict(max_norm=1.))
 param_scheduler = [
     dict(

@@ -5,6 +5,7 @@ from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
 from .module_head_hook import ModuleHeadHook
 from .module_to_zoo_hook import ModuleToZooHook
+from .norm_eval_hook import NormEvalHook
 from .proxy_hook import ProxyHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
@@ -13,6 +14,6 @@ from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'CostHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
-    'ModuleHeadHook', 'ModuleToZooHook', 'ProxyHook', 'RoutingLogHook',
-    'ScoreGatesHook', 'StudentHook', 'WarmHeadHook'
+    'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook', 'ProxyHook',
+    'RoutingLogHook', 'ScoreGatesHook', 'StudentHook', 'WarmHeadHook'
 ]
