@@ -4,7 +4,6 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +22,7 @@ from _tiny import (KINDS, SCOPES, Pictures, build_model, fusion_neck,
 from vim_mm.apis.generate import Guides, Plan, generate
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.models.generators import GuidedGenerator
+from vim_mm.utils.cli import run_cli
 from vim_mm.utils.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -426,23 +426,36 @@ def test_copies_of_a_random_pipeline_are_drawn_by_the_seed(jobs):
 # --------------------------------------------------------------------- tool
 
 
-def test_the_tool_makes_images_and_says_mistakes_in_a_sentence(jobs, tmp_path):
+def test_the_tool_makes_images_and_says_mistakes_in_a_sentence(
+        jobs, tmp_path, capsys, monkeypatch):
     cfg, teacher = jobs['cls']
     cfg.dump(tmp_path / 'cfg.py')
-    command = [
-        sys.executable,
-        str(ROOT / 'tools/generate.py'),
+    tool = runpy.run_path(str(ROOT / 'tools/generate.py'))
+    args = [
         str(tmp_path / 'cfg.py'), '--teacher', teacher, '--out',
         str(tmp_path / 'out'), '--device', 'cpu', '--cfg-options',
         'generate.limit=1'
     ]
-    main = runpy.run_path(command[1])['main']
-    main(command[2:])
+    tool['main'](args)
     assert len(list((tmp_path / 'out/images').rglob('*.png'))) == 2
-    again = subprocess.run([*command, 'generate.seed=3'],
-                           capture_output=True,
-                           text=True,
-                           env=dict(PYTHONPATH=str(ROOT), PATH=''))
-    assert again.returncode == 1
-    assert again.stderr.strip().splitlines()[-1].startswith(
+    assert capsys.readouterr().out.startswith('2 images in')
+    monkeypatch.setattr(sys, 'argv', ['generate.py'])
+    with pytest.raises(SystemExit) as end:
+        tool['run_cli'](lambda: tool['main']([*args, 'generate.seed=3']))
+    assert end.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(
         f"Error: '{tmp_path}/out' holds images of other settings (of seed)")
+
+
+def test_ctrl_c_ends_without_a_traceback(jobs, tmp_path, capsys, monkeypatch):
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GuidedGenerator, 'generate', stop)
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda: generate(*jobs['cls'], str(tmp_path / 'out')))
+    assert end.value.code == 130
+    assert 'Interrupted.' in capsys.readouterr().err
+    assert not list(tmp_path.rglob('*.png'))

@@ -204,9 +204,11 @@ class GuidedGenerator:
             self.canvas.parameters(), lr=self.lr, betas=self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         history = []
-        for _ in range(self.iterations):
+        for step in range(self.iterations):
             images = self.canvas()
-            loss = self._step(images, guides, samples, still, draws)
+            drop = self.tokens is not None and \
+                step < self.tokens.until * self.iterations
+            loss = self._step(images, guides, samples, still, draws, drop)
             best.see(images, loss)
             history.append(float(loss.detach().mean()))
             optimizer.step()
@@ -224,19 +226,18 @@ class GuidedGenerator:
 
     def _step(self, images: Tensor, guides: Tensor,
               samples: List[BaseDataElement], guide: Guide,
-              draws: List[torch.Generator]) -> Tensor:
+              draws: List[torch.Generator], drop: bool) -> Tensor:
         """Gradients of a step; returns the loss of each image."""
         if self.motion:
             moves = [self.motion.draw(draw) for draw in draws]
             images, samples, guide = self._move(images, guides, samples, moves)
         stream = self.objective.stream
-        if stream is not None:
+        if drop:
             stream.draw(images, draws)
             images.retain_grad()
-        loss, _ = self.objective(
-            images, samples, guide, drop=stream is not None)
+        loss, _ = self.objective(images, samples, guide, drop)
         loss.sum().backward()
-        if stream is not None:
+        if drop:
             stream.learn(images.grad)
         return loss
 

@@ -26,6 +26,9 @@ class TokenDropping:
 
     Args:
         share (float): Of the patches that are dropped. Defaults to 0.5.
+        until (float): Share of the steps in which they are; the last ones
+            see all tokens, because what a token attends to is another thing
+            without those that were dropped. Defaults to 0.75.
         order (str): ``'random'``; or ``'saliency'``, which drops patches
             rather where the image's gradient was small when they were last
             kept. Defaults to 'random'.
@@ -41,14 +44,19 @@ class TokenDropping:
 
     def __init__(self,
                  share: float = 0.5,
+                 until: float = 0.75,
                  order: str = RANDOM,
                  blocks: Optional[str] = None,
                  num_extra_tokens: Optional[int] = None) -> None:
         check_number(share, 'tokens.share', below=1)
+        if not isinstance(until, (int, float)) or not 0 < until <= 1:
+            raise ValueError(f'`tokens.until` is {until!r}; give a number '
+                             'above 0, at most 1.')
         if order not in (RANDOM, SALIENCY):
             raise ValueError(f'`tokens.order` is {order!r}; give {RANDOM!r} '
                              f'or {SALIENCY!r}.')
         self.share = share
+        self.until = until
         self.order = order
         self.pattern = blocks or BLOCKS
         self.num_extra_tokens = num_extra_tokens
