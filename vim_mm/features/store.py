@@ -165,6 +165,9 @@ class FeatureStore:
                 raise StoreError(f"'{self.root}' is no store of features; "
                                  'name a new folder.') from None
             return False
+        except NotADirectoryError:
+            raise StoreError(f"'{self.root}' lies in, or is, a file; name a "
+                             'folder.') from None
         except ValueError:
             card = None
         if not isinstance(card, dict):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from _tdmr import FOUNDATIONS, build, config, foundation, runner, student
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from _tdmr import FOUNDATIONS, build, config, foundation, runner, student
 from _tiny import DIMS, Pictures, losses, same, snapshot, vit
 from vim_mm.datasets import Views
 from vim_mm.engine.hooks import ProxyHook
@@ -361,9 +361,9 @@ def test_7_without_weights_it_is_plain_training(tmp_path, kind):
     path = tmp_path / 'start.pth'
     torch.save(dict(state_dict=ROOT.build(student(kind)).state_dict()), path)
     runs = []
-    for name, model, hooks in (
-        ('plain', student(kind), []),
-        ('none', config(kind, schedule=dict(feature=0., logits=0.)), None)):
+    alone = config(kind, schedule=dict(feature=0., logits=0.))
+    for name, model, hooks in (('plain', student(kind), []), ('none', alone,
+                                                              None)):
         run = runner(
             tmp_path / name, model, kind, hooks=hooks, load_from=str(path))
         run.train()
