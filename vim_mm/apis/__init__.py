@@ -3,8 +3,12 @@
 
 from vim_mm._moved import moved_names
 from .bake import bake
+from .export import Exported, export_model, export_onnx
 from .inferencer import ViMInferencer
 from .ranking import Ranking, rank_modules
 
-__all__ = ['Ranking', 'ViMInferencer', 'bake', 'rank_modules']
+__all__ = [
+    'Exported', 'Ranking', 'ViMInferencer', 'bake', 'export_model',
+    'export_onnx', 'rank_modules'
+]
 __getattr__ = moved_names(__name__)

@@ -5,6 +5,8 @@ import inspect
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -13,7 +15,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from vim_mm.models.export import graph_of
+from vim_mm.models.export import OnnxModel
+from vim_mm.models.export.boxes import box_graph_of
+from vim_mm.models.export.graphs import graph_of
 from vim_mm.models.export.tracing import compare, takes, trace, with_metadata
 from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_config)
@@ -105,7 +109,8 @@ def export_model(model: BaseModel,
                  cfg: Config,
                  file: Union[str, PathLike],
                  meta: Optional[dict] = None,
-                 size: Optional[Sequence[int]] = None) -> Exported:
+                 size: Optional[Sequence[int]] = None,
+                 boxes: bool = False) -> Exported:
     """Write a model as one ONNX file, after it has computed the same.
 
     The graph takes normalised images of any number and size; it is compared
@@ -133,7 +138,7 @@ def export_model(model: BaseModel,
         raise ValueError(f"'{file}' cannot be written: name a file that ends "
                          'in .onnx, in a folder that is there.')
     model.eval()
-    graph = graph_of(model)
+    graph = box_graph_of(model) if boxes else graph_of(model)
     dataset = test_dataset(cfg)
     normalizer = Normalizer.of(model.data_preprocessor)
     divisor = size_divisor(model.data_preprocessor)
@@ -177,6 +182,44 @@ def export_model(model: BaseModel,
     write_atomic(file, content)
     return Exported(file, graph.kind, graph.names, opset, any_size,
                     len(content) / 2**20, differences)
+
+
+@torch.no_grad()
+def latency(model: BaseModel,
+            file: Union[str, PathLike],
+            num_threads: int = 0,
+            repeats: int = 20) -> Dict[str, float]:
+    """Milliseconds for one image of the usual size, from pixels on the CPU.
+
+    Args:
+        model (BaseModel): In eval mode, on the CPU.
+        file (str | PathLike): A file that :func:`export_model` wrote.
+        num_threads (int): Threads of onnxruntime, its choice when 0;
+            PyTorch's are set outside.
+        repeats (int): Passes, of which the median counts.
+
+    Returns:
+        dict[str, float]: ``torch`` and ``onnx``.
+    """
+    onnx = OnnxModel(file, num_threads)
+    height, width = onnx.about['size']
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    sample = onnx.new_sample()
+    sample.set_metainfo(
+        dict(
+            img_shape=(height, width),
+            ori_shape=(height, width),
+            scale_factor=(1., 1.)))
+    times = {}
+    for name, each in dict(torch=model, onnx=onnx).items():
+        passes = []
+        for _ in range(repeats + 1):
+            data = dict(inputs=[image], data_samples=[sample.clone()])
+            start = perf_counter()
+            each.test_step(data)
+            passes.append(perf_counter() - start)
+        times[name] = 1000 * median(passes[1:])
+    return times
 
 
 def size_divisor(preprocessor: nn.Module) -> int:

@@ -163,7 +163,7 @@ def graph_of(model: BaseModel) -> Graph:
 
     Args:
         model (BaseModel): A classifier of mmpretrain, a segmentor of mmseg or
-            a single-stage detector of mmdet.
+            a single-stage detector of mmdet, which gives raw maps.
 
     Raises:
         ValueError: If it is another kind of model, or a part of it does not

@@ -7,20 +7,24 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmdet.structures import DetDataSample
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
-from mmpretrain.structures import DataSample
-from mmseg.structures import SegDataSample
+from mmengine.utils import get_object_from_string
 from torch import Tensor
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.kinds import KINDS
 from .decoders import decode
 
-SAMPLES = dict(cls=DataSample, det=DetDataSample, seg=SegDataSample)
+#: Data samples of the kinds of tasks; only the library needed is imported.
+SAMPLES = dict(
+    cls='mmpretrain.structures.DataSample',
+    det='mmdet.structures.DetDataSample',
+    seg='mmseg.structures.SegDataSample')
+#: Metadata that is text; the rest is JSON.
+PLAIN = ('kind', 'channels', 'producer')
 
 
 @MODELS.register_module()
@@ -64,6 +68,10 @@ class OnnxModel(BaseModel):
         self.kind: str = about['kind']
         self.outputs = [each.name for each in self.session.get_outputs()]
 
+    def new_sample(self) -> BaseDataElement:
+        """An empty data sample of its kind of task."""
+        return get_object_from_string(SAMPLES[self.kind])()
+
     def run(self, inputs: Tensor, sizes: Sequence[tuple]) -> Dict[str, Any]:
         """Outputs of the graph by name.
 
@@ -90,7 +98,7 @@ class OnnxModel(BaseModel):
             raise ValueError('An ONNX file does not learn; train the model '
                              'that it was made of.')
         if data_samples is None:
-            data_samples = [SAMPLES[self.kind]() for _ in inputs]
+            data_samples = [self.new_sample() for _ in inputs]
         full = tuple(inputs.shape[2:])
         metas = [sample.metainfo for sample in data_samples]
         sizes = [meta.get('img_shape', full)[:2] for meta in metas]
@@ -101,7 +109,7 @@ class OnnxModel(BaseModel):
         return predict(outputs, data_samples, sizes)
 
     def _predict_cls(self, outputs: Dict[str, Any], samples: list,
-                     sizes: list) -> List[DataSample]:
+                     sizes: list) -> List[BaseDataElement]:
         scores = torch.from_numpy(outputs['scores'])
         for sample, score in zip(samples, scores):
             label = score.argmax(keepdim=True)
@@ -114,7 +122,7 @@ class OnnxModel(BaseModel):
         return samples
 
     def _predict_seg(self, outputs: Dict[str, Any], samples: list,
-                     sizes: list) -> List[SegDataSample]:
+                     sizes: list) -> List[BaseDataElement]:
         for sample, logits, size in zip(samples, outputs['logits'], sizes):
             # padding lies below and to the right
             logits = torch.from_numpy(logits)[None, :, :size[0], :size[1]]
@@ -131,7 +139,7 @@ class OnnxModel(BaseModel):
         return samples
 
     def _predict_det(self, outputs: Dict[str, Any], samples: list,
-                     sizes: list) -> List[DetDataSample]:
+                     sizes: list) -> List[BaseDataElement]:
         scales = [
             sample.metainfo.get('scale_factor', (1., 1.))[:2]
             for sample in samples
@@ -233,7 +241,3 @@ def read_about(session: Any, file: str) -> Dict[str, Any]:
         key: value if key in PLAIN else json.loads(value)
         for key, value in about.items()
     }
-
-
-#: Metadata that is text; the rest is JSON.
-PLAIN = ('kind', 'channels', 'producer')

@@ -1,0 +1,365 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""One ONNX file of a model, which computes what the model does."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DefaultScope, init_default_scope
+from torch import nn
+
+from _export import (CLASSES, HEADS, build, classifier, detector, segmentor,
+                     whole_config, write_images)
+from _tiny import (DIMS, NORMALISE, SCOPES, TRUNKS, add_modules, fill,
+                   model_cfg, fusion_neck)
+from vim_mm.apis import export_model, export_onnx
+from vim_mm.apis.export import latency
+from vim_mm.apis.serving import load_model
+from vim_mm.models.export import OnnxModel
+from vim_mm.registry import MODELS
+
+SCRIPT = Path(__file__).parents[2] / 'tools/export.py'
+PLAIN = dict(cls=classifier, det=detector, seg=segmentor)
+
+
+def predictions(model, cfg, images: list) -> list:
+    """What the model itself says of images, all in one batch or each."""
+    stages = [
+        stage for stage in cfg.test_dataloader.dataset.pipeline
+        if 'Annotation' not in stage.type
+    ]
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        read = Compose(stages)
+        data = [
+            read(dict(img_path=path, img_id=index, sample_idx=index))
+            for index, path in enumerate(images)
+        ]
+        return [
+            sample for each in data
+            for sample in model.test_step(pseudo_collate([each]))
+        ]
+
+
+def check_same(kind: str, found: list, expected: list) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert type(ours) is type(theirs)
+        if kind == 'cls':
+            torch.testing.assert_close(
+                ours.pred_score, theirs.pred_score, rtol=1e-4, atol=1e-5)
+            assert torch.equal(ours.pred_label, theirs.pred_label)
+        elif kind == 'seg':
+            ours, theirs = ours.pred_sem_seg.data, theirs.pred_sem_seg.data
+            assert ours.shape == theirs.shape
+            assert (ours != theirs).float().mean() < 1e-3
+        else:
+            ours, theirs = ours.pred_instances, theirs.pred_instances
+            assert len(ours) == len(theirs) > 0
+            assert torch.equal(ours.labels, theirs.labels)
+            for name in ('scores', 'bboxes'):
+                torch.testing.assert_close(
+                    ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+
+
+# ------------------------------------------------------------------ all kinds
+
+
+@pytest.mark.parametrize('kind', PLAIN)
+def test_a_file_predicts_what_its_model_does(kind, tmp_path):
+    model, cfg = build(kind, PLAIN[kind]())
+    images = write_images(tmp_path)
+    done = export_model(model, cfg, tmp_path / 'model.onnx')
+    # one file, and no trace of others
+    assert [p.name for p in tmp_path.glob('*onnx*')] == ['model.onnx']
+    assert done.any_size and max(done.differences.values()) < 1e-4
+    shapes = [tuple(map(int, s.split(' x '))) for s in done.differences]
+    assert len({s[0] for s in shapes}) == len({s[2:] for s in shapes}) == 2
+
+    file = onnx.load(done.file)
+    assert [o.version for o in file.opset_import if not o.domain
+            ] == [done.opset] == [17]
+    about = {p.key: p.value for p in file.metadata_props}
+    assert about['kind'] == kind and about['channels'] == 'rgb'
+    assert json.loads(about['classes']) == list(CLASSES)
+    assert json.loads(about['mean']) == NORMALISE['mean']
+    assert json.loads(about['std']) == NORMALISE['std']
+    dims = file.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param for d in dims] == ['batch', '', 'height', 'width']
+
+    served = OnnxModel(done.file)
+    check_same(kind, served.infer(images), predictions(model, cfg, images))
+    times = latency(model, done.file, repeats=2)
+    assert set(times) == {'torch', 'onnx'} and min(times.values()) > 0
+
+
+@pytest.mark.parametrize('kind', PLAIN)
+def test_images_of_a_batch_are_those_alone(kind, tmp_path):
+    model, cfg = build(kind, PLAIN[kind]())
+    images = write_images(tmp_path)
+    served = OnnxModel(
+        export_model(model, cfg, tmp_path / 'model.onnx').file)
+    check_same(kind, served.infer(images, batch_size=3), served.infer(images))
+
+
+def test_a_config_tests_a_file(tmp_path):
+    """It is a model like others to a runner's test loop."""
+    model, cfg = build('cls', classifier())
+    file = export_model(model, cfg, tmp_path / 'model.onnx').file
+    init_default_scope('mmpretrain')
+    served = MODELS.build(dict(type='vim_mm.OnnxModel', file=str(file)))
+    data = dict(inputs=[torch.zeros(3, 96, 96, dtype=torch.uint8)] * 2)
+    samples = served.test_step(data)
+    assert [len(s.pred_score) for s in samples] == [3, 3]
+    with pytest.raises(ValueError, match='does not learn'):
+        served(torch.zeros(1, 3, 96, 96), mode='loss')
+
+
+# ---------------------------------------------------------------- classifiers
+
+
+@pytest.mark.parametrize('name, channels', [
+    ('vit', DIMS), ('swin', 64), ('convnext', 16), ('resnet', 64)])
+def test_trunks_take_any_size(name, channels, tmp_path):
+    model, cfg = build('cls', classifier(TRUNKS[name], channels))
+    done = export_model(model, cfg, tmp_path / 'model.onnx')
+    assert done.any_size
+    session = OnnxModel(done.file)
+    for size in ((70, 98), (97, 61), (128, 96)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(
+            torch.from_numpy(session(x)['scores']),
+            model(x, mode='tensor').softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_mixtures_of_experts_are_exported(tmp_path):
+    backbone = dict(
+        type='vim_mm.MoEDaViT',
+        arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1, 2, 2, 2]),
+        num_experts=3,
+        k=2)
+    model, cfg = build('cls', classifier(backbone, 64), size=64)
+    assert export_model(model, cfg, tmp_path / 'model.onnx').any_size
+
+
+def test_classes_beside_each_other(tmp_path):
+    head = dict(type='mmpretrain.MultiLabelLinearClsHead', thr=0.45)
+    model, cfg = build('cls', classifier(**head))
+    images = write_images(tmp_path)
+    served = OnnxModel(
+        export_model(model, cfg, tmp_path / 'model.onnx').file)
+    assert served.about['activation'] == 'sigmoid'
+    check_same('cls', served.infer(images), predictions(model, cfg, images))
+
+
+def test_a_model_of_one_size_is_exported_for_that(tmp_path):
+    """A batch of any number it still takes."""
+    head = dict(in_channels=1280 * 9)
+    cfg = classifier(**head)
+    cfg.neck = dict(type='mmpretrain.LinearNeck', in_channels=1, out_channels=1)
+    model, cfg = build('cls', classifier(**head))
+    model.neck = nn.Flatten()
+    model.backbone.out_indices = (7, )
+    model.extract_feat = lambda x, **_: (model.neck(model.backbone(x)[-1]), )
+    done = export_model(model, cfg, tmp_path / 'model.onnx')
+    assert not done.any_size
+    served = OnnxModel(done.file)
+    assert served(torch.randn(5, 3, 96, 96))['scores'].shape == (5, 3)
+
+
+# ------------------------------------------------------------------ detectors
+
+
+@pytest.mark.parametrize('boxes', [False, True])
+@pytest.mark.parametrize('head', [h for h in HEADS if h != 'ssd'])
+def test_boxes_are_those_of_the_detector(head, boxes, tmp_path):
+    if head == 'yolof_coder' and boxes:
+        pytest.skip('boxes outside of the image are far apart')
+    model, cfg = build('det', detector(head))
+    images = write_images(tmp_path)
+    done = export_model(model, cfg, tmp_path / 'model.onnx', boxes=boxes)
+    assert done.any_size
+    assert (done.outputs[0] == 'bboxes') is boxes
+    served = OnnxModel(done.file)
+    check_same('det', served.infer(images), predictions(model, cfg, images))
+
+
+@pytest.mark.parametrize('test_cfg', [
+    dict(nms_pre=3), dict(score_thr=0.5), dict(score_thr=0.99),
+    dict(max_per_img=2), dict(nms=dict(type='nms', iou_threshold=0.9)),
+    dict(nms=dict(type='nms', iou_threshold=0.3, class_agnostic=True)),
+    dict(min_bbox_size=20)
+], ids=str)
+def test_boxes_follow_the_settings(test_cfg, tmp_path):
+    model, cfg = build('det', detector('fcos', **test_cfg))
+    images = write_images(tmp_path)
+    for boxes in (False, True):
+        if boxes and 'min_bbox_size' in test_cfg:
+            continue
+        served = OnnxModel(
+            export_model(
+                model, cfg, tmp_path / 'model.onnx', boxes=boxes).file)
+        expected = predictions(model, cfg, images)
+        found = served.infer(images)
+        if 'score_thr' in test_cfg and not len(expected[0].pred_instances):
+            assert not len(found[0].pred_instances)
+            continue
+        check_same('det', found, expected)
+
+
+# ----------------------------------------------------------------- segmentors
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('num_classes', [2, 3])
+def test_labels_of_pixels(num_classes, align_corners, tmp_path):
+    extra = dict(out_channels=1, threshold=0.4, loss_decode=dict(
+        type='CrossEntropyLoss', use_sigmoid=True)) if num_classes == 2 else {}
+    model, cfg = build(
+        'seg', segmentor(num_classes, align_corners=align_corners, **extra))
+    images = write_images(tmp_path)
+    served = OnnxModel(
+        export_model(model, cfg, tmp_path / 'model.onnx').file)
+    check_same('seg', served.infer(images), predictions(model, cfg, images))
+
+
+# ------------------------------------------------------------------- mistakes
+
+
+def two_stage() -> tuple:
+    init_default_scope('mmdet')
+    from mmdet.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    from mmengine.config import Config
+    cfg = Config.fromfile('mmdet::_base_/models/faster-rcnn_r50_fpn.py')
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    return build('det', cfg.model)
+
+
+def changed(kind: str, **change) -> tuple:
+    cfg = PLAIN[kind]()
+    cfg.merge_from_dict(change)
+    return build(kind, cfg)
+
+
+@pytest.mark.parametrize('make, message', [
+    (two_stage, r'FasterRCNN cannot be exported because of its `rpn_head`'),
+    (lambda: build('det', detector('retina', nms=dict(
+        type='soft_nms', iou_threshold=0.5))), 'RetinaHead has `test_cfg.nms`'),
+    (lambda: changed('det', bbox_head=dict(
+        _delete_=True, type='mmdet.GFLHead', stacked_convs=1, num_classes=3,
+        in_channels=16, feat_channels=32, norm_cfg=None, loss_dfl=dict(
+            type='mmdet.DistributionFocalLoss'),
+        anchor_generator=HEADS['atss']['anchor_generator'])),
+     'GFLHead has a `_predict_by_feat_single` of its own'),
+    (lambda: changed('seg', test_cfg=dict(
+        mode='slide', crop_size=(64, 64), stride=(32, 32))), 'slides a window'),
+    (lambda: changed('cls', head=dict(
+        _delete_=True, type='mmpretrain.MultiTaskHead', in_channels=1280,
+        task_heads=dict(x=dict(type='mmpretrain.LinearClsHead',
+                               num_classes=2)))), 'MultiTaskHead'),
+])
+def test_what_cannot_be_exported_is_named(make, message, tmp_path):
+    model, cfg = make()
+    with pytest.raises(ValueError, match=message):
+        export_model(model, cfg, tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+class Rounded(nn.Module):
+    """It computes a constant from a size, as a trace does not see."""
+
+    def forward(self, x):
+        return tuple(level * math.sqrt(len(x)) for level in x[:1]) + x[1:]
+
+
+class Unknown(nn.Module):
+    """An operator that ONNX does not have."""
+
+    def forward(self, x):
+        return (*x[:-1], torch.linalg.qr(x[-1])[0] * torch.special.i1(x[-1]))
+
+
+class Endless(nn.Module):
+
+    def forward(self, x):
+        return (*x[:-1], x[-1] / 0)
+
+
+@pytest.mark.parametrize('part, message', [
+    (Unknown, 'does not go into a graph'), (Endless, 'not finite')])
+def test_a_wrong_graph_leaves_no_file(part, message, tmp_path):
+    model, cfg = build('cls', classifier())
+    model.neck = nn.Sequential(part(), model.neck)
+    (tmp_path / 'model.onnx').write_text('older')
+    with pytest.raises(ValueError, match=message):
+        export_model(model, cfg, tmp_path / 'model.onnx')
+    assert (tmp_path / 'model.onnx').read_text() == 'older'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_number_of_images_is_compared(tmp_path):
+    """A batch size that a trace makes a constant of is found."""
+    model, cfg = build('cls', classifier())
+
+    class Fixed(nn.Module):
+
+        def forward(self, x):
+            last = x[-1] * float(int(x[-1].shape[0]) + 1)
+            return (*x[:-1], last)
+
+    model.neck = nn.Sequential(Fixed(), model.neck)
+    with pytest.raises(ValueError, match="differs from PyTorch's by"):
+        export_model(model, cfg, tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['model.pt', 'nowhere/model.onnx'])
+def test_names_of_files(name, tmp_path):
+    model, cfg = build('cls', classifier())
+    with pytest.raises(ValueError, match='ends in .onnx'):
+        export_model(model, cfg, tmp_path / name)
+
+
+def test_files_that_are_none_of_ours(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no ONNX file'):
+        OnnxModel(tmp_path / 'model.onnx')
+    (tmp_path / 'model.onnx').write_bytes(b'nonsense')
+    with pytest.raises(ValueError, match='cannot be run'):
+        OnnxModel(tmp_path / 'model.onnx')
+    torch.onnx.export(
+        nn.Linear(1, 1), (torch.zeros(1, 1), ),
+        str(tmp_path / 'other.onnx'),
+        dynamo=False)
+    with pytest.raises(ValueError, match='tools/export.py'):
+        OnnxModel(tmp_path / 'other.onnx')
+
+
+# ----------------------------------------------------------------------- tool
+
+
+def test_the_tool(tmp_path, monkeypatch, capsys):
+    model, cfg = build('det', detector())
+    cfg.dump(tmp_path / 'cfg.py')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
+    argv = [
+        str(SCRIPT), *(str(tmp_path / name)
+                       for name in ('cfg.py', 'model.pth', 'model.onnx'))
+    ]
+    monkeypatch.setattr(sys, 'argv', argv + ['--size', '64', '96'])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name='__main__')
+    assert not end.value.code
+    told = capsys.readouterr().out
+    assert 'MB, opset 17' in told and 'one image' in told
+    assert 'images of 1 x 3 x 64 x 96' in told
+    again = export_onnx(cfg, str(tmp_path / 'model.pth'),
+                        tmp_path / 'again.onnx', size=(64, 96))
+    assert again.file.read_bytes() == (tmp_path / 'model.onnx').read_bytes()
