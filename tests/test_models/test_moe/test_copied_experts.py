@@ -304,6 +304,24 @@ def test_like_the_task_of_the_checkpoint(pruned: bool, split: bool) -> None:
         assert torch.equal(maps(again, task), maps(fresh, task))
 
 
+def test_copies_of_other_experts_than_the_checkpoint() -> None:
+    """Of which those are is in the checkpoint, not in the config."""
+    trained, fresh = build_moe(1), build_moe(2)
+    fifth = {name: dict(new=torch.eye(10)[5]) for name in moe_layers(trained)}
+    for trunk, usage in ((trained, fifth), (fresh, None)):
+        add_task(trunk, 'new', 2, like='seg')
+        add_task(trunk, 'newer', 1, 'new', usage)
+    depths = [
+        layer.routers['newer'].slots.size(1) for trunk in (trained, fresh)
+        for layer in moe_layers(trunk).values()
+    ]
+    assert depths == [2, 2, 3, 3]
+    train(trained, 'newer', 1)
+    fresh.load_state_dict(trained.state_dict())
+    for task in (*TASKS, 'new', 'newer'):
+        assert torch.equal(maps(fresh, task), maps(trained, task))
+
+
 def test_dense_weights_that_come_later() -> None:
     weights = MODELS.build(vit()).state_dict()
     trunks = [MODELS.build(moe_cfg()) for _ in range(2)]

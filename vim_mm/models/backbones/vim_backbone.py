@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Iterable, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.device import get_device
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         check_is_config(adapter, 'model.backbone.adapter')
         self._plan_slots(zoo, modules, adapter if new_module else None)
         self.load_modules(zoo, modules, tune_modules,
-                          (fusion or {}).get('tasks') or ())
+                          _tasks_in(fusion))
         if new_module is not None:
             self.add(new_module, adapter)
             self.new_module = new_module
@@ -265,3 +265,9 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         if self._running.only is not None:
             return outputs
         return self.with_idle(outputs)
+
+
+def _tasks_in(fusion: Any) -> Sequence[str]:
+    """The tasks that the config of a fusion names, as far as it is one."""
+    tasks = fusion.get('tasks') if isinstance(fusion, Mapping) else None
+    return tasks if isinstance(tasks, (list, tuple, Mapping)) else ()
