@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import bench_bank
-import bench_generation
 import bench_distillation
+import bench_generation
 import bench_moe
 import bench_tasks
 import bench_training
@@ -46,9 +46,9 @@ from vim_mm.utils.files import write_atomic
 
 RESULTS = Path(__file__).parent / 'results' / 'latest.json'
 BENCHMARKS: List[Benchmark] = [
-    *bench_bank.BENCHMARKS, *bench_generation.BENCHMARKS,
     *bench_bank.BENCHMARKS, *bench_distillation.BENCHMARKS,
-    *bench_moe.BENCHMARKS, *bench_tasks.BENCHMARKS, *bench_training.BENCHMARKS,
+    *bench_generation.BENCHMARKS, *bench_moe.BENCHMARKS,
+    *bench_tasks.BENCHMARKS, *bench_training.BENCHMARKS,
     *bench_zoo.BENCHMARKS
 ]
 FAILED = 'failed: '

@@ -187,7 +187,8 @@ class GeneratedFolder:
 
         It lacks a pipeline, which is that of the student.
         """
-        own: Dict[str, Any] = dict(data_root=str(self.root.resolve()))
+        # mmengine puts in where the config lies, so the folder can be moved
+        own: Dict[str, Any] = dict(data_root='{{fileDirname}}')
         if self.is_labelled:
             own.update(getattr(self, f'_{self.kind}_dataset')())
         else:
