@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from _tiny import NORMALISE, SCOPES, fill
 from vim_mm.registry import MODELS
@@ -185,10 +186,23 @@ def build(kind: str, model: dict, size: int = 96,
     with DefaultScope.overwrite_default_scope(SCOPES[kind]):
         torch.manual_seed(0)
         built = MODELS.build(cfg.model)
+        built.init_weights()
     for name in ('head', 'bbox_head', 'decode_head'):
         if hasattr(built, name):
             fill(getattr(built, name), std)
+    spread(built, size)
     return built.eval().requires_grad_(False), cfg
+
+
+@torch.no_grad()
+def spread(model: BaseModel, size: int) -> None:
+    """Let features differ: those of a network at its start hardly do."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.
+    model.train()
+    if not hasattr(model, 'roi_head'):
+        model(torch.randn(4, 3, size, size), mode='tensor')
 
 
 def write_images(folder: Path) -> list:

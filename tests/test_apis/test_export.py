@@ -2,35 +2,34 @@
 """One ONNX file of a model, which computes what the model does."""
 
 import json
-import math
 import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
+from _export import (CLASSES, HEADS, build, classifier, detector, segmentor,
+                     whole_config, write_images)
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
-from _export import (CLASSES, HEADS, build, classifier, detector, segmentor,
-                     whole_config, write_images)
-from _tiny import (DIMS, NORMALISE, SCOPES, TRUNKS, add_modules, fill,
-                   model_cfg, fusion_neck)
+from _tiny import (DIMS, KINDS, NORMALISE, SCOPES, TRUNKS, add_modules, fill,
+                   fusion_neck, model_cfg, vit)
 from vim_mm.apis import export_model, export_onnx
 from vim_mm.apis.export import latency
-from vim_mm.apis.serving import load_model
 from vim_mm.models.export import OnnxModel
+from vim_mm.models.moe.moe_layer import MoELayer
 from vim_mm.registry import MODELS
 
 SCRIPT = Path(__file__).parents[2] / 'tools/export.py'
 PLAIN = dict(cls=classifier, det=detector, seg=segmentor)
 
 
-def predictions(model, cfg, images: list) -> list:
-    """What the model itself says of images, all in one batch or each."""
+def predictions(model, cfg, images: list, batch_size: int = 1) -> list:
+    """What the model itself says of images."""
     stages = [
         stage for stage in cfg.test_dataloader.dataset.pipeline
         if 'Annotation' not in stage.type
@@ -42,8 +41,9 @@ def predictions(model, cfg, images: list) -> list:
             for index, path in enumerate(images)
         ]
         return [
-            sample for each in data
-            for sample in model.test_step(pseudo_collate([each]))
+            sample for start in range(0, len(data), batch_size)
+            for sample in model.test_step(
+                pseudo_collate(data[start:start + batch_size]))
         ]
 
 
@@ -65,7 +65,7 @@ def check_same(kind: str, found: list, expected: list) -> None:
             assert torch.equal(ours.labels, theirs.labels)
             for name in ('scores', 'bboxes'):
                 torch.testing.assert_close(
-                    ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+                    ours[name], theirs[name], rtol=1e-3, atol=5e-3)
 
 
 # ------------------------------------------------------------------ all kinds
@@ -100,12 +100,13 @@ def test_a_file_predicts_what_its_model_does(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', PLAIN)
-def test_images_of_a_batch_are_those_alone(kind, tmp_path):
+def test_images_of_several_sizes_in_a_batch(kind, tmp_path):
     model, cfg = build(kind, PLAIN[kind]())
     images = write_images(tmp_path)
     served = OnnxModel(
         export_model(model, cfg, tmp_path / 'model.onnx').file)
-    check_same(kind, served.infer(images, batch_size=3), served.infer(images))
+    check_same(kind, served.infer(images, batch_size=3),
+               predictions(model, cfg, images, batch_size=3))
 
 
 def test_a_config_tests_a_file(tmp_path):
@@ -138,16 +139,6 @@ def test_trunks_take_any_size(name, channels, tmp_path):
             model(x, mode='tensor').softmax(1), rtol=1e-4, atol=1e-5)
 
 
-def test_mixtures_of_experts_are_exported(tmp_path):
-    backbone = dict(
-        type='vim_mm.MoEDaViT',
-        arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1, 2, 2, 2]),
-        num_experts=3,
-        k=2)
-    model, cfg = build('cls', classifier(backbone, 64), size=64)
-    assert export_model(model, cfg, tmp_path / 'model.onnx').any_size
-
-
 def test_classes_beside_each_other(tmp_path):
     head = dict(type='mmpretrain.MultiLabelLinearClsHead', thr=0.45)
     model, cfg = build('cls', classifier(**head))
@@ -158,19 +149,65 @@ def test_classes_beside_each_other(tmp_path):
     check_same('cls', served.infer(images), predictions(model, cfg, images))
 
 
+class Last(nn.Module):
+
+    def forward(self, x):
+        return x[-1]
+
+
+class Alone(nn.Module):
+
+    def forward(self, x):
+        return (x, )
+
+
 def test_a_model_of_one_size_is_exported_for_that(tmp_path):
     """A batch of any number it still takes."""
-    head = dict(in_channels=1280 * 9)
-    cfg = classifier(**head)
-    cfg.neck = dict(type='mmpretrain.LinearNeck', in_channels=1, out_channels=1)
-    model, cfg = build('cls', classifier(**head))
-    model.neck = nn.Flatten()
-    model.backbone.out_indices = (7, )
-    model.extract_feat = lambda x, **_: (model.neck(model.backbone(x)[-1]), )
+    model, cfg = build('cls', classifier(), size=160)
+    model.head.fc = nn.Linear(1280 * 25, 3)
+    model.neck = nn.Sequential(Last(), nn.Flatten(), Alone())
     done = export_model(model, cfg, tmp_path / 'model.onnx')
     assert not done.any_size
     served = OnnxModel(done.file)
-    assert served(torch.randn(5, 3, 96, 96))['scores'].shape == (5, 3)
+    assert served(torch.randn(5, 3, 160, 160))['scores'].shape == (5, 3)
+
+
+# ---------------------------------------------------------- modules and fusion
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('place', ['fused', 'baked'])
+def test_fused_and_baked_modules_are_exported(kind, place, tmp_path):
+    """Modules in the trunk, weighed by a fusion or folded into one."""
+    trunk = vit(img_size=98)
+    neck = fusion_neck(kind)
+    cfg = whole_config(
+        kind, model_cfg(kind, dict(trunk=trunk), neck), size=98)
+    init_default_scope(SCOPES[kind])
+    model = MODELS.build(cfg.model)
+    add_modules(model.backbone, 'a', 'b')
+    model.backbone.set_fusion(dict(type='EnsMoE'))
+    fill(model.backbone.fusion, 1.)
+    if place == 'baked':
+        model.backbone.merge('folded')
+    model.eval()
+    done = export_model(model, cfg, tmp_path / 'model.onnx')
+    assert done.any_size and max(done.differences.values()) < 1e-4
+
+
+def test_pruned_experts_are_exported(tmp_path):
+    backbone = dict(
+        type='vim_mm.MoEDaViT',
+        arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1, 2, 2, 2]),
+        num_experts=4,
+        k=2)
+    model, cfg = build('cls', classifier(backbone, 64), size=64)
+    whole = export_model(model, cfg, tmp_path / 'whole.onnx')
+    for part in model.modules():
+        if isinstance(part, MoELayer):
+            part.keep([1, 2])
+    pruned = export_model(model, cfg, tmp_path / 'pruned.onnx')
+    assert pruned.any_size and pruned.megabytes < whole.megabytes
 
 
 # ------------------------------------------------------------------ detectors
@@ -181,7 +218,9 @@ def test_a_model_of_one_size_is_exported_for_that(tmp_path):
 def test_boxes_are_those_of_the_detector(head, boxes, tmp_path):
     if head == 'yolof_coder' and boxes:
         pytest.skip('boxes outside of the image are far apart')
-    model, cfg = build('det', detector(head))
+    # scores apart: of those that are equal but for rounding any may stay
+    std = 0.05 if 'Retina' in HEADS[head]['type'] else 0.1
+    model, cfg = build('det', detector(head), std=std)
     images = write_images(tmp_path)
     done = export_model(model, cfg, tmp_path / 'model.onnx', boxes=boxes)
     assert done.any_size
@@ -194,10 +233,10 @@ def test_boxes_are_those_of_the_detector(head, boxes, tmp_path):
     dict(nms_pre=3), dict(score_thr=0.5), dict(score_thr=0.99),
     dict(max_per_img=2), dict(nms=dict(type='nms', iou_threshold=0.9)),
     dict(nms=dict(type='nms', iou_threshold=0.3, class_agnostic=True)),
-    dict(min_bbox_size=20)
+    dict(min_bbox_size=4)
 ], ids=str)
 def test_boxes_follow_the_settings(test_cfg, tmp_path):
-    model, cfg = build('det', detector('fcos', **test_cfg))
+    model, cfg = build('det', detector('fcos', **test_cfg), std=0.1)
     images = write_images(tmp_path)
     for boxes in (False, True):
         if boxes and 'min_bbox_size' in test_cfg:
@@ -233,36 +272,33 @@ def test_labels_of_pixels(num_classes, align_corners, tmp_path):
 
 
 def two_stage() -> tuple:
-    init_default_scope('mmdet')
-    from mmdet.utils import register_all_modules
-    register_all_modules(init_default_scope=False)
-    from mmengine.config import Config
-    cfg = Config.fromfile('mmdet::_base_/models/faster-rcnn_r50_fpn.py')
+    cfg = Config.fromstring(
+        "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'", '.py')
     cfg.model.backbone.update(depth=18, init_cfg=None)
     cfg.model.neck.in_channels = [64, 128, 256, 512]
     return build('det', cfg.model)
 
 
 def changed(kind: str, **change) -> tuple:
-    cfg = PLAIN[kind]()
-    cfg.merge_from_dict(change)
-    return build(kind, cfg)
+    return build(kind, ConfigDict(PLAIN[kind](), **change))
 
 
 @pytest.mark.parametrize('make, message', [
     (two_stage, r'FasterRCNN cannot be exported because of its `rpn_head`'),
     (lambda: build('det', detector('retina', nms=dict(
-        type='soft_nms', iou_threshold=0.5))), 'RetinaHead has `test_cfg.nms`'),
+        type='soft_nms', iou_threshold=0.5))),
+     'RetinaHead has `test_cfg.nms`'),
     (lambda: changed('det', bbox_head=dict(
-        _delete_=True, type='mmdet.GFLHead', stacked_convs=1, num_classes=3,
+        type='mmdet.GFLHead', stacked_convs=1, num_classes=3,
         in_channels=16, feat_channels=32, norm_cfg=None, loss_dfl=dict(
             type='mmdet.DistributionFocalLoss'),
         anchor_generator=HEADS['atss']['anchor_generator'])),
      'GFLHead has a `_predict_by_feat_single` of its own'),
     (lambda: changed('seg', test_cfg=dict(
-        mode='slide', crop_size=(64, 64), stride=(32, 32))), 'slides a window'),
+        mode='slide', crop_size=(64, 64), stride=(32, 32))),
+     'slides a window'),
     (lambda: changed('cls', head=dict(
-        _delete_=True, type='mmpretrain.MultiTaskHead', in_channels=1280,
+        type='mmpretrain.MultiTaskHead', in_channels=1280,
         task_heads=dict(x=dict(type='mmpretrain.LinearClsHead',
                                num_classes=2)))), 'MultiTaskHead'),
 ])
@@ -271,13 +307,6 @@ def test_what_cannot_be_exported_is_named(make, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_model(model, cfg, tmp_path / 'model.onnx')
     assert not list(tmp_path.iterdir())
-
-
-class Rounded(nn.Module):
-    """It computes a constant from a size, as a trace does not see."""
-
-    def forward(self, x):
-        return tuple(level * math.sqrt(len(x)) for level in x[:1]) + x[1:]
 
 
 class Unknown(nn.Module):
@@ -360,6 +389,9 @@ def test_the_tool(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert 'MB, opset 17' in told and 'one image' in told
     assert 'images of 1 x 3 x 64 x 96' in told
-    again = export_onnx(cfg, str(tmp_path / 'model.pth'),
-                        tmp_path / 'again.onnx', size=(64, 96))
+    again = export_onnx(
+        str(tmp_path / 'cfg.py'),
+        str(tmp_path / 'model.pth'),
+        tmp_path / 'again.onnx',
+        size=(64, 96))
     assert again.file.read_bytes() == (tmp_path / 'model.onnx').read_bytes()

@@ -3,6 +3,7 @@
 
 import inspect
 from dataclasses import dataclass
+from math import lcm
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
-from torch import nn
 
 from vim_mm.models.export import OnnxModel
 from vim_mm.models.export.boxes import box_graph_of
@@ -141,7 +141,7 @@ def export_model(model: BaseModel,
     graph = box_graph_of(model) if boxes else graph_of(model)
     dataset = test_dataset(cfg)
     normalizer = Normalizer.of(model.data_preprocessor)
-    divisor = size_divisor(model.data_preprocessor)
+    divisor = size_divisor(model)
     height, width = (
         -(-side // divisor) * divisor
         for side in size or usual_size(dataset.pipeline))
@@ -222,11 +222,12 @@ def latency(model: BaseModel,
     return times
 
 
-def size_divisor(preprocessor: nn.Module) -> int:
+def size_divisor(model: BaseModel) -> int:
     """What heights and widths of a model's inputs are multiples of."""
-    test_cfg = getattr(preprocessor, 'test_cfg', None) or {}  # of mmseg
-    return (test_cfg.get('size_divisor')
-            or getattr(preprocessor, 'pad_size_divisor', None) or 1)
+    own = model.data_preprocessor
+    padded = (getattr(own, 'test_cfg', None) or {}).get('size_divisor')
+    padded = padded or getattr(own, 'pad_size_divisor', None) or 1
+    return lcm(padded, getattr(model.backbone, 'size_divisor', 1))
 
 
 def usual_size(pipeline: Sequence[dict]) -> Tuple[int, int]:

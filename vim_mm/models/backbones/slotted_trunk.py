@@ -176,9 +176,14 @@ class SlottedTrunk(BaseModule):
         except ValueError:  # a trunk without default slots
             return list(self.slots)
 
-    def _check_size(self, x: Tensor) -> None:
+    @property
+    def size_divisor(self) -> int:
+        """What heights and widths of images are multiples of: a patch."""
         strides = [s.stride for s in self.slots.values() if s.stride]
-        patch = min(strides, default=1)
+        return min(strides, default=1)
+
+    def _check_size(self, x: Tensor) -> None:
+        patch = self.size_divisor
         height, width = x.shape[-2:]
         if height % patch or width % patch:
             raise ValueError(

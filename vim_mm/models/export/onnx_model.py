@@ -172,7 +172,7 @@ class OnnxModel(BaseModel):
         """
         samples: List[BaseDataElement] = []
         with DefaultScope.overwrite_default_scope(KINDS[self.kind].scope):
-            pipeline = Compose(self.about['pipeline'])
+            pipeline = Compose(list(_with_tuples(self.about['pipeline'])))
             for start in range(0, len(images), batch_size):
                 batch = [
                     pipeline(_as_input(image, index))
@@ -181,6 +181,14 @@ class OnnxModel(BaseModel):
                 ]
                 samples += self.test_step(pseudo_collate(batch))
         return samples
+
+
+def _with_tuples(value: Any) -> Any:
+    """A config out of JSON: mmcv takes sizes as tuples alone."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(each) for key, each in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(
+        value, list) else value
 
 
 def _as_input(image: Union[str, PathLike, np.ndarray], index: int) -> dict:
