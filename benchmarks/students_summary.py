@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Means and deviations of ``students_evidence.py``'s runs.
 
-    python benchmarks/students_summary.py work_dirs/students_evidence/runs.jsonl
+    python benchmarks/students_summary.py \\
+        work_dirs/students_evidence/runs.jsonl
 
 Adds what has run to docs/evidence/students_runs.jsonl and writes ota.json,
 tdmr.json and the tables of students.md beside it. Verdicts stand in

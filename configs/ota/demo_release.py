@@ -5,15 +5,16 @@
         --out work_dirs/demo_student/release/published
 
 Upstream images are crops of the photographs that carry the demo's digits, and
-stand for those of a trunk, which are not at hand. Minutes on two CPU cores. Sizes and
-lengths are ours.
+stand for those of a trunk, which are not at hand. Minutes on two CPU cores.
+Sizes and lengths are ours.
 """
 _base_ = './release_coco_64px.py'
 
 _root = '{{$VIM_MM_DEMO_DATA:data/demo}}/digits_on_photographs/'
 train_dataloader = dict(
     dataset=dict(data_root=_root, data_prefix='midstream/img'))
-held_out_dataloader = dict(dataset=dict(data_root=_root, data_prefix='midstream_val/img'))
+held_out_dataloader = dict(
+    dataset=dict(data_root=_root, data_prefix='midstream_val/img'))
 
 release_card = dict(
     name='photographs-64px',

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller
-from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_tasks
