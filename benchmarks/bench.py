@@ -29,6 +29,7 @@ import bench_bank
 import bench_distillation
 import bench_generation
 import bench_moe
+import bench_store
 import bench_tasks
 import bench_training
 import bench_zoo
@@ -48,8 +49,8 @@ RESULTS = Path(__file__).parent / 'results' / 'latest.json'
 BENCHMARKS: List[Benchmark] = [
     *bench_bank.BENCHMARKS, *bench_distillation.BENCHMARKS,
     *bench_generation.BENCHMARKS, *bench_moe.BENCHMARKS,
-    *bench_tasks.BENCHMARKS, *bench_training.BENCHMARKS,
-    *bench_zoo.BENCHMARKS
+    *bench_store.BENCHMARKS, *bench_tasks.BENCHMARKS,
+    *bench_training.BENCHMARKS, *bench_zoo.BENCHMARKS
 ]
 FAILED = 'failed: '
 Row = Dict[str, Any]

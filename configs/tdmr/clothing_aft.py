@@ -12,7 +12,7 @@ _base_ = './clothing_mobilenet-v2.py'
 
 model = dict(
     proxy=dict(reprogram=False, standardize=False),
-    feature_loss=dict(_delete_=True, type='vim_mm.AFTLoss'),
+    feature_loss=dict(type='vim_mm.AFTLoss'),
     schedule=dict(kind='constant', feature=10., logits=0.))
 custom_hooks = [_base_.cost_hook, dict(_base_.proxy_hook, epochs=0)]
 optim_wrapper = dict(

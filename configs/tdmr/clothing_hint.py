@@ -12,6 +12,6 @@ _base_ = './clothing_mobilenet-v2.py'
 
 model = dict(
     proxy=dict(reprogram=False),
-    feature_loss=dict(_delete_=True, type='vim_mm.NormalizedMSE'),
+    feature_loss=dict(type='vim_mm.NormalizedMSE'),
     schedule=dict(kind='constant', logits=0.))
 custom_hooks = [_base_.cost_hook, dict(_base_.proxy_hook, epochs=0)]

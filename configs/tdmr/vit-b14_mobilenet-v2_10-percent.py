@@ -22,6 +22,11 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+data_preprocessor = dict(
+    _delete_=True,
+    type='mmpretrain.ClsDataPreprocessor',
+    to_rgb=True,
+    **_base_.trunk_normalization)
 backbone = _base_.trunk
 backbone.update(out_indices=(7, ))
 model = dict(
