@@ -12,7 +12,9 @@ _base_ = './irf_clothing_efficientnet-lite0.py'
 share = dict(
     type='RandomApply',
     prob=0.5,
-    transforms=[dict(type='vim_mm.ReRepresent', release=_base_.release)])
+    transforms=[
+        dict(type='vim_mm.ReRepresent', release=_base_.release, scale=2.)
+    ])
 pipeline = _base_.train_pipeline
 pipeline.insert(-1, share)
 train_dataloader = dict(dataset=dict(dataset=dict(pipeline=pipeline)))

@@ -20,7 +20,7 @@ _base_ = [
 release = 'work_dirs/ota/release_imagenet1k'
 hooks = _base_.custom_hooks
 # statistics of a tenth of the images keep their momentum
-custom_hooks = [dict(hooks[0], release=release)]
+custom_hooks = [dict(hooks[0], release=release, scale=1.)]
 
 data_preprocessor = dict(type='mmpretrain.ClsDataPreprocessor')
 train_set = _base_.train_dataloader.dataset

@@ -4,6 +4,8 @@
     python tools/release.py publish configs/ota/release_coco_64px.py \\
         --out work_dirs/ota/release
     python tools/train.py configs/ota/irf_clothing_efficientnet-lite0.py
+
+README.md has what was measured.
 """
 _base_ = [
     '../_base_/trunks/efficientnet_lite0.py',

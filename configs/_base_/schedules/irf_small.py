@@ -9,6 +9,7 @@ custom_hooks = [
     dict(
         type='vim_mm.WarmHeadHook',
         release=release,
+        scale=2.,
         epochs=40,
         views=4,
         evaluate=True),

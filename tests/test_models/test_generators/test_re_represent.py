@@ -39,6 +39,18 @@ def test_a_batch_stays_one(dtype: torch.dtype) -> None:
     assert torch.equal(found[1], re_represent(model, [*images])[1])
 
 
+@pytest.mark.parametrize('scale', [0.5, 2., 2.5])
+def test_enlarged_in_between(scale: float) -> None:
+    model = auto_encoder().eval()
+    seen = []
+    model.reconstruct = lambda batch: seen.append(batch.shape) or batch
+    image = torch.full((3, 12, 9), 77).byte()
+    image[0] = 130
+    found = re_represent(model, [image], scale)[0]
+    assert torch.equal(found, image)  # of one colour: resizing keeps it
+    assert seen[0][-2:] == (round(12 * scale), round(9 * scale))
+
+
 ANNOTATIONS = dict(
     cls=dict(gt_label=3),
     det=dict(

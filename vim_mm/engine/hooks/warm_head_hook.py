@@ -51,6 +51,8 @@ class WarmHeadHook(Hook):
         release (str, optional): Folder of an upstream release. The head
             learns on images that it re-represents. Defaults to None, the
             original images.
+        scale (float): Images are enlarged by this factor to be
+            re-represented, which keeps more detail. Defaults to 1.
     """
 
     priority = 'NORMAL'
@@ -64,7 +66,8 @@ class WarmHeadHook(Hook):
                  max_batches: Optional[int] = None,
                  evaluate: bool = False,
                  task: Optional[str] = None,
-                 release: Optional[str] = None) -> None:
+                 release: Optional[str] = None,
+                 scale: float = 1.) -> None:
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad
@@ -73,6 +76,7 @@ class WarmHeadHook(Hook):
         self.evaluate = evaluate
         self.task = task
         self.release = release and load_upstream_release(release)
+        self.scale = scale
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
@@ -102,7 +106,8 @@ class WarmHeadHook(Hook):
         self._train_head(runner, model, cached)
 
     def _re_represent(self, data: dict) -> dict:
-        return dict(data, inputs=re_represent(self.release, data['inputs']))
+        images = re_represent(self.release, data['inputs'], self.scale)
+        return dict(data, inputs=images)
 
     def _train_head(self, runner: Runner, model: BaseModel,
                     cached: List[CachedBatch]) -> None:
