@@ -66,7 +66,7 @@ def test_distillers_step(name: str, no_files: None) -> None:
     with model.reader.listening(model.student) as seen:
         model.reader.forward(model.student, inputs)
     student = model.reader.read(seen)
-    for criterion in model.criteria.values():
+    for criterion in model.criteria:
         mine, theirs = criterion.pair
         loss = criterion(student[mine], teacher[theirs], (side, side))
         assert torch.isfinite(loss) and loss > 0

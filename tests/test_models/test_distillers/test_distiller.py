@@ -4,13 +4,14 @@ from copy import deepcopy
 
 import pytest
 import torch
-from _distill import (CKA, CRITERIA, FEATURES, KL, build, faster_rcnn,
-                      in_own_pixels, network, retinanet, teacher)
 from mmdet.structures.mask import BitmapMasks
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from _distill import (CKA, CRITERIA, FEATURES, KL, build, faster_rcnn,
+                      in_own_pixels, network, retinanet, teacher)
 from _tiny import KINDS, NORMALISE, SCOPES, Pictures, same, snapshot
 from vim_mm.models.distillers import Distiller, soft_only
 from vim_mm.models.distillers.projectors import meet
@@ -73,7 +74,7 @@ def test_a_step_adds_what_its_equations_say(tmp_path, kind, trunk, teaching):
     want = {'loss_kd_logits': loss(*meet(mine, logits, size))}
     mine = meet(distiller.student.backbone(batch['inputs'])[0], features, size)
     want['loss_kd_backbone[0]'] = MODELS.build(FEATURES)(*mine)
-    want['loss_kd_backbone[0]_2'] = MODELS.build(CKA)(*mine)
+    want['loss_kd_backbone[0]#2'] = MODELS.build(CKA)(*mine)
     assert want.keys() == extra
     for key, value in want.items():
         torch.testing.assert_close(losses[key], value, atol=1e-5, rtol=1e-4)
@@ -378,3 +379,34 @@ def test_other_modes_are_the_students(tmp_path):
     got = distiller(**batch, mode='predict')
     assert all(
         torch.equal(a.pred_score, b.pred_score) for a, b in zip(got, want))
+
+
+def test_rates_of_parts_do_not_reach_projectors(tmp_path):
+    """`custom_keys` are looked for anywhere in a parameter's name."""
+    distiller = build(
+        tmp_path,
+        'cls',
+        criteria={
+            ('backbone.layer2', 'backbone[0]'): [FEATURES, FEATURES],
+            ('backbone.layer1', 'backbone[0]'): FEATURES
+        })
+    wrapper = build_optim_wrapper(
+        distiller,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=1.),
+            paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))))
+    rates = {
+        id(group['params'][0]): group['lr']
+        for group in wrapper.optimizer.param_groups
+    }
+    for name, param in distiller.named_parameters():
+        slow = name.startswith('student.backbone.')
+        assert rates[id(param)] == pytest.approx(0.1 if slow else 1.), name
+    names = [
+        k for k in step(distiller, batch_of(distiller, 'cls')) if 'kd' in k
+    ]
+    assert names == [
+        'loss_kd_backbone.layer2', 'loss_kd_backbone.layer2#2',
+        'loss_kd_backbone.layer1'
+    ]

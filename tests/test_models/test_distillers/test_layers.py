@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from _distill import faster_rcnn, network, resnet, retinanet
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
+from _distill import faster_rcnn, network, resnet, retinanet
 from _tiny import DIMS, SCOPES, SIZE, Pictures
 from vim_mm.models.distillers.heads import kind_of, logits_of
 from vim_mm.models.distillers.layers import LayerReader

@@ -69,19 +69,20 @@ class Distiller(BaseDistiller):
         self.criteria = self._build_criteria(pairs, probe_size)
 
     def _build_criteria(self, pairs: List[Tuple[Pair, dict]],
-                        size: int) -> nn.ModuleDict:
+                        size: int) -> nn.ModuleList:
         frozen = self.outside[TEACHER].network
         student = _dry_run(self.reader, self.student, size)
         teacher = _dry_run(self.teacher_reader, frozen, size)
-        seen, criteria = Counter(), nn.ModuleDict()
-        for (mine, theirs), cfg in pairs:
-            both = (mine, theirs) == (LOGITS, LOGITS)
-            seen[mine] += 1
-            number = f'_{seen[mine]}' if seen[mine] > 1 else ''
-            criteria[f'loss_kd_{mine}{number}'.replace('.', '_')] = Criterion(
-                (mine, theirs), cfg, student[mine], teacher[theirs],
-                (size, size),
-                self._compare_logits() if both else None)
+        # numbered, because `paramwise_cfg` looks for parts' names in those of
+        # parameters
+        criteria = nn.ModuleList()
+        for pair, cfg in pairs:
+            mine, theirs = pair
+            both = pair == (LOGITS, LOGITS)
+            criteria.append(
+                Criterion(pair, cfg, student[mine], teacher[theirs],
+                          (size, size),
+                          self._compare_logits() if both else None))
         return criteria
 
     def _compare_logits(self) -> Logits:
@@ -113,8 +114,8 @@ class Distiller(BaseDistiller):
                 other classes.
         """
         own, theirs = metainfo.get('classes'), self.outside[TEACHER].classes
-        if not own or not theirs or not any(
-                criterion.classes for criterion in self.criteria.values()):
+        if not own or not theirs or not any(criterion.classes
+                                            for criterion in self.criteria):
             return
         for index, pair in enumerate(zip_longest(own, theirs)):
             if pair[0] != pair[1]:
@@ -131,10 +132,13 @@ class Distiller(BaseDistiller):
         """The student's own losses and, as ``loss_kd_LAYER``, the criteria."""
         teacher = self._teach(inputs, data_samples)
         losses, student = self._learn(inputs, data_samples)
-        for name, criterion in self.criteria.items():
+        seen = Counter()
+        for criterion in self.criteria:
             mine, theirs = criterion.pair
-            losses[name] = criterion(student[mine], teacher[theirs],
-                                     inputs.shape[-2:])
+            seen[mine] += 1
+            number = f'#{seen[mine]}' if seen[mine] > 1 else ''
+            losses[f'loss_kd_{mine}{number}'] = criterion(
+                student[mine], teacher[theirs], inputs.shape[-2:])
         return losses
 
     @torch.no_grad()
