@@ -90,9 +90,10 @@ def dropping(side: int, device: str, share: float,
              settings: Settings) -> Iterator[Result]:
     """Half of the tokens a step, until the loss is that of all tokens.
 
-    Losses are measured with all tokens.
+    Losses are measured with all tokens. Where that loss is not reached, the
+    ratio is that of the longest run: a lower bound.
     """
-    number = settings.batch(BATCH)
+    number = 4 if device == 'cpu' else BATCH
     images = torch.rand(number, 3, side, side, device=device)
     model, labels = transformer(settings, device), samples(number)
     # noise: a guide is where statistics have no gradient
@@ -107,9 +108,6 @@ def dropping(side: int, device: str, share: float,
             tokens=dict(share=share))
         if loss_of(part.generate(images, labels)) <= wanted:
             break
-    else:
-        raise ValueError(f'A loss of {wanted:.4f} is not reached in '
-                         f'{STRETCH[-1]:g} times the steps.')
     runs = dict(
         ours=partial(part.generate, images, labels),
         other=partial(plain.generate, images, labels))

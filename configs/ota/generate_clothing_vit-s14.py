@@ -6,9 +6,13 @@
         --out work_dirs/ota/clothing_generated_vit
 
 The teacher is that of ../mtht/real_single/clothing_cls.py. It has no running
-statistics, so those of what its LayerNorms read on the guides stand in, and
-half of the patches take no part in each step, which halves its time. All of
+statistics, so those of what its LayerNorms read on the guides stand in. All of
 it is ours.
+
+``generator.tokens=dict(share=0.5)`` leaves half of the patches out of three
+quarters of the steps. On a CPU a run of 20 steps on eight guides took 0.71 of
+the time and ended at a loss of 0.47 instead of 0.35: a step is faster, the
+same loss was not reached faster.
 """
 _base_ = '../mtht/real_single/clothing_cls.py'
 
@@ -25,5 +29,4 @@ generate = dict(
         iterations=100,
         lr=0.005,
         noise=0.05,
-        tokens=dict(share=0.5),
         layers=r'backbone\.layers\.(5|8)'))
