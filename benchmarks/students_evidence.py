@@ -29,12 +29,16 @@ from vim_mm.utils.config import read_config
 import students_runs as runs  # isort:skip
 from mtht_evidence import commit  # isort:skip
 
-STEPS, RATE = 100, 1e-4
+STEPS, RATE, TEACHER_RATE = 100, 3e-4, 1e-4
+#: whose images and answers students learn from
+TEACHER = 'lp-ft'
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
 WARM = dict(epochs=40, views=4)
 #: logits and own loss of plain distillation
 ALPHA = 0.9
+#: methods with other teachers
+OTHERS = {'kd, fine-tuned teacher': 'full', 'ota, IRF teacher': 'irf'}
 #: what TDMR's student has in place of its defaults
 TDMR: Dict[str, dict] = {
     'tdmr': {},
@@ -47,18 +51,25 @@ TDMR: Dict[str, dict] = {
         proxy=dict(reprogram=False),
         feature_loss=dict(type='vim_mm.AFTLoss'),
         schedule=dict(kind='constant', feature=10., logits=0.)),
-    'constant': dict(schedule=dict(kind='constant')),
-    'reversed': dict(schedule=dict(kind='reversed')),
-    'features alone': dict(schedule=dict(logits=0.)),
-    'logits alone': dict(schedule=dict(feature=0.)),
-    'without phase I': dict(schedule=dict(first=0.)),
-    'cka': dict(feature_loss=dict(type='vim_mm.LinearCKA')),
-    'co-trained': dict(cotrain=True),
+    'constant':
+    dict(schedule=dict(kind='constant')),
+    'reversed':
+    dict(schedule=dict(kind='reversed')),
+    'features alone':
+    dict(schedule=dict(logits=0.)),
+    'logits alone':
+    dict(schedule=dict(feature=0.)),
+    'without phase I':
+    dict(schedule=dict(first=0.)),
+    'cka':
+    dict(feature_loss=dict(type='vim_mm.LinearCKA')),
+    'co-trained':
+    dict(cotrain=True),
 }
 GENERATE: Dict[str, dict] = {
     'digg': dict(iterations=60),
-    'digg, latent': dict(
-        iterations=40, canvas=dict(type='vim_mm.LatentCanvas')),
+    'digg, latent':
+    dict(iterations=40, canvas=dict(type='vim_mm.LatentCanvas')),
     'noise': dict(iterations=120, lr=0.05, noise=10.),
 }
 
@@ -98,7 +109,7 @@ class Seed:
                    lambda method=method: self.student(method, init=False))
         for shots in CURVE:
             yield (f'{shots}/teacher',
-                   lambda shots=shots: self.teacher('irf', shots))
+                   lambda shots=shots: self.teacher(TEACHER, shots))
             yield (f'{shots}/generate',
                    lambda shots=shots: self.generate('digg', shots))
             for method in ('alone', 'kd', 'ota', 'tdmr'):
@@ -106,13 +117,12 @@ class Seed:
                        self.student(method, shots))
 
     def students(
-            self, shots: int
-    ) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
+            self,
+            shots: int) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """The two ladders, every rung."""
-        for method in ('alone', 'kd', 'kd, full teacher',
-                       'kd + re-represented', 'kd + noise', 'kd + digg',
-                       'kd + digg, latent', 'ota', 'kd + all unlabelled',
-                       *TDMR):
+        for method in ('alone', 'kd', *OTHERS, 'kd + re-represented',
+                       'kd + noise', 'kd + digg', 'kd + digg, latent', 'ota',
+                       'kd + all unlabelled', *TDMR):
             yield (f'student/{method}',
                    lambda method=method: self.student(method, shots))
 
@@ -124,14 +134,13 @@ class Seed:
 
     def copies(self, shots: int) -> dict:
         """The labelled images, re-represented."""
-        root = self.dir / 're-represented'
         few = self.few(shots)
+        root = self.path('copies', '', shots)
         if not root.exists():
-            re_represent_folder(
-                str(self.release),
-                Path(few.whole.data_root, few.whole.data_prefix), root)
-        inner = dict(few.whole, data_root=str(root), data_prefix='')
-        return dict(few.labelled, dataset=inner)
+            originals = self.path('originals', '', shots)
+            few.write(originals)
+            re_represent_folder(str(self.release), originals, root)
+        return dict(few.whole, data_root=str(root), data_prefix='')
 
     def generated(self, kind: str, shots: int) -> dict:
         """Images that were generated from the labelled ones."""
@@ -166,8 +175,7 @@ class Seed:
             warm['release'] = str(self.release)
         if kind == 'irf, both':
             data = dict(
-                type='ConcatDataset', datasets=[data,
-                                                self.copies(shots)])
+                type='ConcatDataset', datasets=[data, self.copies(shots)])
         if kind == 'irf, consistent':
             model = dict(
                 type='vim_mm.ConsistentModel',
@@ -177,9 +185,8 @@ class Seed:
                         self.seed, self.steps, self.args.teacher_rate, warm)
 
     def generate(self, kind: str, shots: int = SHOTS) -> Dict[str, Any]:
-        """Images of the IRF teacher."""
-        generator = dict(
-            type='vim_mm.GuidedGenerator', **GENERATE[kind])
+        """Images for the teacher of the ladder."""
+        generator = dict(type='vim_mm.GuidedGenerator', **GENERATE[kind])
         if kind == 'digg, latent':
             generator['canvas'] = dict(
                 generator['canvas'], release=str(self.release))
@@ -188,10 +195,9 @@ class Seed:
                 default_scope='mmpretrain',
                 model=runs.classifier('cnn'),
                 train_dataloader=dict(dataset=self.few(shots).labelled),
-                generate=dict(
-                    generator=generator, seed=self.seed, limit=100)))
+                generate=dict(generator=generator, seed=self.seed, limit=100)))
         report = generate(
-            cfg, str(self.path('teacher', 'irf', shots) / 'model.pth'),
+            cfg, str(self.path('teacher', TEACHER, shots) / 'model.pth'),
             str(self.path('generate', kind, shots)))
         return dict(report._asdict())
 
@@ -208,7 +214,7 @@ class Seed:
         if method in TDMR:
             model, data, hooks = self._tdmr(method, student, few)
         elif method != 'alone':
-            kind = 'full' if method == 'kd, full teacher' else 'irf'
+            kind = OTHERS.get(method, TEACHER)
             model = self._distiller(student, kind, shots)
             soft = self._soft(method, few, shots)
             if soft:
@@ -234,15 +240,15 @@ class Seed:
             own_weight=1 - ALPHA,
             probe_size=112,
             criteria={
-                ('logits', 'logits'): dict(
-                    type='vim_mm.LogitsKL', tau=4., weight=ALPHA)
+                ('logits', 'logits'):
+                dict(type='vim_mm.LogitsKL', tau=4., weight=ALPHA)
             })
 
     def _soft(self, method: str, few: runs.Few, shots: int) -> List[dict]:
         """What the teacher alone labels."""
-        parts = dict(
-            ota=['re-represented', 'digg']).get(
-                method, [method.partition(' + ')[2]])
+        parts = [method.partition(' + ')[2]]
+        if method.startswith('ota'):
+            parts = ['re-represented', 'digg']
         found: List[dict] = []
         for part in filter(None, parts):
             if part == 're-represented':
@@ -256,10 +262,7 @@ class Seed:
     def _tdmr(self, method: str, student: dict,
               few: runs.Few) -> Tuple[dict, dict, List[dict]]:
         data = dict(
-            type='vim_mm.Views',
-            dataset=few.labelled,
-            views=8,
-            seed=self.seed)
+            type='vim_mm.Views', dataset=few.labelled, views=8, seed=self.seed)
         foundations = {
             name: dict(model=runs.classifier(name))
             for name in ('cnn', 'vit')
@@ -292,7 +295,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, help='of all, for a try')
     parser.add_argument('--rate', type=float, default=RATE)
     parser.add_argument('--scratch-rate', type=float, default=3e-3)
-    parser.add_argument('--teacher-rate', type=float, default=RATE)
+    parser.add_argument('--teacher-rate', type=float, default=TEACHER_RATE)
     parser.add_argument(
         '--develop',
         action='store_true',
@@ -308,8 +311,9 @@ def main() -> None:
     for seed in args.seeds:
         all_of = Seed(seed, args)
         for name, run in all_of.plan():
-            wanted = args.only is None or {name, name.split('/')[0] + '/'
-                                           } & set(args.only)
+            wanted = args.only is None or {name,
+                                           name.split('/')[0] + '/'} & set(
+                                               args.only)
             if not wanted or name in all_of.rows():
                 continue
             start = time.process_time()

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Configs of ``students_evidence.py``: data, teachers, students, and a run."""
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -92,11 +93,18 @@ class Few:
             self.test.data_prefix = 'train'
             self.test.indices = self._not_drawn(seed)
 
+    def write(self, folder: Path) -> None:
+        """Copy the labelled images into folders by class."""
+        few = DATASETS.build(self.labelled)
+        for index in range(len(few)):
+            source = Path(few.get_data_info(index)['img_path'])
+            target = folder / source.parent.name / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
     def _not_drawn(self, seed: int) -> List[int]:
         drawn = DATASETS.build(dict(self.labelled, per_class=40))
-        taken = {
-            drawn.get_data_info(i)['img_path'] for i in range(len(drawn))
-        }
+        taken = {drawn.get_data_info(i)['img_path'] for i in range(len(drawn))}
         whole = DATASETS.build(self.whole)
         left = [
             i for i in range(len(whole))
@@ -140,8 +148,8 @@ def run(model: dict,
     # statistics of few images are worse than those of ImageNet
     hooks = [*hooks, dict(type='vim_mm.NormEvalHook')] if warm else [*hooks]
     if warm is not None:
-        hooks.insert(
-            0, dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
+        hooks.insert(0,
+                     dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
     sampler = dict(type='InfiniteSampler', shuffle=True)
     if halves:
         sampler = dict(
@@ -166,8 +174,7 @@ def run(model: dict,
                 dataset=few.test),
             val_evaluator=few.evaluator,
             train_cfg=dict(
-                type='IterBasedTrainLoop',
-                max_iters=steps,
+                type='IterBasedTrainLoop', max_iters=steps,
                 val_interval=10**9),
             val_cfg=dict(),
             custom_hooks=hooks,
@@ -177,8 +184,7 @@ def run(model: dict,
             log_level='WARNING',
             randomness=dict(seed=seed),
             optim_wrapper=dict(
-                optimizer=dict(
-                    type='AdamW', lr=lr, weight_decay=0.05),
+                optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
                 clip_grad=dict(max_norm=5.)),
             param_scheduler=[
                 dict(
@@ -189,7 +195,9 @@ def run(model: dict,
                     begin=10,
                     T_max=steps - 10,
                     end=steps)
-            ]))
+            ]),
+        # it takes a second, several times a run
+        format_python_code=False)
     runner = Runner.from_cfg(cfg)
     # nearly twice as fast on CPUs
     runner.model.to(memory_format=torch.channels_last)

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import evidence_rows  # isort:skip
-from evidence_rows import (Data, Runs, column, commits, read,  # isort:skip
-                           write)
+from evidence_rows import (
+    Data,
+    Runs,
+    column,
+    commits,
+    read,  # isort:skip
+    write)
 from evidence_tables import fill, tables  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
@@ -40,8 +45,9 @@ RELEASE = (('metrics', 'l1_train', 'L1, training images'),
            ('metrics', 'codes_in_use', 'share of codes in use'),
            ('metrics', 'perplexity', 'perplexity of 512 codes'),
            ('leak', 'membership_auc', 'AUC of membership inference'),
-           ('leak', 'samples_auc', 'AUC, random codes nearer to training'),
-           ('leak', 'samples_p', 'p of that'))
+           ('leak', 'samples_auc',
+            'AUC, random codes nearer to training'), ('leak', 'samples_p',
+                                                      'p of that'))
 ALONE = 'student alone'
 FULL = 'TDMR, full method'
 
@@ -51,9 +57,8 @@ def clothes(shots: int = SHOTS) -> List[Data]:
     return [Data('clothing', 'top-1', shots * CLASSES, TEST)]
 
 
-def figure(claim: str, data: List[Data], method: str,
-           values: Dict[int, float], *compared: Any,
-           **more: Any) -> Optional[dict]:
+def figure(claim: str, data: List[Data], method: str, values: Dict[int, float],
+           *compared: Any, **more: Any) -> Optional[dict]:
     """A row; None where nothing was measured."""
     if not values:
         return None
@@ -68,8 +73,11 @@ def top1(runs: Runs, run: str) -> Dict[int, float]:
 def release(runs: Runs) -> Iterator[Optional[dict]]:
     """What the upstream release keeps of its images, and what it leaks."""
     for part, field, metric in RELEASE:
-        yield figure('release', [UPSTREAM], 'upstream release',
-                     column(runs, 'release', part, field), metric=metric)
+        yield figure(
+            'release', [UPSTREAM],
+            'upstream release',
+            column(runs, 'release', part, field),
+            metric=metric)
 
 
 def teachers(runs: Runs) -> Iterator[Optional[dict]]:
@@ -94,13 +102,13 @@ def images(runs: Runs) -> Iterator[Optional[dict]]:
     alone, plain = (top1(runs, f'student/{m}') for m in ('alone', 'kd'))
     yield figure('images', clothes(), ALONE, alone)
     yield figure('images', clothes(), 'KD on the few', plain, ALONE, alone)
-    for method in ('kd, full teacher', 'kd + re-represented', 'kd + noise',
-                   'kd + digg', 'kd + digg, latent', 'ota',
-                   'kd + all unlabelled'):
+    for method in ('kd, fine-tuned teacher', 'kd + re-represented',
+                   'kd + noise', 'kd + digg', 'kd + digg, latent', 'ota',
+                   'ota, IRF teacher', 'kd + all unlabelled'):
         own = top1(runs, f'student/{method}')
         label = method.replace('kd', 'KD').replace('digg', 'DIGG')
-        if method == 'ota':
-            label = 'OTA: KD + re-represented + DIGG'
+        if method.startswith('ota'):
+            label = method.replace('ota', 'OTA: KD + re-represented + DIGG')
         yield figure('images', clothes(), label, own, ALONE, alone)
         yield figure('images', clothes(), label, own, 'KD on the few', plain)
     for kind in ('digg', 'digg, latent', 'noise'):
@@ -126,7 +134,7 @@ def tdmr(runs: Runs) -> Iterator[Optional[dict]]:
                  probe)
     for method, label in (('linear probe, logits', 'KD from a linear probe'),
                           ('hint', 'hint, without reprogramming'),
-                          ('aft', 'AFT'), ('kd, full teacher',
+                          ('aft', 'AFT'), ('kd, fine-tuned teacher',
                                            'KD from a fine-tuned CNN')):
         yield figure('proxy', clothes(), label,
                      top1(runs, f'student/{method}'), ALONE, alone)
@@ -141,8 +149,9 @@ def curves(runs: Runs) -> Iterator[Optional[dict]]:
     for shots in CURVE:
         prefix = 'student' if shots == SHOTS else shots
         alone = top1(runs, f'{prefix}/alone')
-        teacher = 'teacher/irf' if shots == SHOTS else f'{shots}/teacher'
-        yield figure('ota', clothes(shots), f'{shots} a class: teacher (IRF)',
+        teacher = 'teacher/lp-ft' if shots == SHOTS else f'{shots}/teacher'
+        yield figure('ota',
+                     clothes(shots), f'{shots} a class: teacher (LP-FT)',
                      top1(runs, teacher), ALONE, alone)
         yield figure('ota', clothes(shots), f'{shots} a class: {ALONE}', alone)
         for claim, method in (('ota', 'kd'), ('ota', 'ota'), ('tdmr', 'tdmr')):
@@ -181,8 +190,8 @@ def main() -> None:
     rows = summarise(runs, said)
     for system in ('ota', 'tdmr'):
         own = [row for row in rows if SYSTEMS[row['claim']] == system]
-        (DOCS / f'{system}.json').write_text(
-            json.dumps(own, indent=1, ensure_ascii=False) + '\n')
+        (DOCS / f'{system}.json'
+         ).write_text(json.dumps(own, indent=1, ensure_ascii=False) + '\n')
     page = DOCS / 'students.md'
     page.write_text(fill(page.read_text(), tables(rows, said)))
 
