@@ -35,6 +35,8 @@ TEACHER = 'lp-ft'
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
 WARM = dict(epochs=40, views=4)
+#: images are enlarged by it to be re-represented
+SCALE = 2.
 #: logits and own loss of plain distillation
 ALPHA = 0.9
 #: methods with other teachers
@@ -99,7 +101,8 @@ class Seed:
     def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """Names of runs and what each does, in their order."""
         yield 'release', self.publish
-        for kind in ('full', 'lp-ft', 'irf', 'irf, both', 'irf, consistent'):
+        for kind in ('full', 'lp-ft', 'irf', 'irf, scale 1', 'irf, both',
+                     'irf, consistent'):
             yield f'teacher/{kind}', lambda kind=kind: self.teacher(kind)
         for kind in GENERATE:
             yield f'generate/{kind}', lambda kind=kind: self.generate(kind)
@@ -139,7 +142,8 @@ class Seed:
         if not root.exists():
             originals = self.path('originals', '', shots)
             few.write(originals)
-            re_represent_folder(str(self.release), originals, root)
+            re_represent_folder(
+                str(self.release), originals, root, scale=SCALE)
         return dict(few.whole, data_root=str(root), data_prefix='')
 
     def generated(self, kind: str, shots: int) -> dict:
@@ -172,7 +176,8 @@ class Seed:
         if kind == 'full':
             warm = None
         elif kind != 'lp-ft':
-            warm['release'] = str(self.release)
+            scale = 1. if kind == 'irf, scale 1' else SCALE
+            warm.update(release=str(self.release), scale=scale)
         if kind == 'irf, both':
             data = dict(
                 type='ConcatDataset', datasets=[data, self.copies(shots)])
@@ -180,7 +185,8 @@ class Seed:
             model = dict(
                 type='vim_mm.ConsistentModel',
                 student=model,
-                release=str(self.release))
+                release=str(self.release),
+                weight=0.1)
         return runs.run(model, data, few, self.path('teacher', kind, shots),
                         self.seed, self.steps, self.args.teacher_rate, warm)
 

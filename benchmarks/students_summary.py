@@ -86,13 +86,15 @@ def teachers(runs: Runs) -> Iterator[Optional[dict]]:
     for kind, label in (('full', 'fine-tuned from a zero head'),
                         ('lp-ft', 'LP-FT: head first, on originals'),
                         ('irf', 'IRF: head first, re-represented'),
+                        ('irf, scale 1', 'IRF, images not enlarged'),
                         ('irf, both', 'IRF, then originals and copies'),
                         ('irf, consistent', 'IRF, consistent features')):
         yield figure('teacher', clothes(), label, top1(runs,
                                                        f'teacher/{kind}'),
                      'LP-FT', None if kind == 'lp-ft' else control)
     for kind, label in (('lp-ft', 'head alone, on originals'),
-                        ('irf', 'head alone, re-represented')):
+                        ('irf', 'head alone, re-represented'),
+                        ('irf, scale 1', 'head alone, images not enlarged')):
         yield figure('teacher', clothes(), label,
                      column(runs, f'teacher/{kind}', 'warm'))
 

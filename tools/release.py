@@ -60,6 +60,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     sub.add_argument('--out', required=True, help='the folder to make')
     sub.add_argument(
         '--device', default='cpu', help='such as cuda:0 (default: cpu)')
+    sub.add_argument(
+        '--scale',
+        type=float,
+        default=1.,
+        help='enlarge images in between, which keeps more detail (default: 1)')
     return parser.parse_args(argv)
 
 
@@ -96,7 +101,8 @@ def check(args: argparse.Namespace) -> None:
 
 def apply(args: argparse.Namespace) -> None:
     from vim_mm.apis.release import re_represent_folder
-    num = re_represent_folder(args.folder, args.images, args.out, args.device)
+    num = re_represent_folder(args.folder, args.images, args.out, args.device,
+                              args.scale)
     print(f'Wrote {num} re-represented images to {args.out}.')
 
 

@@ -34,7 +34,8 @@ model = dict(
         init_cfg=dict(type='Constant', layer='Linear', val=0.)))
 
 warm_head = _base_.warm_head
-warm_head.update(release='work_dirs/demo_student/release/published')
+warm_head.update(
+    release='work_dirs/demo_student/release/published', scale=2.)
 # statistics of a few images are worse than those it comes with
 custom_hooks = [warm_head, dict(type='vim_mm.NormEvalHook')]
 

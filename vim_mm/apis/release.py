@@ -225,7 +225,8 @@ def sample(model: VQAutoEncoder, counts: Tensor, num: int,
 def re_represent_folder(release: Union[str, Path],
                         source: Union[str, Path],
                         target: Union[str, Path],
-                        device: str = 'cpu') -> int:
+                        device: str = 'cpu',
+                        scale: float = 1.) -> int:
     """Write re-represented copies of all images of a folder.
 
     Names and sizes stay, so that annotations of the source fit.
@@ -235,6 +236,7 @@ def re_represent_folder(release: Union[str, Path],
         source (str | Path): Folder with images, at any depth.
         target (str | Path): Folder to make; it appears when it is whole.
         device (str): Where the network runs. Defaults to 'cpu'.
+        scale (float): See :func:`re_represent`. Defaults to 1.
 
     Returns:
         int: Number of images.
@@ -254,20 +256,21 @@ def re_represent_folder(release: Union[str, Path],
     try:
         with new_folder(target, error=ZooError) as draft:
             for name in names:
-                _copy(model, source / name, draft / name)
+                _copy(model, source / name, draft / name, scale)
     except OSError as error:
         raise ZooError(f"'{target}' cannot be written ({error}); nothing is "
                        'left of it.') from error
     return len(names)
 
 
-def _copy(model: VQAutoEncoder, source: Path, target: Path) -> None:
+def _copy(model: VQAutoEncoder, source: Path, target: Path,
+          scale: float) -> None:
     """Write the re-represented copy of one image."""
     image = mmcv.imread(str(source))
     if image is None:
         raise ZooError(f"'{source}' cannot be read as an image; take it out "
                        'of the folder.')
     loaded = torch.from_numpy(image).permute(2, 0, 1)
-    changed = re_represent(model, [loaded])[0].permute(1, 2, 0)
+    changed = re_represent(model, [loaded], scale)[0].permute(1, 2, 0)
     if not mmcv.imwrite(changed.contiguous().numpy(), str(target)):
         raise OSError(f"'{target.name}' could not be written")

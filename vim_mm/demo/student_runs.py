@@ -104,7 +104,8 @@ def release(work_dir: Path, seed: int) -> Found:
     card = publish_upstream(cfg, root / 'published')
     few = _write_few(config('ota/demo_teacher_solar-cells', work_dir, seed),
                      root / 'few')
-    re_represent_folder(root / 'published', root / 'few', root / 'copies')
+    re_represent_folder(
+        root / 'published', root / 'few', root / 'copies', scale=2.)
     values = {
         'codes in use': card.metrics['codes_in_use'],
         'perplexity': card.metrics['perplexity'],

@@ -13,6 +13,7 @@ from torch import Tensor
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.registry import HOOKS
+from vim_mm.utils.config import library_of
 from vim_mm.utils.files import new_folder
 
 #: What a checkpoint of a distillation keeps beside the student.
@@ -20,7 +21,7 @@ HELP = 'distiller'
 #: Where a run leaves its student.
 FOLDER = 'student'
 #: What a plain run of the student needs of its config.
-KEPT = ('default_scope', 'data_preprocessor', 'val_dataloader',
+KEPT = ('data_preprocessor', 'val_dataloader',
         'val_evaluator', 'val_cfg', 'test_dataloader', 'test_evaluator',
         'test_cfg', 'env_cfg', 'visualizer')
 
@@ -115,6 +116,9 @@ def student_config(cfg: Config) -> Config:
     kept = {key: cfg[key] for key in KEPT if cfg.get(key) is not None}
     student = Config(kept).copy()
     student.model = _without_weights(cfg.model.student.to_dict())
+    # a plain library reads the file, which may not know ours
+    student.default_scope = library_of(student.model,
+                                       cfg.get('default_scope'))
     return student
 
 

@@ -42,6 +42,8 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
         student = MODELS.build(student)
         super().__init__(data_preprocessor=student.data_preprocessor)
         self.student = student
+        # read once: that waits for the device
+        self.normalizer = Normalizer.of(student.data_preprocessor)
         #: Frozen networks by name.
         self.outside: Dict[str, Outside] = {}
         self._register_state_dict_hook(_leave_help_out)
@@ -86,14 +88,13 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
         Raises:
             ValueError: If the network cannot read images of this size.
         """
-        own = Normalizer.of(self.data_preprocessor)
         theirs = self.outside[name].normalizer
         if any(side % theirs.divisor for side in inputs.shape[-2:]):
             raise ValueError(
                 f'Images of {tuple(inputs.shape[-2:])} reach the {name}, '
                 f'which reads multiples of {theirs.divisor}; change `size` of '
                 "the student's data_preprocessor.")
-        converted = own.convert(inputs, theirs)
+        converted = self.normalizer.convert(inputs, theirs)
         return converted if converted is inputs else blank_padding(
             converted, data_samples)
 

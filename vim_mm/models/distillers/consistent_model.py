@@ -47,9 +47,9 @@ class ConsistentModel(BaseDistiller):
         """The same batch through encoder, codebook and decoder."""
         release = self.outside[RELEASE].on(inputs.device)
         images = self.inputs_of(RELEASE, inputs, data_samples).clamp(0, 1)
-        own = Normalizer.of(self.data_preprocessor)
         return blank_padding(
-            own.normalize(release.reconstruct(images)), data_samples)
+            self.normalizer.normalize(release.reconstruct(images)),
+            data_samples)
 
     def loss(self, inputs: Tensor,
              data_samples: Optional[list]) -> Dict[str, Tensor]:
