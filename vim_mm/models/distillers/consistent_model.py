@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vim_mm.registry import MODELS
 from ..generators import load_upstream_release
-from ..pixels import Normalizer
 from ..recorder import tapping
 from .base_distiller import BaseDistiller, blank_padding
 from .outside import Outside
