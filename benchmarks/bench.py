@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import bench_bank
+import bench_export
 import bench_moe
 import bench_tasks
 import bench_training
@@ -44,8 +45,9 @@ from vim_mm.utils.files import write_atomic
 
 RESULTS = Path(__file__).parent / 'results' / 'latest.json'
 BENCHMARKS: List[Benchmark] = [
-    *bench_bank.BENCHMARKS, *bench_moe.BENCHMARKS, *bench_tasks.BENCHMARKS,
-    *bench_training.BENCHMARKS, *bench_zoo.BENCHMARKS
+    *bench_bank.BENCHMARKS, *bench_export.BENCHMARKS, *bench_moe.BENCHMARKS,
+    *bench_tasks.BENCHMARKS, *bench_training.BENCHMARKS,
+    *bench_zoo.BENCHMARKS
 ]
 FAILED = 'failed: '
 Row = Dict[str, Any]
