@@ -27,6 +27,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import bench_bank
 import bench_distillation
+import bench_export
 import bench_generation
 import bench_moe
 import bench_store
@@ -48,8 +49,8 @@ from vim_mm.utils.files import write_atomic
 RESULTS = Path(__file__).parent / 'results' / 'latest.json'
 BENCHMARKS: List[Benchmark] = [
     *bench_bank.BENCHMARKS, *bench_distillation.BENCHMARKS,
-    *bench_generation.BENCHMARKS, *bench_moe.BENCHMARKS,
-    *bench_store.BENCHMARKS, *bench_tasks.BENCHMARKS,
+    *bench_export.BENCHMARKS, *bench_generation.BENCHMARKS,
+    *bench_moe.BENCHMARKS, *bench_store.BENCHMARKS, *bench_tasks.BENCHMARKS,
     *bench_training.BENCHMARKS, *bench_zoo.BENCHMARKS
 ]
 FAILED = 'failed: '

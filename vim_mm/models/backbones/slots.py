@@ -1,5 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-import math
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -106,9 +105,10 @@ class SlotSpec:
             ValueError: If the slot carries another number of tokens.
         """
         stride = self.stride or max(picture)
-        # trunks that pad round a size up, others down
-        for whole in (math.ceil, math.floor):
-            rows, cols = (whole(side / stride) for side in picture)
+        # trunks that pad round a size up, others down; in whole numbers, as
+        # a tracer makes constants of what `math` has rounded
+        for more in (stride - 1, 0):
+            rows, cols = ((side + more) // stride for side in picture)
             if rows * cols + self.num_extra_tokens == length:
                 return rows, cols
         raise ValueError(
