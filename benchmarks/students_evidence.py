@@ -72,7 +72,7 @@ GENERATE: Dict[str, dict] = {
     'digg': dict(iterations=60),
     'digg, latent':
     dict(iterations=40, canvas=dict(type='vim_mm.LatentCanvas')),
-    'noise': dict(iterations=120, lr=0.05, noise=10.),
+    'noise': dict(iterations=60, lr=0.05, noise=10.),
 }
 
 
@@ -107,7 +107,7 @@ class Seed:
         for kind in GENERATE:
             yield f'generate/{kind}', lambda kind=kind: self.generate(kind)
         yield from self.students(SHOTS)
-        for method in ('alone', 'kd', 'ota', 'tdmr'):
+        for method in ('alone', 'ota', 'tdmr'):
             yield (f'scratch/{method}',
                    lambda method=method: self.student(method, init=False))
         for shots in CURVE:
@@ -230,7 +230,7 @@ class Seed:
         folder = self.dir / 'student'
         result = runs.run(model, data, few, folder, self.seed, self.steps,
                           self.args.rate if init else self.args.scratch_rate,
-                          warm, hooks, halves)
+                          warm, hooks, halves, init)
         cost = folder / 'cost.json'
         if hooks and cost.exists():
             result['cost'] = json.loads(cost.read_text())

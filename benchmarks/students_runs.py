@@ -124,7 +124,8 @@ def run(model: dict,
         lr: float,
         warm: Optional[dict] = None,
         hooks: Any = (),
-        halves: Optional[List[int]] = None) -> Dict[str, Any]:
+        halves: Optional[List[int]] = None,
+        norm_eval: bool = True) -> Dict[str, Any]:
     """Train a model, judge it, keep its weights.
 
     Args:
@@ -140,13 +141,17 @@ def run(model: dict,
         hooks: Configs of more hooks.
         halves (list[int], optional): Images a step from each of the parts of
             the data set; None where they are drawn alike.
+        norm_eval (bool): Whether batch norms keep what they come with.
+            Defaults to True.
 
     Returns:
         dict: ``top1`` in percent, and that of the warmed head, ``warm``.
     """
     set_random_seed(seed)
     # statistics of few images are worse than those of ImageNet
-    hooks = [*hooks, dict(type='vim_mm.NormEvalHook')] if warm else [*hooks]
+    hooks = list(hooks)
+    if norm_eval:
+        hooks.append(dict(type='vim_mm.NormEvalHook'))
     if warm is not None:
         hooks.insert(0,
                      dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
@@ -204,7 +209,7 @@ def run(model: dict,
     runner.train()
     warmed = runner.message_hub.log_scalars.get('val/accuracy/top1')
     result = dict(top1=float(runner.val()['accuracy/top1']))
-    if warmed is not None:
+    if warm is not None:
         result['warm'] = float(warmed.data[0][0])
     torch.save(
         dict(state_dict=runner.model.state_dict()), work_dir / 'model.pth')
