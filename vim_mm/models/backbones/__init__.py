@@ -7,8 +7,9 @@ from .slots import (DEFAULT_LINEAR_SLOTS, DEFAULT_SLOTS, OUTPUT_SLOTS,
                     SlotSpec, match_slots)
 from .slotted_trunk import SlottedTrunk
 from .status import ModuleStatus, Status
-from .trunk import build_trunk, load_trunk_weights
+from .trunk import build_trunk
 from .vim_backbone import ViMBackbone
+from .weights import load_trunk_weights
 
 __all__ = [
     'DEFAULT_LINEAR_SLOTS', 'DEFAULT_SLOTS', 'MoEDaViT',

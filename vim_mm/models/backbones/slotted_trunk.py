@@ -13,10 +13,11 @@ from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
+from .configs import weights_of
 from .probe import blank_outputs, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
-from .trunk import build_trunk, weights_of
+from .trunk import build_trunk
 
 
 class SlottedTrunk(BaseModule):
