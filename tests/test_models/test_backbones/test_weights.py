@@ -1,18 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Stock files load as the library of a trunk loads them."""
 
-import logging
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Dict
 
 import pytest
-import timm
 import torch
 from mmengine.config import ConfigDict
-from safetensors.torch import save_file
 from torch import nn
 
-from _tiny import build_backbone, fill, same, snapshot, vit
+from _tiny import same, snapshot, vit
+from _weights import drawn, outputs, with_file
 from vim_mm.models.backbones import build_trunk
 from vim_mm.registry import MODELS
 from vim_mm.zoo import trunk_fingerprint
@@ -66,32 +64,6 @@ def all_outputs(cfg: dict, stock: dict) -> dict:
     return cfg if 'out_type' in cfg else dict(cfg, **
                                               {next(iter(stock)): (0, 1, 2,
                                                                    3)})
-
-
-def with_file(cfg: dict, path: Path, **kwargs) -> dict:
-    return dict(
-        cfg,
-        init_cfg=dict(type='Pretrained', checkpoint=str(path), **kwargs))
-
-
-def drawn(cfg: dict, seed: int = 0) -> nn.Module:
-    """The library's own model, every number of it drawn."""
-    model = MODELS.build(cfg)
-    fill(model, 0.1, seed)
-    for part in model.modules():  # statistics of norms are learned, too
-        if getattr(part, 'running_var', None) is not None:
-            nn.init.uniform_(part.running_mean)
-            nn.init.uniform_(part.running_var, .5, 2.)
-    # torch's attention rounds otherwise where its weights learn
-    model.requires_grad_(False)
-    model.eval()
-    return model
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, size: int = 64) -> list:
-    found = model(torch.rand(2, 3, size, size, generator=torch.Generator()))
-    return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
 @pytest.fixture
@@ -248,3 +220,142 @@ def test_any_file_of_ones_own_library(tmp_path: Path, name: str,
     assert same(snapshot(trunk), snapshot(theirs))
     for ours, right in zip(outputs(trunk), outputs(theirs)):
         assert torch.equal(ours, right)
+
+
+# ------------------------------------------------ loaders of the classes
+
+
+def official_swin(model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Names of Microsoft's files, without the norms of outputs."""
+    names = (('stages.', 'layers.'), ('.w_msa.', '.'),
+             ('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.',
+                                                 '.mlp.fc2.'),
+             ('patch_embed.projection.', 'patch_embed.proj.'))
+    state = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in names:
+            key = key.replace(ours, theirs)
+        if not key.startswith('norm'):
+            state[key] = value
+    state['norm.weight'] = torch.ones(64)
+    state['head.weight'] = torch.ones(10, 64)
+    return state
+
+
+def loaded_by_library(cfg: dict, path: Path) -> nn.Module:
+    init_cfg = ConfigDict(type='Pretrained', checkpoint=str(path))
+    model = MODELS.build(dict(cfg, init_cfg=init_cfg))
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('window', [4, 7])
+def test_official_swin(tmp_path: Path, said: list, window: int) -> None:
+    """Converted, the bias tables of windows resized, as the class does."""
+    cfg = dict(MM['mmdet.SwinTransformer'], type='mmdet.SwinTransformer')
+    path = tmp_path / 'official.pth'
+    torch.save(dict(model=official_swin(drawn(cfg))), path)
+    cfg.update(window_size=window, convert_weights=True)
+    trunk = build_trunk(with_file(cfg, path))
+    if window == 4:  # the class refuses the indices of other windows
+        assert same(snapshot(trunk), snapshot(loaded_by_library(cfg, path)))
+    else:
+        part = trunk.stages[0].blocks[0].attn.w_msa
+        assert part.relative_position_bias_table.shape == (169, 1)
+        assert part.relative_position_bias_table.std() > .05
+        assert part.relative_position_index.shape == (49, 49)
+    assert "['norm0', 'norm1', 'norm2', 'norm3'] are fresh" in said[0]
+    cfg['convert_weights'] = False
+    with pytest.raises(ValueError, match='convert_weights=True.* official'):
+        build_trunk(with_file(cfg, path))
+
+
+RESIZED = [
+    'mmseg.VisionTransformer', 'mmpretrain.ViTEVA02',
+    'mmpretrain.VisionTransformer', 'mmpretrain.SwinTransformerV2'
+]
+
+
+@pytest.mark.parametrize('name', RESIZED)
+def test_other_sizes_of_pictures(tmp_path: Path, name: str) -> None:
+    cfg = dict(
+        MM.get(name, dict(vit(), img_size=64, patch_size=16)), type=name)
+    path = tmp_path / 'small.pth'
+    torch.save(dict(state_dict=drawn(cfg).state_dict()), path)
+    cfg['img_size'] = 96
+    trunk = build_trunk(with_file(cfg, path))
+    theirs = loaded_by_library(cfg, path)
+    assert same(snapshot(trunk), snapshot(theirs))
+    slots = [k for k, _ in trunk.named_children()]
+    theirs.requires_grad_(False)
+    assert trunk_fingerprint(trunk, slots) == trunk_fingerprint(theirs, slots)
+
+
+@pytest.mark.parametrize('name', ['mmseg.MAE', 'mmseg.BEiT'])
+def test_an_error_inside_a_loader_is_shown(tmp_path: Path, name: str) -> None:
+    cfg = dict(MM[name], type=name)
+    state = drawn(cfg).state_dict()
+    for key in state:
+        if key.endswith('bias_table'):
+            state[key] = state[key][:, 0]
+    torch.save(state, tmp_path / 'odd.pth')
+    with pytest.raises(ValueError, match='cannot be loaded.*not enough val'):
+        build_trunk(with_file(cfg, tmp_path / 'odd.pth'))
+
+
+@pytest.mark.parametrize('name',
+                         ['mmseg.MAE', 'mmseg.BEiT', 'mmpretrain.BEiTViT'])
+def test_what_new_versions_of_scipy_lack_is_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+
+    def gone(*args, **kwargs) -> None:
+        raise NotImplementedError('`interp2d` has been removed in SciPy')
+
+    monkeypatch.setattr('scipy.interpolate.interp2d', gone)
+    cfg = dict(MM[name], type=name)
+    torch.save(drawn(cfg).state_dict(), tmp_path / 'small.pth')
+    with pytest.raises(ValueError, match='interp2d.*scipy<1.14'):
+        build_trunk(
+            with_file(dict(cfg, img_size=96), tmp_path / 'small.pth'))
+
+
+@pytest.mark.parametrize('name', ['mmdet.ResNet', 'mmseg.SwinTransformer'])
+def test_prefix_as_mmengine_reads_it(tmp_path: Path, name: str) -> None:
+    cfg = dict(MM[name], type=name)
+    theirs, other = drawn(cfg), drawn(cfg, seed=1)
+    state = {f'backbone.{k}': v for k, v in theirs.state_dict().items()}
+    state.update((f'b.{k}', v) for k, v in other.state_dict().items())
+    path = tmp_path / 'two.pth'
+    torch.save(state, path)
+    for prefix, right in (('backbone', theirs), ('backbone.', theirs),
+                          ('b', other), (None, theirs)):
+        extra = {} if prefix is None else dict(prefix=prefix)
+        trunk = build_trunk(with_file(cfg, path, **extra))
+        assert same(snapshot(trunk), snapshot(right))
+    with pytest.raises(ValueError, match="no name in it begins with 'neck.'"):
+        build_trunk(with_file(cfg, path, prefix='neck'))
+
+
+def test_a_choice_that_is_the_users(tmp_path: Path) -> None:
+    cfg = dict(MM['mmdet.ResNet'], type='mmdet.ResNet')
+    path = tmp_path / 'two.pth'
+    torch.save({
+        f'{side}.{k}': v
+        for side in ('query', 'key')
+        for k, v in drawn(cfg).state_dict().items()
+    }, path)
+    with pytest.raises(ValueError, match=r"'key\.', 'query\.'.*prefix"):
+        build_trunk(with_file(cfg, path))
+
+
+def test_the_older_way_to_name_a_file(tmp_path: Path, said: list) -> None:
+    cfg = dict(MM['mmdet.ResNet'], type='mmdet.ResNet')
+    theirs = drawn(cfg)
+    path = tmp_path / 'resnet.pth'
+    torch.save(theirs.state_dict(), path)
+    trunk = build_trunk(dict(cfg, pretrained=str(path)))
+    assert same(snapshot(trunk), snapshot(theirs))
+    assert not said
+    torch.save({}, path)
+    with pytest.raises(ValueError, match='lack'):
+        build_trunk(dict(cfg, pretrained=str(path)))

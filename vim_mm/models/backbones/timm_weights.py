@@ -2,7 +2,7 @@
 """Files of timm's own models, for backbones that wrap timm."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional
+from typing import Iterator, List, Optional
 from unittest import mock
 
 from torch import Tensor, nn
@@ -31,8 +31,7 @@ def build_timm(cfg: dict, checkpoint: str,
 
     Args:
         cfg (dict): Config of the backbone, without weights.
-        checkpoint (str): Path or URL of the weights; of a local ``.npz``,
-            too, which some models of timm read.
+        checkpoint (str): Path or URL of the weights.
         prefix (str, optional): Prefix of timm's names in the file.
 
     Raises:
@@ -43,7 +42,7 @@ def build_timm(cfg: dict, checkpoint: str,
     with loading.instead_of_timm():
         trunk = MODELS.build(dict(cfg, pretrained=True))
     own = trunk.state_dict()
-    if loading.state and common_prefix(loading.state, own) is not None:
+    if common_prefix(loading.state, own) is not None:
         load_trunk_weights(trunk, checkpoint, prefix, cfg)
         return trunk
     if loading.error is not None:
@@ -60,14 +59,11 @@ class _Loading:
     """One file on its way through timm."""
 
     def __init__(self, checkpoint: str, prefix: Optional[str]) -> None:
-        self.state: Dict[str, Tensor] = {}
+        self.state = read_weights(checkpoint)
         self.error: Optional[Exception] = None
         self._missing: List[Tensor] = []
         self._unexpected: List[str] = []
         self._prefix = prefix
-        self._source = dict(file=checkpoint, custom_load=True)
-        if not checkpoint.endswith('.npz'):
-            self.state = read_weights(checkpoint)
 
     @contextmanager
     def instead_of_timm(self) -> Iterator[None]:
@@ -80,14 +76,10 @@ class _Loading:
     def _load(self, model: nn.Module, pretrained_cfg: Optional[dict] = None,
               *args, **kwargs) -> None:
         """In the place of timm's ``load_pretrained``; heads are dropped."""
-        cfg = dict(pretrained_cfg or {}, source='')
+        kwargs.update(num_classes=None, strict=False)
         try:
-            if self.state:
-                state = strip(self.state, model.state_dict(), self._prefix)
-                cfg.update(state_dict=state, custom_load=False)
-            else:
-                cfg.update(self._source)
-            kwargs.update(num_classes=None, strict=False)
+            state = strip(self.state, model.state_dict(), self._prefix)
+            cfg = dict(pretrained_cfg or {}, source='', state_dict=state)
             with watched(model) as loaded:
                 self._load_pretrained(model, cfg, **kwargs)
         except Exception as error:  # each of timm's filters may raise its own

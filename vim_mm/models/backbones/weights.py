@@ -80,7 +80,8 @@ def load_trunk_weights(trunk: nn.Module,
     except Exception as error:  # a library's own loader may raise any
         raise ValueError(
             f"The weights '{checkpoint}' cannot be loaded into this "
-            f'{type(trunk).__name__}: {said(error)}.') from error
+            f'{type(trunk).__name__}: {said(error)}.{_mend(trunk, error)}'
+        ) from error
     check_loaded(trunk, loaded, checkpoint, cfg)
 
 
@@ -143,6 +144,10 @@ def _load(trunk: nn.Module, state: Mapping[str, Tensor],
             trunk.init_cfg = ConfigDict(
                 type='Pretrained', checkpoint=_HANDED + checkpoint)
             trunk.init_weights()
+        except RuntimeError as error:
+            # of shapes, which are judged later, and are copied but for these
+            if 'loading state_dict' not in str(error):
+                raise
         finally:
             _handed.pop()
             trunk.init_cfg = before
@@ -240,9 +245,17 @@ def _hint(trunk: nn.Module) -> str:
     return 'tools/model_converters/convert_trunk.py'
 
 
+def _mend(trunk: nn.Module, error: Exception) -> str:
+    if 'interp2d' in str(error):
+        return (' Keep the `img_size` of the file, or install scipy<1.14, '
+                'with which this library resizes.')
+    return f' Try {_hint(trunk)}.' if hasattr(trunk, 'convert_weights') else ''
+
+
 def said(error: Exception) -> str:
     """What an error says, with its kind where that is part of it."""
-    words = str(error.args[0] if error.args else '').strip().rstrip('.')
+    lines = str(error.args[0] if error.args else '').strip().splitlines()
+    words = ' '.join(map(str.strip, lines[:2])).rstrip('. ')
     kind = type(error).__name__
     return words if isinstance(error, ValueError) else f'{kind}: {words}'
 
