@@ -13,8 +13,7 @@ from vim_mm.registry import MODELS
 
 def with_file(cfg: dict, path: Path, **kwargs) -> dict:
     return dict(
-        cfg,
-        init_cfg=dict(type='Pretrained', checkpoint=str(path), **kwargs))
+        cfg, init_cfg=dict(type='Pretrained', checkpoint=str(path), **kwargs))
 
 
 def drawn(cfg: Union[dict, nn.Module], seed: int = 0) -> nn.Module:

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ['common_prefix', 'strip_prefix', 'unwrap']
+__all__ = ['common_prefix', 'strip_prefix', 'strip_shells', 'unwrap']
 
 #: What training code wraps a state dict in. Averaged weights come first, as
 #: in timm; of self-distillation the teacher is what is published.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'teacher',
             'module', 'model_state', 'params')
 #: Wrappers of a whole model, which say nothing of what is inside.
-SHELLS = ('module.', '_orig_mod.', 'model.', 'backbone.')
+SHELLS = ('module.', '_orig_mod.', 'model.')
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -89,8 +89,7 @@ def strip_prefix(state: Mapping[str, Tensor],
     if metadata is not None:
         tensors._metadata = {
             f'{key}.'[len(prefix):].rstrip('.'): value
-            for key, value in metadata.items()
-            if f'{key}.'.startswith(prefix)
+            for key, value in metadata.items() if f'{key}.'.startswith(prefix)
         }
     return tensors
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from _weights import drawn, outputs, with_file
 from safetensors.torch import load_file, save_file
 
 from _tiny import same, snapshot
-from _weights import drawn, outputs, with_file
 from vim_mm.models.backbones import build_trunk
 from vim_mm.registry import MODELS
 
@@ -21,8 +21,7 @@ NETS = dict(
     test_resnet={},
     test_efficientnet={},
     davit_tiny=dict(
-        depths=(1, 1, 1, 1),
-        embed_dims=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1), embed_dims=(8, 8, 16, 16),
         num_heads=(1, 1, 2, 2)),
     vit_tiny_patch16_224=TINY_VIT,
     vit_base_patch16_siglip_224=TINY_VIT,
@@ -112,8 +111,7 @@ def test_wrapped_files(tmp_path: Path, shape: str) -> None:
 ])
 def test_other_sizes_of_pictures(tmp_path: Path, name: str) -> None:
     path = tmp_path / 'model.safetensors'
-    save_file(
-        drawn(timm.create_model(name, **NETS[name])).state_dict(), path)
+    save_file(drawn(timm.create_model(name, **NETS[name])).state_dict(), path)
     larger = dict(NETS[name], img_size=2 * size(name))
     theirs = timm.create_model(
         name,
@@ -133,8 +131,7 @@ def test_features_of_all_blocks(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / 'model.safetensors')
     trunk = build_trunk(
         with_file(
-            config(name, features_only=False),
-            tmp_path / 'model.safetensors'))
+            config(name, features_only=False), tmp_path / 'model.safetensors'))
     model.reset_classifier(0, '')
     assert same(snapshot(trunk.timm_model), snapshot(model))
 
@@ -143,8 +140,10 @@ def test_learned_tensors_must_be_there(net: tuple, tmp_path: Path) -> None:
     name, path, _ = net
     state = load_file(path)
     key = next(k for k in state if re.match(r'(blocks|layer|stages).*wei', k))
-    save_file({k: v for k, v in state.items() if k != key},
-              tmp_path / 'cut.safetensors')
+    save_file({
+        k: v
+        for k, v in state.items() if k != key
+    }, tmp_path / 'cut.safetensors')
     with pytest.raises(ValueError, match='lack 1 tensors'):
         build_trunk(with_file(config(name), tmp_path / 'cut.safetensors'))
 

@@ -6,11 +6,11 @@ from typing import Dict
 
 import pytest
 import torch
+from _weights import drawn, outputs, with_file
 from mmengine.config import ConfigDict
 from torch import nn
 
 from _tiny import same, snapshot, vit
-from _weights import drawn, outputs, with_file
 from vim_mm.models.backbones import build_trunk
 from vim_mm.registry import MODELS
 from vim_mm.zoo import trunk_fingerprint
@@ -42,11 +42,8 @@ OUTPUT_NORMS = dict(
         gap_before_final_norm=False), dict(out_indices=(3, )), 'norm0',
               'norm1', 'norm2'),
     davit=(dict(
-        type='mmpretrain.DaViT',
-        arch=SWIN,
-        window_size=4,
-        pad_small_map=True), dict(out_indices=(3, )), 'norm0', 'norm1',
-           'norm2'),
+        type='mmpretrain.DaViT', arch=SWIN, window_size=4, pad_small_map=True),
+           dict(out_indices=(3, )), 'norm0', 'norm1', 'norm2'),
     mvit=(dict(
         type='mmpretrain.MViT',
         arch=dict(
@@ -61,9 +58,8 @@ OUTPUT_NORMS = dict(
 
 def all_outputs(cfg: dict, stock: dict) -> dict:
     """The config with the outputs of all stages."""
-    return cfg if 'out_type' in cfg else dict(cfg, **
-                                              {next(iter(stock)): (0, 1, 2,
-                                                                   3)})
+    return cfg if 'out_type' in cfg else dict(
+        cfg, **{next(iter(stock)): (0, 1, 2, 3)})
 
 
 @pytest.fixture
@@ -114,8 +110,7 @@ def test_norms_between_stages_must_be_there(tmp_path: Path) -> None:
     """VAN's are named like those of outputs, and feed the next stage."""
     cfg = dict(
         type='mmpretrain.VAN',
-        arch=dict(
-            embed_dims=[8] * 4, depths=[1] * 4, ffn_ratios=[1] * 4),
+        arch=dict(embed_dims=[8] * 4, depths=[1] * 4, ffn_ratios=[1] * 4),
         out_indices=(0, 1, 2, 3))
     state = MODELS.build(cfg).state_dict()
     del state['norm2.weight']
@@ -125,8 +120,7 @@ def test_norms_between_stages_must_be_there(tmp_path: Path) -> None:
 
 
 def test_statistics_of_norms_must_be_there(tmp_path: Path) -> None:
-    cfg = dict(type='mmdet.ResNet', depth=18, base_channels=8,
-               stem_channels=8)
+    cfg = dict(type='mmdet.ResNet', depth=18, base_channels=8, stem_channels=8)
     state = MODELS.build(cfg).state_dict()
     counts = {k: v for k, v in state.items() if 'num_batches' not in k}
     torch.save(counts, tmp_path / 'no_counts.pth')
@@ -182,11 +176,9 @@ MM = {
     'mmseg.MixVisionTransformer':
     dict(embed_dims=8, num_layers=[1] * 4, num_heads=[1] * 4),
     'mmseg.MSCAN':
-    dict(
-        embed_dims=[8] * 4, mlp_ratios=[2] * 4, depths=[1] * 4),
+    dict(embed_dims=[8] * 4, mlp_ratios=[2] * 4, depths=[1] * 4),
     'mmseg.PIDNet':
-    dict(
-        channels=8, ppm_channels=8, num_stem_blocks=1, num_branch_blocks=1),
+    dict(channels=8, ppm_channels=8, num_stem_blocks=1, num_branch_blocks=1),
 }
 #: What files are made of: wrapper key and prefix of names.
 SHAPES = dict(
@@ -227,10 +219,10 @@ def test_any_file_of_ones_own_library(tmp_path: Path, name: str,
 
 def official_swin(model: nn.Module) -> Dict[str, torch.Tensor]:
     """Names of Microsoft's files, without the norms of outputs."""
-    names = (('stages.', 'layers.'), ('.w_msa.', '.'),
-             ('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.',
-                                                 '.mlp.fc2.'),
-             ('patch_embed.projection.', 'patch_embed.proj.'))
+    names = (('stages.', 'layers.'), ('.w_msa.', '.'), ('.ffn.layers.0.0.',
+                                                        '.mlp.fc1.'),
+             ('.ffn.layers.1.', '.mlp.fc2.'), ('patch_embed.projection.',
+                                               'patch_embed.proj.'))
     state = {}
     for key, value in model.state_dict().items():
         for ours, theirs in names:
@@ -315,8 +307,7 @@ def test_what_new_versions_of_scipy_lack_is_named(
     cfg = dict(MM[name], type=name)
     torch.save(drawn(cfg).state_dict(), tmp_path / 'small.pth')
     with pytest.raises(ValueError, match='interp2d.*scipy<1.14'):
-        build_trunk(
-            with_file(dict(cfg, img_size=96), tmp_path / 'small.pth'))
+        build_trunk(with_file(dict(cfg, img_size=96), tmp_path / 'small.pth'))
 
 
 @pytest.mark.parametrize('name', ['mmdet.ResNet', 'mmseg.SwinTransformer'])
@@ -339,11 +330,12 @@ def test_prefix_as_mmengine_reads_it(tmp_path: Path, name: str) -> None:
 def test_a_choice_that_is_the_users(tmp_path: Path) -> None:
     cfg = dict(MM['mmdet.ResNet'], type='mmdet.ResNet')
     path = tmp_path / 'two.pth'
-    torch.save({
-        f'{side}.{k}': v
-        for side in ('query', 'key')
-        for k, v in drawn(cfg).state_dict().items()
-    }, path)
+    torch.save(
+        {
+            f'{side}.{k}': v
+            for side in ('query', 'key')
+            for k, v in drawn(cfg).state_dict().items()
+        }, path)
     with pytest.raises(ValueError, match=r"'key\.', 'query\.'.*prefix"):
         build_trunk(with_file(cfg, path))
 

@@ -21,8 +21,7 @@ def wraps_timm(cfg: dict) -> bool:
     return getattr(kind, '__name__', '') == 'TIMMBackbone'
 
 
-def build_timm(cfg: dict, checkpoint: str,
-               prefix: Optional[str]) -> nn.Module:
+def build_timm(cfg: dict, checkpoint: str, prefix: Optional[str]) -> nn.Module:
     """Build a TIMMBackbone with a file that timm itself would load.
 
     timm does the work while it builds its model: it converts what others
@@ -45,7 +44,7 @@ def build_timm(cfg: dict, checkpoint: str,
     if common_prefix(loading.state, own) is not None:
         load_trunk_weights(trunk, checkpoint, prefix, cfg)
         return trunk
-    if loading.error is not None:
+    if loading.error:
         raise ValueError(
             f"The weights '{checkpoint}' cannot be loaded into timm's "
             f'{innermost(cfg).get("model_name")}: {said(loading.error)}. Name the '
@@ -73,8 +72,11 @@ class _Loading:
         with mock.patch.object(_builder, 'load_pretrained', self._load):
             yield
 
-    def _load(self, model: nn.Module, pretrained_cfg: Optional[dict] = None,
-              *args, **kwargs) -> None:
+    def _load(self,
+              model: nn.Module,
+              pretrained_cfg: Optional[dict] = None,
+              *args,
+              **kwargs) -> None:
         """In the place of timm's ``load_pretrained``; heads are dropped."""
         kwargs.update(num_classes=None, strict=False)
         try:

@@ -23,9 +23,9 @@ def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
     Args:
         cfg (dict | nn.Module): Config of any registry backbone. ``init_cfg``
             of type 'Pretrained' is read strictly, see
-            :func:`load_trunk_weights` and :func:`build_timm`. Or a backbone that has its weights: it
-            is used in place and not copied, so it is frozen wherever else it
-            is used, too.
+            :func:`load_trunk_weights` and :func:`build_timm`. Or a backbone
+            that has its weights: it is used in place and not copied, so it is
+            frozen wherever else it is used, too.
 
     Raises:
         FileNotFoundError: If the weights are missing.
