@@ -77,7 +77,7 @@ LAYOUTS = (
 
 
 def convert(state: StateDict) -> StateDict:
-    """Tensors of OpenAI's, Hugging Face's or timm's CLIP to mmpretrain names."""
+    """Tensors of any publisher's CLIP to mmpretrain names."""
     return convert_vit(state, LAYOUTS)
 
 

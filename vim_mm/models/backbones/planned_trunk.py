@@ -8,9 +8,9 @@ from torch import Tensor
 from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
+from .blank_image import blank_outputs
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
-from .probe import blank_outputs
 from .weighing import MixedWeighing, TaskWeighing
 
 

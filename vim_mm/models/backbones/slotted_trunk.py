@@ -12,9 +12,10 @@ from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
+from .blank_image import ProbeSize, blank_outputs
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .configs import weights_of
-from .probe import blank_outputs, probe_slots
+from .probe import find_prefix, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
 from .trunk import build_trunk
@@ -32,8 +33,8 @@ class SlottedTrunk(BaseModule):
             backbone itself, see :func:`build_trunk`.
         slots (str, optional): Pattern over submodule names whose matches are
             slots in any case, see :func:`match_slots`.
-        probe_size (int): Side of the blank image that finds the slots'
-            shapes, in pixels.
+        probe_size (int | Sequence[int]): Side, or height and width, of the
+            blank image that finds the slots' shapes, in pixels.
         save_trunk (bool): Keep the trunk in checkpoints.
         init_cfg (dict, optional): mmengine init config.
 
@@ -43,7 +44,7 @@ class SlottedTrunk(BaseModule):
     """
 
     def __init__(self, trunk: Union[dict, nn.Module], slots: Optional[str],
-                 probe_size: int, save_trunk: bool,
+                 probe_size: ProbeSize, save_trunk: bool,
                  init_cfg: Optional[dict]) -> None:
         super().__init__(init_cfg=init_cfg)
         self.trunk = build_trunk(trunk)
@@ -58,6 +59,7 @@ class SlottedTrunk(BaseModule):
         # submodules that the trunk never calls
         self._unused: Set[str] = set()
         self._out_channels: Optional[List[int]] = None
+        self._num_extra_tokens: Optional[int] = None
         self._running = Running()
         self._recomputes = False
         #: counts what may change how this backbone runs
@@ -148,6 +150,13 @@ class SlottedTrunk(BaseModule):
             self._out_channels = channels_of(
                 blank_outputs(self.trunk, self._probe_size))
         return list(self._out_channels)
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Class and register tokens before the patches in its outputs."""
+        if self._num_extra_tokens is None:
+            self._num_extra_tokens = find_prefix(self.trunk, self._probe_size)
+        return self._num_extra_tokens
 
     @property
     def levels(self) -> List[int]:

@@ -45,10 +45,11 @@ def build_timm(cfg: dict, checkpoint: str, prefix: Optional[str]) -> nn.Module:
         load_trunk_weights(trunk, checkpoint, prefix, cfg)
         return trunk
     if loading.error:
+        name = innermost(cfg).get('model_name')
         raise ValueError(
-            f"The weights '{checkpoint}' cannot be loaded into timm's "
-            f'{innermost(cfg).get("model_name")}: {said(loading.error)}. Name the '
-            'model that they belong to in `model.backbone.trunk.model_name`.'
+            f"The weights '{checkpoint}' cannot be loaded into timm's {name}: "
+            f'{said(loading.error)}. Name the model that they belong to in '
+            '`model.backbone.trunk.model_name`.'
         ) from loading.error
     check_loaded(trunk, loading.of(trunk), checkpoint, cfg)
     return trunk
