@@ -2,14 +2,15 @@
 """What a trunk's slots look like, learned from one blank image."""
 
 from dataclasses import dataclass, replace
-from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Size, Tensor, nn
 
 from .blank_image import ProbeSize, in_eval, run_blank, tensors_of
 from .prefix_tokens import declared_prefix, prefix_of, token_grid
-from .slots import SlotSpec, match_slots, slot_input
+from .slots import SlotSpec, match_slots
+from .watch import Watch
 
 
 def find_slots(trunk: nn.Module,
@@ -61,50 +62,22 @@ def probe_slots(trunk: nn.Module,
     """
     modules = dict(trunk.named_modules())
     names = [name for name in modules if name in set(names)]
-    seen: Dict[str, Tuple[Size, Optional[Size]]] = {}
-    deltas: Dict[str, Tensor] = {}
-
-    def record(name: str):
-
-        def hook(_, args, kwargs, output):
-            seen[name] = (slot_input(args, kwargs).shape,
-                          getattr(output, 'shape', None))
-            if isinstance(output, Tensor):
-                deltas[name] = torch.zeros_like(output, requires_grad=True)
-                return output + deltas[name]
-
-        return hook
-
-    batches: Set[int] = set()
-
-    def count(_, args, output: Tensor) -> None:
-        if output.dim() == 3:
-            batches.add(len(output))
-
-    handles = [
-        modules[name].register_forward_hook(record(name), with_kwargs=True)
-        for name in names
-    ] + [
-        module.register_forward_hook(count)
-        for module in modules.values() if isinstance(module, nn.Linear)
-    ]
-    try:
-        with in_eval(trunk), torch.enable_grad():
-            levels, picture = run_blank(trunk, probe_size)
-            total = sum(level.sum() for level in tensors_of(levels))
-            if total.requires_grad:  # not if no output reads a slot
-                total.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    probe = Probe(picture, declared_prefix(trunk), len(batches) > 1)
+    watch = Watch(modules, names)
+    with watch, in_eval(trunk), torch.enable_grad():
+        levels, picture = run_blank(trunk, probe_size)
+        total = sum(level.sum() for level in tensors_of(levels))
+        if total.requires_grad:  # not if no output reads a slot
+            total.backward()
+    watch.check_all_seen()
+    probe = Probe(picture, declared_prefix(trunk), len(watch.batches) > 1)
     # a submodule the trunk never calls (a cut-off stage) is no slot
     specs = {
         name:
         replace(
-            _observed(name, modules[name], probe, *seen[name]),
-            is_read=deltas[name].grad is not None)
-        for name in names if name in seen
+            _observed(name, modules[name], probe, *watch.seen[name]),
+            is_read=watch.deltas[name].grad is not None,
+            is_called=name not in watch.used)
+        for name in names if name in watch.seen
     }
     if outputs:
         specs.update(_outputs(levels, probe))
@@ -129,8 +102,7 @@ class Probe:
         return '{}x{} px'.format(*self.picture)
 
 
-def _check_strides(specs: Iterable[SlotSpec],
-                   picture: Sequence[int]) -> None:
+def _check_strides(specs: Iterable[SlotSpec], picture: Sequence[int]) -> None:
     # a stage that rounded its size up looks as if it had another stride
     strides = [spec.stride for spec in specs if spec.stride]
     if any(stride % min(strides) for stride in strides):

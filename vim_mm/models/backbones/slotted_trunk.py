@@ -19,6 +19,7 @@ from .probe import find_prefix, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
 from .trunk import build_trunk
+from .used_weights import hook_weight
 
 
 class SlottedTrunk(BaseModule):
@@ -92,10 +93,12 @@ class SlottedTrunk(BaseModule):
             self.slots[name] = spec
             if re.fullmatch(OUTPUT_SLOTS, name):
                 self._ladder.append(OutputSlot(spec, place, self._running))
+                continue
+            hook = Slot(spec, place, self._running).add_delta
+            if spec.is_called:
+                submodules[name].register_forward_hook(hook, with_kwargs=True)
             else:
-                submodules[name].register_forward_hook(
-                    Slot(spec, place, self._running).add_delta,
-                    with_kwargs=True)
+                hook_weight(submodules[name], hook)
         if self._recomputes:
             set_recompute(self.trunk, self.slots, True)
 
