@@ -94,3 +94,14 @@ def tensors_of(outputs: object) -> Iterator[Tensor]:
             f'The trunk returns a {type(outputs).__name__}, and it is to '
             'return a tensor or a tuple of them; wrap it in a module that '
             'does.')
+
+
+def pads_images(trunk: nn.Module) -> bool:
+    """Whether a trunk fills up images to whole patches by itself.
+
+    The OpenMMLab libraries have a layer of this name for it, each its own;
+    timm has a setting.
+    """
+    return any(
+        type(part).__name__ == 'AdaptivePadding'
+        or getattr(part, 'dynamic_img_pad', False) for part in trunk.modules())

@@ -109,8 +109,8 @@ def _check_strides(specs: Iterable[SlotSpec], picture: Sequence[int]) -> None:
         raise ValueError(
             f'On an image of {picture[0]}x{picture[1]} px the slots seem to '
             f'have the strides {sorted(set(strides))}, which are no multiples '
-            'of the first; set `model.backbone.probe_size` to a multiple of the '
-            "trunk's largest stride.")
+            'of the first; set `model.backbone.probe_size` to a multiple of '
+            "the trunk's largest stride.")
 
 
 def find_prefix(trunk: nn.Module, probe_size: ProbeSize = 224) -> int:

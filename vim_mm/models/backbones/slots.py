@@ -31,6 +31,7 @@ DEFAULT_SLOTS: Dict[str, str] = {
     'BEiTViT': r'layers\.\d+\.(attn|ffn)',
     'BEiT': r'layers\.\d+\.(attn|ffn)',
     'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
+    'SwinTransformerV2': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
     'DaViT': r'stages\.\d+\.blocks\.\d+\.(spatial|channel)_block\.(attn|ffn)',
     'ConvNeXt': rf'stages\.\d+\.\d+|{_TIMM}|features\.[1357]\.\d+',
     'ResNet': r'layer\d+\.\d+',

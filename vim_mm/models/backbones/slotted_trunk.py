@@ -12,7 +12,7 @@ from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
-from .blank_image import ProbeSize, blank_outputs
+from .blank_image import ProbeSize, blank_outputs, pads_images
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .configs import weights_of
 from .probe import find_prefix, probe_slots
@@ -61,6 +61,7 @@ class SlottedTrunk(BaseModule):
         self._unused: Set[str] = set()
         self._out_channels: Optional[List[int]] = None
         self._num_extra_tokens: Optional[int] = None
+        self._pads = pads_images(self.trunk)
         self._running = Running()
         self._recomputes = False
         #: counts what may change how this backbone runs
@@ -193,7 +194,7 @@ class SlottedTrunk(BaseModule):
         strides = [s.stride for s in self.slots.values() if s.stride]
         patch = min(strides, default=1)
         height, width = x.shape[-2:]
-        if height % patch or width % patch:
+        if (height % patch or width % patch) and not self._pads:
             raise ValueError(
                 f'An image of {height}x{width} px is not divisible by the '
                 f"trunk's patch size {patch}; resize in the pipeline, or let "
