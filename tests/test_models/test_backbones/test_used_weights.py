@@ -196,4 +196,4 @@ def test_default_slots_of_convnext() -> None:
     slots = build(dict(trunk, model_name='test_convnext3'), rank=2).slots
     assert len(slots) == 8 and all('mlp.fc' in slot for slot in slots)
     with pytest.raises(ValueError, match='has no linear layers'):
-        build(dict(trunk, model_name='test_convnext'))  # convolutions
+        build(dict(trunk, model_name='convnext_atto'))  # convolutions
