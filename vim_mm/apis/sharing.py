@@ -10,13 +10,13 @@ from vim_mm.models.backbones import ViMBackbone
 from vim_mm.zoo import same_trunk
 
 
-def tensors(model: nn.Module) -> Iterator[Tuple[nn.Module, str, str, Tensor]]:
-    """Owner, key, full name and value of all parameters and buffers."""
+def tensors(model: nn.Module) -> Iterator[Tuple[dict, str, str, Tensor]]:
+    """Where each parameter and buffer is held, key, full name and value."""
     for prefix, part in model.named_modules():
         for held in (part._parameters, part._buffers):
             for key, value in list(held.items()):
                 if value is not None:
-                    yield part, key, f'{prefix}.{key}'.lstrip('.'), value
+                    yield held, key, f'{prefix}.{key}'.lstrip('.'), value
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
@@ -30,14 +30,13 @@ def equal(first: Tensor, second: Tensor) -> bool:
 def share(model: nn.Module, other: nn.Module) -> None:
     """Let a model hold the tensors of another where both are equal."""
     theirs = {name: value for _, _, name, value in tensors(other)}
-    for owner, key, name, value in tensors(model):
+    for held, key, name, value in tensors(model):
         kept = theirs.get(name)
         if kept is not None and equal(value, kept):
-            setattr(owner, key, kept)
+            held[key] = kept
 
 
-def check_trunk(backbone: ViMBackbone, served: ViMBackbone,
-                task: str) -> None:
+def check_trunk(backbone: ViMBackbone, served: ViMBackbone, task: str) -> None:
     """Refuse a trunk with other weights than one that is served already.
 
     Only what depends on the image's size may differ: a position embedding
@@ -79,6 +78,7 @@ def memory(models: Sequence[nn.Module]) -> int:
     """Bytes of all distinct tensors of some models."""
     sizes = {
         value.data_ptr(): value.nbytes
-        for model in models for _, _, _, value in tensors(model)
+        for model in models
+        for _, _, _, value in tensors(model)
     }
     return sum(sizes.values())

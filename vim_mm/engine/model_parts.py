@@ -88,7 +88,7 @@ def extra_tokens(model: BaseModel, given: Optional[int] = None) -> int:
     """Class and register tokens in the trunk's output, if not given."""
     if given is not None:
         return given
-    return getattr(model.backbone.trunk, 'num_extra_tokens', 1)
+    return model.backbone.num_extra_tokens
 
 
 def restart_averages(runner: Runner) -> None:

@@ -16,8 +16,8 @@ from mmengine.model import Sequential
 from mmengine.registry import Registry
 from torch import nn
 
-from vim_mm.utils.building import AUTO, asks, assembling
-from .backbones.probe import blank_outputs, in_eval
+from vim_mm.utils.building import AUTO, asks, asks_itself, assembling
+from .backbones.blank_image import blank_outputs, in_eval
 from .layouts import Streams, channels_of
 
 Build = Callable[[Any], nn.Module]
@@ -36,6 +36,7 @@ class Assembly:
         rest = dict(cfg, backbone=None, neck=None)
         self.heads_ask = asks(rest)
         self.features: Any = None
+        self.num_extra_tokens = 0
         self.in_neck = False
 
     def build(self, registry: Registry, build: Build, cfg: Any) -> nn.Module:
@@ -43,6 +44,7 @@ class Assembly:
         if cfg == self.backbone:
             part = build(cfg)
             self.features = _blank(part)
+            self.num_extra_tokens = getattr(part, 'num_extra_tokens', 0)
         elif self.neck is not None and cfg == self.neck:
             self.in_neck = True
             part = self._build_neck(registry, build, cfg)
@@ -62,22 +64,28 @@ class Assembly:
         return Sequential(*parts) if isinstance(cfg, list) else parts[0]
 
     def _filled(self, registry: Registry, cfg: Any) -> Any:
-        if not isinstance(cfg, Mapping) or cfg.get('in_channels') != AUTO:
+        if not isinstance(cfg, Mapping) or not asks_itself(cfg):
             return cfg
         if self.features is None:
             raise ValueError(
                 f"`in_channels='auto'` of {cfg.get('type')} is asked for "
                 'before the backbone is built; give the number of channels.')
         filled = cfg.copy()
-        filled['in_channels'] = self._channels(registry, cfg)
+        kind = self._kind(registry, cfg)
+        if hasattr(kind, 'auto_settings'):
+            filled.update(
+                kind.auto_settings(self.features, cfg, self.num_extra_tokens))
+        else:
+            filled['in_channels'] = self._channels(cfg)
         return filled
 
-    def _channels(self, registry: Registry, cfg: Mapping) -> Any:
+    @staticmethod
+    def _kind(registry: Registry, cfg: Mapping) -> Any:
         with registry.switch_scope_and_registry(cfg.get('_scope_')) as own:
             kind = cfg['type']
-            kind = own.get(kind) if isinstance(kind, str) else kind
-        if hasattr(kind, 'auto_channels'):
-            return kind.auto_channels(self.features, cfg)
+            return own.get(kind) if isinstance(kind, str) else kind
+
+    def _channels(self, cfg: Mapping) -> Any:
         levels = self.features
         channels = channels_of(
             levels[0] if isinstance(levels, Streams) else levels)

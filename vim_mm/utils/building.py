@@ -14,6 +14,8 @@ from typing import Any, Callable, Optional
 from mmengine.registry import Registry
 
 AUTO = 'auto'
+#: Necks that pool tokens and read how many of them are no patches.
+_POOLING = ('StandardizedPooling', 'TokenPooling')
 
 
 class Assembling(threading.local):
@@ -26,12 +28,19 @@ assembling = Assembling()
 
 
 def asks(cfg: Any) -> bool:
-    """Whether a config, or one inside it, leaves ``in_channels='auto'``."""
+    """Whether a config, or one inside it, leaves a setting to the model."""
     if isinstance(cfg, dict):
-        own = cfg.get('in_channels')
-        return (isinstance(own, str) and own == AUTO) or any(
-            map(asks, cfg.values()))
+        return asks_itself(cfg) or any(map(asks, cfg.values()))
     return isinstance(cfg, (list, tuple)) and any(map(asks, cfg))
+
+
+def asks_itself(cfg: dict) -> bool:
+    """Whether a config leaves ``in_channels='auto'``, or a neck its tokens."""
+    own, kind = cfg.get('in_channels'), cfg.get('type')
+    if isinstance(own, str) and own == AUTO:
+        return True
+    return (isinstance(kind, str) and kind.rpartition('.')[2] in _POOLING
+            and cfg.get('num_extra_tokens') is None)
 
 
 def watch_builds(load: Callable[[], Callable]) -> None:

@@ -203,7 +203,8 @@ def test_mistakes_are_sentences(kwargs: dict, sentence: str) -> None:
 
 @pytest.mark.parametrize('kind', ['conv', 'bottleneck', 'lora'])
 def test_a_size_that_patches_do_not_fill_is_refused(kind: str) -> None:
-    backbone = build_backbone(new_module='n', adapter=ADAPTERS[kind])
+    trunk = vit(patch_cfg=dict(padding=0))  # by default it pads by itself
+    backbone = build_backbone(trunk, new_module='n', adapter=ADAPTERS[kind])
     with pytest.raises(ValueError, match='56x60 px is not divisible .* 14'):
         backbone(torch.zeros(1, 3, 56, 60))
 

@@ -8,8 +8,10 @@ images and texts has no place in a backbone and is left out, as is the text
 tower. Half precision weights are stored as float32, which is exact.
 """
 
+from dataclasses import replace
 from functools import partial
 
+from . import dinov2
 from .family import Family, StateDict
 from .vit import Layout, convert_vit, vit_backbone
 
@@ -22,7 +24,6 @@ LAYOUTS = (
     Layout(
         publisher='OpenAI',
         mark='class_embedding',
-        prefix='visual.',
         stem={
             'class_embedding': 'cls_token',
             'positional_embedding': 'pos_embed',
@@ -40,15 +41,11 @@ LAYOUTS = (
             'mlp.c_fc': 'ffn.layers.0.0',
             'mlp.c_proj': 'ffn.layers.1',
         },
-        dropped={
-            r'visual\.proj': PROJECTION,
-            # the text tower's blocks are named like the visual ones
-            r'(?!visual\.).*': TEXT,
-        }),
+        dropped={r'proj': PROJECTION},
+        outside=TEXT),
     Layout(
         publisher='Hugging Face transformers',
         mark='embeddings.class_embedding',
-        prefix='vision_model.',
         stem={
             'embeddings.class_embedding': 'cls_token',
             'embeddings.position_embedding.weight': 'pos_embed',
@@ -67,16 +64,20 @@ LAYOUTS = (
             'mlp.fc1': 'ffn.layers.0.0',
             'mlp.fc2': 'ffn.layers.1',
         },
-        dropped={
-            r'visual_projection\..*': PROJECTION,
-            r'text_model\..*|text_projection\..*|logit_scale': TEXT,
-            r'.*\.position_ids': 'the numbers of the positions',
-        }),
+        dropped={r'.*\.position_ids': 'the numbers of the positions'},
+        outside=f'{TEXT}, {PROJECTION}'),
+    replace(
+        dinov2.OFFICIAL,
+        publisher='timm',
+        mark='norm_pre.weight',
+        stem=dict(dinov2.OFFICIAL.stem, norm_pre='pre_norm'),
+        dropped={r'head\..*': PROJECTION},
+        outside=f'{TEXT}, {PROJECTION}'),
 )
 
 
 def convert(state: StateDict) -> StateDict:
-    """Tensors of OpenAI's or Hugging Face's CLIP to mmpretrain names."""
+    """Tensors of any publisher's CLIP to mmpretrain names."""
     return convert_vit(state, LAYOUTS)
 
 

@@ -7,6 +7,7 @@ from .vit import Layout, convert_vit, vit_backbone
 __all__ = ['DINOV2', 'HUGGING_FACE']
 
 MASK = 'the mask token of pretraining'
+HEADS = 'heads'
 
 OFFICIAL = Layout(
     publisher='facebookresearch',
@@ -28,12 +29,14 @@ OFFICIAL = Layout(
         'mlp.fc2': 'ffn.layers.1',
         'ls2.gamma': 'ffn.gamma2.weight',
     },
-    dropped={r'mask_token': MASK})
+    dropped={
+        r'mask_token': MASK,
+        r'head\..*|dino_head\..*|ibot_head\..*': HEADS,
+    })
 
 HUGGING_FACE = Layout(
     publisher='Hugging Face transformers',
     mark='encoder.layer.0.layer_scale1.lambda1',
-    prefix='dinov2.',
     stem={
         'embeddings.cls_token': 'cls_token',
         'embeddings.position_embeddings': 'pos_embed',
@@ -58,10 +61,7 @@ HUGGING_FACE = Layout(
         'mlp.fc2': 'ffn.layers.1',
         'layer_scale2.lambda1': 'ffn.gamma2.weight',
     },
-    dropped={
-        r'(dinov2\.)?embeddings\.mask_token': MASK,
-        r'classifier\..*': 'the classifier',
-    })
+    dropped={r'embeddings\.mask_token': MASK})
 
 
 def convert(state: StateDict) -> StateDict:

@@ -14,6 +14,7 @@ from .vit import Layout, convert_vit, vit_backbone
 __all__ = ['TIMM_VIT', 'VIT']
 
 CLASSIFIER = 'the classifier'
+DECODER = 'the decoder and mask token of pretraining (MAE)'
 LICENCE = 'that of the weights: Apache-2.0 for those of Google'
 
 # timm's names are those of DINOv2's own code, which stems from it
@@ -25,12 +26,14 @@ TIMM = replace(
         k: v
         for k, v in dinov2.OFFICIAL.parts.items() if not k.startswith('ls')
     },
-    dropped={r'head\..*': CLASSIFIER})
+    dropped={
+        r'head\..*': CLASSIFIER,
+        r'decoder_.*|mask_token': DECODER,
+    })
 
 HUGGING_FACE = replace(
     dinov2.HUGGING_FACE,
     mark='encoder.layer.0.attention.attention.query.weight',
-    prefix='vit.',
     parts={
         'layernorm_before': 'ln1',
         'attention.attention.query': 'attn.q',
@@ -42,9 +45,10 @@ HUGGING_FACE = replace(
         'output.dense': 'ffn.layers.1',
     },
     dropped={
-        r'(vit\.)?pooler\..*': 'the pooler',
-        r'classifier\..*': CLASSIFIER,
-    })
+        r'pooler\..*': 'the pooler',
+        r'(embeddings\.)?mask_token': DECODER,
+    },
+    outside=f'{CLASSIFIER}, {DECODER}')
 
 
 def _family(layout: Layout, eps: float) -> Family:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from vim_mm.utils.checkpoint import load_from_local, load_from_safetensors
+from vim_mm.utils.state_dicts import strip_shells, unwrap
 
 __all__ = [
     'ConversionError', 'PackagedFile', 'find_packaged', 'read_state_dict'
 ]
-
-# where published checkpoints keep their tensors
-WRAPPERS = ('state_dict', 'model')
 
 
 class ConversionError(ValueError):
@@ -96,16 +94,12 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
             'this is a TorchScript archive, which carries code: if you trust '
             'its origin pass --trust (`trust=True`), else take a safetensors '
             'file of the same weights')
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(
-                content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(
-            isinstance(v, Tensor) for v in content.values()):
+    tensors = strip_shells(unwrap(content))
+    if not tensors:
         raise ConversionError(
             'the file holds no state dict (names to tensors): save '
             '`model.state_dict()`')
-    return dict(content)
+    return tensors
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -33,9 +33,9 @@ class Layout:
         stem (Mapping): Names outside the blocks to names of mmpretrain.
         blocks (str): What comes before the number of a block.
         parts (Mapping): Names in a block to names in a layer of mmpretrain.
-        prefix (str): What the whole model may put before its visual tower.
-        dropped (Mapping): Patterns of whole keys that a trunk does not take,
-            to what they are.
+        dropped (Mapping): Patterns of names in the tower that a trunk does
+            not take, to what they are.
+        outside (str): What a whole model has beside its tower.
     """
 
     publisher: str
@@ -43,12 +43,28 @@ class Layout:
     stem: Mapping[str, str]
     blocks: str
     parts: Mapping[str, str]
-    prefix: str = ''
     dropped: Mapping[str, str] = field(default_factory=dict)
+    outside: str = 'what is no part of the trunk'
 
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the tensors have this layout."""
-        return self.mark in state or self.prefix + self.mark in state
+    def places(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        """Where towers may stand in a file.
+
+        Whole models, wrappers and other towers put anything before a name.
+
+        Returns:
+            dict[str, int]: Prefixes, and how many tensors each finds.
+        """
+        prefixes = {
+            key.removesuffix(self.mark)
+            for key in state if f'.{key}'.endswith(f'.{self.mark}')
+        }
+        return {
+            prefix:
+            sum(
+                self.rename(key[len(prefix):]) is not None for key in state
+                if key.startswith(prefix))
+            for prefix in sorted(prefixes)
+        }
 
     def drop_reason(self, key: str) -> str | None:
         """Why a trunk does not take a tensor, None if it does."""
@@ -59,7 +75,7 @@ class Layout:
 
     def rename(self, key: str) -> str | None:
         """The name of mmpretrain for a tensor, None if there is none."""
-        key, table, head = key.removeprefix(self.prefix), self.stem, ''
+        table, head = self.stem, ''
         if block := re.fullmatch(rf'{re.escape(self.blocks)}\.(\d+)\.(.+)',
                                  key):
             key, table, head = block[2], self.parts, f'layers.{block[1]}.'
@@ -84,20 +100,24 @@ def convert_vit(state: Mapping[str, Tensor],
     Raises:
         ConversionError: If no layout fits or a tensor has no place.
     """
-    layout = _detect(state, layouts)
+    layout, prefix = _detect(state, layouts)
     converted, unknown, dropped = {}, [], {}
-    for key, tensor in state.items():
-        if what := layout.drop_reason(key):
+    for whole, tensor in state.items():
+        key = whole.removeprefix(prefix)
+        if not whole.startswith(prefix):
+            what, name = layout.outside, None
+        else:
+            what, name = layout.drop_reason(key), layout.rename(key)
+        if what:
             dropped[what] = dropped.get(what, 0) + 1
-        elif name := layout.rename(key):
+        elif name:
             converted[name] = tensor
         else:
-            unknown.append(key)
+            unknown.append(whole)
     if unknown:
         raise ConversionError(
             f"{len(unknown)} keys, such as '{unknown[0]}', have no place in "
-            'mmpretrain.VisionTransformer: take the plain variant of the '
-            'model (no registers, no SwiGLU, no distillation token)')
+            f'mmpretrain.VisionTransformer: {_hint(unknown)}')
     for what, count in dropped.items():
         print_log(f'left out {what} ({count} tensors)', logger='current')
     converted = _fuse_qkv(converted)
@@ -147,15 +167,48 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         **cfg)
 
 
-def _detect(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Layout:
-    for layout in layouts:
-        if layout.fits(state):
-            return layout
-    marks = ' or '.join(f"'{x.prefix}{x.mark}' ({x.publisher})"
-                        for x in layouts)
+def _detect(state: Mapping[str, Tensor],
+            layouts: Sequence[Layout]) -> tuple[Layout, str]:
+    """The layout of a file, and the prefix of the tower's names."""
+    found = {
+        (number, prefix): count
+        for number, layout in enumerate(layouts)
+        for prefix, count in layout.places(state).items()
+    }
+    best = [place for place in found if found[place] == max(found.values())]
+    if len(best) > 1:
+        raise ConversionError(
+            'it holds several towers, under '
+            f'{[prefix for _, prefix in best]}: save the tensors of one')
+    if best:
+        return layouts[best[0][0]], best[0][1]
+    marks = ' or '.join(f"'{x.mark}' ({x.publisher})" for x in layouts)
     raise ConversionError(
         f'its layout is unknown: no key {marks}, but {len(state)} keys such '
         f"as '{next(iter(state))}'; name the family that the file belongs to")
+
+
+#: What betrays another kind of network, and what to do with it.
+HINTS = {
+    r'norm_pre|ln_pre|pre_layrnorm':
+    "this is CLIP's tower: take the family 'clip' (OpenAI's weights) or "
+    "'clip-gelu' (others')",
+    r'\.ls\d\.gamma|layer_scale\d':
+    "this is a tower with LayerScale: take the family 'dinov2'",
+    r'reg(ister)?_tokens?|storage_tokens|attn_pool|rope|\.w\d+\.|_norm\.|'
+    r'\.fc\d_[gx]|weights_(in|out)|probe|[qkv]_(proj|bias)|dist_token':
+    'this network is none of mmpretrain: give the file as it is to '
+    "timm's, `trunk=dict(type='mmpretrain.TIMMBackbone', model_name=..., "
+    "features_only=True, init_cfg=dict(type='Pretrained', checkpoint=...))`",
+}
+
+
+def _hint(unknown: Sequence[str]) -> str:
+    for pattern, hint in HINTS.items():
+        if any(re.search(pattern, key) for key in unknown):
+            return hint
+    return ('take the plain variant of the model (no registers, no SwiGLU, no '
+            'distillation token)')
 
 
 def _fuse_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
 from ..moe.selection import selection_of
 from ..tasks import holders
+from .blank_image import blank_outputs
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
-from .probe import blank_outputs
 from .weighing import MixedWeighing, TaskWeighing
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # with features_only; RegNet
 _TIMM = (r'(blocks\.\d+\.(attn|mlp|\d+)|layer\d+\.\d+|'
          r'stages[._]\d+(\.blocks)?\.\d+|s\d+\.b\d+)')
+# EVA has the three apart in its smaller sizes
+_ATTENTION = r'(qkv|[qkv]_proj|proj)'
 _TORCHVISION_VIT = r'encoder\.layers\.encoder_layer_\d+\.mlp'
 
 #: Slots of the trunks we know, as full-match patterns over submodule names.
@@ -25,9 +27,11 @@ _TORCHVISION_VIT = r'encoder\.layers\.encoder_layer_\d+\.mlp'
 DEFAULT_SLOTS: Dict[str, str] = {
     'VisionTransformer':
     rf'layers\.\d+\.(attn|ffn)|{_TIMM}|{_TORCHVISION_VIT}',
+    'BEiTViT': r'layers\.\d+\.(attn|ffn)',
+    'BEiT': r'layers\.\d+\.(attn|ffn)',
     'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
-    'DaViT':
-    r'stages\.\d+\.blocks\.\d+\.(spatial|channel)_block\.(attn|ffn)',
+    'SwinTransformerV2': r'stages\.\d+\.blocks\.\d+\.(attn|ffn)',
+    'DaViT': r'stages\.\d+\.blocks\.\d+\.(spatial|channel)_block\.(attn|ffn)',
     'ConvNeXt': rf'stages\.\d+\.\d+|{_TIMM}|features\.[1357]\.\d+',
     'ResNet': r'layer\d+\.\d+',
     'EfficientNet': rf'{_TIMM}|features\.[1-7]\.\d+',
@@ -43,15 +47,23 @@ DEFAULT_LINEAR_SLOTS: Dict[str, str] = {
     'VisionTransformer':
     r'layers\.\d+\.attn\.(qkv|proj)|blocks\.\d+\.attn\.(qkv|proj)|'
     rf'{_TORCHVISION_VIT}\.[03]',
-    'SwinTransformer': r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.(qkv|proj)',
+    'SwinTransformer':
+    r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.(qkv|proj)',
     'DaViT':
     r'stages\.\d+\.blocks\.\d+\.(spatial_block\.attn\.w_msa|'
     r'channel_block\.attn)\.(qkv|proj)',
     'ConvNeXt':
     r'stages\.\d+\.\d+\.pointwise_conv\d|'
     r'stages\.\d+\.blocks\.\d+\.mlp\.fc\d|features\.[1357]\.\d+\.block\.[35]',
-    'FeatureGetterNet': r'model\.blocks\.\d+\.attn\.(qkv|proj)',
-    'TIMMBackbone': r'timm_model\.(.+\.)?attn\.(qkv|proj)',
+    'BEiTViT':
+    r'layers\.\d+\.attn\.(qkv|proj)',
+    'BEiT':
+    r'layers\.\d+\.attn\.(qkv|proj)',
+    'FeatureGetterNet':
+    rf'model\.blocks\.\d+\.attn\.{_ATTENTION}',
+    'TIMMBackbone':
+    rf'timm_model\.(.+\.)?(attn\.{_ATTENTION}|'
+    r'stages[._]\d+\.blocks\.\d+\.mlp\.fc\d)',
 }
 
 #: Pseudo-slots of modules beside the trunk: its outputs, level by level.
@@ -77,6 +89,8 @@ class SlotSpec:
         in_dims (int, optional): Width of its input; that of the output when
             None. Defaults to None.
         is_linear (bool): Whether it is a linear layer. Defaults to False.
+        is_called (bool): Whether the trunk calls it, or uses its weight
+            alone. Defaults to True.
     """
     name: str
     dims: int
@@ -86,6 +100,7 @@ class SlotSpec:
     is_read: bool = True
     in_dims: Optional[int] = None
     is_linear: bool = False
+    is_called: bool = True
 
     def __post_init__(self) -> None:
         if self.in_dims is None:
@@ -245,6 +260,7 @@ def match_slots(trunk: nn.Module,
             it is no regular expression.
     """
     defaults = DEFAULT_LINEAR_SLOTS if linear else DEFAULT_SLOTS
+    given = pattern
     if pattern is None:
         for cls in type(trunk).__mro__:
             pattern = pattern or defaults.get(cls.__name__)
@@ -254,4 +270,15 @@ def match_slots(trunk: nn.Module,
             'ViMBackbone a `slots` pattern over its submodule names, known '
             f'are {sorted(defaults)}.')
     # an outer submodule of a nested match would add its delta twice
-    return match_names(trunk, pattern, 'slot')
+    names = match_names(trunk, pattern, 'slot')
+    if linear and given is None:  # ConvNeXt's MLPs are convolutions in some
+        names = [
+            name for name in names
+            if isinstance(trunk.get_submodule(name), nn.Linear)
+        ]
+    if not names:
+        raise ValueError(
+            f'This {type(trunk).__name__} has no linear layers where adapters '
+            'of this kind sit by default; give it a `slots` pattern over '
+            'submodule names.')
+    return names

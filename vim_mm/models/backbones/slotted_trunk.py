@@ -12,11 +12,14 @@ from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
+from .blank_image import ProbeSize, blank_outputs, pads_images
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
-from .probe import blank_outputs, probe_slots
+from .configs import weights_of
+from .probe import find_prefix, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
-from .trunk import build_trunk, weights_of
+from .trunk import build_trunk
+from .used_weights import hook_weight
 
 
 class SlottedTrunk(BaseModule):
@@ -31,8 +34,8 @@ class SlottedTrunk(BaseModule):
             backbone itself, see :func:`build_trunk`.
         slots (str, optional): Pattern over submodule names whose matches are
             slots in any case, see :func:`match_slots`.
-        probe_size (int): Side of the blank image that finds the slots'
-            shapes, in pixels.
+        probe_size (int | Sequence[int]): Side, or height and width, of the
+            blank image that finds the slots' shapes, in pixels.
         save_trunk (bool): Keep the trunk in checkpoints.
         init_cfg (dict, optional): mmengine init config.
 
@@ -42,7 +45,7 @@ class SlottedTrunk(BaseModule):
     """
 
     def __init__(self, trunk: Union[dict, nn.Module], slots: Optional[str],
-                 probe_size: int, save_trunk: bool,
+                 probe_size: ProbeSize, save_trunk: bool,
                  init_cfg: Optional[dict]) -> None:
         super().__init__(init_cfg=init_cfg)
         self.trunk = build_trunk(trunk)
@@ -57,6 +60,8 @@ class SlottedTrunk(BaseModule):
         # submodules that the trunk never calls
         self._unused: Set[str] = set()
         self._out_channels: Optional[List[int]] = None
+        self._num_extra_tokens: Optional[int] = None
+        self._pads = pads_images(self.trunk)
         self._running = Running()
         self._recomputes = False
         #: counts what may change how this backbone runs
@@ -89,10 +94,12 @@ class SlottedTrunk(BaseModule):
             self.slots[name] = spec
             if re.fullmatch(OUTPUT_SLOTS, name):
                 self._ladder.append(OutputSlot(spec, place, self._running))
+                continue
+            hook = Slot(spec, place, self._running).add_delta
+            if spec.is_called:
+                submodules[name].register_forward_hook(hook, with_kwargs=True)
             else:
-                submodules[name].register_forward_hook(
-                    Slot(spec, place, self._running).add_delta,
-                    with_kwargs=True)
+                hook_weight(submodules[name], hook)
         if self._recomputes:
             set_recompute(self.trunk, self.slots, True)
 
@@ -149,6 +156,13 @@ class SlottedTrunk(BaseModule):
         return list(self._out_channels)
 
     @property
+    def num_extra_tokens(self) -> int:
+        """Class and register tokens before the patches in its outputs."""
+        if self._num_extra_tokens is None:
+            self._num_extra_tokens = find_prefix(self.trunk, self._probe_size)
+        return self._num_extra_tokens
+
+    @property
     def levels(self) -> List[int]:
         """Which stages of the trunk its outputs come from."""
         num = len(self._ladder)
@@ -185,7 +199,7 @@ class SlottedTrunk(BaseModule):
     def _check_size(self, x: Tensor) -> None:
         patch = self.size_divisor
         height, width = x.shape[-2:]
-        if height % patch or width % patch:
+        if (height % patch or width % patch) and not self._pads:
             raise ValueError(
                 f'An image of {height}x{width} px is not divisible by the '
                 f"trunk's patch size {patch}; resize in the pipeline, or let "

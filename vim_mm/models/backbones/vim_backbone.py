@@ -8,6 +8,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
 from ..fusion import FusionHolder, build_fusion
+from .blank_image import ProbeSize
 from .compiling import compile_options
 from .folding import fold, gates_to_fold
 from .planned_trunk import PlannedTrunk
@@ -52,8 +53,9 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         slots (str, optional): Pattern over submodule names, see
             :func:`match_slots`. Slots are what it matches and what any module
             occupies. Without pattern and modules, those of the trunk's class.
-        probe_size (int): Side of the blank image that finds the slots'
-            shapes, in pixels. Defaults to 224.
+        probe_size (int | Sequence[int]): Side, or height and width, of the
+            blank image that finds the slots' shapes, in pixels; a trunk of
+            another fixed size is given that. Defaults to 224.
         save_trunk (bool): Keep the trunk in checkpoints. Defaults to False.
         grad_checkpointing (bool): Keep only the inputs of the trunk's blocks
             for the backward pass, see :meth:`grad_checkpointing`. Defaults to
@@ -84,7 +86,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
                  task: Optional[str] = None,
                  learn_tasks: Optional[Sequence[str]] = None,
                  slots: Optional[str] = None,
-                 probe_size: int = 224,
+                 probe_size: ProbeSize = 224,
                  save_trunk: bool = False,
                  grad_checkpointing: bool = False,
                  compile: Union[bool, dict] = False,

@@ -26,14 +26,15 @@ class StandardizedPooling(BaseModule):
         in_channels (int | str): D, the width after pooling; see
             :func:`pool_tokens`. 'auto' takes it from the backbone where a
             whole model is built.
-        num_extra_tokens (int): Class and register tokens before the patches.
-            Defaults to 1.
+        num_extra_tokens (int, optional): Class and register tokens before the
+            patches. Defaults to None: those of the trunk where a whole model
+            is built, and elsewhere as many as ``in_channels`` has room for.
         init_cfg (dict, optional): mmengine init config. Defaults to None.
     """
 
     def __init__(self,
                  in_channels: Union[int, str],
-                 num_extra_tokens: int = 1,
+                 num_extra_tokens: Optional[int] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         if in_channels == AUTO:
@@ -43,14 +44,21 @@ class StandardizedPooling(BaseModule):
         self.register_buffer('std', torch.ones(in_channels))
 
     @staticmethod
-    def auto_channels(features: Sequence[Tensor], cfg: Mapping) -> int:
-        """``in_channels`` for features such as these.
+    def auto_settings(features: Sequence[Tensor], cfg: Mapping,
+                      num_extra_tokens: int) -> dict:
+        """Settings that its config leaves to what stands before it.
 
         Args:
             features: As for :meth:`forward`.
-            cfg (Mapping): The other settings.
+            cfg (Mapping): The settings.
+            num_extra_tokens (int): Those of the trunk.
         """
-        return pool_tokens(features, cfg.get('num_extra_tokens', 1)).shape[1]
+        number = cfg.get('num_extra_tokens')
+        number = num_extra_tokens if number is None else number
+        auto = dict(num_extra_tokens=number)
+        if cfg.get('in_channels') == AUTO:
+            auto['in_channels'] = pool_tokens(features, number).shape[1]
+        return auto
 
     def forward(self, features: Sequence[Tensor]) -> Tuple[Tensor]:
         """Return a one-element tuple of shape (B, in_channels).
@@ -58,13 +66,22 @@ class StandardizedPooling(BaseModule):
         Raises:
             ValueError: If the pooled width is not ``in_channels``.
         """
-        pooled = pool_tokens(features, self.num_extra_tokens)
+        pooled = self._pool(features)
         if pooled.shape[1] != self.mean.numel():
             raise ValueError(
                 'StandardizedPooling was told '
                 f'in_channels={self.mean.numel()}, but {len(features)} levels '
                 f'pool to {pooled.shape[1]}.')
         return ((pooled - self.mean) / self.std, )
+
+    def _pool(self, features: Sequence[Tensor]) -> Tensor:
+        number = self.num_extra_tokens
+        if number is None:
+            tokens = sum(level.shape[-1] for level in features
+                         if level.dim() == 3)
+            rest = self.mean.numel() - pool_tokens(features, 0).shape[1]
+            number = max(rest // tokens, 0) if tokens else 0
+        return pool_tokens(features, number)
 
     @torch.no_grad()
     def fit(self, features: Iterable[Sequence[Tensor]]) -> None:
@@ -76,7 +93,7 @@ class StandardizedPooling(BaseModule):
             features: One entry per batch, each as for :meth:`forward`.
         """
         pooled = torch.cat(
-            [pool_tokens(f, self.num_extra_tokens) for f in features]).double()
+            [self._pool(level) for level in features]).double()
         moments = torch.stack(
             [torch.ones_like(pooled[0]), pooled.mean(0), (pooled**2).mean(0)])
         moments = (moments * len(pooled)).to(self.mean.device)

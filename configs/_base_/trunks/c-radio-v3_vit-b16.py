@@ -1,0 +1,28 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""C-RADIO v3 ViT-B/16: 12 blocks, 768 wide, 98 M parameters.
+
+Weights, under the NVIDIA Open Model Licence, are the file
+``model.safetensors`` of ``timm/vit_base_patch16_radio_v3.c_radio``, which the
+user brings as ``weights/c-radio-v3_vit-b16.safetensors``; it is loaded as it
+is.
+Set ``VIM_MM_WEIGHTS`` to keep weights in another folder.
+
+Sides of images are multiples of 16; the position embedding is resized to them
+while the trunk runs (``dynamic_img_size``). Raw maps of four blocks come out,
+all of stride 16.
+"""
+
+trunk = dict(
+    type='mmpretrain.TIMMBackbone',
+    model_name='vit_base_patch16_radio_v3',
+    features_only=True,
+    dynamic_img_size=True,
+    out_indices=(2, 5, 8, 11),
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='{{$VIM_MM_WEIGHTS:weights}}/c-radio-v3_vit-b16.safetensors'
+    ))
+
+# CLIP's statistics, RGB
+trunk_normalization = dict(
+    mean=[122.7709, 116.7460, 104.0937], std=[68.5005, 66.6322, 70.3232])

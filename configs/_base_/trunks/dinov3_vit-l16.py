@@ -1,0 +1,24 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""DINOv3 ViT-L/16: 24 blocks, 1024 wide, 303 M parameters.
+
+Weights, under the DINOv3 licence of Meta, are the file ``model.safetensors``
+of ``timm/vit_large_patch16_dinov3.lvd1689m``, which the user brings as
+``weights/dinov3_vit-l16.safetensors``; it is loaded as it is.
+Set ``VIM_MM_WEIGHTS`` to keep weights in another folder.
+
+Sides of images are multiples of 16; nothing is resized for them. Raw maps of
+four blocks come out, all of stride 16.
+"""
+
+trunk = dict(
+    type='mmpretrain.TIMMBackbone',
+    model_name='vit_large_patch16_dinov3',
+    features_only=True,
+    out_indices=(5, 11, 17, 23),
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='{{$VIM_MM_WEIGHTS:weights}}/dinov3_vit-l16.safetensors'))
+
+# ImageNet statistics, RGB
+trunk_normalization = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])

@@ -1,0 +1,25 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""EUPE ViT-B/16: 12 blocks, 768 wide, 86 M parameters.
+
+Weights, under the FAIR Noncommercial Research Licence, are the file
+``model.safetensors`` of ``timm/vit_base_patch16_dinov3_qkvb.eupe_lvd1689m``,
+which the user brings as ``weights/eupe_vit-b16.safetensors``; it is loaded as
+it is.
+Set ``VIM_MM_WEIGHTS`` to keep weights in another folder.
+
+Sides of images are multiples of 16; nothing is resized for them. Raw maps of
+four blocks come out, all of stride 16.
+"""
+
+trunk = dict(
+    type='mmpretrain.TIMMBackbone',
+    model_name='vit_base_patch16_dinov3_qkvb',
+    features_only=True,
+    out_indices=(2, 5, 8, 11),
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='{{$VIM_MM_WEIGHTS:weights}}/eupe_vit-b16.safetensors'))
+
+# ImageNet statistics, RGB
+trunk_normalization = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
