@@ -15,6 +15,8 @@ from mmengine.runner import FlexibleRunner, Runner
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
+from vim_mm.utils.quiet_logs import drop_frozen
+from .rates import check_rates
 from .resume import choose_checkpoint
 
 TRAINING = ('train_dataloader', 'val_dataloader')
@@ -71,6 +73,7 @@ def _precede(cls: type, method: str, look: Callable) -> None:
 
 
 def _add_guard(runner: Runner) -> None:
+    runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
     # it does nothing where there is no student
     runner.register_hook(dict(type='vim_mm.StudentHook'))
@@ -79,6 +82,7 @@ def _add_guard(runner: Runner) -> None:
 def _before_training(runner: Runner) -> None:
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
+    check_rates(runner.optim_wrapper, runner.model)
     keep_float32_on_cpu(runner.optim_wrapper)
 
 

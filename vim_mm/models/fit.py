@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a checkpoint must hold to be judged or served."""
 
-from typing import Dict, Iterator, Sequence
+import re
+from typing import Dict, Iterable, Iterator, Sequence
 
 from mmengine.model import BaseModel
 from torch import Tensor
@@ -37,6 +38,7 @@ def check_fit(model: BaseModel,
         ValueError: If something is missing or has another shape.
     """
     own = model.state_dict()
+    _refuse_dropped(own, state, file)
     if _has_backbone(own) and not _has_backbone(state):
         raise ValueError(
             f'{file} holds nothing of a backbone, so it is no checkpoint of a '
@@ -55,6 +57,33 @@ def check_fit(model: BaseModel,
             f'{file} lacks {len(unlike)} tensors of the model, or holds them '
             f'in another shape, such as {unlike[:3]}: it is of another model; '
             'give a checkpoint that a run of this config wrote.')
+
+
+def _refuse_dropped(own: Iterable[str], state: Iterable[str],
+                    file: str) -> None:
+    """Refuse a checkpoint whose modules or gates the model has no place for.
+
+    mmengine would drop them with a line in the log, and what is judged would
+    be the trunk without them.
+    """
+    own_parts, parts = _learned_parts(own), _learned_parts(state)
+    dropped = [parts[part] for part in parts if part not in own_parts]
+    if dropped:
+        raise ValueError(
+            f'{file} holds {" and ".join(sorted(dropped))}, which the model '
+            'has no place for, so that they would be dropped; give the config '
+            'of the run that wrote it.')
+
+
+def _learned_parts(keys: Iterable[str]) -> Dict[str, str]:
+    """Modules and fusions that keys belong to, and what they are called."""
+    found = {}
+    for key in keys:
+        match = re.match(r'(.*\b)(bank\.members\.([\w-]+)|fusion)\.', key)
+        if match:
+            what = f"the module '{match[3]}'" if match[3] else 'gates'
+            found[match[1] + match[2]] = what
+    return found
 
 
 def check_classes(own: Sequence[str], meta: dict, file: str) -> None:

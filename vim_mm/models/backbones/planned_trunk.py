@@ -51,9 +51,11 @@ class PlannedTrunk(PluggedTrunk):
         names, device = self.bank.names, x.device.type
         if levels is None and any(map(self.bank.is_beside, names)):
             levels = self.read_levels(x)
-        return Streams.of(
-            names, (self._run(x, self._plan(device, (name, )), levels)
-                    for name in names))
+        streams = [
+            self._run(x, self._plan(device, (name, )), levels)
+            for name in names
+        ]
+        return Streams.of(names, self.with_idle(streams))
 
     def _run(self,
              x: Tensor,
