@@ -87,6 +87,7 @@ train_cfg = dict(max_epochs=1, val_interval=1)
 work_dir = 'out'
 """
 
+
 def write_project(folder: Path, kind: str, more: str = '') -> Path:
     """Write images, annotations and a config into a folder.
 

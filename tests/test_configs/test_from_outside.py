@@ -4,11 +4,11 @@
 from pathlib import Path
 
 import pytest
+from _outside import write_project
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 import vim_mm
-from _outside import write_project
 from _tiny import KINDS
 
 if not (Path(vim_mm.__file__).parent / '.mim').exists():

@@ -3,14 +3,15 @@
 
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset, RepeatDataset
 from torch import nn
 
-from _tiny import (KINDS, build_model, build_runner, fusion_neck, model_cfg,
-                   vit)
-from vim_mm.engine.rates import check_rates
+from _tiny import KINDS, build_model, build_runner, fusion_neck, model_cfg, vit
+from vim_mm.engine.rates import check_rates, refuse_idle_run
 
 BACKBONE = dict(trunk=vit(), new_module='n', fusion=dict(type='EnsMoE'))
 ADDED = (r"'backbone.bank': dict\(lr_mult=1.0\), "
@@ -145,3 +146,26 @@ def test_nothing_that_learns_is_refused(tmp_path: Path) -> None:
     run.model.requires_grad_(False)
     with pytest.raises(ValueError, match='Nothing of the model requires'):
         run.train()
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+@pytest.mark.parametrize('boxes', [0, 1])
+def test_a_detector_without_boxes_is_refused(boxes: int, wrap: bool,
+                                             tmp_path: Path) -> None:
+    """Whatever reads the annotations: these are of no known library."""
+    run = run_cfg(tmp_path)
+    dataset = BaseDataset(lazy_init=True)
+    dataset.data_list = [dict(instances=[])] * 3
+    dataset.data_list.append(dict(instances=[dict(bbox=[])] * boxes))
+    dataset.serialize_data, dataset._fully_initialized = False, True
+    if wrap:
+        dataset = RepeatDataset(dataset, times=2)
+    fed = SimpleNamespace(
+        model=run.model,
+        optim_wrapper=None,
+        train_dataloader=SimpleNamespace(dataset=dataset))
+    if boxes:
+        refuse_idle_run(fed)
+        return
+    with pytest.raises(ValueError, match='No image .* has a box'):
+        refuse_idle_run(fed)

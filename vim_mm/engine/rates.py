@@ -56,15 +56,22 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
                 level=logging.WARNING)
 
 
-def refuse_no_rate(runner: Runner) -> None:
-    """Refuse a run with a frozen trunk in which nothing would learn.
+def refuse_idle_run(runner: Runner) -> None:
+    """Refuse a run with a frozen trunk in which nothing would be learned.
 
     Raises:
-        ValueError: If nothing requires gradients, or each rate is zero.
+        ValueError: If nothing requires gradients, each rate is zero, or no
+            image of a detector has a box.
     """
     model = unwrap(runner.model)
     if not any(backbones(model)):
         return
+    if _has_no_box(runner.train_dataloader.dataset):
+        raise ValueError(
+            'No image of the training set has a box of the classes that '
+            '`train_dataloader` names, so nothing would be learned; give '
+            "`metainfo` the names in its annotations, and look at the data's "
+            'filters.')
     if not any(param.requires_grad for param in model.parameters()):
         raise ValueError(
             'Nothing of the model requires gradients, so nothing would learn; '
@@ -82,6 +89,15 @@ def backbones(model: nn.Module) -> Iterator[Tuple[str, ViMBackbone]]:
     for name, part in model.named_modules():
         if isinstance(part, ViMBackbone):
             yield name, part
+
+
+def _has_no_box(dataset: Any) -> bool:
+    """Whether a data set of a detector has no box at all."""
+    look = getattr(dataset, 'get_data_info', None)
+    if look is None or not len(dataset) or 'instances' not in look(0):
+        return False
+    # the first image has some, but for the case that is looked for
+    return not any(look(i)['instances'] for i in range(len(dataset)))
 
 
 def _refuse_decay(constructor: Any, paramwise: dict) -> None:

@@ -320,9 +320,10 @@ def tie_in(outputs: Any, idle: Sequence[Tensor] = ()) -> Any:
     ]
     # where something is idle, any output may be the one that is used
     tied = floats if idle else [i for i in floats if leaves[i].requires_grad]
-    if tied and (idle or len(tied) > 1):
-        results = _TieIn.apply(
-            len(tied), *(leaves[index] for index in tied), *idle)
-        for index, result in zip(tied, results):
-            leaves[index] = result
+    if not tied or (len(tied) == 1 and not idle):
+        return outputs
+    results = _TieIn.apply(
+        len(tied), *(leaves[index] for index in tied), *idle)
+    for index, result in zip(tied, results):
+        leaves[index] = result
     return tree_unflatten(leaves, structure)

@@ -36,6 +36,12 @@ def required_of(kind: type) -> List[str]:
     ]
 
 
+def passes_on(kind: type) -> bool:
+    """Whether a class takes any setting, to hand it to others."""
+    params = inspect.signature(kind.__init__).parameters.values()
+    return any(p.kind == p.VAR_KEYWORD for p in params)
+
+
 def check_arguments(kind: type,
                     given: Iterable[str],
                     inner: Sequence[str] = ()) -> None:

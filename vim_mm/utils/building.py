@@ -4,8 +4,8 @@
 Detectors, segmentors and classifiers build their parts one by one from
 configs, each from its own library's registry. All of them call
 ``Registry.build``, so that is where settings of our own types are checked, and
-where ``in_channels='auto'`` is noticed; what is to be done then needs torch and
-is loaded when the first config asks for it.
+where ``in_channels='auto'`` is noticed; what is to be done then needs torch
+and is loaded when the first config asks for it.
 """
 
 import threading

@@ -11,7 +11,7 @@ from typing import Any, Iterator, Mapping, Optional
 
 from mmengine.registry import DefaultScope, Registry
 
-from .arguments import check_arguments, required_of
+from .arguments import check_arguments, passes_on, required_of
 
 SCOPE = 'vim_mm'
 
@@ -39,7 +39,8 @@ def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     if not isinstance(kind, type) or kind.__module__.split('.')[0] != SCOPE:
         return
     names = (set(cfg) | set(given)) - {'type', '_scope_'}
-    check_arguments(kind, names)
+    if not passes_on(kind):
+        check_arguments(kind, names)
     missing = [name for name in required_of(kind) if name not in names]
     if missing:
         raise ValueError(f'{kind.__name__} needs `{missing[0]}`, which its '

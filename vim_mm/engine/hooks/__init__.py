@@ -7,10 +7,11 @@ from .module_to_zoo_hook import ModuleToZooHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
 from .student_hook import StudentHook
+from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
     'ModuleToZooHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
-    'WarmHeadHook'
+    'SummaryHook', 'WarmHeadHook'
 ]

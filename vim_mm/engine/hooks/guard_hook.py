@@ -15,7 +15,7 @@ from vim_mm.models.fit import check_classes, check_fit
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
-from ..rates import refuse_no_rate
+from ..rates import refuse_idle_run
 from ..resume import check_counters, keep_numbers
 
 
@@ -37,12 +37,12 @@ class GuardHook(Hook):
         recompute_trunks(runner.model, runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse a run in which nothing beside a frozen trunk would learn.
+        """Refuse a run with a frozen trunk that would learn nothing.
 
         Raises:
             ValueError: If it is one.
         """
-        refuse_no_rate(runner)
+        refuse_idle_run(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.

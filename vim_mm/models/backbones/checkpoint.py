@@ -10,6 +10,7 @@ from vim_mm.zoo import trunk_fingerprint
 from .trunk import is_meta
 
 if TYPE_CHECKING:
+    from .planned_trunk import PlannedTrunk
     from .slotted_trunk import SlottedTrunk
 
 
@@ -32,6 +33,23 @@ def leave_trunk_out(backbone: 'SlottedTrunk', state_dict: dict, prefix: str,
         return
     for key in list(state_dict):
         if key.startswith(f'{prefix}trunk.'):
+            del state_dict[key]
+
+
+def drop_baked(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
+               *_) -> None:
+    """Hook before loading: leave out what a baked module stands for.
+
+    mmengine would list every tensor of it as unexpected.
+    """
+    if not backbone.baked_from:
+        return
+    members = f'{prefix}bank.members.'
+    own = tuple(f'{members}{name}.' for name in backbone.bank.names)
+    gone = (members, f'{prefix}fusion.') if backbone.fusion is None \
+        else (members, )
+    for key in list(state_dict):
+        if key.startswith(gone) and not key.startswith(own):
             del state_dict[key]
 
 

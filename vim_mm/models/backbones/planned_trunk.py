@@ -8,6 +8,7 @@ from torch import Tensor
 from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
 from ..layouts import Streams, as_levels
+from .checkpoint import drop_baked
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
 from .probe import blank_outputs
@@ -28,6 +29,7 @@ class PlannedTrunk(PluggedTrunk):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.fusion = None
+        self._register_load_state_dict_pre_hook(drop_baked, with_module=True)
         self._plans: Dict[tuple, Plan] = {}
         self._plans_of: tuple = ()
         self._traced = Namespace()
