@@ -51,7 +51,8 @@ def check_class_names(key: str, dataset: dict) -> None:
 
 def _reads_as(kind: type, base: str) -> bool:
     """Whether a data set reads its annotations as a class it inherits."""
-    return kind.load_data_list.__qualname__.startswith(f'{base}.')
+    reads = getattr(kind, 'load_data_list', None)
+    return getattr(reads, '__qualname__', '').startswith(f'{base}.')
 
 
 def _check_coco(key: str, dataset: dict, kind: type,
