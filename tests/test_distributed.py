@@ -4,13 +4,14 @@
 import os
 import socket
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-from _tiny import (add_modules, build_backbone, fusion_neck, model_cfg, same,
-                   save_trunk)
+from _tiny import (DIMS, add_modules, build_backbone, fusion_neck, model_cfg,
+                   same, save_trunk)
 from vim_mm.zoo import Zoo, save_module
 
 WORLD = 2
@@ -28,7 +29,7 @@ def free_port() -> int:
 
 
 def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
-          hooks: list) -> None:
+          hooks: list, neck: dict) -> None:
     from mmengine.config import Config
 
     import vim_mm  # noqa: F401, prepares the stack
@@ -47,7 +48,7 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
     prepare_cpu_dist(cfg, 'pytorch')
     run = build_runner(
         kind,
-        model_cfg(kind, backbone, fusion_neck(kind)),
+        model_cfg(kind, backbone, neck),
         Path(folder),
         iters=6,
         batch_size=2,
@@ -71,9 +72,14 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
     leave_group()
 
 
-def spawn(kind: str, folder: Path, backbone: dict, hooks: list) -> list:
+def spawn(kind: str,
+          folder: Path,
+          backbone: dict,
+          hooks: list,
+          neck: Optional[dict] = None) -> list:
+    neck = neck or fusion_neck(kind)
     mp.spawn(
-        train, (free_port(), kind, str(folder), backbone, hooks), WORLD)
+        train, (free_port(), kind, str(folder), backbone, hooks, neck), WORLD)
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(WORLD)]
 
 
@@ -139,3 +145,32 @@ def disagree(rank: int, port: int, folder: str) -> None:
 def test_processes_that_disagree_save_nothing(tmp_path: Path) -> None:
     mp.spawn(disagree, (free_port(), str(tmp_path)), WORLD)
     assert len(list(tmp_path.iterdir())) == WORLD
+
+
+def test_levels_may_stay_unread(tmp_path: Path) -> None:
+    """A level without source, one that the inner neck skips, and streams.
+
+    Each alone ends the second step, unless unused parameters are looked for;
+    test_unread_levels.py has more of them.
+    """
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    backbone = dict(trunk=trunk, new_module='n', **save_modules(
+        tmp_path, trunk))
+    inner = dict(
+        type='mmdet.FPN',
+        in_channels=[DIMS] * 2,
+        out_channels=DIMS,
+        start_level=1,
+        num_outs=1)
+    neck = dict(
+        type='vim_mm.ViMFusionNeck',
+        in_channels=[DIMS] * 3,
+        scales=(1, 1),
+        sources=[[1], [2]],
+        modules=['a', 'b', 'n'],
+        inner_neck=inner)
+    first, second = spawn('seg', tmp_path, backbone, [], neck)
+    assert first['wrapper'] == 'MMDistributedDataParallel'
+    assert same(
+        *({k: v for k, v in r['rest'].items() if 'bank' in k or 'neck' in k}
+          for r in (first, second)))

@@ -8,6 +8,7 @@ from typing import Sequence
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor
 
 from _tiny import (KINDS, SIZE, Pictures, build_backbone, build_model,
@@ -16,6 +17,7 @@ from _tiny import (KINDS, SIZE, Pictures, build_backbone, build_model,
 from vim_mm.apis.bake import TOLERANCE, bake
 from vim_mm.apis.serving import load_model
 from vim_mm.models.adapters import ConvPass
+from vim_mm.models.fit import check_fit
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCRIPT = Path(__file__).parents[2] / 'tools/bake.py'
@@ -87,6 +89,27 @@ def test_one_module_equals_the_fusion(fusion: dict, tmp_path: Path) -> None:
         slot: {m: w for m, w in row.items() if w}
         for slot, row in model.backbone.gates().items()
     }
+
+
+def test_the_fused_checkpoint_brings_neck_and_head(
+        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As docs/fusion.md has it, and without a line for each tensor."""
+    model = fused(tmp_path, dict(type='EnsMoE', tasks=['x', 'y']))
+    bake(model, 'one', str(tmp_path / 'zoo'), task='x', threshold=0, size=SIZE)
+    backbone = dict(
+        trunk=save_trunk(tmp_path / 'trunk.pth'),
+        zoo=str(tmp_path / 'zoo'),
+        modules=['one'])
+    baked = build_model('seg', backbone)
+    state = model.state_dict()
+    check_fit(baked, state, 'x.pth', whole=True)
+    load_state_dict(baked, state)
+    assert 'unexpected' not in capsys.readouterr().out
+    assert same(snapshot(baked.decode_head), snapshot(model.decode_head))
+    # a module that was not baked stands for nobody
+    plain = build_model('seg', dict(backbone, modules=['a']))
+    with pytest.raises(ValueError, match="gates and the module 'b' and the"):
+        check_fit(plain, state, 'x.pth')
 
 
 KINDS_OF_ADAPTER = [

@@ -29,6 +29,7 @@ from _tiny import (DIMS, KINDS, SCOPES, SIZE, add_modules, build_backbone,
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.inputs import file_names
 from vim_mm.apis.results import Painter, describe, words
+from vim_mm.apis.serving import colours
 from vim_mm.apis.sharing import memory, tensors
 from vim_mm.registry import INFERENCERS
 from vim_mm.zoo import save_module
@@ -419,6 +420,35 @@ def test_a_broken_picture_is_named_and_the_others_answered(
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize('stage', ['forward', 'visualize', 'postprocess'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_one_image_costs_no_other_its_answer(
+        stage: str, kind: str, folder: Path, served: ViMInferencer,
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with it, and wherever: a batch has three here."""
+    zero, _, two, three = paths(folder)
+    asked = dict(inputs=[zero, two, three], task=kind)
+    right = served(**asked)['predictions']
+    step = getattr(served, stage)
+
+    def stumble(*args, **kwargs) -> object:
+        requests = kwargs.get('batch') or args[0 if stage != 'postprocess'
+                                               else 3]
+        if any(one.path == two for one in requests):
+            raise RuntimeError('odd pixels')
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(served, stage, stumble)
+    results = served(**asked, batch_size=3, out_dir=str(tmp_path))
+    assert list(results['errors']) == [1]
+    assert f'{two}: odd pixels' in results['errors'][1]
+    first, nothing, last = results['predictions']
+    assert nothing is None
+    for answer, expected in ((first, right[0]), (last, right[2])):
+        assert answer['img_path'] == expected['img_path']
+        assert answer.keys() == expected.keys()
+
+
 def test_broken_pictures_do_not_fill_the_memory(
         folder: Path, served: ViMInferencer,
         monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,8 +556,12 @@ def test_another_trunk_is_refused(folder: Path, tmp_path: Path,
     cfg = Config.fromfile(config)
     cfg.model.backbone.update(modules=[], fusion=None)
     cfg.model.backbone.trunk.init_cfg = other
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    learned = ('backbone.bank', 'backbone.fusion')
+    torch.save(
+        {k: v for k, v in state.items() if not k.startswith(learned)}, saved)
     with pytest.raises(ValueError, match="'new' .*another trunk"):
-        served.add_task('new', cfg, checkpoint)
+        served.add_task('new', cfg, saved)
     assert list(served.tasks) == before
 
 
@@ -683,6 +717,47 @@ def test_instance_masks_and_several_labels() -> None:
     assert plain['pred_score'] == pytest.approx([.8, .7])
     with pytest.raises(ValueError, match='return_datasamples'):
         describe(DataSample(), [])
+
+
+@pytest.mark.parametrize(('palette', 'first', 'last'), [
+    ((1, 2, 3), (1, 2, 3), (1, 2, 3)),
+    ([1, 2, 3], (1, 2, 3), (1, 2, 3)),
+    ([(1, 2, 3)], (1, 2, 3), (1, 2, 3)),
+    (np.array([1, 2, 3]), (1, 2, 3), (1, 2, 3)),
+    (np.array([[1, 2, 3]]), (1, 2, 3), (1, 2, 3)),
+    ('green', (0, 255, 0), (0, 255, 0)),
+    ('voc', (106, 0, 228), (0, 0, 192)),
+    ([(1, 2, 3), (4, 5, 6)], (1, 2, 3), None),  # the others are drawn
+    ('no colour', None, None),
+    (None, None, None),
+    ((), None, None),
+])
+def test_one_colour_for_all_classes(palette: object, first: tuple,
+                                    last: tuple) -> None:
+    found = colours(palette, 4)
+    assert len(found) >= 4
+    assert all(len(c) == 3 and all(type(v) is int for v in c) for c in found)
+    assert first in (None, found[0]) and last in (None, found[3])
+    if first is None:
+        assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_head_with_more_outputs_than_names(kind: str, folder: Path,
+                                             tmp_path: Path) -> None:
+    config, checkpoint = sources(folder)[kind]
+    cfg = Config.fromfile(config)
+    part = dict(cls='head', det='bbox_head', seg='decode_head')[kind]
+    num = cfg.model[part].num_classes
+    names = [f'class{index}' for index in range(num - 1)]
+    cfg.test_dataloader.dataset.metainfo = dict(
+        classes=names, palette=[(1, 2, 3)])
+    inferencer = ViMInferencer(cfg, checkpoint, 'cpu', False)
+    task, = inferencer.tasks.values()
+    assert task.classes == [*names, str(num - 1)]
+    assert len(task.palette) == num
+    results = inferencer(paths(folder), out_dir=str(tmp_path))
+    assert not results['errors'] and None not in results['predictions']
 
 
 def test_names_of_files_do_not_clash() -> None:

@@ -163,7 +163,8 @@ def test_activation_checkpointing_of_a_frozen_trunk(names: object,
         bank = run.model.backbone.bank
         seen.append((len(calls), [p.detach() for p in bank.parameters()]))
     (once, plain), (twice, recomputed) = seen
-    assert twice == 2 * once
+    # besides one blank image that shows whether the neck fits
+    assert twice - 1 == 2 * (once - 1)
     assert all(map(torch.equal, plain, recomputed))
     assert run.cfg['activation_checkpointing'] is None
 

@@ -4,8 +4,9 @@
 import pytest
 import torch
 
-from _tiny import add_modules, build_model, vit
+from _tiny import KINDS, add_modules, build_model, fusion_neck, model_cfg, vit
 from vim_mm.models.fit import check_classes, check_fit
+from vim_mm.registry import MODELS
 
 
 def test_files_of_something_else() -> None:
@@ -79,3 +80,29 @@ def test_classes_in_another_order() -> None:
     meta = dict(dataset_meta=dict(classes=('b', 'a')))
     with pytest.raises(ValueError, match="x.pth numbers its classes.*'b'"):
         check_classes(['a', 'b'], meta, 'x.pth')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('fusion', [None, dict(type='EnsMoE')])
+def test_what_a_frozen_config_would_drop(kind: str, fusion: dict) -> None:
+    """mmengine leaves it out with a line in the log."""
+    fused = build_model(
+        kind, dict(trunk=vit(), new_module='n', fusion=fusion)).state_dict()
+    said = 'gates and the module' if fusion else 'the module'
+    cfg = model_cfg(kind, dict(trunk=vit()), fusion_neck(kind))
+    for backbone in (cfg.backbone, vit()):
+        frozen = MODELS.build(dict(cfg, backbone=backbone))
+        with pytest.raises(ValueError, match=f"x.pth holds {said} 'n', which "
+                           'the model has no place for'):
+            check_fit(frozen, fused, 'x.pth')
+    plain = {k: v for k, v in fused.items() if 'fingerprint' not in k}
+    check_fit(frozen, plain, 'x.pth')  # another library's own
+
+
+def test_gates_of_a_neck_would_be_dropped() -> None:
+    backbone = dict(trunk=vit(), new_module='n')
+    fused = build_model('seg', backbone, fusion_neck('seg', ['n']))
+    plain = build_model('seg', backbone)
+    with pytest.raises(ValueError, match='x.pth holds gates, which'):
+        check_fit(plain, fused.state_dict(), 'x.pth')
+    check_fit(fused, fused.state_dict(), 'x.pth')

@@ -176,7 +176,7 @@ class ViMInferencer(BaseInferencer):
             ValueError: If a task is unknown, a folder holds no image, an
                 argument is not as above, or no image can be answered.
         """
-        _, _, drawing, saving = self._dispatch_kwargs(**kwargs)
+        _, _, drawing_of, saving = self._dispatch_kwargs(**kwargs)
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size}: use at least 1.')
         requests = list_requests(inputs, task, list(self.tasks),
@@ -191,19 +191,18 @@ class ViMInferencer(BaseInferencer):
         batches = self.preprocess(requests, batch_size)
         if self.show_progress:
             batches = track(batches, 'Inference', console=Console(stderr=True))
-        for batch, samples in self._samples(batches):
-            drawings = self.visualize(batch, samples, keep=keep, **drawing)
-            done = self.postprocess(
-                samples,
-                drawings,
-                return_datasamples,
-                batch=batch,
-                out_dir=out_dir,
-                **saving)
-            for place, one in enumerate(batch):
-                results['predictions'][one.index] = done['predictions'][place]
-                if drawing.get('return_vis'):
-                    results['visualization'][one.index] = drawings[place]
+        for one, sample in self._samples(batches):
+            try:
+                drawing, = self.visualize([one], [sample], keep, **drawing_of)
+                answer = self.postprocess([sample], [drawing],
+                                          return_datasamples, [one], out_dir,
+                                          **saving)
+            except Exception as error:  # drawing may fail at any of them
+                self._failures.add([one], error)
+                continue
+            results['predictions'][one.index], = answer['predictions']
+            if drawing_of.get('return_vis'):
+                results['visualization'][one.index] = drawing
         results['errors'] = self._failures.report(num)
         return results
 
@@ -214,13 +213,23 @@ class ViMInferencer(BaseInferencer):
         passes = [task.trunk_pass for task in self.tasks.values()]
         with read_once(filter(None, passes)):
             for batch in batches:
-                try:
-                    samples = self.forward(batch)
-                except ValueError as error:
-                    # a size the trunk cannot take, say; all here have it
-                    self._failures.add(batch, error)
-                    continue
-                yield batch, samples
+                yield from self._answer(batch)
+
+    def _answer(
+        self, batch: List[Request]
+    ) -> Iterator[Tuple[Request, BaseDataElement]]:
+        samples: Optional[List[BaseDataElement]] = None
+        try:
+            samples = self.forward(batch)
+        except Exception as error:  # models raise all kinds
+            if len(batch) == 1:
+                self._failures.add(batch, error)
+                return
+        if samples is not None:
+            yield from zip(batch, samples)
+            return
+        for one in batch:
+            yield from self._answer([one])
 
     def preprocess(self,
                    inputs: List[Request],

@@ -10,6 +10,7 @@ is there once.
 
 import re
 from contextlib import contextmanager
+from numbers import Number
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
@@ -286,18 +287,35 @@ def class_names(dataset: ConfigDict, meta: dict,
         'classes')
     if isinstance(classes, str):
         classes = list_from_file(classes)
-    if not classes:
-        counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
-        classes = range(max(n for n in counts if isinstance(n, int)))
-    palette = colours(found.get('palette'), len(classes))
-    return [str(c) for c in classes], palette
+    counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
+    num = max((n for n in counts if isinstance(n, int)), default=0)
+    # outputs of the head that nobody named go by their numbers
+    names = [str(c) for c in classes or ()]
+    names += [str(n) for n in range(len(names), num)]
+    return names, colours(found.get('palette'), len(names))
 
 
-def colours(palette: Optional[Sequence], num: int) -> List[tuple]:
-    """A palette as RGB tuples, or another one if it lacks some of ``num``."""
-    if len(palette or ()) < num:
-        palette = get_palette('random', num)
-    return [tuple(map(int, colour)) for colour in palette]
+def colours(palette: Union[Sequence, str, None], num: int) -> List[tuple]:
+    """A palette as RGB tuples.
+
+    Args:
+        palette: A colour for each class, one for all, or what mmdet takes:
+            the name of a data set or of a colour. Classes that it leaves
+            without one get others.
+        num (int): Number of classes.
+    """
+    if isinstance(palette, str):
+        try:
+            palette = get_palette(palette, num)
+        except (AssertionError, KeyError):  # too few, or no such name
+            palette = None
+    found = list(palette if palette is not None else ())
+    if found and isinstance(found[0], Number):
+        found = [found]
+    if len(found) == 1:
+        found *= num
+    found += get_palette('random', num)[len(found):]
+    return [tuple(map(int, colour)) for colour in found]
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:

@@ -11,11 +11,53 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import holders, idle, select_task
+
+
+def ordinary(model: BaseModel,
+             who: str,
+             name: Optional[str] = None) -> BaseModel:
+    """The model whose backbone learns, inside one that holds others.
+
+    Semi-supervised detectors hold a student and a frozen teacher, wrappers a
+    model. An ordinary model, and one of several tasks, is returned as it is.
+
+    Args:
+        model (BaseModel): The model of a run, wrapped or not.
+        who (str): The name of the hook that asks, for messages.
+        name (str, optional): Name of the submodel that is meant. Defaults to
+            None, for the one that learns.
+
+    Raises:
+        ValueError: If there is none such, or several are meant.
+    """
+    model = unwrap(model)
+    if isinstance(model, MultiTaskModel) or hasattr(model, 'backbone'):
+        return model
+    found = {
+        key: part
+        for key, part in model.named_modules()
+        if isinstance(getattr(part, 'backbone', None), ViMBackbone)
+    }
+    learning = {
+        key: part
+        for key, part in found.items()
+        if any(param.requires_grad for param in part.parameters())
+    }
+    if name is not None:
+        learning = {k: part for k, part in found.items() if k == name}
+    if len(learning) != 1:
+        raise ValueError(
+            f'{who} works on one model with a ViMBackbone that learns, and '
+            f'{type(model).__name__} holds {list(learning) or "none"} '
+            f'(all: {list(found)}); name it in `task` of the hook where it '
+            'has one, or freeze the others.')
+    return next(iter(learning.values()))
 
 
 def first_neck(model: BaseModel) -> Optional[nn.Module]:
@@ -109,8 +151,8 @@ def part_of(runner: Runner, task: Optional[str],
 
     Args:
         runner (Runner): The run.
-        task (str, optional): The task of a multi-task model; None for an
-            ordinary one.
+        task (str, optional): The task of a multi-task model, or the name of
+            a submodel, see :func:`ordinary`; None for an ordinary one.
         who (str): The name of the hook that asks, for messages.
 
     Yields:
@@ -126,10 +168,12 @@ def part_of(runner: Runner, task: Optional[str],
     if isinstance(model, BaseDistiller):
         model = model.student
     if not isinstance(model, MultiTaskModel):
-        if task is not None:
+        if task is not None and hasattr(model, 'backbone'):
             raise ValueError(f"{who} is to work on the task '{task}', but the "
                              'model has one task only; leave `task` out.')
-        yield model, loader
+        inner = ordinary(model, who, task)
+        _check_batches(model, inner, who)
+        yield inner, loader
         return
     if task is None:
         raise ValueError(f'{who} works on one task; set its `task` to one of '
@@ -139,6 +183,18 @@ def part_of(runner: Runner, task: Optional[str],
     select_task(model, task)
     with model.in_scope(task):
         yield model.of(task), loader.of(task)
+
+
+def _check_batches(model: BaseModel, inner: BaseModel, who: str) -> None:
+    """Refuse a submodel that is not fed what the run's loader gives."""
+    kinds = [type(part.data_preprocessor) for part in (model, inner)]
+    if kinds[0] is not kinds[1]:
+        raise ValueError(
+            f'{who} prepares {type(inner).__name__} with ordinary batches, '
+            f'and those of {type(model).__name__} are made for its '
+            f'{kinds[0].__name__}; prepare in a run of '
+            f'{type(inner).__name__} alone, and start from it with '
+            '`load_from`.')
 
 
 def refuse_tasks(runner: Runner, who: str) -> None:

@@ -11,10 +11,12 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
+from vim_mm.utils.quiet_logs import drop_frozen
 from .resume import choose_checkpoint
 
 TRAINING = ('train_dataloader', 'val_dataloader')
@@ -71,14 +73,22 @@ def _precede(cls: type, method: str, look: Callable) -> None:
 
 
 def _add_guard(runner: Runner) -> None:
+    runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
-    # it does nothing where there is no student
+    # they do nothing where there is no frozen trunk, or no student
+    runner.register_hook(dict(type='vim_mm.SummaryHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))
 
 
 def _before_training(runner: Runner) -> None:
+    # not above: importing models may be what has imported this file
+    from vim_mm.models.channels import check_channels
+    from .rates import check_rates
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
+    model = _unwrap(runner.model)
+    check_rates(runner.optim_wrapper, model)
+    check_channels(model)
     keep_float32_on_cpu(runner.optim_wrapper)
 
 
@@ -106,13 +116,16 @@ def _check_loops(runner: Runner, *stages: str) -> None:
                 f"'vim_mm.MultiTask{stage.capitalize()}Loop'.")
 
 
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
 def _check_data(runner: Runner, parts: Tuple[str, ...]) -> None:
     cfg = {part: getattr(runner, f'_{part}') for part in parts}
     for part in set(parts) - {'train_dataloader'}:
         evaluator = part.replace('dataloader', 'evaluator')
         cfg[evaluator] = getattr(runner, f'_{evaluator}')
-    model = runner.model
-    cfg['model'] = model.module if is_model_wrapper(model) else model
+    cfg['model'] = _unwrap(runner.model)
     scope = DefaultScope.get_current_instance()
     check_data(dict(cfg, default_scope=scope and scope.scope_name), parts)
 

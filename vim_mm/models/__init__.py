@@ -1,6 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# before any module that needs mmpretrain
-from vim_mm.utils import quiet_imports  # noqa: F401
 from . import (adapters, backbones, distillers, export, fusion, generators,
                heads, moe, multitask, necks)
 from .build import build_model

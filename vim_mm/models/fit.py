@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a checkpoint must hold to be judged or served."""
 
-from typing import Dict, Iterator, Sequence
+import re
+from typing import Dict, Iterable, Iterator, Sequence
 
 from mmengine.model import BaseModel
 from torch import Tensor
@@ -34,7 +35,8 @@ def check_fit(model: BaseModel,
             so it is for those of several tasks. Defaults to False.
 
     Raises:
-        ValueError: If something is missing or has another shape.
+        ValueError: If something is missing or has another shape, or modules
+            or gates in it would be dropped.
     """
     own = model.state_dict()
     if _has_backbone(own) and not _has_backbone(state):
@@ -44,6 +46,7 @@ def check_fit(model: BaseModel,
             'of a zoo are named in `model.backbone.modules`).')
     has_bank = isinstance(getattr(model, 'backbone', None), ViMBackbone)
     if not (has_bank or whole or isinstance(model, MultiTaskModel)):
+        _refuse_dropped(model, state, file)
         return
     spare = tuple(_spare(model, every_task)) if has_bank else ()
     unlike = [
@@ -55,6 +58,39 @@ def check_fit(model: BaseModel,
             f'{file} lacks {len(unlike)} tensors of the model, or holds them '
             f'in another shape, such as {unlike[:3]}: it is of another model; '
             'give a checkpoint that a run of this config wrote.')
+    _refuse_dropped(model, state, file)
+
+
+def _refuse_dropped(model: BaseModel, state: Iterable[str],
+                    file: str) -> None:
+    """Refuse a checkpoint whose modules or gates the model has no place for.
+
+    mmengine would drop them with a line in the log, and what is judged would
+    be the trunk without them. A module that was baked from them may stand in
+    their place.
+    """
+    if not any(key.endswith('trunk_fingerprint') for key in state):
+        return  # another library's own
+    own, parts = map(_learned_parts, (model.state_dict(), state))
+    dropped = {key: part for key, part in parts.items() if key not in own}
+    baked = getattr(getattr(model, 'backbone', None), 'baked_from', set())
+    modules = {key.rpartition('.')[2] for key in dropped} - {'fusion'}
+    if dropped and not (baked and (baked & modules or not modules)):
+        raise ValueError(
+            f'{file} holds {" and ".join(sorted(set(dropped.values())))}, '
+            'which the model has no place for, so that they would be dropped; '
+            'give the config of the run that wrote it.')
+
+
+def _learned_parts(keys: Iterable[str]) -> Dict[str, str]:
+    """Modules and fusions that keys belong to, and what they are called."""
+    found = {}
+    for key in keys:
+        match = re.match(r'(.*\b(bank\.members\.([\w-]+)|fusion))\.', key)
+        if match:
+            found[match[1]] = f"the module '{match[3]}'" if match[3] \
+                else 'gates'
+    return found
 
 
 def check_classes(own: Sequence[str], meta: dict, file: str) -> None:

@@ -76,6 +76,8 @@ class TaskHolder(metaclass=ABCMeta):
     def with_idle(self, outputs: Any, *unread: Tensor) -> Any:
         """Outputs whose backward pass reaches what is idle, too.
 
+        In training it reaches outputs that nobody reads, whatever the tasks.
+
         Args:
             outputs: What :func:`tie_in` takes.
             *unread (Tensor): What else the pass left out.
@@ -83,15 +85,20 @@ class TaskHolder(metaclass=ABCMeta):
         Raises:
             ValueError: If a task that does not learn runs in training.
         """
-        if not torch.is_grad_enabled() or not self.tasks:
+        if not torch.is_grad_enabled():
             return outputs
-        if self.training and self.learning and self.task not in self.learning:
+        if (self.tasks and self.training and self.learning
+                and self.task not in self.learning):
             raise ValueError(
                 f"Task '{self.task}' runs in training, but those that learn "
                 f'are {self.learning}; name it in `learn_tasks` before the '
                 'optimizer and a data-parallel wrapper are built, or call '
                 '`eval()` if it is only to run.')
-        return tie_in(outputs, [*self.idle(), *unread])
+        left_out = [*self.idle(), *unread] if self.tasks else unread
+        left_out = [tensor for tensor in left_out if tensor.requires_grad]
+        if not self.training and not left_out:
+            return outputs
+        return tie_in(outputs, left_out)
 
 
 # ------------------------------------------------------------ whole models
@@ -203,45 +210,50 @@ def let_learn(params: Iterable[nn.Parameter], learns: bool) -> None:
 
 
 class _TieIn(Function):
-    """Tensors as they are, and zero gradients for some others."""
+    """Tensors as they are, and zero gradients for what nobody reads."""
 
     @staticmethod
     def forward(ctx, num: int, *tensors: Tensor) -> Tuple[Tensor, ...]:
         ctx.idle = tensors[num:]
-        ctx.set_materialize_grads(False)
         # not the tensors themselves, which torch would return as views that
         # refuse to be changed in place
         return tuple(tensor.detach() for tensor in tensors[:num])
 
     @staticmethod
-    def backward(ctx, *grads: Optional[Tensor]) -> tuple:
+    def backward(ctx, *grads: Tensor) -> tuple:
         return (None, *grads, *map(torch.zeros_like, ctx.idle))
 
 
-def tie_in(outputs: Any, idle: Sequence[Tensor]) -> Any:
-    """Outputs whose backward pass gives idle tensors zero gradients.
+def tie_in(outputs: Any, idle: Sequence[Tensor] = ()) -> Any:
+    """Outputs whose backward pass gives zero gradients to what is not used.
 
+    That are the idle tensors, and the outputs that nobody reads, such as the
+    levels that a neck skips: every process then waits for the same parameters.
     Unlike ``outputs + 0 * sum(idle)`` it changes no bit of the outputs and
-    computes nothing. Whichever output is used, all of ``idle`` is reached.
+    computes nothing. Whichever output is used, all are reached.
 
     Args:
         outputs: A tensor, or a structure of tuples, lists and dicts of them.
         idle (Sequence[Tensor]): Those that require no gradient do not matter.
+            Defaults to none.
 
     Returns:
         The same structure; ``outputs`` itself if there is nothing to reach.
     """
-    idle = [tensor for tensor in idle if tensor.requires_grad]
-    if not idle or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return outputs
+    idle = [tensor for tensor in idle if tensor.requires_grad]
     leaves, structure = tree_flatten(outputs)
-    tied = [
+    floats = [
         index for index, leaf in enumerate(leaves)
         if isinstance(leaf, Tensor) and leaf.is_floating_point()
     ]
-    if tied:
-        results = _TieIn.apply(
-            len(tied), *(leaves[index] for index in tied), *idle)
-        for index, result in zip(tied, results):
-            leaves[index] = result
+    # where something is idle, any output may be the one that is used
+    tied = floats if idle else [i for i in floats if leaves[i].requires_grad]
+    if not tied or (len(tied) == 1 and not idle):
+        return outputs
+    results = _TieIn.apply(
+        len(tied), *(leaves[index] for index in tied), *idle)
+    for index, result in zip(tied, results):
+        leaves[index] = result
     return tree_unflatten(leaves, structure)

@@ -2,6 +2,7 @@
 """Checks of config arguments; errors are one sentence."""
 
 import inspect
+from difflib import get_close_matches
 from typing import Any, Callable, Iterable, List, Mapping, Sequence
 
 
@@ -26,6 +27,21 @@ def arguments_of(kind: Callable) -> List[str]:
     return names
 
 
+def required_of(kind: type) -> List[str]:
+    """Names of the arguments that a class cannot be built without."""
+    params = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return [
+        p.name for p in params
+        if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
+    ]
+
+
+def passes_on(kind: type) -> bool:
+    """Whether a class takes any setting, to hand it to others."""
+    params = inspect.signature(kind.__init__).parameters.values()
+    return any(p.kind == p.VAR_KEYWORD for p in params)
+
+
 def check_arguments(kind: type,
                     given: Iterable[str],
                     inner: Sequence[str] = ()) -> None:
@@ -42,9 +58,22 @@ def check_arguments(kind: type,
     known = [name for name in arguments_of(kind) if name not in inner]
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(f'{kind.__name__} takes no {", ".join(unknown)}; it '
-                         f'takes {", ".join(known)} (`_delete_=True` keeps '
-                         'settings of a `_base_` out).')
+        raise ValueError(f'{kind.__name__} takes no {", ".join(unknown)}; '
+                         f'{_hint(unknown, known)}it takes '
+                         f'{", ".join(known)} (`_delete_=True` keeps settings '
+                         'of a `_base_` out).')
+
+
+def _hint(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """What was probably meant by settings that are not known."""
+    if 'pretrained' in unknown:
+        return ('the model hands its own one on: set `model.pretrained=None` '
+                'and name weights in `trunk.init_cfg`; ')
+    meant = [
+        near for name in unknown
+        for near in get_close_matches(name, known, 1, 0.75)
+    ]
+    return f'perhaps {", ".join(meant)} is meant; ' if meant else ''
 
 
 def check_is_config(cfg: Any, what: str) -> None:

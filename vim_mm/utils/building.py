@@ -1,10 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Configs that leave ``in_channels='auto'``, noticed where models are built.
+"""Configs are looked at where models, hooks and loops are built.
 
 Detectors, segmentors and classifiers build their parts one by one from
 configs, each from its own library's registry. All of them call
-``Registry.build``, so that is where to look; what is to be done then needs
-torch and is loaded when the first config asks for it.
+``Registry.build``, so that is where settings of our own types are checked, and
+where ``in_channels='auto'`` is noticed; what is to be done then needs torch
+and is loaded when the first config asks for it.
 """
 
 import threading
@@ -12,6 +13,8 @@ from functools import wraps
 from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
+
+from .own_types import check_own, explain
 
 AUTO = 'auto'
 #: Necks that pool tokens and read how many of them are no patches.
@@ -54,12 +57,23 @@ def watch_builds(load: Callable[[], Callable]) -> None:
     if hasattr(original, 'watched'):
         return
 
+    def checked(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        more = kwargs.get('default_args', args[0] if args else None)
+        check_own(self, cfg, more or {})
+        try:
+            return original(self, cfg, *args, **kwargs)
+        except (KeyError, TypeError) as error:
+            said = explain(self, cfg, error)
+            if said is None:
+                raise
+            raise ValueError(said) from error
+
     @wraps(original)
     def build(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         if self.name == 'model' and (assembling.now is not None or asks(cfg)):
             return load()(
-                self, lambda part: original(self, part, *args, **kwargs), cfg)
-        return original(self, cfg, *args, **kwargs)
+                self, lambda part: checked(self, part, *args, **kwargs), cfg)
+        return checked(self, cfg, *args, **kwargs)
 
     build.watched = True
     Registry.build = build

@@ -66,9 +66,18 @@ def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
         if os.environ.get(TRACEBACK_ENV) == '1' or not is_user_error(error):
             raise
         print(
-            f'Error: {error} ({TRACEBACK_ENV}=1 shows the traceback.)',
+            f'Error: {_sentence(error)} ({TRACEBACK_ENV}=1 shows the '
+            'traceback.)',
             file=sys.stderr)
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, without the traceback of a loader's process."""
+    said = str(error)
+    if said.startswith('Caught ') and 'worker process' in said:
+        said = said.rstrip().splitlines()[-1].partition(': ')[2] or said
+    return said
 
 
 def _stdout_closed() -> bool:

@@ -7,11 +7,12 @@ from mmengine.config import Config
 
 from vim_mm.registry import DATASETS
 from .arguments import arguments_of
+from .class_names import check_class_names
 from .config import task_scopes, type_name
 
 
 def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
-    """Refuse missing data before anything is built or written.
+    """Refuse missing data, or that of other classes, before a run begins.
 
     Args:
         cfg (Config | dict): The whole config. What is built already in it
@@ -23,6 +24,7 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
         FileNotFoundError: If the data root, an annotation file or a folder
             of a data set or its evaluator is not there; names the option
             that says where to look.
+        ValueError: If annotations know other classes than the config.
     """
     for part in parts:
         for loader, scope, task in _loaders(cfg, part):
@@ -30,6 +32,7 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
                                           loader['dataset'], scope):
                 if not _downloads(dataset):
                     _check(key, dataset)
+                    check_class_names(key, dataset)
         evaluator = part.replace('dataloader', 'evaluator')
         if evaluator != part and isinstance(cfg.get(part), dict):
             _check_evaluator(evaluator, cfg.get(evaluator))

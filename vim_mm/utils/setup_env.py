@@ -1,9 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Setup of the OpenMMLab stack by ``import vim_mm``."""
 
+from functools import wraps
+from typing import Optional, Tuple
+
+from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 from .import_hooks import install_ops_finder, when_imported
+from .quiet_logs import drop_debug_prints
+
+OWN_SCOPE = 'vim_mm'
 
 
 def prepare_stack() -> None:
@@ -17,12 +24,44 @@ def prepare_stack() -> None:
     config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
     # Ours is the name of a module and of no distribution: the original
     # mmengine takes an editable install's distribution for site-packages.
-    config_utils.MODULE2PACKAGE['vim_mm'] = 'vim_mm.version'
+    config_utils.MODULE2PACKAGE[OWN_SCOPE] = 'vim_mm.version'
+    leave_own_scope_out()
+    drop_debug_prints()
     install_ops_finder()
     when_imported('mmengine.runner.checkpoint', make_loading_safe)
+    when_imported('mmengine.dataset.base_dataset', name_unreadable_files)
+
+
+def leave_own_scope_out() -> None:
+    """Let bases of ours be read as by a config beside them. Idempotent.
+
+    mmengine notes the scope of a base from another package as ``_scope_`` in
+    every dict with a type. In a loop or an optimizer wrapper, whose types are
+    mmengine's own, it would hide the data sets and transforms of the user's
+    default scope, which are built inside. Our bases name the library of every
+    type that is not mmengine's, so they need no scope.
+    """
+    original = Config._get_cfg_path
+    if hasattr(original, 'leaves_out'):
+        return
+
+    @wraps(original)
+    def get_cfg_path(cfg_path: str,
+                     filename: str) -> Tuple[str, Optional[str]]:
+        path, scope = original(cfg_path, filename)
+        return path, None if scope == OWN_SCOPE else scope
+
+    get_cfg_path.leaves_out = OWN_SCOPE
+    Config._get_cfg_path = staticmethod(get_cfg_path)
 
 
 def make_loading_safe() -> None:
     """Replace mmengine's loaders; imports torch, as they do."""
     from .checkpoint import register_loaders
     register_loaders()
+
+
+def name_unreadable_files() -> None:
+    """Let pipelines name the file that a stage cannot read."""
+    from .unreadable import watch_pipelines
+    watch_pipelines()

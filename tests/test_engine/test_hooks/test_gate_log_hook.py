@@ -24,7 +24,7 @@ def test_scalars_of_every_slot_and_module(tmp_path: Path) -> None:
     path, = tmp_path.rglob('vis_data/scalars.json')
     records = [json.loads(line) for line in path.read_text().splitlines()]
     records = [r for r in records if any(k.startswith('gates/') for k in r)]
-    assert [r['step'] for r in records] == [2, 4]
+    assert [r['step'] for r in records] == [0, 2, 4]
     for record in records:
         gates = {k: v for k, v in record.items() if k.startswith('gates/')}
         assert gates == pytest.approx({

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A midstream run leaves its module, card and head in a zoo."""
 
+import shutil
 from pathlib import Path
 from typing import Sequence
 
@@ -138,6 +139,35 @@ def test_what_learned_nothing_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match='no gradient has reached it'):
         run.train()
     assert not (tmp_path / 'zoo' / 'n').exists()
+
+
+@pytest.mark.parametrize('adapter', [
+    'ConvPass', 'BottleneckAdapter', 'LoRA', 'SideLadder'])
+def test_what_never_ran_is_not_saved(adapter: str, tmp_path: Path) -> None:
+    run = runner(tmp_path, adapter=dict(type=adapter))
+    hook, = (h for h in run.hooks if isinstance(h, ModuleToZooHook))
+    hook.before_train(run)
+    with pytest.raises(ZooError, match=r"'n' adds nothing .* after 0"):
+        hook.after_train(run)
+    assert not (tmp_path / 'zoo' / 'n').exists()
+    # weight decay alone moves what comes before the up projection
+    for name, param in run.model.backbone.bank.named_parameters():
+        if '.up.' not in name:
+            param.data.mul_(0.9)
+    run.train_loop._iter = 4
+    with pytest.raises(ZooError, match='adds nothing to its trunk after 4'):
+        hook.after_train(run)
+
+
+def test_a_run_that_is_resumed_at_its_end_saves_what_it_learned(
+        tmp_path: Path) -> None:
+    runner(tmp_path).train()
+    shutil.rmtree(tmp_path / 'zoo')
+    again = runner(tmp_path)
+    again._load_from = str(tmp_path / 'iter_4.pth')
+    again._resume = True
+    again.train()
+    assert again.iter == 4 and Zoo(tmp_path / 'zoo').names() == ['n']
 
 
 def test_a_module_no_task_weighs_is_refused(tmp_path: Path) -> None:

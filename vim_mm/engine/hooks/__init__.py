@@ -10,10 +10,12 @@ from .proxy_hook import ProxyHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
 from .student_hook import StudentHook
+from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'CostHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
     'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook', 'ProxyHook',
-    'RoutingLogHook', 'ScoreGatesHook', 'StudentHook', 'WarmHeadHook'
+    'RoutingLogHook', 'ScoreGatesHook', 'StudentHook', 'SummaryHook',
+    'WarmHeadHook'
 ]

@@ -5,11 +5,10 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task
 from vim_mm.registry import HOOKS
-from ..model_parts import fusing_part
+from ..model_parts import fusing_part, ordinary
 
 
 @HOOKS.register_module()
@@ -25,10 +24,16 @@ class GateLogHook(Hook):
         interval (int): Iterations between two records. Defaults to 50.
     """
 
+    # behind hooks that start gates
     priority = 'LOW'
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval
+
+    def before_train(self, runner: Runner) -> None:
+        """Record the gates the run starts with, after other hooks' work."""
+        if runner.iter == 0:  # not resumed
+            self._record(runner, 0)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
         """Record the gates every ``interval`` iterations."""
@@ -42,7 +47,7 @@ class GateLogHook(Hook):
 
     @staticmethod
     def _record(runner: Runner, step: int) -> None:
-        model = unwrap(runner.model)
+        model = ordinary(runner.model, 'GateLogHook')
         if not isinstance(model, MultiTaskModel):
             scalars = _scalars(model, 'gates')
         else:

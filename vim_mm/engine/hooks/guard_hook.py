@@ -16,6 +16,7 @@ from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
+from ..rates import refuse_idle_run
 from ..resume import check_counters, keep_numbers
 
 
@@ -42,6 +43,14 @@ class GuardHook(Hook):
         if _judging_loop(runner) is None:
             check_init(runner.model)
         recompute_trunks(runner.model, runner.cfg)
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a run with a frozen trunk that would learn nothing.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        refuse_idle_run(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.

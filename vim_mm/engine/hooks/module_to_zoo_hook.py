@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
-from ..model_parts import refuse_tasks
+from ..model_parts import ordinary, refuse_tasks
 
 
 @HOOKS.register_module()
@@ -61,7 +62,8 @@ class ModuleToZooHook(Hook):
                 name, or the card would not be valid.
         """
         refuse_tasks(runner, 'ModuleToZooHook')
-        backbone = getattr(unwrap(runner.model), 'backbone', None)
+        model = ordinary(runner.model, 'ModuleToZooHook')
+        backbone = getattr(model, 'backbone', None)
         name = getattr(backbone, 'new_module', None)
         if name is None and moe_layers(unwrap(runner.model)):
             raise ValueError(
@@ -104,14 +106,25 @@ class ModuleToZooHook(Hook):
             RuntimeError: If the processes have learned different modules.
             ZooError: If the module has learned nothing.
         """
-        model = unwrap(runner.model)
+        model = runner.model
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 model = hook.ema_model.module
+        model = ordinary(model, 'ModuleToZooHook')
         name = model.backbone.new_module
         learned = model.backbone.bank.export(name)
         check_agreement(name, learned)
-        first, fresh = self._fresh
+        self._check_learned(runner, model.backbone, learned)
+        self._write(runner, model)
+
+    def _check_learned(self, runner: Runner, backbone: ViMBackbone,
+                       learned: Dict[str, Tensor]) -> None:
+        """Refuse a module that is no better than none.
+
+        Raises:
+            ZooError: If it is as it was before, or adds nothing.
+        """
+        name, (first, fresh) = backbone.new_module, self._fresh
         if runner.iter > first and all(
                 torch.equal(fresh[key], learned[key]) for key in learned):
             raise ZooError(
@@ -119,7 +132,12 @@ class ModuleToZooHook(Hook):
                 'iterations before, so it was not saved: no gradient has '
                 'reached it. Look for what keeps it from learning, such as '
                 'activation checkpoints or a rate of zero.')
-        self._write(runner, model)
+        if backbone.bank.adds_nothing(name):
+            raise ZooError(
+                f"Module '{name}' adds nothing to its trunk after "
+                f'{runner.iter} iterations, so it was not saved: it is as '
+                'fresh as it began. Let the run go on, or look for what keeps '
+                'it from learning.')
 
     @master_only
     def _write(self, runner: Runner, model: BaseModel) -> None:

@@ -87,6 +87,10 @@ class AdapterBank(nn.Module):
         """Whether a module reads the trunk's outputs, from beside it."""
         return any(a.beside for a in self.members[name].values())
 
+    def adds_nothing(self, name: str) -> bool:
+        """Whether a module adds zeros in every slot, as a fresh one does."""
+        return all(a.adds_nothing for a in self.members[name].values())
+
     def in_slot(self, slot: str, names: Sequence[str]) -> List[BaseAdapter]:
         """The adapters that the named modules have in a slot."""
         return [

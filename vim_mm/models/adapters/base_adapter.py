@@ -62,6 +62,11 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
         raise NotImplementedError(
             f'{type(self).__name__} does not say its config.')
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether its delta is known to be zero, whatever it reads."""
+        return False
+
     def times_scale(self, delta: Tensor) -> Tensor:
         """Multiply by the output scale; one spares a pass over the tokens."""
         return delta if self.scale == 1 else self.scale * delta

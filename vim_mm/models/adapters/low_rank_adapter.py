@@ -136,6 +136,11 @@ class LowRankAdapter(BaseAdapter):
                  hidden_dims: int) -> 'LowRankAdapter':
         """An adapter like these, ``hidden_dims`` wide, with a scale of one."""
 
+    @property
+    def adds_nothing(self) -> bool:
+        """See :attr:`BaseAdapter.adds_nothing`: ``up`` is still zero."""
+        return not any(param.any() for param in self.up.parameters())
+
     @classmethod
     def pack(cls, adapters: Sequence['LowRankAdapter']) -> Packed:
         """Lay K adapters side by side; gradients flow to their parameters.

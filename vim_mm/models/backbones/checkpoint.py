@@ -53,6 +53,23 @@ def leave_trunk_out(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
             del state_dict[key]
 
 
+def drop_baked(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
+               *_) -> None:
+    """Hook before loading: leave out what a baked module stands for.
+
+    mmengine would list every tensor of it as unexpected.
+    """
+    if not backbone.baked_from:
+        return
+    members = f'{prefix}bank.members.'
+    own = tuple(f'{members}{name}.' for name in backbone.bank.names)
+    gone = (members, f'{prefix}fusion.') if backbone.fusion is None \
+        else (members, )
+    for key in list(state_dict):
+        if key.startswith(gone) and not key.startswith(own):
+            del state_dict[key]
+
+
 def keep_trunk(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
                *_) -> None:
     """Hook before loading: without a trunk in the file, keep ours.

@@ -13,6 +13,7 @@ from ..layouts import Streams, as_levels
 from ..moe.selection import selection_of
 from ..tasks import holders
 from .blank_image import blank_outputs
+from .checkpoint import drop_baked
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
 from .weighing import MixedWeighing, TaskWeighing
@@ -32,6 +33,7 @@ class PlannedTrunk(PluggedTrunk):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.fusion = None
+        self._register_load_state_dict_pre_hook(drop_baked, with_module=True)
         self._plans: Dict[tuple, Plan] = {}
         self._plans_of: tuple = ()
         self._traced = Namespace()
@@ -61,9 +63,11 @@ class PlannedTrunk(PluggedTrunk):
         names, device = self.bank.names, x.device.type
         if levels is None and any(map(self.bank.is_beside, names)):
             levels = self.read_levels(x)
-        return Streams.of(
-            names, (self._run(x, self._plan(device, (name, )), levels)
-                    for name in names))
+        streams = [
+            self._run(x, self._plan(device, (name, )), levels)
+            for name in names
+        ]
+        return Streams.of(names, self.with_idle(streams))
 
     def _run(self,
              x: Tensor,

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Set
 
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.zoo import Zoo
@@ -23,6 +23,8 @@ class PluggedTrunk(SlottedTrunk):
         self.bank = AdapterBank()
         self.new_module: Optional[str] = None
         self._tuned: List[str] = []
+        #: names of modules that loaded ones were baked from
+        self.baked_from: Set[str] = set()
 
     def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
                     adapter: Optional[dict]) -> None:
@@ -120,6 +122,8 @@ class PluggedTrunk(SlottedTrunk):
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
             Zoo(zoo).check_trunk(card, self.trunk)
+            origin = card.training.get('baked_from', {})
+            self.baked_from.update(*origin.get('weights', {}).values())
             self._find_slots(card.slots)
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}

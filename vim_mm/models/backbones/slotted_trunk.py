@@ -144,6 +144,11 @@ class SlottedTrunk(BaseModule):
         return next(self.trunk.parameters()).device
 
     @property
+    def probe_size(self) -> int:
+        """Side of the image that its slots were found with, in pixels."""
+        return self._probe_size
+
+    @property
     def out_channels(self) -> List[int]:
         """Channels of every output level, as the trunk returns them.
 
@@ -198,6 +203,13 @@ class SlottedTrunk(BaseModule):
 
     def _check_size(self, x: Tensor) -> None:
         patch = self.size_divisor
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f'Images arrive as a {type(x).__name__} and not as one batch: '
+                'the model has no data preprocessor that stacks them; set '
+                '`data_preprocessor`, such as dict(type='
+                "'mmdet.DetDataPreprocessor'), with `mean`, `std` and "
+                f'`pad_size_divisor={patch}`.')
         height, width = x.shape[-2:]
         if (height % patch or width % patch) and not self._pads:
             raise ValueError(

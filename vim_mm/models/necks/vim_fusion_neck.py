@@ -241,8 +241,10 @@ class ViMFusionNeck(FusionHolder, BaseModule):
 
     def forward(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
         """Return the pyramid, or what the inner neck makes of it."""
-        levels = self._pyramid(streams)
-        return levels if self.inner_neck is None else self.inner_neck(levels)
+        levels = self.with_idle(self._pyramid(streams))
+        if self.inner_neck is None:
+            return levels
+        return self.with_idle(self.inner_neck(levels))
 
     @torch.no_grad()
     def fit(self, features: Iterable[Union[Stream, Sequence[Stream]]]) -> None:
@@ -255,7 +257,8 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             self.inner_neck.fit(self._pyramid(batch) for batch in features)
 
     def _pyramid(self, streams: Union[Stream, Sequence[Stream]]) -> tuple:
-        maps = [norm(x) for norm, x in zip(self.pre_norms, self.fuse(streams))]
+        maps = self.with_idle(
+            [norm(x) for norm, x in zip(self.pre_norms, self.fuse(streams))])
         levels = []
         for source, project, resize in zip(self.sources, self.projections,
                                            self.resizes):

@@ -1,0 +1,93 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Whether neck and heads take what the backbone gives."""
+
+from typing import Any, Iterator, List, Union
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from .backbones import ViMBackbone
+from .backbones.probe import in_eval
+from .layouts import Streams, channels_of
+
+_HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
+_AUTO = "set its `in_channels='auto'`, or the number of channels there are."
+
+
+def check_channels(model: BaseModel) -> None:
+    """Refuse a neck or head that other features were meant for.
+
+    One kept from a base config would end the first step in a message about
+    the shape of some weight.
+
+    Args:
+        model (BaseModel): A model, not wrapped; one without a
+            :class:`ViMBackbone` is not looked at.
+
+    Raises:
+        ValueError: If neck or head expect other channels or levels.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, ViMBackbone) or any(
+            param.is_meta for param in model.parameters()):
+        return
+    features = backbone.blank_outputs()
+    neck = getattr(model, 'neck', None)
+    if isinstance(neck, nn.Module):
+        features = _through(neck, features)
+    if isinstance(features, Streams):
+        raise ValueError(
+            f'The backbone gives a stream for each of {features.names}, and '
+            'no neck weighs them; set `model.backbone.fusion`, or '
+            "`model.neck.type='vim_mm.ViMFusionNeck'`.")
+    try:
+        channels = channels_of(features)
+    except ValueError:  # no levels: only its own head knows them
+        return
+    for head in _heads(model):
+        _check_head(head, channels)
+
+
+def _through(neck: nn.Module, features: Any) -> Any:
+    first = features[0] if isinstance(features, Streams) else features
+    try:
+        with in_eval(neck), torch.no_grad():
+            return neck(features)
+    except (AssertionError, RuntimeError) as error:
+        said = str(error) or 'another number of levels'
+        raise ValueError(
+            f'The neck {type(neck).__name__} does not take what the backbone '
+            f'gives, levels of {channels_of(first)} channels '
+            f'({said.splitlines()[0].rstrip(".")}); {_AUTO}') from error
+
+
+def _heads(model: BaseModel) -> Iterator[nn.Module]:
+    for name in _HEADS:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.ModuleList):
+            yield from head
+        elif isinstance(head, nn.Module):
+            yield head
+
+
+def _check_head(head: nn.Module, channels: List[int]) -> None:
+    own = getattr(head, 'in_channels', None)
+    if not isinstance(own, (int, list, tuple)):
+        return
+    index = getattr(head, 'in_index', None)
+    given: Union[int, List[int]] = channels
+    if index is not None:
+        places = [index] if isinstance(index, int) else list(index)
+        if any(not -len(channels) <= i < len(channels) for i in places):
+            raise ValueError(
+                f'{type(head).__name__} reads the levels `in_index={index}`, '
+                f'and there are {len(channels)}; correct it.')
+        given = [channels[i] for i in places]
+        if isinstance(own, int):  # of several levels: side by side
+            given = [sum(given)]
+    fits = own in given if isinstance(own, int) else list(own) == given
+    if not fits:
+        raise ValueError(
+            f'{type(head).__name__} reads {own} channels, and what is before '
+            f'it gives {given}; {_AUTO}')

@@ -1,0 +1,178 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Class names of a config against those of its annotations.
+
+The libraries drop what they do not know in silence: with the names of another
+data set a detector trains for hours on images without boxes.
+"""
+
+import json
+import mmap
+import os
+import os.path as osp
+import re
+from typing import Any, Iterator, List, Optional, Sequence
+from xml.etree import ElementTree
+
+from vim_mm.registry import DATASETS
+from .config import class_of
+
+_CHUNK = 1 << 16
+
+
+def check_class_names(key: str, dataset: dict) -> None:
+    """Refuse a data set whose annotations know other classes.
+
+    Args:
+        key (str): Where its config stands, for messages.
+        dataset (dict): The config, with the scope of its type.
+
+    Raises:
+        ValueError: If no class of the config is found, or those that are
+            found would be numbered otherwise.
+    """
+    kind = class_of(dataset, DATASETS) if 'type' in dataset else None
+    if not isinstance(kind, type):
+        return
+    metainfo = {**(getattr(kind, 'METAINFO', None) or {}),
+                **(dataset.get('metainfo') or {})}
+    own = dataset.get('classes') or metainfo.get('classes')
+    if not isinstance(own, (list, tuple)) or not own:
+        return
+    own = list(map(str, own))
+    bases = [base.__name__ for base in kind.__mro__]
+    if 'CocoDataset' in bases:
+        _check_coco(key, dataset, kind, own)
+    elif 'XMLDataset' in bases:
+        _check_xml(key, dataset, own)
+    elif _reads_as(kind, 'CustomDataset') and (dataset.get('data_prefix') or
+                                               bases[0] == 'CustomDataset'):
+        _check_folders(key, dataset, own)
+
+
+def _reads_as(kind: type, base: str) -> bool:
+    """Whether a data set reads its annotations as a class it inherits."""
+    reads = getattr(kind, 'load_data_list', None)
+    return getattr(reads, '__qualname__', '').startswith(f'{base}.')
+
+
+def _check_coco(key: str, dataset: dict, kind: type,
+                own: Sequence[str]) -> None:
+    path = osp.join(
+        dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    theirs = coco_names(path) if osp.isfile(path) else None
+    if theirs is None:
+        return
+    found = [name for name in theirs if name in own]
+    if not found:
+        raise ValueError(_none(key, own, path, theirs))
+    # data sets that read their file in a way of their own number as they do
+    if found == list(own) or not _reads_as(kind, 'CocoDataset'):
+        return
+    lacking = [name for name in own if name not in theirs]
+    if lacking:
+        raise ValueError(
+            f'The file {path} has no classes {lacking}, which `{key}` names: '
+            'mmdet leaves them out, and numbers those behind them otherwise '
+            'than the head; name the classes that the file has, '
+            f'{_short(theirs)}, in `{key}.metainfo`.')
+    raise ValueError(
+        f'The file {path} numbers its classes {_short(found)}, and `{key}` '
+        f'{_short(own)}: mmdet goes by the file, so results would bear wrong '
+        f"names; give `{key}.metainfo` the file's order.")
+
+
+def _check_xml(key: str, dataset: dict, own: Sequence[str]) -> None:
+    root = dataset.get('data_root') or ''
+    path = osp.join(root, dataset.get('ann_file') or '')
+    prefix = dataset.get('data_prefix') or {}
+    folder = osp.join(root, prefix.get('sub_data_root', ''),
+                      dataset.get('ann_subdir', 'Annotations'))
+    if not osp.isfile(path):
+        return
+    theirs = set()
+    for name in _xml_names(path, folder):
+        if name in own:
+            return
+        theirs.add(name)
+    if theirs:
+        raise ValueError(_none(key, own, folder, sorted(theirs)))
+
+
+def _check_folders(key: str, dataset: dict, own: Sequence[str]) -> None:
+    prefix = dataset.get('data_prefix') or {}
+    if isinstance(prefix, dict):
+        prefix = prefix.get('img_path', '')
+    root = osp.join(dataset.get('data_root') or '', prefix)
+    if dataset.get('ann_file') or not dataset.get(
+            'with_label', True) or not osp.isdir(root):
+        return
+    theirs = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if len(theirs) != len(own):
+        raise ValueError(
+            f'The folder {root} holds {len(theirs)} classes, '
+            f'{_short(theirs)}, and `{key}` names {len(own)}, {_short(own)}; '
+            'let both agree.')
+    # folders may have other names (those of ImageNet), but not some of them
+    if theirs != list(own) and set(theirs) & set(own):
+        raise ValueError(
+            f'The folder {root} numbers its classes {_short(theirs)}, and '
+            f'`{key}` {_short(own)}: mmpretrain goes by the folders, so '
+            'results would bear wrong names; give `classes` their order.')
+
+
+def coco_names(path: str) -> Optional[List[str]]:
+    """The names of a COCO file's categories, without reading all of it.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        list[str] | None: None if it lists none.
+    """
+    if not osp.getsize(path):
+        raise ValueError(f'The annotation file {path} is empty (0 bytes); '
+                         'write it again.')
+    with open(path, 'rb') as file, mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', data):
+            listed = _decoded(data, match.end())
+            if listed and all(
+                    isinstance(one, dict) and 'name' in one
+                    for one in listed):
+                return [str(one['name']) for one in listed]
+    return None
+
+
+def _decoded(data: mmap.mmap, start: int) -> Any:
+    """The JSON value that begins at a place, None if it is damaged."""
+    size = _CHUNK
+    while True:
+        text = data[start:start + size].decode(errors='replace')
+        try:
+            return json.JSONDecoder().raw_decode(text)[0]
+        except ValueError:
+            if start + size >= len(data):
+                return None
+        size *= 4
+
+
+def _xml_names(path: str, folder: str) -> Iterator[str]:
+    with open(path) as lines:
+        for line in lines:
+            file = osp.join(folder, f'{line.strip()}.xml')
+            if osp.isfile(file):
+                for name in ElementTree.parse(file).iterfind('object/name'):
+                    yield name.text
+
+
+def _none(key: str, own: Sequence[str], where: str,
+          theirs: Sequence[str]) -> str:
+    return (f'Of the classes that `{key}` names, {_short(own)}, {where} has '
+            f'none: it has {_short(theirs)}, and not one box would be left; '
+            f'set `{key}.metainfo=dict(classes=(…))`, and `num_classes` of '
+            'the head.')
+
+
+def _short(names: Sequence[str]) -> str:
+    listed = ', '.join(names[:3])
+    return f'{listed}, … ({len(names)})' if len(names) > 3 else listed
