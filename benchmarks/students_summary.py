@@ -146,6 +146,17 @@ def tdmr(runs: Runs) -> Iterator[Optional[dict]]:
                      top1(runs, f'student/{method}'), FULL, full)
 
 
+def costs(runs: Runs) -> Iterator[Optional[dict]]:
+    """What TDMR's first run costs; later ones find the store filled."""
+    for field, metric in (('forwards', 'images through foundation models'),
+                          ('backwards', 'images back through them'),
+                          ('seconds', 'seconds of training, busy core'),
+                          ('trainable_params', 'parameters that learn')):
+        yield figure('cost', clothes(), FULL,
+                     column(runs, 'student/tdmr', 'cost', field),
+                     metric=metric)
+
+
 def curves(runs: Runs) -> Iterator[Optional[dict]]:
     """More labels; and a student that knows nothing."""
     for shots in CURVE:
@@ -170,7 +181,7 @@ def curves(runs: Runs) -> Iterator[Optional[dict]]:
 def summarise(runs: Runs, verdicts: Mapping[str, dict]) -> List[dict]:
     """All rows that have values, in the order of their claims."""
     found = []
-    for rows in (release, teachers, images, tdmr, curves):
+    for rows in (release, teachers, images, tdmr, costs, curves):
         found += filter(None, rows(runs))
     for row in found:
         row.update(

@@ -47,24 +47,22 @@ class Costs:
 def config(name: str, work_dir: Path, seed: int) -> Config:
     """A config whose files are those of this demo's folder."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    text = json.dumps(cfg.to_dict(), default=str)
-    if 'work_dirs/demo_student' in text:
-        cfg = _moved(cfg, str(work_dir))
+    moved = _move(cfg.to_dict(), str(work_dir))
+    # formatting it takes a second, several times a run
+    cfg = Config(moved, filename=cfg.filename, format_python_code=False)
     cfg.randomness = dict(seed=seed)
     return cfg
 
 
-def _moved(cfg: Config, work_dir: str) -> Config:
-    def move(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: move(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(move, value))
-        if isinstance(value, str):
-            return value.replace('work_dirs/demo_student', work_dir)
-        return value
-
-    return Config(move(cfg.to_dict()), filename=cfg.filename)
+def _move(value: Any, work_dir: str) -> Any:
+    """A config whose paths lead into another folder."""
+    if isinstance(value, dict):
+        return {key: _move(each, work_dir) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(each, work_dir) for each in value)
+    if isinstance(value, str):
+        return value.replace('work_dirs/demo_student', work_dir)
+    return value
 
 
 def train(cfg: Config, folder: Path) -> Tuple[Runner, List[float], Costs]:
