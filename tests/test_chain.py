@@ -3,39 +3,23 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-import torch.nn.functional as F
 from _export import classifier, whole_config
+from _moe_tiny import build_moe, moe_cfg, some_usage
+from mmengine.runner import Runner
 
-from _tiny import (NORMALISE, add_modules, build_runner, fusion_neck,
+from _tiny import (DIMS, NORMALISE, add_modules, build_runner, fusion_neck,
                    model_cfg, save_trunk)
 from vim_mm.apis import bake, export_onnx
-from vim_mm.models.distillers import BaseDistiller, build_outside
 from vim_mm.models.export import OnnxModel
+from vim_mm.models.moe import extract, save_moe
 from vim_mm.registry import MODELS
 from vim_mm.zoo import save_module
 
 STUDENT = dict(
     type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(7, ))
-
-
-@MODELS.register_module()
-class PlainDistiller(BaseDistiller):
-    """Learns its teacher's probabilities beside the labels."""
-
-    def __init__(self, teacher: dict, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.add_outside('teacher', build_outside(teacher))
-
-    def loss(self, inputs, data_samples):
-        teacher = self.outside['teacher'].on(inputs.device)
-        with torch.no_grad():
-            soft = teacher(self.inputs_of('teacher', inputs), mode='tensor')
-        losses = self.student.loss(inputs, data_samples)
-        own = self.student(inputs, mode='tensor').log_softmax(1)
-        losses['loss_kd'] = F.kl_div(
-            own, soft.softmax(1), reduction='batchmean')
-        return losses
+IMAGES = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
 def fused(tmp_path: Path, **backbone) -> dict:
@@ -46,19 +30,31 @@ def fused(tmp_path: Path, **backbone) -> dict:
         fusion_neck('cls'))
 
 
-def test_from_trunk_to_file(tmp_path):
-    # modules of a zoo, fused for a task
+def fuse(tmp_path: Path) -> Runner:
+    """Modules of a zoo, fused for a task."""
     made = MODELS.build(fused(tmp_path))
     add_modules(made.backbone, 'a', 'b')
     for name in 'ab':
         save_module(made.backbone, name, str(tmp_path / 'zoo'))
-    runner = build_runner(
-        'cls',
-        fused(tmp_path, modules=['a', 'b'], fusion=dict(type='EnsMoE')),
-        tmp_path / 'fusion')
+    runner = build_runner('cls', fused(tmp_path, **FUSION),
+                          tmp_path / 'fusion')
     runner.train()
+    return runner
 
-    # one module that adds what they added; the teacher runs it
+
+FUSION = dict(modules=['a', 'b'], fusion=dict(type='EnsMoE'))
+
+
+def fused_teacher(tmp_path: Path) -> dict:
+    runner = fuse(tmp_path)
+    path = tmp_path / 'teacher.pth'
+    torch.save(runner.model.state_dict(), path)
+    return dict(model=fused(tmp_path, **FUSION), checkpoint=str(path))
+
+
+def baked_teacher(tmp_path: Path) -> dict:
+    """One module that adds what the fusion added."""
+    runner = fuse(tmp_path)
     bake(runner.model, 'baked', str(tmp_path / 'zoo'), size=56)
     teacher = fused(tmp_path, modules=['baked'])
     whole = MODELS.build(teacher)
@@ -68,35 +64,61 @@ def test_from_trunk_to_file(tmp_path):
         {k: v for k, v in learned.items() if not k.startswith('backbone')},
         strict=False)
     torch.save(whole.state_dict(), tmp_path / 'teacher.pth')
-    images = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(
-            whole.eval()(images, mode='tensor'),
-            runner.model.eval()(images, mode='tensor'),
-            rtol=1e-3, atol=1e-3)
+            whole.eval()(IMAGES, mode='tensor'),
+            runner.model.eval()(IMAGES, mode='tensor'),
+            rtol=1e-3,
+            atol=1e-3)
+    return dict(model=teacher, checkpoint=str(tmp_path / 'teacher.pth'))
 
-    # an ordinary student, which leaves alone
+
+def pruned_teacher(tmp_path: Path) -> dict:
+    """One task of a trunk of experts, without those it uses least."""
+    trunk = build_moe()
+    usage = extract(trunk, ['cls'], some_usage(trunk), threshold=20)
+    path = tmp_path / 'part.safetensors'
+    save_moe(trunk, moe_cfg(), path, usage)
+    teacher = classifier(
+        dict(type='vim_mm.load_moe', checkpoint=str(path), task='cls'),
+        num_classes=2)
+    teacher.head.in_channels = DIMS
+    whole = MODELS.build(teacher)
+    torch.save(whole.state_dict(), tmp_path / 'teacher.pth')
+    return dict(model=teacher, checkpoint=str(tmp_path / 'teacher.pth'))
+
+
+@pytest.mark.parametrize('make',
+                         [fused_teacher, baked_teacher, pruned_teacher])
+def test_from_trunk_to_file(make, tmp_path):
+    """An ordinary student of each kind of teacher, which leaves alone."""
     student = classifier(STUDENT, num_classes=2)
     student.data_preprocessor.update(NORMALISE)
+    teacher = make(tmp_path)
+    teacher['model'].setdefault('data_preprocessor',
+                                student.data_preprocessor)
     runner = build_runner(
         'cls',
         dict(
-            type='vim_mm.PlainDistiller',
+            type='vim_mm.Distiller',
             student=student,
-            teacher=dict(
-                model=teacher, checkpoint=str(tmp_path / 'teacher.pth'))),
+            teacher=teacher,
+            criteria={('logits', 'logits'): dict(type='vim_mm.LogitsKL')},
+            probe_size=56),
         tmp_path / 'student',
         iters=2)
     runner.train()
     checkpoint = tmp_path / 'student/iter_2.pth'
-    assert not any('teacher' in key for key in torch.load(
-        checkpoint, weights_only=False)['state_dict'])
+    saved = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert list(saved) == list(MODELS.build(student).state_dict())
     done = export_onnx(
         whole_config('cls', student, size=56), str(checkpoint),
         tmp_path / 'student.onnx')
     plain = runner.model.student.eval()
     with torch.no_grad():
         torch.testing.assert_close(
-            torch.from_numpy(OnnxModel(done.file)(images)['scores']),
-            plain(images, mode='tensor').softmax(1), rtol=1e-4, atol=1e-5)
+            torch.from_numpy(OnnxModel(done.file)(IMAGES)['scores']),
+            plain(IMAGES, mode='tensor').softmax(1),
+            rtol=1e-4,
+            atol=1e-5)
     assert done.any_size
