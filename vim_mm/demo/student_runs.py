@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What the steps of ``tools/demo.py student`` train, generate and export."""
 
+import gc
 import json
 import shutil
 import time
@@ -67,6 +68,7 @@ def _move(value: Any, work_dir: str) -> Any:
 
 def train(cfg: Config, folder: Path) -> Tuple[Runner, List[float], Costs]:
     """Train and judge; the first metric of each validation, and the costs."""
+    gc.collect()  # the run before holds gigabytes in circles
     cfg.work_dir = str(folder)
     cfg.experiment_name = f'{folder.name}_{time.time_ns()}'
     costs, hook = Costs(), StageHook(time.perf_counter())
