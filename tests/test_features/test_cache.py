@@ -5,15 +5,17 @@ from itertools import islice
 
 import pytest
 import torch
+from mmdet.datasets.samplers import MultiSourceSampler
 from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.model import BaseModel
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from _tiny import (KINDS, Pictures, add_modules, build_model, fill,
                    fusion_neck, vit)
-from vim_mm.features.cache import (cache_features, cached_loss, preprocess,
-                                   replay, unmixed)
+from vim_mm.datasets import SoftOnly
+from vim_mm.features.cache import (cache_features, cached_loss, finite,
+                                   preprocess, replay, unmixed)
 
 
 def loader(kind: str, **kwargs) -> DataLoader:
@@ -99,3 +101,27 @@ def test_pictures_are_unmixed_only_within_the_context() -> None:
         raise KeyError
     assert model.data_preprocessor.batch_augments is mixes
     assert not torch.equal(preprocess(model, data)['inputs'], plain)
+
+
+def test_an_endless_sampler_of_several_sources_gives_all_once() -> None:
+    data = ConcatDataset([Pictures('cls'), Pictures('cls', 4)])
+    sampler = MultiSourceSampler(data, 4, [3, 1])
+    endless = DataLoader(
+        data, batch_size=4, sampler=sampler, collate_fn=pseudo_collate)
+    assert sum(len(b['inputs']) for b in finite(endless)) == 12
+
+
+@pytest.mark.parametrize('num', [1, 2])
+def test_images_without_labels_of_their_own_are_left_out(num: int) -> None:
+    soft = SoftOnly(Pictures('cls', 4))
+    data = ConcatDataset([Pictures('cls') for _ in range(num)] + [soft])
+    mixed = DataLoader(data, batch_size=4, collate_fn=pseudo_collate)
+    samples = [s for b in finite(mixed) for s in b['data_samples']]
+    assert len(samples) == 8 * num
+    assert not any(s.get('soft_only') for s in samples)
+
+
+def test_a_training_set_without_labels_is_refused() -> None:
+    soft = SoftOnly(Pictures('cls', 4))
+    with pytest.raises(ValueError, match='No image of the training set'):
+        finite(DataLoader(soft, batch_size=4))
