@@ -24,8 +24,7 @@ model = dict(
                 type='mmpretrain.LinearClsHead',
                 num_classes=1000,
                 in_channels=512)),
-        checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/'
-        'resnet34_8xb32_in1k_20210831-f257d4e6.pth'),
+        checkpoint='{{$VIM_MM_WEIGHTS:weights}}/resnet34_imagenet1k.pth'),
     own_weight=0.1,
     criteria={
         ('logits', 'logits'): dict(type='vim_mm.LogitsKL', tau=4., weight=0.9)

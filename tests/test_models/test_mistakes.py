@@ -18,7 +18,8 @@ from vim_mm.zoo import Zoo, save_module
     (dict(type='LoRA', r=8, lora_alpha=16),
      'LoRA takes no lora_alpha, r; it takes rank, alpha, drop_rate'),
     (dict(type='SideLadder', hidden_dim=8),
-     'SideLadder takes no hidden_dim; it takes hidden_dims'),
+     'SideLadder takes no hidden_dim; perhaps hidden_dims is meant; '
+     'it takes hidden_dims'),
     (dict(type='ConvPass', hidden_dims=0), '`hidden_dims` is 0'),
     (dict(type='BottleneckAdapter', hidden_dims=2.5), '`hidden_dims` is 2.5'),
     (dict(type='LoRA', rank=0), '`rank` is 0'),

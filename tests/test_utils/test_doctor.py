@@ -191,7 +191,10 @@ def test_weights_are_looked_for_where_the_configs_look(
     cut.write_bytes(whole[:-9])
     states = {Path(c.name).stem: c for c in doctor.check_weights()}
     configs = Path(__file__).resolve().parents[2] / 'configs/_base_/trunks'
-    assert states.keys() == {path.stem for path in configs.glob('*.py')}
+    assert states.keys() == {
+        path.stem for path in configs.glob('*.py')
+        if 'convert_trunk' in path.read_text()  # others read timm's files
+    }
     assert states['clip_vit-b16'].state == doctor.OK
     assert states['dinov2_vit-s14'].state == doctor.BROKEN
     assert 'convert_trunk.py dinov2' in states['dinov2_vit-s14'].mend

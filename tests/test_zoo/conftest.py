@@ -115,6 +115,7 @@ def fake_backbone(make_tensors):
         dims_of=lambda name: dict.fromkeys(SLOTS, DIMS),
         export=lambda name: make_tensors(seed=5))
     return SimpleNamespace(
+        selection={},
         trunk=TinyTrunk(),
         slots=dict.fromkeys(SLOTS),
         bank=bank)

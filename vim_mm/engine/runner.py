@@ -87,8 +87,10 @@ def _before_training(runner: Runner) -> None:
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
     model = _unwrap(runner.model)
-    check_rates(runner.optim_wrapper, model)
-    check_channels(model)
+    # a strategy has not built it yet
+    if isinstance(model, nn.Module):
+        check_rates(runner.optim_wrapper, model)
+        check_channels(model)
     keep_float32_on_cpu(runner.optim_wrapper)
 
 

@@ -30,7 +30,7 @@ def test_the_first_loss_is_lower(kind: str, tmp_path: Path) -> None:
                                          epochs=25, optimizer=dict(
                                              type='AdamW', lr=1e-2))])):
         (tmp_path / folder).mkdir()
-        run = runner(kind, tmp_path / folder, hooks=hooks, iters=1, lr=0.)
+        run = runner(kind, tmp_path / folder, hooks=hooks, iters=1, lr=1e-60)
         before = snapshot(run.model.backbone)
         run.train()
         assert same(snapshot(run.model.backbone), before)

@@ -149,7 +149,7 @@ def detector() -> nn.Module:
     (nn.Identity, 'Identity has no parameters'),
     (lambda: Gives(lambda y: dict(out=y)), 'returns a dict, .* wrap it'),
     (lambda: Gives(lambda y: (y, 'text')), 'returns a str'),
-    (lambda: Gives(lambda y: y(1, 2)), 'refuses an image of 56 px'),
+    (lambda: Gives(lambda y: y(1, 2)), 'refuses an image of 56x56 px'),
     (lambda: nn.Bilinear(3, 3, 4), 'refuses an image .* one batch'),
     (detector, 'No default slots are known for FCOS'),
 ])
