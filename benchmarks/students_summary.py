@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import evidence_rows  # isort:skip
-from evidence_rows import (
-    Data,
-    Runs,
-    column,
-    commits,
-    read,  # isort:skip
-    write)
+from evidence_rows import Data, Runs, column, commits  # isort:skip
+from evidence_rows import read, write  # isort:skip
 from evidence_tables import fill, tables  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from _weights import drawn
 from mmengine.config import Config
 from safetensors.torch import save_file
 
 from _tiny import fill, same, snapshot
-from _weights import drawn
 from vim_mm.models.backbones import build_trunk
 from vim_mm.registry import MODELS
 

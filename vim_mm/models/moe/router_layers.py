@@ -24,6 +24,8 @@ class RouterLinear(nn.Module):
                  out_features: int,
                  bias: bool = True) -> None:
         super().__init__()
+        # not read off the weight, of which FSDP keeps a part
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         nn.init.trunc_normal_(self.weight, std=.02)
@@ -34,7 +36,7 @@ class RouterLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Its widths."""
-        return '{1} -> {0}'.format(*self.weight.shape)
+        return f'{self.in_features} -> {self.out_features}'
 
 
 class AddedColumns(RouterLinear):

@@ -65,7 +65,7 @@ class Router(BaseModule):
     def width(self) -> int:
         """How many experts it tells apart."""
         return sum(
-            len(layer.weight) for layer in (self._last, *self.added))
+            layer.out_features for layer in (self._last, *self.added))
 
     @property
     def kind(self) -> str:
@@ -219,7 +219,8 @@ class Router(BaseModule):
         router.slots = torch.tensor(
             [place + place[-1:] * (most - len(place)) for place in places],
             device=weight.device)
-        router.added.append(AddedColumns(weight.size(1), of).to(weight))
+        added = AddedColumns(self._last.in_features, of)
+        router.added.append(added.to(weight))
         if self.columns is not None:
             router.columns = torch.tensor(
                 columns + list(range(width, width + new)),
@@ -231,7 +232,7 @@ class Router(BaseModule):
         """One as a file says, for its values to be loaded."""
         kept = None if shape.kept is None else range(shape.kept)
         router = cls(dims, shape.width - sum(shape.added), shape.kind, kept)
-        hidden = router._last.weight.size(1)
+        hidden = router._last.in_features
         router.added.extend(
             AddedColumns(hidden, [0] * num) for num in shape.added)
         if shape.slots is not None:
