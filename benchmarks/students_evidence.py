@@ -280,7 +280,7 @@ class Seed:
         hooks = [
             dict(
                 type='vim_mm.ProxyHook',
-                store=str(self.args.work_dir / 'store')),
+                store=str(self.dir / 'store')),
             dict(type='vim_mm.CostHook')
         ]
         return model, data, hooks
