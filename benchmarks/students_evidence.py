@@ -113,9 +113,7 @@ class Seed:
         for shots in CURVE:
             yield (f'{shots}/teacher',
                    lambda shots=shots: self.teacher(TEACHER, shots))
-            yield (f'{shots}/generate',
-                   lambda shots=shots: self.generate('digg', shots))
-            for method in ('alone', 'kd', 'ota', 'tdmr'):
+            for method in ('alone', 'kd', 'tdmr'):
                 yield (f'{shots}/{method}', lambda method=method, shots=shots:
                        self.student(method, shots))
 
