@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Configs of ``students_evidence.py``: data, teachers, students, and a run."""
 
+import gc
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -147,6 +148,7 @@ def run(model: dict,
     Returns:
         dict: ``top1`` in percent, and that of the warmed head, ``warm``.
     """
+    gc.collect()  # the run before holds gigabytes in circles
     set_random_seed(seed)
     # statistics of few images are worse than those of ImageNet
     hooks = list(hooks)
