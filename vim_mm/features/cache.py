@@ -7,11 +7,13 @@ from itertools import islice
 from typing import Callable, Iterator, List, Optional
 
 import torch
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.utils import apply_to
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from vim_mm.datasets import SoftOnly
 
 
 @dataclass
@@ -61,24 +63,51 @@ def unmixed(model: BaseModel) -> Iterator[None]:
         preprocessor.batch_augments = mixes
 
 
+#: Samplers whose one stream of indices never ends.
+ENDLESS = ('InfiniteSampler', 'MultiSourceSampler')
+
+
 def finite(dataloader: DataLoader) -> DataLoader:
-    """The same batches once: a finite sampler replaces an infinite one.
+    """The labelled images once: a finite sampler replaces an endless one.
 
     Its one stream of indices would never end, and cannot be left halfway
-    without ending it for the training that follows.
+    without ending it for the training that follows. Images that a student
+    learns from by its teacher alone (:class:`vim_mm.SoftOnly`) are left out.
+
+    Raises:
+        ValueError: If there are no others.
     """
-    batches = dataloader.batch_sampler
-    if not isinstance(batches.sampler, InfiniteSampler):
+    batches, dataset = dataloader.batch_sampler, labelled(dataloader.dataset)
+    kinds = {kind.__name__ for kind in type(batches.sampler).__mro__}
+    if dataset is dataloader.dataset and not kinds & set(ENDLESS):
         return dataloader
-    sampler = DefaultSampler(
-        dataloader.dataset, batches.sampler.shuffle, batches.sampler.seed)
+    sampler = DefaultSampler(dataset,
+                             getattr(batches.sampler, 'shuffle', True),
+                             getattr(batches.sampler, 'seed', None))
     return DataLoader(
-        dataloader.dataset,
+        dataset,
         batch_size=batches.batch_size,
         sampler=sampler,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         worker_init_fn=dataloader.worker_init_fn)
+
+
+def labelled(dataset: Dataset) -> Dataset:
+    """The parts of a data set whose annotations are learned from.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    parts = getattr(dataset, 'datasets', [dataset])
+    kept = [part for part in parts if not isinstance(part, SoftOnly)]
+    if not kept:
+        raise ValueError('No image of the training set has a label to learn '
+                         'from, as all are SoftOnly; add labelled ones, or '
+                         'leave out the hook that learns before training.')
+    if len(kept) == len(parts):
+        return dataset
+    return kept[0] if len(kept) == 1 else ConcatDataset(kept)
 
 
 def check_filled(dataloader: DataLoader) -> None:
