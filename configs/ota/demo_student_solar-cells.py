@@ -9,26 +9,15 @@ each batch originals; labels count for these alone. A minute on two CPU cores.
 All numbers are ours.
 """
 _base_ = [
-    '../_base_/trunks/mobilenet_v2.py',
+    '../_base_/models/demo_student.py',
     '../_base_/datasets/demo/solar_cells_fewshot.py',
-    '../_base_/schedules/students_demo.py',
+    '../_base_/schedules/warm_head_100-steps.py',
 ]
 work = 'work_dirs/demo_student'
 
-backbone = _base_.trunk
-backbone.update(out_indices=(7, ), norm_eval=True)
 model = dict(
     type='vim_mm.Distiller',
-    student=dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=backbone,
-        neck=dict(type='vim_mm.StandardizedPooling', in_channels='auto'),
-        head=dict(
-            type='mmpretrain.LinearClsHead',
-            num_classes=2,
-            in_channels='auto',
-            loss=dict(type='mmpretrain.CrossEntropyLoss'),
-            init_cfg=dict(type='Constant', layer='Linear', val=0.))),
+    student=_base_.student,
     teacher=dict(
         config='{{fileDirname}}/demo_teacher_solar-cells.py',
         checkpoint=f'{work}/teacher/IRF/iter_100.pth'),

@@ -16,7 +16,7 @@ control. All numbers are ours.
 _base_ = [
     '../_base_/trunks/efficientnet_lite0.py',
     '../_base_/datasets/demo/solar_cells_fewshot.py',
-    '../_base_/schedules/students_demo.py',
+    '../_base_/schedules/warm_head_100-steps.py',
 ]
 
 data_preprocessor = _base_.trunk_normalization
