@@ -23,13 +23,13 @@ from rich.table import Table
 
 from vim_mm.report.compare import Comparison, best_modules
 from vim_mm.report.page import Page, write_report
+from vim_mm.report.processes import RunError, run_logged
 from vim_mm.report.steps import Step
 from vim_mm.report.variants import fusing_config
-from vim_mm.report.verdicts import by_method, claims, gain, spread
+from vim_mm.report.verdicts import ONE_SEED, by_method, claims, gain, spread
 from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.data import check_data
-from vim_mm.utils.processes import RunError, run_logged
 from vim_mm.zoo import Zoo
 
 TERMS = {
@@ -120,7 +120,8 @@ def show_table(step: Step, console: Console) -> None:
                       f'{max(row.peak_mb for row in own):.0f}')
     console.print(table)
     for claim in claims(step.rows, step.contrast):
-        console.print(claim.verdict, markup=False)
+        note = f' {ONE_SEED}' if claim.gain.seeds == 1 else ''
+        console.print(claim.verdict + note, markup=False)
 
 
 def main() -> None:

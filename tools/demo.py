@@ -26,9 +26,9 @@ from rich.table import Table
 
 from vim_mm.demo import common, mtht, steps, student
 from vim_mm.report.page import Page, write_report
+from vim_mm.report.processes import PROCESSES, run_logged
 from vim_mm.report.steps import Step
 from vim_mm.utils.cli import run_cli, table_console
-from vim_mm.utils.processes import PROCESSES, run_logged
 
 #: each has STEPS, TITLE, INTRO, TERMS, DOCS, finished() and run()
 DEMOS = dict(vim=steps, mtht=mtht, student=student)

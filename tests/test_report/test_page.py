@@ -109,7 +109,8 @@ def test_the_headline_comes_first_and_preparation_last(
     assert order == sorted(order)
     assert '+0.200' in text[:order[1]]
     said = ' '.join(text[:order[1]])
-    assert '30 test images, 1 seed' in said and 'a direction' in said
+    assert '30 test images, 1 seed' in said
+    assert said.count('One seed: directions, not results.') == 1
     # what is prepared has no metric and no value
     made = text[text.index('trunk weights'):text.index('Words')]
     assert made == ['trunk weights', '7', '2', '5']
@@ -140,6 +141,7 @@ def test_seeds_are_averaged_and_compared_pair_by_pair(tmp_path: Path) -> None:
     assert '0.300 ± 0.141' in text and '0.500 ± 0.141' in text
     assert text.count('+0.200 ± 0.000') == 2  # in headline and table
     assert '2 seeds' in ' '.join(text) and '±' in text
+    assert 'One seed' not in ' '.join(text)
 
 
 def test_tasks_of_one_step_have_lines_of_their_own(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def fused() -> Config:
             custom_hooks=[
                 dict(type='vim_mm.ScoreGatesHook'),
                 dict(type='vim_mm.HoldOutGatesHook'),
+                dict(type='vim_mm.BetterGatesHook'),
                 dict(type='vim_mm.WarmHeadHook', epochs=7)
             ]))
 
@@ -57,8 +58,8 @@ def test_variants() -> None:
             'uniform gates': dict(type='vim_mm.EnsMoE'),
             'score-started gates': dict(type='LinearMoE')
         }.get(methods[0])
-        starts = {'ScoreGatesHook', 'HoldOutGatesHook'} & hooks(variant)
-        assert len(starts) == 2 * ('score' in methods[0])
+        starts = {'ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook'}
+        assert len(starts & hooks(variant)) == 3 * ('score' in methods[0])
         warm = variant.custom_hooks[-1]
         # every head sees the few pictures in as many epochs
         assert warm.epochs + variant.train_cfg.max_epochs == 10
@@ -88,6 +89,7 @@ def any_config(place: str = 'trunk', **changes) -> Config:
     hooks = [
         dict(type='vim_mm.ScoreGatesHook'),
         dict(type='WarmHeadHook', epochs=7, evaluate=True),
+        dict(type='vim_mm.BetterGatesHook'),
         dict(type='GateLogHook'),
         dict(type='vim_mm.ModuleToZooHook', zoo='zoo'),
         dict(type='EarlyStoppingHook', monitor='mIoU')
@@ -136,7 +138,7 @@ def test_baselines(place: str) -> None:
                 uniform='vim_mm.FixedFusion', recommended='LinearMoE')[name]
             assert part.fusion.get('tasks') == (
                 ['x'] if place == 'trunk' else None)
-            weighing = {'ScoreGatesHook', 'GateLogHook'}
+            weighing = {'ScoreGatesHook', 'BetterGatesHook', 'GateLogHook'}
             assert hooks(own) == {'WarmHeadHook'} | (
                 weighing if name == 'recommended' else set())
         # trained alike, and judged once, by what none has chosen by

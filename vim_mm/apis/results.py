@@ -152,7 +152,8 @@ class Painter:
                  show: bool = False,
                  wait_time: float = 0,
                  pred_score_thr: float = 0.3,
-                 side: str = 'pred') -> np.ndarray:
+                 side: str = 'pred',
+                 labels: bool = True) -> np.ndarray:
         """Draw a prediction, or the annotation.
 
         Args:
@@ -164,6 +165,7 @@ class Painter:
             pred_score_thr (float): Boxes from this score on are drawn.
             side (str): 'pred', or 'gt' for the annotation; this lies where a
                 prediction would. Defaults to 'pred'.
+            labels (bool): Whether maps are labelled. Defaults to True.
 
         Returns:
             np.ndarray: The drawing, RGB; small images come out enlarged.
@@ -179,8 +181,11 @@ class Painter:
             given.update(draw_gt=True, draw_pred=False)
         if kind != 'cls' or draw is None:
             draw = visualizer.add_datasample
-        if 'pred_score_thr' in inspect.signature(draw).parameters:
-            given['pred_score_thr'] = pred_score_thr
+        # by the release of mmseg
+        options = dict.fromkeys(('with_labels', 'withLabels'), labels)
+        options.update(pred_score_thr=pred_score_thr)
+        known = inspect.signature(draw).parameters
+        given.update((k, v) for k, v in options.items() if k in known)
         draw(**given)
         return visualizer.get_image()
 

@@ -21,11 +21,11 @@ from vim_mm.features.module_rows import TRUNK
 from vim_mm.models.backbones.configs import weights_of
 from vim_mm.utils.config import type_name
 from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.processes import run_logged
 from vim_mm.zoo import Zoo
 from .comparison import run_variant
 from .origin import origin
 from .pictures import add_answers
+from .processes import run_logged
 from .steps import SINGLE, Contrast, Gallery, Row, Step, gallery_from, slug
 from .variants import RECOMMENDED, Variant, baselines, fusing_config
 from .verdicts import best_single, by_method

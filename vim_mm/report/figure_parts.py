@@ -44,7 +44,7 @@ def heat_map(gates: Gates) -> str:
                 continue
             back, ink = shade(row[module], largest)
             lines.append(f'<td style="background:{back};color:{ink}">'
-                         f'{row[module]:.2f}')
+                         f'{round(row[module], 2) + 0.:.2f}')
     return ''.join(lines) + '</table></div>'
 
 

@@ -15,7 +15,7 @@ from .figure_parts import chart, gallery, heat_map
 from .origin import docs_folder
 from .steps import Row, Step
 from .style import STYLE
-from .verdicts import Claim, by_method, claims, gain, spread
+from .verdicts import ONE_SEED, Claim, by_method, claims, gain, spread
 
 #: What metrics and signs mean, where a page shows them.
 METRICS = {
@@ -87,8 +87,13 @@ def _headline(steps: Sequence[Step]) -> str:
             found += claims(step.rows, step.contrast)
     return ''.join(
         f'<div class=claims><h3>{html.escape(what)}</h3>'
-        f'{"".join(map(_claim, found))}</div>'
+        f'{"".join(map(_claim, found))}{_noise(found)}</div>'
         for what, found in questions.items() if found)
+
+
+def _noise(found: Sequence[Claim]) -> str:
+    alone = all(claim.gain.seeds == 1 for claim in found)
+    return f'<p>{ONE_SEED}</p>' * alone
 
 
 def _claim(claim: Claim) -> str:
@@ -111,6 +116,7 @@ def _claim(claim: Claim) -> str:
 def _origin(folder: Path, page: Page, steps: Sequence[Step]) -> str:
     python = ['python'] * sys.argv[0].endswith('.py')
     command = ' '.join([*python, sys.argv[0], shlex.join(sys.argv[1:])])
+    command = command.strip()
     origins = list(dict.fromkeys(s.origin for s in steps if s.origin))
     said = [html.escape(each) for each in origins[:1]]
     if len(origins) > 1:
@@ -144,12 +150,12 @@ def _terms(page: Page, steps: Sequence[Step]) -> str:
 
 
 def _section(folder: Path, step: Step) -> str:
-    took = f'This step took {step.seconds:.0f} s.' * bool(step.seconds)
-    origin = f' ({html.escape(step.origin)})' * bool(step.origin)
+    took = [f'This step took {step.seconds:.0f} s'] * bool(step.seconds)
+    origin = [html.escape(step.origin)] * bool(step.origin)
     parts = [
         f'<section><h2>{html.escape(step.title)}</h2>'
         f'<p>{html.escape(step.text)}</p>'
-        f'<p class=origin>{took}{origin}</p>'
+        f'<p class=origin>{"; ".join(took + origin)}</p>'
     ]
     if step.rows:
         parts.append(_table(step))

@@ -97,7 +97,9 @@ class _Artist:
             page = enlarge(picture)[0]
         else:
             side = 'gt' if method == TRUTH else 'pred'
-            page = self.painter(picture, sample, side=side)[..., ::-1]
+            # a legend names the colours
+            page = self.painter(picture, sample, side=side, labels=False)
+            page = page[..., ::-1]
         if max(page.shape[:2]) > MAX_SIDE:
             page = mmcv.imrescale(page, (MAX_SIDE, MAX_SIDE))
         file = f'{self.folder}/{slug(method)}-{image}.jpg'

@@ -52,6 +52,9 @@ background:#fff;overflow-wrap:anywhere}
 margin-right:.3rem;vertical-align:-.1rem;border:1px solid var(--line)}
 figure{margin:.6rem 0}figure img{display:block;height:auto;max-width:100%}
 figcaption{font-size:.85rem}
+@media(max-width:40rem){th,td{padding:.25rem .35rem;font-size:.85rem}
+table:not(.grid):not(.gates) td:first-child{white-space:normal;
+min-width:6rem}.bar{display:none}}
 dl{display:grid;grid-template-columns:minmax(6rem,auto) 1fr;gap:.2rem 1rem;
 font-size:.9rem}dt{font-weight:600}dd{margin:0;color:var(--soft)}
 '''

@@ -20,8 +20,10 @@ FUSION, START = dict(type='vim_mm.LinearMoE'), dict(
     type='vim_mm.ScoreGatesHook')
 #: Hooks that set the weights of a fusion before training.
 STARTS = ('ScoreGatesHook', 'HoldOutGatesHook')
+#: These, and those that choose between weights afterwards.
+CHOOSING = (*STARTS, 'BetterGatesHook')
 #: Hooks that need weights to work on.
-WEIGHING = (*STARTS, 'GateLogHook')
+WEIGHING = (*CHOOSING, 'GateLogHook')
 #: Hooks that write a zoo, or choose by the images that all are judged on.
 _LEFT_OUT = ('ModuleToZooHook', 'EarlyStoppingHook')
 
@@ -226,7 +228,7 @@ def variants(cfg: Config) -> List[Variant]:
     for name in cfg.model.backbone.modules:
         result.append(Variant((SINGLE + name, ), _cached(cfg, [name])))
     uniform = refused(cfg, dict(type='vim_mm.EnsMoE'))
-    uniform.custom_hooks = without_hooks(uniform, STARTS)
+    uniform.custom_hooks = without_hooks(uniform, CHOOSING)
     return result + [
         Variant(('uniform gates', 'Ens-MoE, trained from uniform'), uniform),
         Variant(('score-started gates', 'trained from scores'), cfg),

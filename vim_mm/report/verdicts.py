@@ -12,7 +12,8 @@ from .steps import SINGLE, Contrast, Row
 Values = Dict[int, float]
 #: A reference, which no verdict recommends: it keeps a model for each task.
 FULL = 'full fine-tuning'
-_DIRECTION = ' One seed: a direction, not a result.'
+#: What is to be said where nothing tells differences from noise.
+ONE_SEED = 'One seed: directions, not results.'
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Claim:
         bars (dict[str, float]): The methods side by side, and their means.
         gain (Gain): Of the result over what it is compared with.
         n_test (int): Images behind the values.
-        verdict (str): A sentence.
+        verdict (str): A sentence, or nothing where the gain says it all.
     """
     task: str
     metric: str
@@ -149,27 +150,23 @@ def verdict(methods: Mapping[str, Values], result: str, against: str) -> str:
     """
     base, single = methods[against], best_single(methods)
     over = gain(methods[result], base)
-    note = _DIRECTION if over.seeds == 1 else ''
     if single is None:
-        if over.mean == 0 and not over.error:
-            return f'The same as {against}.'
-        if over.better:
-            return f'{over} over {against}.{note}'
-        if over.worse:
-            return f'Worse than {against} by {-over.mean:.3f}.{note}'
-        return f'No more than one standard error from {against}.{note}'
+        if over.better or over.worse:
+            return ''  # the gain says it
+        if over.error:
+            return f'No more than one standard error from {against}.'
+        return f'The same as {against}.'
     chosen = _simplest(methods, against, single)
     if chosen == against:
-        return f'Use the {against}: nothing here is better.{note}'
+        return f'Use the {against}: nothing here is better.'
     if chosen == single:
         name = single.replace(SINGLE, '', 1)
         return (f'The module {name} alone is enough: '
                 f'{gain(methods[single], base)} over the {against}, '
-                f'{gain(methods[single], methods[result])} over '
-                f'{result}.{note}')
+                f'{gain(methods[single], methods[result])} over {result}.')
     return (f'Fuse ({chosen}): {gain(methods[chosen], base)} over the '
             f'{against}, {gain(methods[chosen], methods[single])} over the '
-            f'best single module, {single.replace(SINGLE, "", 1)}.{note}')
+            f'best single module, {single.replace(SINGLE, "", 1)}.')
 
 
 def _simplest(methods: Mapping[str, Values], against: str,

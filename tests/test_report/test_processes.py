@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vim_mm.utils import processes
-from vim_mm.utils.processes import RunError, run_logged
+from vim_mm.report import processes
+from vim_mm.report.processes import RunError, run_logged
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ SCRIPT = '''
 import time
 from pathlib import Path
 from rich.console import Console
-from vim_mm.utils import processes
+from vim_mm.report import processes
 from vim_mm.utils.cli import run_cli
 processes.LIBRARIES = ()
 processes._PATIENCE = 1
@@ -69,12 +69,18 @@ run_cli(lambda: processes.run_logged('It', run, Path('log.txt'), Console()))
 '''
 
 
+def heed_interrupts() -> None:
+    """Tests that run in the background of a shell ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_leaves_no_process_behind(tmp_path: Path) -> None:
     (tmp_path / 'script.py').write_text(SCRIPT)
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     process = subprocess.Popen([sys.executable, 'script.py'],
                                cwd=tmp_path,
                                env=env,
+                               preexec_fn=heed_interrupts,
                                stderr=subprocess.PIPE,
                                text=True)
     for _ in range(600):

@@ -13,7 +13,7 @@ from typing import Callable, TextIO
 
 from rich.console import Console
 
-from .cli import run_cli
+from vim_mm.utils.cli import run_cli
 
 #: Lines of a log to show while it grows.
 PROGRESS = re.compile(
