@@ -34,6 +34,8 @@ STEPS, RATE, TEACHER_RATE = 100, 3e-4, 1e-4
 TEACHER = 'lp-ft'
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
+#: methods of the curve, and of students from scratch
+POINTS = ('alone', 'kd', 'kd + re-represented', 'tdmr')
 WARM = dict(epochs=40, views=4)
 #: images are enlarged by it to be re-represented
 SCALE = 2.
@@ -107,13 +109,14 @@ class Seed:
         for kind in GENERATE:
             yield f'generate/{kind}', lambda kind=kind: self.generate(kind)
         yield from self.students(SHOTS)
-        for method in ('alone', 'ota', 'tdmr'):
+        for method in POINTS:
             yield (f'scratch/{method}',
                    lambda method=method: self.student(method, init=False))
         for shots in CURVE:
             yield (f'{shots}/teacher',
                    lambda shots=shots: self.teacher(TEACHER, shots))
-            for method in ('alone', 'kd', 'tdmr'):
+            yield f'{shots}/start', lambda shots=shots: self.start(shots)
+            for method in POINTS:
                 yield (f'{shots}/{method}', lambda method=method, shots=shots:
                        self.student(method, shots))
 
@@ -121,9 +124,11 @@ class Seed:
             self,
             shots: int) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """The two ladders, every rung."""
+        yield 'student/start', lambda: self.start(shots)
         for method in ('alone', 'kd', *OTHERS, 'kd + re-represented',
-                       'kd + noise', 'kd + digg', 'kd + digg, latent', 'ota',
-                       'kd + all unlabelled', *TDMR):
+                       'kd + heavy augmentation', 'kd + noise', 'kd + digg',
+                       'kd + digg, latent', 'ota', 'kd + all unlabelled',
+                       *TDMR):
             yield (f'student/{method}',
                    lambda method=method: self.student(method, shots))
 
@@ -151,7 +156,7 @@ class Seed:
         return dict(few.whole, data_root=str(root), data_prefix='')
 
     def path(self, what: str, kind: str, shots: int) -> Path:
-        """Folder of a teacher or of generated images."""
+        """Where a teacher, generated images or a start are kept."""
         name = kind.replace(', ', '-').replace(' ', '-')
         return self.dir / f'{what}_{name}_{shots}'
 
@@ -205,6 +210,13 @@ class Seed:
             str(self.path('generate', kind, shots)))
         return dict(report._asdict())
 
+    def start(self, shots: int) -> Dict[str, Any]:
+        """The student with a warmed head, from which all of them start."""
+        few = self.few(shots)
+        return runs.warm_start(
+            runs.classifier('student'), few.labelled, few,
+            self.path('start', '', shots), self.seed, WARM)
+
     def student(self,
                 method: str,
                 shots: int = SHOTS,
@@ -212,7 +224,7 @@ class Seed:
         """A MobileNetV2 by one method."""
         few, student = self.few(shots), runs.classifier('student', init)
         # a backbone that knows nothing gives a head nothing to warm on
-        warm = dict(WARM) if init else None
+        start = self.path('start', '', shots) if init else None
         data, model, halves = few.labelled, student, None
         hooks: List[dict] = []
         if method in TDMR:
@@ -228,7 +240,7 @@ class Seed:
         folder = self.dir / 'student'
         result = runs.run(model, data, few, folder, self.seed, self.steps,
                           self.args.rate if init else self.args.scratch_rate,
-                          warm, hooks, halves, init)
+                          None, start, hooks, halves, init)
         cost = folder / 'cost.json'
         if hooks and cost.exists():
             result['cost'] = json.loads(cost.read_text())
@@ -259,6 +271,8 @@ class Seed:
                 found.append(self.copies(shots))
             elif part == 'all unlabelled':
                 found.append(few.whole)
+            elif part == 'heavy augmentation':
+                found.append(few.augmented())
             else:
                 found.append(self.generated(part, shots))
         return [dict(type='vim_mm.SoftOnly', dataset=each) for each in found]
