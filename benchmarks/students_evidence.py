@@ -14,7 +14,6 @@ import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -27,7 +26,7 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import read_config
 
 import students_runs as runs  # isort:skip
-from mtht_evidence import commit  # isort:skip
+from evidence_log import RunLog  # isort:skip
 
 STEPS, RATE, TEACHER_RATE = 100, 3e-4, 1e-4
 #: whose images and answers students learn from
@@ -90,15 +89,8 @@ class Seed:
         self.seed, self.args = seed, args
         self.dir = args.work_dir / f'seed_{seed}'
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.log = args.work_dir / 'runs.jsonl'
         self.steps = args.steps or STEPS
         self.release = self.dir / 'release'
-
-    def rows(self) -> Dict[str, Dict[str, Any]]:
-        """What has been run, by name."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        rows = map(json.loads, lines)
-        return {row['run']: row for row in rows if row['seed'] == self.seed}
 
     def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """Names of runs and what each does, in their order."""
@@ -324,22 +316,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    version = commit()
+    log = RunLog(args.work_dir, args.only)
     for seed in args.seeds:
-        all_of = Seed(seed, args)
-        for name, run in all_of.plan():
-            wanted = args.only is None or {name,
-                                           name.split('/')[0] + '/'} & set(
-                                               args.only)
-            if not wanted or name in all_of.rows():
-                continue
-            start = time.process_time()
-            row = dict(seed=seed, run=name, commit=version, **run())
-            row['cpu_seconds'] = round(time.process_time() - start)
-            with all_of.log.open('a') as file:
-                file.write(json.dumps(row) + '\n')
-            print(json.dumps(row), flush=True)
+        log.run(seed, Seed(seed, args).plan())
 
 
 if __name__ == '__main__':
