@@ -34,7 +34,9 @@ TEACHER = 'lp-ft'
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
 #: methods of the curve, and of students from scratch
-POINTS = ('alone', 'kd', 'kd + re-represented', 'tdmr')
+POINTS = ('alone', 'alone, slowly', 'kd', 'kd + re-represented', 'tdmr')
+#: times the rate, with which a student alone forgets less
+SLOWLY = 0.1
 WARM = dict(epochs=40, views=4)
 #: images are enlarged by it to be re-represented
 SCALE = 2.
@@ -117,7 +119,8 @@ class Seed:
             shots: int) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """The two ladders, every rung."""
         yield 'student/start', lambda: self.start(shots)
-        for method in ('alone', 'kd', *OTHERS, 'kd + re-represented',
+        for method in ('alone', 'alone, slowly', 'kd', *OTHERS,
+                       'kd + re-represented',
                        'kd + heavy augmentation', 'kd + noise', 'kd + digg',
                        'kd + digg, latent', 'ota', 'kd + all unlabelled',
                        *TDMR):
@@ -221,7 +224,7 @@ class Seed:
         hooks: List[dict] = []
         if method in TDMR:
             model, data, hooks = self._tdmr(method, student, few)
-        elif method != 'alone':
+        elif not method.startswith('alone'):
             kind = OTHERS.get(method, TEACHER)
             model = self._distiller(student, kind, shots)
             soft = self._soft(method, few, shots)
@@ -230,9 +233,11 @@ class Seed:
                     type='ConcatDataset', datasets=[few.labelled, *soft])
                 halves = [len(soft)] + [1] * len(soft)
         folder = self.dir / 'student'
+        rate = self.args.rate if init else self.args.scratch_rate
+        if method == 'alone, slowly':
+            rate *= SLOWLY
         result = runs.run(model, data, few, folder, self.seed, self.steps,
-                          self.args.rate if init else self.args.scratch_rate,
-                          None, start, hooks, halves, init)
+                          rate, None, start, hooks, halves, init)
         cost = folder / 'cost.json'
         if hooks and cost.exists():
             result['cost'] = json.loads(cost.read_text())

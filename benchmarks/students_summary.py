@@ -170,6 +170,9 @@ def point(runs: Runs, prefix: str, label: str,
     """Students of one point of the curve, all against the one alone."""
     alone = top1(runs, f'{prefix}/alone')
     yield figure('ota', clothes(shots), f'{label}: {ALONE}', alone)
+    slowly = top1(runs, f'{prefix}/alone, slowly')
+    yield figure('ota', clothes(shots), f'{label}: {ALONE}, slowly',
+                 slowly, ALONE, alone)
     for claim, method in (('ota', 'kd'), ('ota', 'kd + re-represented'),
                           ('ota', 'ota'), ('tdmr', 'tdmr')):
         name = method.replace('kd', 'KD')
