@@ -16,7 +16,7 @@ CONSTRAINTS := requirements/constraints.txt
 
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
-	@echo 'make demo-mtht  one mixture of experts for three kinds of task'
+	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
 	@echo 'make demo-student  small models from few images, as ONNX files'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'

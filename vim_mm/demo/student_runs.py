@@ -28,7 +28,7 @@ SOLAR, TREES = 'solar cells (cls)', 'tree crowns (det)'
 #: images of a strip
 SHOWN = 6
 #: of small detectors; their config has more
-EPOCHS = 12
+EPOCHS = 10
 
 
 class Costs:
