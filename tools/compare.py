@@ -15,21 +15,23 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from vim_mm.report.compare import Comparison, best_modules
+from vim_mm.report.comparison import LIBRARIES
 from vim_mm.report.page import Page, write_report
-from vim_mm.report.processes import RunError, run_logged
 from vim_mm.report.steps import Step
-from vim_mm.report.variants import fusing_config
-from vim_mm.report.verdicts import ONE_SEED, by_method, claims, gain, spread
+from vim_mm.report.variants import CONFIGURED, fusing_config
+from vim_mm.report.verdicts import (FULL, ONE_SEED, by_method, claims, gain,
+                                    spread)
 from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.data import check_data
+from vim_mm.utils.processes import RunError, run_logged
 from vim_mm.zoo import Zoo
 
 TERMS = {
@@ -41,9 +43,9 @@ TERMS = {
     'uniform': 'all modules, each with the weight 1 / N',
     'recommended': 'weights of the modules for each layer and branch, started '
     'from scores on the training images',
-    'as configured': "the config's own fusion, which does not start from "
+    CONFIGURED: "the config's own fusion, which does not start from "
     'scores',
-    'full fine-tuning': 'all weights of the trunk learn: a model of its own '
+    FULL: 'all weights of the trunk learn: a model of its own '
     'for this task',
 }
 
@@ -102,6 +104,12 @@ def build_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def terms_of(comparison: Comparison) -> Dict[str, str]:
+    """The words of this comparison, without methods that are not in it."""
+    left_out = {CONFIGURED, FULL} - {run.method for run in comparison.runs}
+    return {k: text for k, text in TERMS.items() if k not in left_out}
+
+
 def show_table(step: Step, console: Console) -> None:
     """Print what the report shows, and what to use."""
     table = Table(title=step.title)
@@ -135,15 +143,16 @@ def main() -> None:
     name, broken = Path(args.config).stem, []
     page = Page(
         f'Do modules help {name}?',
-        f'{len(args.seeds)} seeds. Bold: the best row of the table.', TERMS,
-        ['compare.md', 'fusion.md'])
+        f'Seeds: {", ".join(map(str, args.seeds))}. Bold: the best row of the '
+        'table.', terms_of(comparison), ['compare.md', 'fusion.md'])
     for index, run in enumerate(comparison.runs, 1):
         finished, start = run.result() is not None, time.perf_counter()
         console.print(f'{index}/{len(comparison.runs)} {run.name}: '
                       f'{"reused" if finished else "running"}')
         if not finished:
             try:
-                run_logged(run.name, run, run.folder / 'log.txt', console)
+                run_logged(run.name, run, run.folder / 'log.txt', console,
+                           LIBRARIES)
             except RunError as error:
                 broken.append(run.name)
                 print(error, file=sys.stderr)

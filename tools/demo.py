@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vim_mm.demo import common, mtht, steps, student
+from vim_mm.report.comparison import LIBRARIES
 from vim_mm.report.page import Page, write_report
-from vim_mm.report.processes import PROCESSES, run_logged
 from vim_mm.report.steps import Step
 from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.processes import PROCESSES, run_logged
 
 #: each has STEPS, TITLE, INTRO, TERMS, DOCS, finished() and run()
 DEMOS = dict(vim=steps, mtht=mtht, student=student)
@@ -115,7 +116,7 @@ def main() -> None:
         if not finished:
             run_logged(f'The step {name}',
                        partial(demo.run, name, args.work_dir, args.seed),
-                       args.work_dir / name / 'log.txt', console)
+                       args.work_dir / name / 'log.txt', console, LIBRARIES)
         found.append(common.load(name, args.work_dir))
         write_report(args.work_dir, page, [*found, prepared])
         console.print(f'   report so far: {args.work_dir}/report.html')

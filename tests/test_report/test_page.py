@@ -134,6 +134,17 @@ def test_it_says_where_it_comes_from_and_explains_its_words(
     assert 'vim-mm compare c.py' in said and 'python' not in said
 
 
+def test_steps_of_several_machines_say_so(tmp_path: Path) -> None:
+    steps = make_steps(tmp_path)
+    text = ' '.join(written(tmp_path, steps).text)
+    assert text.count('2 cores') == 1 and 'differ' not in text
+    steps[1].origin = 'commit abc, tomorrow, a GPU'
+    text = ' '.join(written(tmp_path, steps).text)
+    assert 'machines differ' in text
+    assert 'took 3 s; commit abc, today, 2 cores' in text
+    assert text.count('a GPU') == 1
+
+
 def test_seeds_are_averaged_and_compared_pair_by_pair(tmp_path: Path) -> None:
     steps = make_steps(tmp_path)
     steps[0].rows += [row('low', .4, 1), row('high', .6, 1)]

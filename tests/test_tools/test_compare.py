@@ -19,9 +19,9 @@ from mmengine.config import Config
 from _tiny import KINDS, add_modules, build_backbone, vit
 from vim_mm.report import compare
 from vim_mm.report.evidence import usefulness
-from vim_mm.report.processes import RunError
 from vim_mm.report.steps import Gallery
 from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.processes import RunError
 from vim_mm.zoo import save_module
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable:
     def tool(folder: Path, *args: str, broken: str = '') -> tuple:
         made: List[str] = []
 
-        def run_here(name: str, run: Callable, log: Path, console) -> None:
+        def run_here(name: str, run: Callable, log: Path, *_) -> None:
             made.append(name)
             log.parent.mkdir(parents=True, exist_ok=True)
             if broken and name.startswith(broken):
@@ -165,7 +165,7 @@ def test_what_a_change_concerns_is_run_again(tmp_path: Path, tool: Callable,
 
 def test_seeds_best_modules_and_metrics(tmp_path: Path, tool: Callable,
                                         quick: None) -> None:
-    config = project(tmp_path, 'seg')
+    config = project(tmp_path, 'cls')
     args = [config, '--seeds', '0', '1', '0', '--work-dir', 'out']
     code, made, said = tool(tmp_path, *args, '--best', '1', '--metric', 'aAcc')
     assert code == 0 and made[0] == 'Ranking the modules'

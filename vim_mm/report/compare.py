@@ -21,11 +21,11 @@ from vim_mm.features.module_rows import TRUNK
 from vim_mm.models.backbones.configs import weights_of
 from vim_mm.utils.config import type_name
 from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.processes import run_logged
 from vim_mm.zoo import Zoo
-from .comparison import run_variant
+from .comparison import LIBRARIES, run_variant
 from .origin import origin
 from .pictures import add_answers
-from .processes import run_logged
 from .steps import SINGLE, Contrast, Gallery, Row, Step, gallery_from, slug
 from .variants import RECOMMENDED, Variant, baselines, fusing_config
 from .verdicts import best_single, by_method
@@ -274,7 +274,7 @@ def best_modules(cfg: Config, num: int, root: Path,
     """
     path = root / 'ranking' / 'scores.json'
     run_logged('Ranking the modules', partial(_rank, cfg, path),
-               path.with_name('log.txt'), console)
+               path.with_name('log.txt'), console, LIBRARIES)
     scores: Dict[str, float] = json.loads(path.read_text())
     return sorted(scores, key=scores.get, reverse=True)[:num]
 

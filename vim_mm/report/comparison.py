@@ -23,6 +23,10 @@ from vim_mm.models.backbones.trunk import build_trunk
 from .steps import Gates, slug
 from .variants import Variant
 
+#: What runs need.
+LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
+             'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
+
 
 @dataclass
 class Stage:

@@ -65,7 +65,8 @@ def write_report(folder: Path, page: Page, steps: Sequence[Step]) -> None:
         f'<h1>{title}</h1><p>{html.escape(page.intro)}</p>',
         _origin(folder, page, steps),
         _headline(steps),
-        *(_section(folder, step) for step in steps),
+        *(_section(folder, step, len(_origins(steps)) > 1)
+          for step in steps),
         _terms(page, steps)
     ])
     text = (f'<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -117,13 +118,16 @@ def _origin(folder: Path, page: Page, steps: Sequence[Step]) -> str:
     python = ['python'] * sys.argv[0].endswith('.py')
     command = ' '.join([*python, sys.argv[0], shlex.join(sys.argv[1:])])
     command = command.strip()
-    origins = list(dict.fromkeys(s.origin for s in steps if s.origin))
-    said = [html.escape(each) for each in origins[:1]]
-    if len(origins) > 1:
-        said = ['commits, dates and machines differ: see the steps']
+    said = [html.escape(each) for each in _origins(steps)]
+    if len(said) > 1:
+        said = ['commits, dates or machines differ: see the steps']
     said.append(f'command: <code>{html.escape(command)}</code>')
     said += [_link(folder, name) for name in page.docs]
     return f'<p class=origin>{"; ".join(said)}</p>'
+
+
+def _origins(steps: Sequence[Step]) -> List[str]:
+    return list(dict.fromkeys(s.origin for s in steps if s.origin))
 
 
 def _link(folder: Path, name: str) -> str:
@@ -149,9 +153,9 @@ def _terms(page: Page, steps: Sequence[Step]) -> str:
 # ------------------------------------------------------------------ sections
 
 
-def _section(folder: Path, step: Step) -> str:
+def _section(folder: Path, step: Step, origins_differ: bool) -> str:
     took = [f'This step took {step.seconds:.0f} s'] * bool(step.seconds)
-    origin = [html.escape(step.origin)] * bool(step.origin)
+    origin = [html.escape(step.origin)] * origins_differ * bool(step.origin)
     parts = [
         f'<section><h2>{html.escape(step.title)}</h2>'
         f'<p>{html.escape(step.text)}</p>'

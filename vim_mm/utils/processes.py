@@ -9,11 +9,11 @@ import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Callable, TextIO
+from typing import Callable, Sequence, TextIO
 
 from rich.console import Console
 
-from vim_mm.utils.cli import run_cli
+from .cli import run_cli
 
 #: Lines of a log to show while it grows.
 PROGRESS = re.compile(
@@ -22,9 +22,6 @@ PROGRESS = re.compile(
 # elsewhere a fork breaks system libraries
 PROCESSES = multiprocessing.get_context(
     'fork' if sys.platform == 'linux' else 'spawn')
-#: What runs need; a fork finds them imported, which takes seconds.
-LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
-             'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
 #: Seconds that a run is given to end by itself.
 _PATIENCE = 10
 
@@ -33,8 +30,11 @@ class RunError(RuntimeError):
     """A run failed; the sentence says where its log is."""
 
 
-def run_logged(name: str, run: Callable[[], None], log: Path,
-               console: Console) -> None:
+def run_logged(name: str,
+               run: Callable[[], None],
+               log: Path,
+               console: Console,
+               libraries: Sequence[str] = ()) -> None:
     """Run something in a process of its own, showing its progress.
 
     It starts with a clean peak of memory; the process that calls must not
@@ -45,11 +45,13 @@ def run_logged(name: str, run: Callable[[], None], log: Path,
         run (Callable): What to do; one that can be pickled.
         log (Path): File for all it prints; its folder is made.
         console (Console): Where lines of interest are shown.
+        libraries (Sequence[str]): What it needs; a fork finds it imported,
+            which takes seconds. Defaults to none.
 
     Raises:
         RunError: If it fails; its log stays where the sentence says.
     """
-    for library in LIBRARIES:
+    for library in libraries:
         with suppress(ImportError):  # it is missed where it is needed
             import_module(library)
     log.parent.mkdir(parents=True, exist_ok=True)

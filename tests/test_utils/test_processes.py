@@ -12,13 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vim_mm.report import processes
-from vim_mm.report.processes import RunError, run_logged
-
-
-@pytest.fixture(autouse=True)
-def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, 'LIBRARIES', ('no_such_library', ))
+from vim_mm.utils.processes import RunError, run_logged
 
 
 def talk() -> None:
@@ -38,7 +32,8 @@ def exit_at_once() -> None:
 def test_what_it_prints_is_logged_and_progress_shown(tmp_path: Path) -> None:
     out = io.StringIO()
     log = tmp_path / 'new' / 'log.txt'
-    run_logged('It', talk, log, Console(file=out))
+    # what is not there is missed where it is needed
+    run_logged('It', talk, log, Console(file=out), ['no_such_library'])
     assert 'nothing of interest' in log.read_text()
     assert 'from a library' in log.read_text()
     assert out.getvalue().strip() == 'Epoch(train) [1][5/10]  loss: 0.5'
@@ -56,9 +51,8 @@ SCRIPT = '''
 import time
 from pathlib import Path
 from rich.console import Console
-from vim_mm.report import processes
+from vim_mm.utils import processes
 from vim_mm.utils.cli import run_cli
-processes.LIBRARIES = ()
 processes._PATIENCE = 1
 def run():
     import os, signal
