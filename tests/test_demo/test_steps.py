@@ -6,11 +6,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from _outside import write_project
+from mmengine.config import Config
 
-from vim_mm.demo import common
+from vim_mm.demo import common, mtht
 from vim_mm.demo import steps as demo
-from vim_mm.report import Answer, Gallery, Row
+from vim_mm.demo import student
+from vim_mm.report import Answer, Gallery, Page, Row, write_report
 from vim_mm.report.origin import docs_folder
+from vim_mm.report.steps import TRUTH
 
 STEP = 'midstream_digits_seg'
 
@@ -126,3 +130,35 @@ def test_headlines_explain_themselves(name: str) -> None:
     module = import_module(f'vim_mm.demo.{name}')
     assert '{seed}' in module.INTRO and module.TERMS
     assert all((docs_folder() / page).is_file() for page in module.DOCS)
+
+
+def test_a_step_from_its_run_to_the_page(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, out = 'midstream_digits_cls', tmp_path / 'out'
+    config = write_project(
+        tmp_path, 'cls', "custom_hooks = [dict(type='vim_mm.WarmHeadHook', "
+        'epochs=1, evaluate=True)]')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, 'step_config',
+                        lambda *_: Config.fromfile(config))
+    monkeypatch.setattr(demo, 'inputs', list)
+    demo.run(name, out, seed=5)
+    assert demo.finished(name, out)
+    step = common.load(name, out)
+    assert [(row.method, row.seed) for row in step.rows] == [
+        ('frozen trunk, warmed head', 5), ('with the module', 5)
+    ]
+    assert step.galleries[0].methods() == [TRUTH, 'with the module']
+    assert step.gates is None and 'vim_mm' in step.origin
+    page = Page(demo.TITLE, demo.INTRO, demo.TERMS, demo.DOCS)
+    write_report(out, page, [step])
+    text = (out / 'report.html').read_text()
+    assert 'What a module adds' in text and 'data:image/jpeg' in text
+
+
+def test_what_other_demos_find_becomes_a_step() -> None:
+    row = Row('s', 't', 'm', 'accuracy', .5, 1, 1, 1., 1.)
+    for about in (*mtht.STEPS.values(), *student.STEPS.values()):
+        step = common.Found([row]).step(about, 0., ranked=True)
+        assert (step.title, step.text) == (about.title, about.text)
+        assert step.contrast is about.contrast and step.rows == [row]
