@@ -13,6 +13,7 @@ from vim_mm.models import build_model
 from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
+from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.config import read_config
 from vim_mm.utils.files import new_folder
 
@@ -41,10 +42,11 @@ def save_task(config: Union[str, Config], checkpoint: str, task: str,
     cfg = task_config(read_config(config), task)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
     file = f"The checkpoint '{checkpoint}'"
+    check_whole(loaded, file)
     if not task_checkpoint(loaded, task, file):
         raise ValueError(f'{file} is not of a model of several tasks, so '
                          'there is nothing to take out of it.')
-    state = loaded.get('state_dict', loaded)
+    state = state_of(loaded, file)
     check_fit(build_model(cfg), state, file, every_task=True, whole=True)
     meta = (loaded.get('meta') or {}).get('dataset_meta') or {}
     cfg.pop(LOAD_TASK)

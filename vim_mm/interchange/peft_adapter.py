@@ -22,6 +22,9 @@ from vim_mm.zoo.zoo import Zoo
 from .peft_folder import LinearChange, read_adapter, write_adapter
 from .peft_layouts import LAYOUTS, find_layout, layer_of, slot_of
 
+#: Bytes that padding may take.
+SPARE = 64 << 20
+
 PathLike = Union[str, os.PathLike]
 
 
@@ -218,6 +221,13 @@ def _equalise(
         tuple: The rank, the alpha, and ``'<slot>.<param>'`` to tensor.
     """
     rank = max(len(change.down) for change in changes.values())
+    own = sum(c.down.nbytes + c.up.nbytes for c in changes.values())
+    padded = 4 * rank * sum(c.down.shape[1] + len(c.up)
+                            for c in changes.values())
+    if padded > 4 * own + SPARE:
+        raise ZooError(f'Its ranks go up to {rank}, and a module has one: '
+                       f'that would take {padded:,} bytes in place of '
+                       f'{own:,}; let PEFT train it with one rank.')
     scales = {change.scale for change in changes.values()}
     common = scales.pop() if len(scales) == 1 else None
     tensors = {}

@@ -23,8 +23,10 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+
+from .checkpoint_form import CheckpointError, check_archive, check_content
+from .reading import ReadError
+from .tensor_files import TensorFileError, load_tensors
 
 TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
 #: Classes whose methods a checkpoint may name, and which.
@@ -33,10 +35,6 @@ _METHODS = {
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
 MapLocation = Optional[Union[str, torch.device, Callable, dict]]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: damaged, or of the wrong kind."""
 
 
 class UntrustedPickleError(CheckpointError):
@@ -75,11 +73,11 @@ def load_from_safetensors(filename: str,
     """
     path = _existing(filename)
     try:
-        state_dict = load_file(path)
-    except SafetensorError as error:
+        state_dict = load_tensors(path)
+    except TensorFileError as error:
         raise CheckpointError(
-            f'{path} is truncated or not a safetensors file ({error}): '
-            'fetch or write it again.') from error
+            f'{path} cannot be read, {error}: fetch or write it again.'
+        ) from error
     if isinstance(map_location, (str, torch.device)):
         state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
     return dict(state_dict=state_dict)
@@ -98,7 +96,14 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
         UntrustedPickleError: The file holds objects beyond tensors, plain
             containers, numpy arrays and mmengine's training records.
     """
-    return load_pickle(_existing(filename), map_location=map_location)
+    path = _existing(filename)
+    try:
+        size = check_archive(path)
+    except ReadError as error:
+        raise CheckpointError(f'{path}: {error}.') from None
+    content = load_pickle(path, map_location=map_location)
+    check_content(content, path, size, str(map_location) == 'meta')
+    return content
 
 
 def load_from_http(filename: str,

@@ -11,8 +11,11 @@ from mmengine.dist import is_distributed
 from rich.console import Console
 
 from .dist import leave_group, quit_group
+from .messages import cut, printable
 
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
+#: Characters of what an error says; what is longer loses its middle.
+_SENTENCE = 4000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -77,7 +80,7 @@ def _sentence(error: Exception) -> str:
     said = str(error)
     if said.startswith('Caught ') and 'worker process' in said:
         said = said.rstrip().splitlines()[-1].partition(': ')[2] or said
-    return said
+    return cut(printable(said, '\n\t'), _SENTENCE)
 
 
 def _stdout_closed() -> bool:

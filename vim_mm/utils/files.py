@@ -4,7 +4,8 @@
 import hashlib
 import os
 import shutil
-from contextlib import contextmanager
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Optional, Type, Union
 
@@ -92,15 +93,31 @@ def new_folder(dst: Path,
         if old.is_dir() and not dst.is_dir():
             os.replace(old, dst)
         discard(draft)
-    discard(old)
+    with suppress(PermissionError):  # a colleague's, who can delete it
+        discard(old)
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder, or a link to one, if it is there."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
+    """Delete a folder, or what stands in its place, if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
+def share(path: Path, like: Path) -> None:
+    """Let all who may read or write a folder do so with what is new in it.
+
+    A colleague's umask would else shut others out of what they share.
+
+    Args:
+        path (Path): The new file or folder.
+        like (Path): The folder.
+    """
+    if os.name == 'posix':
+        given = stat.S_IMODE(like.stat().st_mode)
+        given &= 0o777 if path.is_dir() else 0o666
+        os.chmod(path, stat.S_IMODE(path.stat().st_mode) | given)
 
 
 def sync_folder(folder: Path) -> None:

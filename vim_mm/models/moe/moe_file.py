@@ -9,18 +9,23 @@ the tensors themselves, see :mod:`.structure`.
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Tuple, Union)
 
 import torch
 from mmengine.registry import DefaultScope
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.messages import InputError, short
 from vim_mm.utils.plain_config import check_config
+from vim_mm.utils.reading import parse_json
+from vim_mm.utils.tensor_files import (FLOATS, Header, TensorFileError,
+                                       load_tensors, read_header)
 from vim_mm.version import __version__
 from .structure import Structure, holds_experts, structure_in
 from .surgery import Usage, experts_of
@@ -31,7 +36,7 @@ _KEY = 'moe'
 _SOURCES = ('init_cfg', 'pretrained', 'weights', 'checkpoint')
 
 
-class MoEFileError(ValueError):
+class MoEFileError(InputError):
     """A moe file that cannot be used."""
 
 
@@ -59,12 +64,14 @@ class MoEFile:
         path (str): Where it is.
         backbone (dict): Config of the trunk as it was first built.
         layers (dict[str, LayerInfo]): By their names in the trunk.
+        shapes (dict[str, tuple[int]]): Of all tensors, by name.
         usage (dict): How often experts ran, by layer and task.
         num_params (int): Number of floating values.
     """
     path: str
     backbone: Dict[str, Any]
     layers: Dict[str, LayerInfo]
+    shapes: Dict[str, Tuple[int, ...]]
     usage: Dict[str, Dict[str, Tensor]]
     num_params: int
 
@@ -76,9 +83,13 @@ class MoEFile:
                           for task in layer.tasks))
 
     def tensors(self) -> Dict[str, Tensor]:
-        """The trunk's tensors, on the CPU."""
-        with opened(self.path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+        """The trunk's tensors, on the CPU.
+
+        Raises:
+            MoEFileError: If the file is damaged.
+        """
+        with _explained(self.path):
+            return load_tensors(self.path)
 
 
 # ------------------------------------------------------------------ writing
@@ -188,16 +199,8 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no moe file {path}; check the path '
                                 'or write it (`tools/moe.py extract`).')
-    with opened(path) as file:
-        text = (file.metadata() or {}).get(_KEY)
-        shapes = {
-            name: file.get_slice(name).get_shape()
-            for name in file.keys()
-        }
-        sizes = [
-            file.get_slice(name).get_dtype().startswith(('F', 'BF'))
-            for name in file.keys()
-        ]
+    header = header_of(path)
+    text, shapes = header.metadata.get(_KEY), header.shapes
     if text is None and not holds_experts(shapes):
         raise MoEFileError(
             f'{path} is no moe file: it holds no experts; they start from a '
@@ -208,48 +211,73 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
                            'trunk is built; write one with `tools/moe.py '
                            'extract`.')
     try:
-        header = json.loads(text)
-        if header['format'] != FORMAT:
-            raise ValueError(f'it has the format {header["format"]!r}, and '
-                             f'vim_mm {__version__} reads {FORMAT}')
-        check_config(dict(header['backbone']), 'its config')
-        if _without_sources(header['backbone']) != header['backbone']:
+        notes = parse_json(text)
+        if notes['format'] != FORMAT:
+            raise ValueError(f'it has the format {short(notes["format"])}, '
+                             f'and vim_mm {__version__} reads {FORMAT}')
+        check_config(dict(notes['backbone']), 'its config')
+        if _without_sources(notes['backbone']) != notes['backbone']:
             raise ValueError('its config names weights elsewhere')
-        layers = {
-            name: _layer(info, shapes, name)
-            for name, info in header['layers'].items()
-        }
+        layers = _layers(notes['layers'], shapes)
         usage = {
             name: {
-                task: torch.tensor(counts, dtype=torch.double)
+                task: _counts(counts)
                 for task, counts in tasks.items()
             }
-            for name, tasks in header['usage'].items()
+            for name, tasks in notes['usage'].items()
         }
-    except (AttributeError, KeyError, RecursionError, TypeError,
-            ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError,
+            TypeError, ValueError) as error:
         said = error if isinstance(error, ValueError) else repr(error)
         raise MoEFileError(f'{path} cannot be used: {str(said).rstrip(".")}; '
                            'get or write it again.') from error
     num = sum(
-        torch.Size(shape).numel()
-        for shape, floating in zip(shapes.values(), sizes) if floating)
-    return MoEFile(path, header['backbone'], layers, usage, num)
+        torch.Size(shape).numel() for name, shape in shapes.items()
+        if header.dtypes[name] in FLOATS)
+    return MoEFile(path, notes['backbone'], layers, shapes, usage, num)
 
 
-def opened(path: str) -> Any:
-    """A safetensors file, open.
+def header_of(path: str) -> Header:
+    """The header of a safetensors file.
 
     Raises:
         MoEFileError: If it is none.
     """
+    with _explained(path):
+        return read_header(path)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
     try:
-        return safe_open(path, 'pt')
-    except (SafetensorError, OSError) as error:
+        yield
+    except TensorFileError as error:
         raise MoEFileError(
             f'{path} is truncated or no safetensors file ({error}); get it '
             'again, or write a moe file from a config and its checkpoint '
             '(`tools/moe.py extract`).') from error
+
+
+def _layers(infos: Mapping,
+            shapes: Mapping[str, Sequence[int]]) -> Dict[str, LayerInfo]:
+    # a layer looks at its own tensors alone: the longest name that fits
+    own: Dict[str, Dict[str, Sequence[int]]] = {name: {} for name in infos}
+    for name, shape in shapes.items():
+        parts = name.split('.')
+        starts = ('.'.join(parts[:end]) for end in range(len(parts), 0, -1))
+        owner = next((start for start in starts if start in own), None)
+        if owner is not None:
+            own[owner][name] = shape
+    return {name: _layer(info, own[name], name)
+            for name, info in infos.items()}
+
+
+def _counts(counts: Any) -> Tensor:
+    """How often experts ran, as a row."""
+    row = torch.tensor(counts, dtype=torch.double)
+    if row.ndim != 1:
+        raise ValueError(f'its usage {short(counts)} is no row of numbers')
+    return row
 
 
 def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],
@@ -262,6 +290,7 @@ def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],
                          f'{structure.num_experts} experts, and its header '
                          f'names {tasks}')
     k, scale = info['k'], info['gate_scale']
-    if type(k) is not int or not isinstance(scale, (int, float)):
-        raise ValueError(f"'{name}' has k {k!r} and gate_scale {scale!r}")
+    if type(k) is not int or type(scale) not in (int, float):
+        raise ValueError(f"'{name}' has k {short(k)} and gate_scale "
+                         f'{short(scale)}')
     return LayerInfo(structure, tasks, k, scale)
