@@ -51,8 +51,10 @@ def test_any_tensor_file_ends_in_our_error(name: str, tmp_path: Path) -> None:
 def test_any_notes_end_in_our_error(name: str, tmp_path: Path) -> None:
     reader = NOTES[name](tmp_path)
     contents = dict(JSON_FILES)
-    contents.update((what, json.dumps(content).encode())
-                    for what, content in odd_json(json.loads(reader.good)))
+    # `make reliability` takes all of them
+    some = list(odd_json(json.loads(reader.good)))[::3]
+    contents.update(
+        (what, json.dumps(content).encode()) for what, content in some)
     problems = {
         what: read(reader, content)
         for what, content in contents.items()

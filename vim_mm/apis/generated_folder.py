@@ -316,7 +316,8 @@ def _check_manifest(settings: Any, images: Any, kind: Any) -> None:
     for record in images.values():
         file = record.get('file') if isinstance(record, dict) else None
         if not isinstance(file, str) or PurePath(
-                file).is_absolute() or '..' in PurePath(file).parts or not all(
+                file).is_absolute() or '..' in PurePath(file).parts or len(
+                    PurePath(file).name) > 255 or not all(
                     type(record.get(key)) is int
                     for key in ('height', 'width')):
             raise ValueError(f'its record {short(record)} names no image')

@@ -76,8 +76,8 @@ def load_from_safetensors(filename: str,
         state_dict = load_tensors(path)
     except TensorFileError as error:
         raise CheckpointError(
-            f'{path} cannot be read, {error}: fetch or write it again.'
-        ) from error
+            f'{path} is truncated or not a safetensors file ({error}): '
+            'fetch or write it again.') from error
     if isinstance(map_location, (str, torch.device)):
         state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
     return dict(state_dict=state_dict)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.messages import cut
+from vim_mm.utils.messages import InputError, cut
 from vim_mm.utils.meta import without_memory
 from vim_mm.utils.plain_config import check_config
 from vim_mm.utils.reading import parse_json
@@ -291,7 +291,7 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
         with without_memory(1000 + 20 * len(header.shapes)):
             right = dict(MODELS.build(recipe).named_modules())
     except Exception as error:  # a stranger's config may lead to any
-        raise ValueError(
+        raise InputError(
             f"The weights '{checkpoint}' cannot be used: "
             f'{said(error)}; get or convert them again.') from None
     for name, layer in trunk.named_modules():
@@ -300,7 +300,7 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
         own, other = map(description, (layer, right.get(name, layer)))
         if own != other and not issubclass(own[0], _DropoutNd):
             own, other = ('{0.__name__}({1})'.format(*d) for d in (own, other))
-            raise ValueError(
+            raise InputError(
                 f"The weights '{checkpoint}' were trained with {other} as "
                 f"'{name}', but this {type(trunk).__name__} has {own}; "
                 f'set `model.backbone.trunk` like {cut(str(recipe), 600)}.')
