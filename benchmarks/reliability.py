@@ -2,7 +2,7 @@
 """The whole campaign of hostile, damaged and interrupted files.
 
     make reliability
-    python benchmarks/reliability.py [--only WORD ...] [--quick]
+    python benchmarks/reliability.py [--only WORD ...] [--share S | --quick]
 
 Each row counts cases of a kind: how many were tried, how many ended in
 anything but one sentence of ours within two seconds and 200 MB (or in a wrong
@@ -10,7 +10,7 @@ verdict), and how many lost something that was whole before. All of them go to
 ``work_dirs/reliability.json`` and are printed; the exit code is 1 if one is
 not met. Everything is drawn by a seed.
 
-``--quick`` takes few cases of each kind, and seconds.
+``--share 0.1`` draws a tenth of the cases of each kind, ``--quick`` few.
 """
 
 import vim_mm  # noqa: F401,I001 isort:skip
@@ -53,17 +53,23 @@ def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
         metavar='WORD',
         help='rows whose name holds one of these words')
     parser.add_argument(
-        '--quick', action='store_true', help='few cases of each kind')
+        '--share', type=float, default=1., help='of the cases of each kind')
+    parser.add_argument(
+        '--quick',
+        dest='share',
+        action='store_const',
+        const=.01,
+        help='few cases of each kind')
     parser.add_argument('--seed', type=int, default=0, help='of all draws')
     parser.add_argument('--out', type=Path, default=OUT, help='JSON file')
     return parser.parse_args(args)
 
 
-def run(campaign: Campaign, quick: bool, seed: int) -> Dict[str, Any]:
+def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
     """One row."""
     tally, start = Tally(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        campaign.run(tally, Path(folder), quick, seed)
+        campaign.run(tally, Path(folder), share, seed)
     return dict(
         name=campaign.name,
         tried=tally.tried,
@@ -89,6 +95,9 @@ def show(rows: List[Dict[str, Any]]) -> None:
 def main(args: Optional[Sequence[str]] = None) -> int:
     args = parse_args(args)
     MMLogger.get_instance('reliability', log_level='ERROR')
+    if not 0 < args.share <= 1:
+        raise ValueError(f'--share is {args.share}; give a number above 0, 1 '
+                         'at most.')
     chosen = [
         each for each in CAMPAIGNS if args.only is None or any(
             word in each.name for word in args.only)
@@ -99,14 +108,14 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     rows = []
     for campaign in chosen:
         print(f'{campaign.name} …', file=sys.stderr, flush=True)
-        rows.append(run(campaign, args.quick, args.seed))
+        rows.append(run(campaign, args.share, args.seed))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(
         args.out,
         json.dumps(
             dict(
                 commit=get_git_hash(digits=9),
-                quick=args.quick,
+                share=args.share,
                 seed=args.seed,
                 rows=rows),
             indent=1) + '\n')

@@ -8,10 +8,11 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional, Sequence, TypeVar
 
 from _hostile import judged
 
+Case = TypeVar('Case')
 #: Seconds after which a case is given up.
 PATIENCE = 60
 #: Exit code of a child that dies on purpose.
@@ -61,11 +62,17 @@ class Campaign:
 
     Attributes:
         name (str): What is tried.
-        run (Callable): Does it: takes the tally, an empty folder, whether few
-            cases are enough, and a seed.
+        run (Callable): Does it: takes the tally, an empty folder, which share
+            of the cases to try, and a seed.
     """
     name: str
-    run: Callable[[Tally, Path, bool, int], None]
+    run: Callable[[Tally, Path, float, int], None]
+
+
+def some(cases: Sequence[Case], share: float, rng: random.Random) -> List[Case]:
+    """A share of the cases, drawn, in their order; at least a few."""
+    number = max(min(3, len(cases)), round(share * len(cases)))
+    return [cases[i] for i in sorted(rng.sample(range(len(cases)), number))]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from _hostile import (IN_PLACE, JSON_FILES, ODD_VALUES, TENSOR_FILES, odd_json,
 from _readers import NOTES, TENSORS
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from reliability_cases import Campaign, Tally, damaged
+from reliability_cases import Campaign, Tally, damaged, some
 
 from _tiny import build_runner, fusion_neck, model_cfg, vit
 from vim_mm.apis.serving import load_model
@@ -24,21 +24,20 @@ from vim_mm.interchange.trunks import FAMILIES, convert_trunk
 from vim_mm.models.backbones.weights import load_trunk_weights
 from vim_mm.registry import MODELS
 from vim_mm.report.routing import read_usage
+from vim_mm.utils.checkpoint_form import SPARE
 
 # ------------------------------------------------------------ foreign files
 
 
-def foreign_files(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def foreign_files(tally: Tally, root: Path, share: float, seed: int) -> None:
     """All readers of tensors and of notes, on what is none of theirs."""
     rng = random.Random(seed)
     for number, (name, make) in enumerate({**TENSORS, **NOTES}.items()):
         folder = root / str(number)
         folder.mkdir()
         reader = make(folder)
-        cases = dict(_contents(name, reader.good, rng))
-        if quick:
-            cases = dict(rng.sample(list(cases.items()), 4))
-        for what, content in cases.items():
+        cases = list(_contents(name, reader.good, rng))
+        for what, content in some(cases, share, rng):
             reader.write(content)
             with tally.case(f'{name}: {what}', len(content)):
                 reader.read()
@@ -73,7 +72,7 @@ def trained(root: Path) -> Tuple[Config, bytes]:
     return Config(dict(model=model, default_scope='mmpretrain')), data
 
 
-def damaged_checkpoints(tally: Tally, root: Path, quick: bool,
+def damaged_checkpoints(tally: Tally, root: Path, share: float,
                         seed: int) -> None:
     """All that reads a checkpoint, on one that something has happened to."""
     rng = random.Random(seed)
@@ -92,9 +91,7 @@ def damaged_checkpoints(tally: Tally, root: Path, quick: bool,
     writes.update((f'damaged {index}', _writes(path, damaged(data, rng)))
                   for index in range(200))
     writes.update((f'is {what}', _puts(path, what)) for what in IN_PLACE)
-    if quick:
-        writes = dict(rng.sample(list(writes.items()), 6))
-    for what, write in writes.items():
+    for what, write in some(list(writes.items()), share, rng):
         write()
         for name, read in readers.items():
             # resuming takes a while, and reads as the others do
@@ -126,7 +123,7 @@ def _forms(root: Path, path: Path,
             ODD_VALUES,
             sparse=torch.ones(2, 2).to_sparse(),
             meta=torch.ones(2, device='meta'),
-            expanded=torch.ones(1).expand(1 << 30),
+            expanded=torch.ones(1).expand(1 << 25),
             array=np.ones(2),
             nested=[torch.ones(1)]).items():
         state = dict(content['state_dict'], **{first: value})
@@ -146,7 +143,7 @@ def _saves(path: Path, content: Any) -> Callable:
 
 def _compress(path: Path, data: bytes) -> None:
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('archive/data.pkl', bytes(256 << 20))
+        archive.writestr('archive/data.pkl', bytes(SPARE + (1 << 20)))
 
 
 def _resume(cfg: Config, path: Path, folder: Path) -> None:
@@ -177,13 +174,11 @@ class Payload:
         return os.mkdir, (self.target, )
 
 
-def payloads(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def payloads(tally: Tally, root: Path, share: float, seed: int) -> None:
     """Pickles under all names, to all readers: nothing may be done."""
-    target = root / 'made'
-    contents = dict(_payloads(root, target))
+    target, rng = root / 'made', random.Random(seed)
+    contents = dict(some(list(_payloads(root, target)), share, rng))
     for number, (name, make) in enumerate({**TENSORS, **NOTES}.items()):
-        if quick and number % 7:
-            continue
         folder = root / str(number)
         folder.mkdir()
         reader = make(folder)

@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import torch
 from _hostile import (IN_PLACE, JSON_FILES, TENSOR_FILES, exchange, odd_json,
                       put)
-from reliability_cases import Campaign, Tally, damaged, die_at, forked, joined
+from reliability_cases import (Campaign, Tally, damaged, die_at, forked,
+                               joined, some)
 from torch import Tensor
 
 from vim_mm.zoo import ModuleCard, Zoo, ZooError
@@ -103,14 +104,14 @@ def _vouch(file: str, data: bytes, key: str) -> Callable:
     return lambda folder: exchange(folder, file, data, key)
 
 
-def hostile_folders(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def hostile_folders(tally: Tally, root: Path, share: float, seed: int) -> None:
     """Spoil one of two modules, and look at both in all ways."""
     rng = random.Random(seed)
     zoo, source = Zoo(root / 'zoo'), Zoo(root / 'source')
     for name in ('bad', 'good'):
         save(source, name)
     cases = list(spoilers(source.root / 'good', rng))
-    for what, spoil in rng.sample(cases, 12) if quick else cases:
+    for what, spoil in some(cases, share, rng):
         for path in (zoo.root, root / 'other'):
             shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(source.root, zoo.root)
@@ -151,15 +152,13 @@ def changes(zoo: Zoo, source: Zoo) -> Dict[str, Tuple[Callable, tuple]]:
         remove=(lambda: zoo.remove('m'), (1, None)))
 
 
-def kills(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def kills(tally: Tally, root: Path, share: float, seed: int) -> None:
     """Die before every file operation of every change of a zoo."""
-    source = Zoo(root / 'source')
+    source, every = Zoo(root / 'source'), max(1, round(1 / share))
     for name in ('n', 'o'):
         save(source, name, 5)
     for what in changes(source, source):
-        for step in range(1000):
-            if quick and step % 7:
-                continue
+        for step in range(seed % every, 1000, every):
             zoo = Zoo(root / f'{what}{step}')
             save(zoo, 'm', 1)
             change, allowed = changes(zoo, source)[what]
@@ -180,7 +179,7 @@ def after_a_kill(tally: Tally, zoo: Zoo, what: str, allowed: tuple) -> None:
     tally.check(f'{what}: left {hidden}', hidden == ['.lock'])
 
 
-def sudden_kills(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def sudden_kills(tally: Tally, root: Path, share: float, seed: int) -> None:
     """SIGKILL at a random moment of a row of overwrites."""
     rng, zoo = random.Random(seed), Zoo(root / 'zoo')
     save(zoo, 'm', 0)
@@ -189,7 +188,7 @@ def sudden_kills(tally: Tally, root: Path, quick: bool, seed: int) -> None:
         for count in range(10**6):
             save(zoo, 'm', count, True)
 
-    for index in range(5 if quick else 150):
+    for index in range(max(3, round(150 * share))):
         child = forked(overwrite)
         time.sleep(rng.uniform(.005, .08))
         os.kill(child, signal.SIGKILL)
@@ -200,7 +199,7 @@ def sudden_kills(tally: Tally, root: Path, quick: bool, seed: int) -> None:
 # --------------------------------------------------------------- many users
 
 
-def many_users(tally: Tally, root: Path, quick: bool, seed: int) -> None:
+def many_users(tally: Tally, root: Path, share: float, seed: int) -> None:
     """Two processes change a zoo, and four read it."""
     zoo, stop = Zoo(root / 'zoo'), root / 'stop'
     for name in ('replaced', 'goes', 'stays'):
@@ -209,7 +208,7 @@ def many_users(tally: Tally, root: Path, quick: bool, seed: int) -> None:
                for name in ('replaced', 'goes')]
     readers = [forked(lambda: read(zoo, stop, root / str(index)))
                for index in range(4)]
-    time.sleep(2 if quick else 60)
+    time.sleep(max(1., 60 * share))
     stop.touch()
     for index, child in enumerate([*writers, *readers]):
         tally.check(f'process {index} ended', joined(child) == 0)

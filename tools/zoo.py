@@ -19,9 +19,8 @@ from rich.table import Table
 
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import print_json, run_cli, table_console, visible
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
-from vim_mm.utils.messages import cut, printable
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 
 
@@ -110,23 +109,10 @@ def list_modules(args: argparse.Namespace) -> None:
     print_bad(bad)
 
 
-def print_json(value: Any) -> None:
-    """Print JSON, in ASCII where a terminal would obey it."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    if text != printable(text):
-        text = json.dumps(value, indent=2)
-    print(text)
-
-
 def print_bad(bad: Dict[str, str]) -> None:
     """One line for each module that something is wrong with."""
     for name, problem in bad.items():
         print(f'{name}: {visible(problem)}')
-
-
-def visible(value: Any, limit: int = 1000) -> str:
-    """One line of a stranger's text, for a terminal."""
-    return cut(printable(str(value), keep=''), limit)
 
 
 def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:

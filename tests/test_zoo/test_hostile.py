@@ -93,6 +93,16 @@ def test_what_is_no_folder_is_passed_over_or_told_of(pair, tmp_path, what):
     assert pair.names() == []
 
 
+@pytest.mark.parametrize('what', ['fifo', 'nowhere', 'device', 'terabyte'])
+def test_nothing_is_put_in_the_place_of_a_file(pair, make_card, make_tensors,
+                                               what):
+    put(pair.root / 'bad', what)
+    for overwrite in (False, True):
+        with pytest.raises(ZooError, match='is no folder'):
+            pair.save(make_card('bad'), make_tensors(), overwrite=overwrite)
+    assert os.path.lexists(pair.root / 'bad')
+
+
 @pytest.mark.parametrize('what', JSON_FILES)
 def test_any_card_ends_in_one_line(pair, tmp_path, what):
     (pair.root / 'bad' / CARD).write_bytes(JSON_FILES[what])

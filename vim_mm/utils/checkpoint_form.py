@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Dict, Optional
+from typing import Any, BinaryIO, Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -99,16 +99,15 @@ def check_content(content: Any, path: str, size: int,
         CheckpointError: If weights are no named tensors, notes no notes, or
             tensors are larger than the file.
     """
-    total, count = 0, 0
-    for tensor in _tensors_in(content):
-        count += 1
+    total, tensors = 0, _tensors_in(content, path)
+    for tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_quantized or \
                 tensor.is_nested or (tensor.is_meta and not on_meta):
             raise _odd(path, 'a tensor that is sparse, quantized or empty')
         total += tensor.numel() * tensor.element_size()
     if total > 4 * size + SPARE:
         raise _odd(path, f'tensors of {total:,} bytes in {size:,}')
-    if count > FILES:
+    if len(tensors) > FILES:
         raise _odd(path, f'more than {FILES:,} tensors')
     if isinstance(content, Mapping):
         for part in _STATES:
@@ -120,18 +119,24 @@ def check_content(content: Any, path: str, size: int,
         _check_classes((content.get('meta') or {}).get('dataset_meta'), path)
 
 
-def _tensors_in(content: Any) -> list:
+def _tensors_in(content: Any, path: str) -> List[Tensor]:
     """All tensors in dicts and lists, which may hold themselves."""
-    found, seen, left = [], set(), [content]
+    found: List[Tensor] = []
+    seen, left = set(), [content]
     while left:
         value = left.pop()
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (Mapping, list, tuple)):
-            if id(value) not in seen:
-                seen.add(id(value))
-                left += value.values() if isinstance(value,
-                                                     Mapping) else value
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, Mapping):
+                if any(isinstance(key, str) and len(key) > NAME
+                       for key in value):
+                    raise _odd(path, f'names of more than {NAME} characters')
+                value = value.values()
+            left += value
     return found
 
 
@@ -139,7 +144,7 @@ def _check_state(state: Any, part: str, path: str) -> None:
     if not isinstance(state, Mapping):
         raise _odd(path, f'a `{part}` that is no dict')
     for name, value in state.items():
-        if not isinstance(name, str) or len(name) > NAME:
+        if not isinstance(name, str):
             raise _odd(path, f'a `{part}` with the name {short(name)}')
         if not isinstance(value, Tensor) and not name.endswith(_EXTRA):
             raise _odd(path, f'a `{part}` in which {short(name)} is no tensor')

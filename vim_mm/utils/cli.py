@@ -1,11 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Exit of the tools: one sentence for a user's mistake, no traceback."""
 
+import json
 import os
 import signal
 import sys
 import traceback
-from typing import Callable, NoReturn, Optional, Union
+from typing import Any, Callable, NoReturn, Optional, Union
 
 from mmengine.dist import is_distributed
 from rich.console import Console
@@ -95,6 +96,19 @@ def _stdout_closed() -> bool:
 def table_console() -> Console:
     """A console for tables on stdout, wide enough in a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON, in ASCII where a terminal would obey what is in it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if text != printable(text):
+        text = json.dumps(value, indent=2)
+    print(text)
+
+
+def visible(value: Any, limit: int = 1000) -> str:
+    """One line of a stranger's text, for a terminal."""
+    return cut(printable(str(value), keep=''), limit)
 
 
 def is_user_error(error: Exception) -> bool:

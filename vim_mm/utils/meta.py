@@ -77,7 +77,7 @@ def check_shapes(own: Mapping[str, Sequence[int]],
                              f'{short(min(names))}')
     for name, shape in own.items():
         if tuple(shape) != tuple(given[name]):
-            raise ValueError(f'its tensor {short(name)} has the shape '
+            raise ValueError(f'size mismatch: {short(name)} has the shape '
                              f'{short(tuple(given[name]))} in place of '
                              f'{tuple(shape)}')
 

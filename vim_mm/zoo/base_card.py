@@ -92,11 +92,11 @@ class Card:
             except (TypeError, ValueError, RecursionError) as error:
                 self._fail(f'its {item.name!r} cannot be written as JSON '
                            f'({error})')
-            try:
-                check_plain(plain)
-            except ReadError as error:
-                self._fail(f'of its {item.name!r}: {error}')
             object.__setattr__(self, item.name, plain)
+        try:
+            check_plain(dict(vars(self)))
+        except ReadError as error:
+            self._fail(f'its card could not be read again, as {error}')
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the fields as plain JSON types, in their order."""

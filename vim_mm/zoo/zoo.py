@@ -314,8 +314,12 @@ class Zoo:
                 f'bytes, and with more than {JSON_BYTES:,} it cannot be read '
                 'again; shorten its texts.')
         with files.locked(self.root):
-            if again and card.name in self and self._is(card):
+            here = card.name in self
+            if again and here and self._is(card):
                 return
+            if not here and os.path.lexists(self.root / card.name):
+                raise ZooError(f'{str(self.root / card.name)!r} is no folder, '
+                               'so no module can be there; move it away.')
             if not overwrite:
                 self._demand_free(card.name)
             files.publish(self.root, card.name, content)

@@ -142,6 +142,8 @@ def read_upstream_card(folder: Union[str, Path]) -> UpstreamCard:
     """
     path = Path(folder) / CARD
     try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError
         return UpstreamCard.from_json(read_regular(path, JSON_BYTES))
     except FileNotFoundError:
         raise ZooError(f"'{folder}' holds no {CARD}: name the folder of an "

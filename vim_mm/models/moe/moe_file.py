@@ -27,6 +27,7 @@ from vim_mm.utils.reading import parse_json
 from vim_mm.utils.tensor_files import (FLOATS, Header, TensorFileError,
                                        load_tensors, read_header)
 from vim_mm.version import __version__
+from ..task_names import check_task_name
 from .structure import Structure, holds_experts, structure_in
 from .surgery import Usage, experts_of
 
@@ -284,6 +285,12 @@ def _layer(info: Mapping, shapes: Mapping[str, Sequence[int]],
            name: str) -> LayerInfo:
     structure = structure_in(shapes, f'{name}.')
     tasks = list(info['tasks'])
+    if not name.isprintable():
+        raise ValueError(f'its layer {short(name)} has no printable name')
+    for task in tasks:
+        check_task_name(task)
+        if not task.isprintable():
+            raise ValueError(f'its task {short(task)} has no printable name')
     if set(tasks) != structure.routers.keys() or not structure.groups:
         raise ValueError(f"its tensors of '{name}' have the routers "
                          f'{sorted(structure.routers)} and '
