@@ -174,7 +174,7 @@ def after_a_kill(tally: Tally, zoo: Zoo, what: str, allowed: tuple) -> None:
     found = version(zoo, 'm') if 'm' in zoo else None
     tally.keep(f'{what}: version {found}', found in allowed)
     tally.check(f'{what}: {zoo.verify()}', zoo.verify() == [])
-    save(zoo, 'x', 3)
+    save(zoo, 'x', 3, True)
     hidden = [name for name in os.listdir(zoo.root) if name[0] == '.']
     tally.check(f'{what}: left {hidden}', hidden == ['.lock'])
 

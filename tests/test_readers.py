@@ -150,7 +150,7 @@ def test_blocks_are_numbered_from_zero(tmp_path: Path, old: str,
 def test_towers_are_few(tmp_path: Path) -> None:
     good = load(TENSORS['published_trunk'](tmp_path).good)
     tensors = {
-        f'{tower}.{key}': value
+        f'{tower}.{key}': value.clone()
         for tower in range(17) for key, value in good.items()
     }
     (tmp_path / 'x.safetensors').write_bytes(save(tensors))

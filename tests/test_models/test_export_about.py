@@ -70,4 +70,4 @@ def test_any_metadata_is_read_or_refused() -> None:
             'utf-8', 'replace')
         with judged() as verdict:
             read_about(found, 'x.onnx')
-        assert verdict.error and not verdict.problem, what
+        assert (verdict.error or what == 'list') and not verdict.problem, what

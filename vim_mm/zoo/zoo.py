@@ -205,6 +205,7 @@ class Zoo:
         if name is not None and len(found) != 1:
             raise ZooError(f'{str(source)!r} holds {len(found)} modules; '
                            'give the folder of one to rename it.')
+        files.check_writable(self.root)
         added, bad = self._add_each(Zoo(source), found, name)
         if not added and problems is None:
             raise ZooError(f'None of the {len(bad)} modules of '
