@@ -110,7 +110,7 @@ def hostile_folders(tally: Tally, root: Path, share: float, seed: int) -> None:
     zoo, source = Zoo(root / 'zoo'), Zoo(root / 'source')
     for name in ('bad', 'good'):
         save(source, name)
-    cases = list(spoilers(source.root / 'good', rng))
+    cases = list(spoilers(source.root / 'bad', rng))
     for what, spoil in some(cases, share, rng):
         for path in (zoo.root, root / 'other'):
             shutil.rmtree(path, ignore_errors=True)
