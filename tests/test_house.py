@@ -22,7 +22,7 @@ SOURCES = {
     for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.parts
 }
 #: The package itself, and where its parts were before.
-OUTSIDE = ('__init__.py', '_moved.py')
+OUTSIDE = ('__init__.py', '__main__.py', '_moved.py')
 FILES = [file for file in SOURCES if file not in OUTSIDE]
 
 

@@ -11,6 +11,7 @@ from mmengine.dist import is_distributed
 from rich.console import Console
 
 from .dist import leave_group, quit_group
+from .files import shipped
 
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -102,6 +103,7 @@ def is_user_error(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    tool_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    script_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    own = (_PACKAGE, str(shipped('tools')), script_dir)
     return os.path.abspath(raised_in).startswith(
-        (_PACKAGE + os.sep, tool_dir + os.sep))
+        tuple(folder + os.sep for folder in own))

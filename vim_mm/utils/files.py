@@ -111,3 +111,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def shipped(part: str) -> Path:
+    """Where ``configs`` or ``tools`` are that came with this package.
+
+    Args:
+        part (str): Name of the folder. It is in the package that is
+            installed, and beside it in a source tree.
+    """
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / part
+    return installed if installed.is_dir() else package.with_name(part)
