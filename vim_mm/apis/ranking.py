@@ -2,6 +2,7 @@
 """Which modules of a zoo help a task: scored before any training."""
 
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
@@ -9,15 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseModel
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.evaluation.ridge import held_out_scores
 from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
 from vim_mm.evaluation.unlike_halves import DEALS
-from vim_mm.features.module_rows import TRUNK, Progress, module_rows
+from vim_mm.features.module_rows import TRUNK, module_rows
 from vim_mm.features.rows import thinned
 from vim_mm.models import build_model
 from vim_mm.models.multitask.single_task import config_tasks
@@ -25,6 +26,9 @@ from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
 
+#: Settings of what weighs modules, and a backbone without any.
+_FUSED = ('fusion', 'task', 'learn_tasks')
+_UNFUSED = dict(new_module=None, **dict.fromkeys(_FUSED))
 #: Rows that the published scores see at most: a mixture is slow on more.
 MAX_PUBLISHED_ROWS = 5000
 
@@ -52,8 +56,7 @@ class Ranking:
 
 def rank_modules(cfg: Config,
                  zoo: str,
-                 max_pictures: int = 2000,
-                 progress: Progress = lambda each, _: each) -> Ranking:
+                 max_pictures: int = 2000) -> Ranking:
     """Score every module of a zoo, and the bare trunk, for a config's task.
 
     One pass over the training images, each batch run once with every
@@ -65,8 +68,6 @@ def rank_modules(cfg: Config,
         zoo (str): Directory of the zoo.
         max_pictures (int): Stop after so many, rounded up to whole batches.
             Defaults to 2000.
-        progress: Wraps the batches, given their number, to show how far it
-            is.
 
     Returns:
         Ranking: Scores and what could not be scored.
@@ -86,7 +87,7 @@ def rank_modules(cfg: Config,
     hook = _score_hook(cfg)
     rows = module_rows(model, loader, model.backbone.bank.names,
                        extra_tokens(model, hook.get('num_extra_tokens')),
-                       max_pictures, progress)
+                       max_pictures)
     _, labels, pictures = rows[TRUNK]
     num_classes = len(labels.unique())
     if num_classes < 2:
@@ -167,44 +168,66 @@ def fitting_model(cfg: Config,
     Raises:
         ZooError: If none fits.
     """
-    fits, skipped, model = Zoo(zoo).names(), {}, None
-    bare = unfused_model(cfg, zoo, []).backbone
+    fits, skipped = Zoo(zoo).names(), {}
+    model = unfused_model(cfg, zoo, [])
     for name in fits:
         try:
-            bare.load_modules(zoo, [name])
+            model.backbone.load_modules(zoo, [name])
         except ZooError as error:
             skipped[name] = str(error)
         except ValueError:
             pass  # a backbone that is built for it may have its slots
-    del bare  # a second trunk may be large
     fits = [name for name in fits if name not in skipped]
     try:
-        model = unfused_model(cfg, zoo, fits)
+        _plug(model, cfg, zoo, fits)
     except ValueError:
-        misfits = _misfits(cfg, zoo, fits)
+        misfits = _misfits(model, cfg, zoo, fits)
         fits = [name for name in fits if name not in misfits]
         skipped.update(misfits)
+        _plug(model, cfg, zoo, fits)
     if not fits:
         reasons = ''.join(f'\n  {name}: {why}'
                           for name, why in skipped.items())
         raise ZooError(f'No module of the zoo {zoo!r} fits this config; it '
                        f'holds {len(skipped)}.{reasons}')
-    return model or unfused_model(cfg, zoo, fits), skipped
+    return model, skipped
 
 
-def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
+def _misfits(model: BaseModel, cfg: Config, zoo: str,
+             names: List[str]) -> Dict[str, str]:
     """Modules that the backbone refuses by themselves, with its reason."""
     reasons = {}
     for name in names:
         try:
-            unfused_model(cfg, zoo, [name])
+            _plug(model, cfg, zoo, [name])
         except ValueError as error:
             reasons[name] = str(error)
     return reasons
 
 
 def unfused_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
-    """The config's model with these modules instead of its own, no fusion."""
-    model = build_model(
-        cfg, zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
+    """The config's model with these modules instead of its own, no fusion.
+
+    Its neck and head are those of one stream, whatever the modules: only the
+    backbone is to be run.
+    """
+    cfg = deepcopy(cfg)
+    neck = cfg.model.get('neck') or []
+    for part in neck if isinstance(neck, list) else [neck]:
+        if type_name(part) == 'ViMFusionNeck':
+            for key in ('modules', *_FUSED):
+                part.pop(key, None)
+    model = build_model(cfg, zoo=zoo, modules=[], **_UNFUSED)
+    if modules:
+        _plug(model, cfg, zoo, modules)
     return model.to(get_device()).eval()
+
+
+def _plug(model: BaseModel, cfg: Config, zoo: str,
+          modules: List[str]) -> None:
+    """Let a backbone with these modules take the place of a model's."""
+    backbone = deepcopy(cfg.model.backbone)
+    backbone.update(zoo=zoo, modules=modules, **_UNFUSED)
+    model.backbone = nn.Identity()  # two trunks may be too large
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model.backbone = MODELS.build(backbone).to(get_device()).eval()

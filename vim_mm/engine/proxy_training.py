@@ -19,6 +19,7 @@ from vim_mm.features.rows import IGNORED, patch_labels
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.models.recorder import tapping
+from vim_mm.utils.progress import track
 
 #: Gives features of all foundation models for indices of the data set.
 Indexed = Callable[[Tensor], Dict[str, Tensor]]
@@ -84,7 +85,8 @@ def batches(runner: Runner, model: TDMRDistiller, dataset: Dataset,
         # its seed is drawn, and the run's numbers are not to shift
         generator=torch.Generator())
     with unmixed(model):
-        for number, data in enumerate(part):
+        for number, data in enumerate(
+                track(part, 'Looking at images', len(part))):
             yield indices[number * size:(number + 1) * size], preprocess(
                 model, data)
 

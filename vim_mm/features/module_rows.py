@@ -2,13 +2,14 @@
 """Feature rows of a task with each module alone, and with none."""
 
 from itertools import islice
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vim_mm.utils.progress import track
 from .cache import (CachedBatch, check_filled, finite, preprocess, to_device,
                     unmixed)
 from .rows import rows_of, thinned
@@ -19,7 +20,6 @@ TRUNK = 'frozen trunk'
 MAX_ROWS = 20000
 
 Rows = Tuple[Tensor, Tensor, Tensor]
-Progress = Callable[[Iterable, int], Iterable]
 
 
 @torch.no_grad()
@@ -27,8 +27,7 @@ def module_rows(model: BaseModel,
                 dataloader: DataLoader,
                 modules: List[str],
                 num_extra_tokens: int,
-                max_pictures: Optional[int] = None,
-                progress: Progress = lambda each, _: each) -> Dict[str, Rows]:
+                max_pictures: Optional[int] = None) -> Dict[str, Rows]:
     """Features, labels and images with each module alone, and with none.
 
     Every batch runs once for each, so that all see the same augmentation, and
@@ -42,7 +41,6 @@ def module_rows(model: BaseModel,
         num_extra_tokens (int): Class and register tokens, for pooling.
         max_pictures (int, optional): Stop after so many, in whole batches,
             at least one. Defaults to None.
-        progress: Wraps the batches, given their number.
 
     Returns:
         dict[str, tuple]: :data:`TRUNK` and the modules, each to what
@@ -59,7 +57,8 @@ def module_rows(model: BaseModel,
     alone = {TRUNK: [], **{name: [name] for name in modules}}
     parts: Dict[str, List[Rows]] = {name: [] for name in alone}
     num_pictures = 0
-    for index, data in enumerate(progress(islice(dataloader, total), total)):
+    batches = track(islice(dataloader, total), 'Scoring modules', total)
+    for index, data in enumerate(batches):
         with unmixed(model):
             batch = preprocess(model, data)
         samples = to_device(batch['data_samples'], torch.device('cpu'))

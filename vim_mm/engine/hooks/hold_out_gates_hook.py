@@ -18,6 +18,7 @@ from vim_mm.features.cache import (CachedBatch, check_filled, finite,
                                    preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
+from vim_mm.utils.progress import track
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
@@ -113,7 +114,8 @@ class HoldOutGatesHook(Hook):
     def _train(self, runner: Runner, model: BaseModel, loader: DataLoader,
                params: List[nn.Parameter], optimizer: Optimizer) -> None:
         groups = self._groups(finite(loader))
-        for step, group in enumerate(islice(groups, self.steps), 1):
+        steps = track(islice(groups, self.steps), 'Learning gates', self.steps)
+        for step, group in enumerate(steps, 1):
             optimizer.zero_grad()
             loss = self._average(model, group, params)
             optimizer.step()
