@@ -98,7 +98,8 @@ def status(args: argparse.Namespace) -> None:
                 tasks=file.tasks,
                 num_params=file.num_params,
                 layers=layers,
-                usage=usage),
+                usage=usage,
+                card=file.card),
             indent=2,
             ensure_ascii=False))
 
@@ -114,6 +115,9 @@ def print_status(file: MoEFile) -> None:
         cells = (name, layer.structure.num_experts, groups, layer.k, routers)
         table.add_row(*(escape(str(cell)) for cell in cells))
     table_console().print(table)
+    for key in ('dataset', 'licence'):
+        if file.card.get(key):
+            print(f'{key.capitalize()}: {file.card[key]}.')
     known = [
         task for task in file.tasks if all(
             task in file.usage.get(name, {}) for name in file.layers)
@@ -126,7 +130,7 @@ def extend(args: argparse.Namespace) -> None:
     trunk, file = load_moe(args.file), read_moe(args.file)
     add_task(trunk, args.task, args.num_experts, args.like,
              file.usage)
-    save_moe(trunk, file.backbone, args.out, file.usage)
+    save_moe(trunk, file.backbone, args.out, file.usage, file.card)
     print_status(read_moe(args.out))
 
 

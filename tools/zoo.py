@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.registry import init_default_scope
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.prompt import Confirm
 from rich.table import Table
 
@@ -21,7 +19,9 @@ from rich.table import Table
 import vim_mm  # noqa: F401
 from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
+from vim_mm.utils.described import card_fields
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
+from vim_mm.zoo.parts import NOT_STATED
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -52,6 +52,20 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     sub.add_argument('zoo', help='directory of the zoo')
     sub.add_argument('source', help='folder of a module, or another zoo')
     sub.add_argument('--name', help='a new name, for a single module')
+
+    sub = command('push', push_module, 'Write a module into one tar, to '
+                  'hand on.')
+    sub.add_argument('zoo', help='directory of the zoo')
+    sub.add_argument('name', help='name of the module')
+    sub.add_argument('out', help='the .tar to write')
+
+    sub = command('pull', pull_module, 'Add a module from a tar, by path or '
+                  'URL.')
+    sub.add_argument('zoo', help='directory of the zoo')
+    sub.add_argument('source', help='path, or URL (file, http, https)')
+    sub.add_argument(
+        '--sha256', metavar='HEX', help='what the tar must hash to')
+    sub.add_argument('--name', help='a new name')
 
     sub = command('remove', remove_module, 'Delete a module from a zoo.')
     sub.add_argument('zoo', help='directory of the zoo')
@@ -126,6 +140,10 @@ def show_module(args: argparse.Namespace) -> None:
     fields['metrics'] = metrics_text(fields)
     slots, dims = fields.pop('slots'), fields.pop('dims')
     sizes = ', '.join(sorted({str(each) for each in dims.values()}))
+    fields['classes'] = short_list(fields['classes'])
+    fields['parts'] = '; '.join(
+        f'{part["name"]} ({part.get("dataset") or "data not stated"}, '
+        f'{part.get("licence") or NOT_STATED})' for part in fields['parts'])
     fields['slots'] = (f'{len(slots)}: {slots[0]} … {slots[-1]}, '
                        f'dims {sizes}')
     table = Table('field', 'value', title=card.name)
@@ -134,6 +152,12 @@ def show_module(args: argparse.Namespace) -> None:
         if value not in (None, '', {}):
             table.add_row(key, escape(str(value)))
     table_console().print(table)
+
+
+def short_list(names: List[str], number: int = 10) -> str:
+    more = len(names) - number
+    listed = ', '.join(names[:number])
+    return f'{len(names)}: {listed}, …' if more > 0 else listed
 
 
 def verify_modules(args: argparse.Namespace) -> None:
@@ -155,6 +179,16 @@ def verify_modules(args: argparse.Namespace) -> None:
 def add_modules(args: argparse.Namespace) -> None:
     for name in Zoo(args.zoo).add(args.source, args.name):
         print(f'Added {name} to {args.zoo}.')
+
+
+def push_module(args: argparse.Namespace) -> None:
+    digest = Zoo(args.zoo).push(args.name, args.out)
+    print(f'Wrote {args.name} to {args.out}.\nsha256 {digest}')
+
+
+def pull_module(args: argparse.Namespace) -> None:
+    name, digest = Zoo(args.zoo).pull(args.source, args.sha256, args.name)
+    print(f'Added {name} to {args.zoo}.\nsha256 {digest}')
 
 
 def remove_module(args: argparse.Namespace) -> None:
@@ -180,7 +214,7 @@ def save_trained(args: argparse.Namespace) -> None:
         raise ZooError(f'{args.config!r} trains no module: its model.backbone '
                        'is no ViMBackbone with a new_module, and no load_moe.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    fields = cfg.get('module_card', {})
+    fields = card_fields(cfg)
     training = dict(fields.pop('training', {}), config=Path(args.config).name)
     fields['training'] = training
     if adapts:
@@ -189,7 +223,8 @@ def save_trained(args: argparse.Namespace) -> None:
                             args.overwrite, **fields)
         print_saved(card, args.zoo)
         return
-    model, _ = load_model(cfg, args.checkpoint)
+    model, meta = load_model(cfg, args.checkpoint)
+    fields.setdefault('classes', list(meta.get('classes') or []))
     card = save_module(
         model.backbone,
         new_module,
@@ -238,11 +273,7 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     metric, truth = '', {}
     if args.evidence:
         metric, truth = usefulness(args.evidence, Path(args.config).stem)
-    console = Console(stderr=True)
-    ranking = rank_modules(
-        cfg, zoo, args.pictures, lambda batches, total: track(
-            batches, 'features', total, console=console, transient=True))
-    return ranking, metric, truth
+    return rank_modules(cfg, zoo, args.pictures), metric, truth
 
 
 def _no_nan(value: Any) -> Any:

@@ -4,6 +4,7 @@
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .card import Dims, ModuleCard, ZooError, check_name, is_name
 from .checks import check_head, check_module, count_params
 from .fingerprint import get_slot, same_trunk, trunk_fingerprint
 from .folder import CARD, HEAD, MODULE, read_card, read_head, read_module
+from .parcel import open_parcel, read_parcel, write_parcel
 
 
 class Zoo:
@@ -175,6 +177,56 @@ class Zoo:
             self._publish(replace(card, name=new_name), data, head_data)
         return names
 
+    def push(self, name: str, path: Union[str, Path]) -> str:
+        """Write a module, verified, into one tar to hand on.
+
+        Args:
+            name: Its name.
+            path: The tar, whose name ends in ``.tar``.
+
+        Returns:
+            The sha256 of the tar, to be told to who gets it.
+
+        Raises:
+            ZooError: If there is no such module, it is damaged, or the tar
+                cannot be written.
+        """
+        content = _content(*_read_all(self._folder(name)))
+        return write_parcel(path, name, content)
+
+    def pull(self,
+             source: str,
+             digest: Optional[str] = None,
+             name: Optional[str] = None) -> Tuple[str, str]:
+        """Add the module in a tar, verified before it is written.
+
+        Args:
+            source: Path of the tar, or its URL (file, http, https).
+            digest: The sha256 that the tar must have; any when None.
+            name: A new name; its own when None.
+
+        Returns:
+            The name under which it is now known, and the tar's sha256.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ZooError: If it cannot be read, is no valid module or another one
+                than was meant, or the name is taken; nothing is added then.
+        """
+        found, data = read_parcel(source, digest)
+        content = open_parcel(data, source)
+        with TemporaryDirectory() as folder:
+            for file, part in content.items():
+                Path(folder, file).write_bytes(part)
+            try:
+                card, *parts = _read_all(Path(folder))
+            except ZooError as error:
+                raise ZooError(f"'{source}' holds no valid module. "
+                               f'{error}') from error
+        card = replace(card, name=check_name(name or card.name))
+        self._publish(card, *parts)
+        return card.name, found
+
     def remove(self, name: str) -> None:
         """Delete a module.
 
@@ -277,13 +329,20 @@ class Zoo:
                  data: bytes,
                  head_data: Optional[bytes],
                  overwrite: bool = False) -> None:
-        content = {CARD: card.to_json().encode(), MODULE: data}
-        if head_data is not None:
-            content[HEAD] = head_data
+        content = _content(card, data, head_data)
         with files.locked(self.root):
             if not overwrite:
                 self._demand_free(card.name)
             files.publish(self.root, card.name, content)
+
+
+def _content(card: ModuleCard, data: bytes,
+             head_data: Optional[bytes]) -> Dict[str, bytes]:
+    """The files of a module, by name."""
+    content = {CARD: card.to_json().encode(), MODULE: data}
+    if head_data is not None:
+        content[HEAD] = head_data
+    return content
 
 
 def _module_folders(source: Path) -> List[Path]:

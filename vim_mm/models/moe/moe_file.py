@@ -9,7 +9,7 @@ the tensors themselves, see :mod:`.structure`.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
@@ -61,12 +61,14 @@ class MoEFile:
         layers (dict[str, LayerInfo]): By their names in the trunk.
         usage (dict): How often experts ran, by layer and task.
         num_params (int): Number of floating values.
+        card (dict): What it says of its data; empty if nothing.
     """
     path: str
     backbone: Dict[str, Any]
     layers: Dict[str, LayerInfo]
     usage: Dict[str, Dict[str, Tensor]]
     num_params: int
+    card: Dict[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> List[str]:
@@ -87,7 +89,8 @@ class MoEFile:
 def save_moe(backbone: nn.Module,
              config: Mapping,
              path: Union[str, Path],
-             usage: Optional[Usage] = None) -> None:
+             usage: Optional[Usage] = None,
+             card: Optional[Mapping] = None) -> None:
     """Write a trunk and its structure into one file.
 
     To leave tasks or experts out, extract them first, see :func:`extract`.
@@ -99,6 +102,9 @@ def save_moe(backbone: nn.Module,
             out.
         path (str | Path): The file, whose name ends in ``.safetensors``.
         usage (Usage, optional): How often experts ran.
+        card (Mapping, optional): What it says of its data, as plain JSON:
+            ``dataset``, ``licence``, ``classes`` and ``image_size`` by task,
+            ``parts``.
 
     Raises:
         ValueError: If the trunk has no layer of experts, or the config is not
@@ -121,7 +127,8 @@ def save_moe(backbone: nn.Module,
                 for task, counts in usage[name].items() if task in layer.tasks
             }
             for name, layer in layers.items() if name in (usage or {})
-        })
+        },
+        card=dict(card or {}))
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in backbone.state_dict().items()
@@ -219,6 +226,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
             name: _layer(info, shapes, name)
             for name, info in header['layers'].items()
         }
+        card = dict(header.get('card', {}))
         usage = {
             name: {
                 task: torch.tensor(counts, dtype=torch.double)
@@ -234,7 +242,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     num = sum(
         torch.Size(shape).numel()
         for shape, floating in zip(shapes.values(), sizes) if floating)
-    return MoEFile(path, header['backbone'], layers, usage, num)
+    return MoEFile(path, header['backbone'], layers, usage, num, card)
 
 
 def opened(path: str) -> Any:
