@@ -11,6 +11,8 @@ from typing import Dict, List, Optional
 
 import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 from _tiny import save_trunk
@@ -35,6 +37,9 @@ def run(line: str, more: List[str] = []) -> Optional[int]:
     assert program == 'vim-mm'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', sys.argv)  # the tool changes it
+        # seconds each, to report compilers and to lay out configs as text
+        patch.setattr(Runner, '_log_env', lambda self, env: None)
+        patch.setattr(Config, 'pretty_text', '')
         return run_command(name, [*args, *more])
 
 
