@@ -15,6 +15,9 @@ from .own_trunk import OwnTrunk
 from .plan import BATCH, Plan
 
 ZOO = 'work_dirs/zoo'
+#: As configs of the OpenMMLab libraries look.
+STYLE = ('{based_on_style: pep8, '
+         'split_before_expression_after_opening_paren: true}')
 IMAGENET = dict(
     mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 DATASETS = dict(
@@ -61,7 +64,7 @@ class Writer:
             self._loaders(plan),
             self._schedule(plan),
         ])
-        body, _ = FormatCode(body, style_config='pep8')
+        body, _ = FormatCode(body, style_config=STYLE)
         return f'"""{header}"""\n{body}'
 
     # ------------------------------------------------------------- its parts
