@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import Tensor
@@ -166,6 +166,7 @@ class FewShot:
             collate_fn=pseudo_collate)
         return SimpleNamespace(
             iter=0,
+            message_hub=MessageHub.get_current_instance(),
             model=self.model,
             train_dataloader=loader,
             hooks=[],

@@ -2,7 +2,7 @@
 """Which modules of a zoo help a task: scored before any training."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Dict, List, Tuple
 
 import torch
@@ -12,21 +12,26 @@ from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.evaluation.ridge import held_out_scores
+from vim_mm.engine.module_trials import (HEAD_OPTIMIZER, NOTHING_HELPS,
+                                         ModuleTrials)
+from vim_mm.evaluation.strengths import Gain, Weights, plain_settings
 from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
 from vim_mm.evaluation.unlike_halves import DEALS
-from vim_mm.features.module_rows import TRUNK, Progress, module_rows
+from vim_mm.features.module_rows import (FUSED, TRUNK, ModuleFeatures,
+                                         Progress)
 from vim_mm.features.rows import thinned
 from vim_mm.models import build_model
 from vim_mm.models.multitask.single_task import config_tasks
+from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.zoo import Zoo, ZooError
 
 #: Rows that the published scores see at most: a mixture is slow on more.
-MAX_PUBLISHED_ROWS = 5000
+MAX_PUBLISHED_ROWS = 1500
 
 
 @dataclass
@@ -34,12 +39,18 @@ class Ranking:
     """Scores of a zoo's modules for one task.
 
     Attributes:
-        scores (dict): Module, or :data:`TRUNK`, to name of the score to
-            value; the best by ``ours`` first.
+        scores (dict): Module, :data:`TRUNK` or :data:`UNIFORM`, and with
+            ``fuse`` :data:`FUSED`, to name of the score to value; the best by
+            ``ours`` first.
         skipped (dict[str, str]): Modules that were not scored, and why.
         num_pictures (int): Images behind the scores.
         num_rows (int): Rows of features: images, or patches of them.
         num_classes (int): Classes of the rows.
+        noise (dict[str, float]): By what ``ours`` of each may differ from that
+            of the bare trunk by chance, a standard error over images.
+        verdict (str): What to use, in words.
+        weights (dict[str, float]): By module, of :data:`FUSED`.
+        passes (float): Passes of the images through the trunk.
         seconds (float): Wall time.
     """
     scores: Dict[str, Dict[str, float]]
@@ -47,18 +58,23 @@ class Ranking:
     num_pictures: int
     num_rows: int
     num_classes: int
+    noise: Dict[str, float] = field(default_factory=dict)
+    verdict: str = ''
+    weights: Dict[str, float] = field(default_factory=dict)
+    passes: float = 0.
     seconds: float = 0.
 
 
 def rank_modules(cfg: Config,
                  zoo: str,
                  max_pictures: int = 2000,
-                 progress: Progress = lambda each, _: each) -> Ranking:
+                 progress: Progress = lambda each, _: each,
+                 fuse: bool = False) -> Ranking:
     """Score every module of a zoo, and the bare trunk, for a config's task.
 
-    One pass over the training images, each batch run once with every
-    module alone: all see the same augmentation. Nothing is trained or
-    written.
+    One pass over the training images for each, and for all modules at an
+    equal share; all see the same augmentation. Nothing is trained but, in
+    detection, the task's own head, and nothing is written.
 
     Args:
         cfg (Config): A downstream config; its modules and fusion are ignored.
@@ -67,6 +83,8 @@ def rank_modules(cfg: Config,
             Defaults to 2000.
         progress: Wraps the batches, given their number, to show how far it
             is.
+        fuse (bool): Whether to look for weights too, as ``ScoreGatesHook``
+            does, which takes more passes. Defaults to False.
 
     Returns:
         Ranking: Scores and what could not be scored.
@@ -82,36 +100,102 @@ def rank_modules(cfg: Config,
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     set_random_seed(0)
     model, skipped = fitting_model(cfg, zoo)
+    model.init_weights()  # of the task's own head
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    hook = _score_hook(cfg)
-    rows = module_rows(model, loader, model.backbone.bank.names,
-                       extra_tokens(model, hook.get('num_extra_tokens')),
-                       max_pictures, progress)
-    _, labels, pictures = rows[TRUNK]
-    num_classes = len(labels.unique())
+    trials = _trials(cfg, model, loader, max_pictures, progress)
+    features = trials.features
+    num_classes = features.labels.shape[1] if features.labels.dim() > 1 \
+        else len(features.labels.unique())
     if num_classes < 2:
-        raise ValueError(f'All {len(labels)} rows of the training images '
-                         'have one class, so no feature can be better than '
-                         'another; rank on data with two classes or more.')
-    for name, (x, *_) in list(rows.items()):
+        raise ValueError(f'All {len(features.labels)} rows of the training '
+                         'images have one class, so no feature can be better '
+                         'than another; rank on data with two classes or '
+                         'more.')
+    rows = {trials.named(weights): x for weights, x in trials.rows.items()}
+    for name, x in rows.items():
         if not torch.isfinite(x).all() or (x == x[0]).all():
             skipped[name] = 'Its features are the same for every image, ' \
                 'or not finite.'
-            del rows[name]
-    if not rows:
+    if TRUNK in skipped:
         raise ValueError('No features could be scored, not even those of the '
                          'frozen trunk: they are the same for every image, '
                          'or not finite. Check the weights of the trunk.')
-    ours = held_out_scores(rows, hook.get('deals', DEALS))
-    scores = {
-        name: dict(ours=ours[name], **published_scores(x, labels))
-        for name, (x, *_) in rows.items()
+    choice = trials.choose() if fuse else None
+    settings = {
+        trials.named(weights): weights
+        for weights in plain_settings(len(trials.names), trials.most)
     }
-    order = sorted(scores, key=lambda name: -scores[name]['ours'])
-    return Ranking({name: scores[name]
-                    for name in order}, skipped, len(pictures.unique()),
-                   len(labels), num_classes,
-                   round(time.perf_counter() - start, 1))
+    if choice is not None and any(choice.weights.values()):
+        settings[FUSED] = tuple(choice.weights.values())
+    trunk, scores, gains = settings[TRUNK], {}, {}
+    trials.final(trunk)
+    for name, weights in settings.items():
+        if name not in skipped:
+            x = rows.get(name)
+            x = features.rows(weights) if x is None else x
+            scores[name] = dict(
+                ours=trials.final(weights),
+                **published_scores(x, features.labels))
+            gains[name] = trials.compare_final(weights, trunk)
+    return Ranking(
+        {
+            name: scores[name]
+            for name in sorted(
+                scores, key=lambda name: -scores[name]['ours'])
+        },
+        skipped,
+        features.num_pictures,
+        len(features.labels),
+        num_classes,
+        {name: gain.noise
+         for name, gain in gains.items()},
+        _verdict(gains) if choice is None else str(choice),
+        {} if choice is None else choice.weights,
+        round(features.passes, 1),
+        seconds=round(time.perf_counter() - start, 1))
+
+
+def _verdict(gains: Dict[str, Gain]) -> str:
+    """Which of what was scored to use."""
+    helping = [name for name, gain in gains.items() if gain.is_real]
+    if not helping:
+        return NOTHING_HELPS
+    best = max(helping, key=lambda name: gains[name].value)
+    gain = gains[best]
+    return (f'{", ".join(helping)}: better than the frozen trunk by more than '
+            f'noise, {best} most ({gain.value:+.3f}, noise {gain.noise:.3f})')
+
+
+def _trials(cfg: Config, model: BaseModel, loader: DataLoader,
+            max_pictures: int, progress: Progress) -> ModuleTrials:
+    """Trials of all modules that a model holds, as a fusion weighs them."""
+    backbone, hook = model.backbone, _hook(cfg, 'ScoreGatesHook')
+    names = backbone.bank.names
+    fusion = dict(type='vim_mm.LinearMoE', learn=False)
+    if len({backbone.bank.is_beside(name) for name in names}) == 1:
+        backbone.set_fusion(fusion)
+        part, run = backbone, backbone
+    else:  # in passes of their own, as streams
+        part = ViMFusionNeck(
+            backbone.out_channels,
+            scales=[1] * len(backbone.out_channels),
+            modules=names,
+            fusion=fusion).to(get_device())
+
+        def run(inputs: Tensor) -> List[Tensor]:
+            return part.fuse(backbone(inputs))
+
+    def weigh(weights: Weights) -> None:
+        part.fusion.set_weights(part.task, torch.tensor(weights))
+
+    features = ModuleFeatures(
+        model, loader, names, run, weigh, len(names),
+        extra_tokens(model, hook.get('num_extra_tokens')), max_pictures,
+        progress)
+    return ModuleTrials(
+        features,
+        hook.get('deals', DEALS),
+        _hook(cfg, 'WarmHeadHook').get('optimizer', HEAD_OPTIMIZER))
 
 
 def published_scores(x: Tensor, labels: Tensor) -> Dict[str, float]:
@@ -146,10 +230,10 @@ def _check(cfg: Config) -> None:
         library(name)
 
 
-def _score_hook(cfg: Config) -> dict:
-    """Settings of the hook that would start the gates, if there is one."""
+def _hook(cfg: Config, name: str) -> dict:
+    """Settings of a hook of the config, if there is one."""
     return next((hook for hook in cfg.get('custom_hooks') or []
-                 if type_name(hook) == 'ScoreGatesHook'), {})
+                 if type_name(hook) == name), {})
 
 
 def fitting_model(cfg: Config,

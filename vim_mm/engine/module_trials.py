@@ -1,0 +1,302 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Which modules help a task, tried on held-out halves of its images."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Union
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.model import BaseModel
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vim_mm.evaluation.paired import HeldOut, gain
+from vim_mm.evaluation.ridge import held_out_score
+from vim_mm.evaluation.strengths import (Gain, Search, Weights, bare,
+                                         plain_settings, single, uniform)
+from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
+from vim_mm.features.module_rows import TRUNK, UNIFORM, ModuleFeatures
+from vim_mm.features.rows import kind_of
+from vim_mm.models.fusion import FusionHolder
+from .head_scores import OwnHead
+from .model_parts import extra_tokens, fused_features, fusing_part
+
+#: Splits that a task's own head is warmed on.
+HEAD_DEALS = 1
+#: Of that head, if the run does not warm its own.
+HEAD_OPTIMIZER = dict(type='AdamW', lr=1e-3, weight_decay=1e-4)
+NOTHING_HELPS = 'none of these helps: use the frozen trunk'
+#: Weights, or the name that the weights are remembered by that modules have.
+Setting = Union[Weights, str]
+
+
+@dataclass
+class Choice:
+    """What to weigh modules, and why.
+
+    Attributes:
+        weights (dict[str, float]): By module; all zero if none helps.
+        scores (dict[str, float]): Of the bare trunk, each module alone, all
+            alike, and what has been chosen.
+        gain (Gain): Of the choice over the bare trunk.
+        tries (int): Settings that were scored.
+        passes (float): Passes of the images through the trunk.
+    """
+    weights: Dict[str, float]
+    scores: Dict[str, float]
+    gain: Gain
+    tries: int
+    passes: float
+
+    def __str__(self) -> str:
+        used = {name: w for name, w in self.weights.items() if w}
+        costs = f'{self.tries} settings, {self.passes:.1f} passes of the trunk'
+        if not used:
+            return f'{NOTHING_HELPS} ({costs})'
+        each = ', '.join(f'{name} at {w:g}' for name, w in used.items())
+        return (f'{each}: {self.gain.value:+.3f} over the frozen trunk, '
+                f'noise {self.gain.noise:.3f} ({costs})')
+
+
+class ModuleTrials:
+    """Scores of a task's modules at any weights, each computed once.
+
+    A closed-form head is fitted on one half of the images and judged on the
+    other, see :func:`held_out_score`. In detection it says which settings are
+    worth a closer look, and the task's own head decides, see
+    :class:`OwnHead`. All processes come to the same scores.
+
+    Args:
+        features (ModuleFeatures): Of the images.
+        deals (int): Splits, see :func:`unlike_halves`. Defaults to 8.
+        head_optimizer (dict): Config of the optimizer of the task's own head.
+        alone (bool): Whether each module is looked at alone. Defaults to
+            True.
+
+    Attributes:
+        rows (dict): By weights, features of the rows without modules and with
+            each alone.
+    """
+
+    def __init__(self,
+                 features: ModuleFeatures,
+                 deals: int = DEALS,
+                 head_optimizer: dict = HEAD_OPTIMIZER,
+                 alone: bool = True) -> None:
+        self.features, self.deals = features, deals
+        self.head_optimizer = head_optimizer
+        self.names, self.most = features.modules, features.most
+        self.device = next(features.model.parameters()).device
+        self._found: Dict[Any, Optional[HeldOut]] = {}
+        self._reason: Optional[ValueError] = None
+        num = len(self.names)
+        singles = [single(num, i) for i in range(num)] if alone else []
+        self.rows: Dict[Weights, Tensor] = {
+            weights: features.rows(weights)
+            for weights in (bare(num), *singles)
+        }
+        self._halves = self._split()
+
+    @classmethod
+    def of_task(cls,
+                model: BaseModel,
+                loader: DataLoader,
+                num_extra_tokens: Optional[int] = None,
+                max_pictures: Optional[int] = None,
+                **kwargs: Any) -> 'ModuleTrials':
+        """Trials of the modules that a model's running task weighs.
+
+        Args:
+            model (BaseModel): Not wrapped, in eval mode.
+            loader (DataLoader): Of the training set.
+            num_extra_tokens (int, optional): Class and register tokens, for
+                pooling; the trunk's own when None.
+            max_pictures (int, optional): See :class:`ModuleFeatures`.
+            **kwargs: As for the class.
+        """
+        part = fusing_part(model)
+        fusion, task = part.fusion, part.task
+        device = next(fusion.parameters()).device
+
+        def weigh(weights: Weights) -> None:
+            fusion.set_weights(task, torch.tensor(weights, device=device))
+
+        features = ModuleFeatures(
+            model, loader, fusion.task_modules[task],
+            partial(fused_features, model), weigh, fusion.most(task),
+            extra_tokens(model, num_extra_tokens), max_pictures)
+        return cls(features, **kwargs)
+
+    def _split(self) -> Optional[Tensor]:
+        """Halves that look unlike to the trunk and all modules together."""
+        usable = [x for x in self.rows.values() if torch.isfinite(x).all()]
+        try:
+            return unlike_halves(usable, self.features.labels,
+                                 self.features.picture, self.deals)
+        except ValueError as error:
+            self._reason = error
+            return None
+
+    @property
+    def is_det(self) -> bool:
+        """Whether the task's own head decides."""
+        first = next(self.features.batches(self.features.bare))
+        return kind_of(first.data_samples[0]) == 'det'
+
+    # --------------------------------------------------------------- scores
+
+    def ridge(self, setting: Setting) -> float:
+        """Score of a closed-form head, mean over processes."""
+        if setting not in self._found:
+            self._found[setting] = self._try(self._ridge, setting)
+        return self._mean(self._found[setting])
+
+    def _ridge(self, setting: Setting) -> HeldOut:
+        x, picture = self.rows.get(setting), self.features.picture
+        if x is None:
+            x = self.features.rows(_weights(setting))
+        if not torch.isfinite(x).all():
+            return HeldOut(0., torch.zeros(len(picture.unique())))
+        return held_out_score(x, self.features.labels, self._halves, picture)
+
+    def own_head(self, setting: Setting) -> float:
+        """Score of the task's own head, mean over processes."""
+        if ('head', setting) not in self._found:
+            self._found['head', setting] = self._try(self._own_head, setting)
+        return self._mean(self._found['head', setting])
+
+    def _own_head(self, setting: Setting) -> HeldOut:
+        picture, num = self.features.picture, self.features.num_pictures
+        halves = torch.zeros(len(self._halves), num, dtype=torch.bool)
+        halves[:, picture] = self._halves
+        head = OwnHead(self.features.model, halves[:HEAD_DEALS],
+                       self.head_optimizer)
+        return head.score(list(self.features.batches(_weights(setting))))
+
+    def final(self, setting: Setting) -> float:
+        """The score that decides."""
+        return (self.own_head if self.is_det else self.ridge)(setting)
+
+    def _try(self, score: Callable[[Setting], HeldOut],
+             setting: Setting) -> Optional[HeldOut]:
+        """A score, None if the images of this process do not allow it.
+
+        It must not leave the others waiting.
+        """
+        if self._halves is None:
+            return None
+        try:
+            return score(setting)
+        except ValueError as error:
+            self._reason = error
+            return None
+
+    def _mean(self, found: Optional[HeldOut]) -> float:
+        able = found is not None
+        total, count = self._sum(found.value if able else 0., float(able))
+        if not count:
+            raise self._reason
+        return total / count
+
+    def _sum(self, *values: float) -> List[float]:
+        """Over processes."""
+        total = torch.tensor(values, dtype=torch.double, device=self.device)
+        all_reduce(total)
+        return total.tolist()
+
+    def compare(self, new: Setting,
+                old: Setting) -> Gain:
+        """The gain in :meth:`ridge` of one setting over another."""
+        return self._compare(self._found[new], self._found[old])
+
+    def compare_final(self, new: Setting,
+                      old: Setting) -> Gain:
+        """The gain in :meth:`final` of one setting over another."""
+        if not self.is_det:
+            return self.compare(new, old)
+        return self._compare(self._found['head', new],
+                             self._found['head', old])
+
+    def _compare(self, new: Optional[HeldOut],
+                 old: Optional[HeldOut]) -> Gain:
+        values = (0., 0., 0.)
+        if new is not None and old is not None:
+            value, noise = gain(new, old)
+            values = value, noise**2, 1.
+        value, variance, count = self._sum(*values)
+        return Gain(value / count, variance**.5 / count)
+
+    # --------------------------------------------------------------- choice
+
+    def named(self, weights: Weights) -> str:
+        """What a setting is called in tables."""
+        num = len(self.names)
+        if weights == bare(num):
+            return TRUNK
+        if num > 1 and weights == uniform(num):
+            return UNIFORM
+        return self.names[weights.index(1.)]
+
+    def plain_scores(self) -> Dict[str, float]:
+        """The score that decides of no module, each alone, all alike."""
+        return {
+            self.named(weights): self.final(weights)
+            for weights in plain_settings(len(self.names), self.most)
+        }
+
+    def choose(self) -> Choice:
+        """Find weights, and leave the modules weighed so."""
+        num = len(self.names)
+        search = Search(num, self.most, self.ridge, self.compare)
+        trunk, *others = search.finalists()
+        for weights in (trunk, *others):
+            self.final(weights)
+        helping = [
+            weights for weights in others
+            if self.compare_final(weights, trunk).is_real
+        ]
+        chosen = max(helping, key=self.final, default=trunk)
+        self.features.weigh(chosen)
+        return Choice(
+            dict(zip(self.names, chosen)), {
+                self.named(weights): self.ridge(weights)
+                for weights in plain_settings(num, self.most)
+            }, self.compare_final(chosen, trunk), len(search.scores),
+            self.features.passes)
+
+
+def _weights(setting: Setting) -> Optional[Weights]:
+    return None if isinstance(setting, str) else setting
+
+
+def keep_better(trials: ModuleTrials, start: Dict[str, Tensor],
+                part: FusionHolder, must_run: str) -> str:
+    """Keep learned gates if they help more than their start and the trunk.
+
+    Args:
+        trials (ModuleTrials): Of the task.
+        start (dict[str, Tensor]): State of the fusion before they learned.
+        part (FusionHolder): It holds the fusion.
+        must_run (str): Why the task cannot do without modules, if so.
+
+    Returns:
+        str: What was kept, and why.
+    """
+    fusion, trunk = part.fusion, trials.features.bare
+    learned = deepcopy(fusion.state_dict())
+    scores = {'learned': trials.final('learned')}
+    fusion.load_state_dict(start)
+    scores['start'] = trials.final('start')
+    scores[TRUNK] = trials.final(trunk)
+    kept = 'start'
+    if trials.compare_final('learned', 'start').is_real:
+        kept = 'learned'
+        fusion.load_state_dict(learned)
+    if not must_run and not trials.compare_final(kept, trunk).is_real:
+        kept = TRUNK
+        fusion.set_strength(part.task, 0.)
+    values = ', '.join(f'{name} {value:.3f}'
+                       for name, value in scores.items())
+    return f'on held-out images {values}; kept: {kept}'
