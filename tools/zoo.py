@@ -83,6 +83,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         help='look for weights of a fusion as well, in more passes (done with '
         '--evidence, too)')
     sub.add_argument(
+        '--cache', help='folder of scores, shared with ScoreGatesHook')
+    sub.add_argument(
         '--pictures',
         type=int,
         default=2000,
@@ -258,7 +260,7 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     ranking = rank_modules(
         cfg, zoo, args.pictures, lambda batches, total: track(
             batches, 'features', total, console=console, transient=True),
-        args.fuse or bool(truth))
+        args.fuse or bool(truth), args.cache)
     return ranking, metric, truth
 
 

@@ -3,7 +3,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -28,6 +28,7 @@ from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
+from vim_mm.utils.seeds import seeded
 from vim_mm.zoo import Zoo, ZooError
 
 #: Rows that the published scores see at most: a mixture is slow on more.
@@ -69,12 +70,13 @@ def rank_modules(cfg: Config,
                  zoo: str,
                  max_pictures: int = 2000,
                  progress: Progress = lambda each, _: each,
-                 fuse: bool = False) -> Ranking:
+                 fuse: bool = False,
+                 cache: Optional[str] = None) -> Ranking:
     """Score every module of a zoo, and the bare trunk, for a config's task.
 
     One pass over the training images for each, and for all modules at an
     equal share; all see the same augmentation. Nothing is trained but, in
-    detection, the task's own head, and nothing is written.
+    detection, the task's own head, and nothing is written but the cache.
 
     Args:
         cfg (Config): A downstream config; its modules and fusion are ignored.
@@ -85,6 +87,8 @@ def rank_modules(cfg: Config,
             is.
         fuse (bool): Whether to look for weights too, as ``ScoreGatesHook``
             does, which takes more passes. Defaults to False.
+        cache (str, optional): Folder of scores, see :class:`ModuleTrials`.
+            Defaults to None.
 
     Returns:
         Ranking: Scores and what could not be scored.
@@ -102,8 +106,13 @@ def rank_modules(cfg: Config,
     model, skipped = fitting_model(cfg, zoo)
     model.init_weights()  # of the task's own head
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    trials = _trials(cfg, model, loader, max_pictures, progress)
-    features = trials.features
+    with seeded(0):
+        features = _features(cfg, model, loader, max_pictures, progress)
+    trials = ModuleTrials(
+        features,
+        _hook(cfg, 'ScoreGatesHook').get('deals', DEALS),
+        _hook(cfg, 'WarmHeadHook').get('optimizer', HEAD_OPTIMIZER),
+        cache=cache)
     num_classes = features.labels.shape[1] if features.labels.dim() > 1 \
         else len(features.labels.unique())
     if num_classes < 2:
@@ -166,9 +175,9 @@ def _verdict(gains: Dict[str, Gain]) -> str:
             f'noise, {best} most ({gain.value:+.3f}, noise {gain.noise:.3f})')
 
 
-def _trials(cfg: Config, model: BaseModel, loader: DataLoader,
-            max_pictures: int, progress: Progress) -> ModuleTrials:
-    """Trials of all modules that a model holds, as a fusion weighs them."""
+def _features(cfg: Config, model: BaseModel, loader: DataLoader,
+              max_pictures: int, progress: Progress) -> ModuleFeatures:
+    """Features of all modules that a model holds, as a fusion weighs them."""
     backbone, hook = model.backbone, _hook(cfg, 'ScoreGatesHook')
     names = backbone.bank.names
     fusion = dict(type='vim_mm.LinearMoE', learn=False)
@@ -188,14 +197,10 @@ def _trials(cfg: Config, model: BaseModel, loader: DataLoader,
     def weigh(weights: Weights) -> None:
         part.fusion.set_weights(part.task, torch.tensor(weights))
 
-    features = ModuleFeatures(
+    return ModuleFeatures(
         model, loader, names, run, weigh, len(names),
         extra_tokens(model, hook.get('num_extra_tokens')), max_pictures,
         progress)
-    return ModuleTrials(
-        features,
-        hook.get('deals', DEALS),
-        _hook(cfg, 'WarmHeadHook').get('optimizer', HEAD_OPTIMIZER))
 
 
 def published_scores(x: Tensor, labels: Tensor) -> Dict[str, float]:
@@ -288,7 +293,12 @@ def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
 
 
 def unfused_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
-    """The config's model with these modules instead of its own, no fusion."""
+    """The config's model with these modules instead of its own, no fusion.
+
+    They join the finished model: heads may ask for the channels before them,
+    which streams of several modules do not tell.
+    """
     model = build_model(
-        cfg, zoo=zoo, modules=modules, new_module=None, fusion=None, task=None)
+        cfg, zoo=None, modules=[], new_module=None, fusion=None, task=None)
+    model.backbone.load_modules(zoo, modules)
     return model.to(get_device()).eval()

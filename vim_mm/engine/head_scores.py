@@ -50,7 +50,8 @@ class OwnHead:
             batches (Sequence[CachedBatch]): Features of all images.
         """
         images = [one for batch in batches for one in split(batch)]
-        training, start = self.model.training, deepcopy(self._state())
+        training = self.model.training
+        start = deepcopy(outside_backbone(self.model))
         try:
             with fused_already(self.model):
                 return averaged(
@@ -71,18 +72,9 @@ class OwnHead:
         return jackknife(lambda kept: ap50([seen[i] for i in kept]),
                          len(images))
 
-    def _state(self) -> Dict[str, Tensor]:
-        """What is outside the backbone."""
-        return {
-            key: value
-            for key, value in chain(self.model.named_parameters(),
-                                    self.model.named_buffers())
-            if not key.startswith('backbone.')
-        }
-
     @torch.no_grad()
     def _restore(self, start: Dict[str, Tensor]) -> None:
-        for key, value in self._state().items():
+        for key, value in outside_backbone(self.model).items():
             value.copy_(start[key])
 
     def _warm(self, images: List[CachedBatch]) -> None:
@@ -137,3 +129,13 @@ class OwnHead:
 
 def _array(values: object) -> np.ndarray:
     return getattr(values, 'tensor', values).detach().cpu().numpy()
+
+
+def outside_backbone(model: BaseModel) -> Dict[str, Tensor]:
+    """The tensors of neck and head."""
+    return {
+        key: value
+        for key, value in chain(model.named_parameters(),
+                                model.named_buffers())
+        if not key.startswith('backbone.')
+    }

@@ -3,7 +3,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
@@ -19,8 +19,9 @@ from vim_mm.evaluation.strengths import (Gain, Search, Weights, bare,
 from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
 from vim_mm.features.module_rows import TRUNK, UNIFORM, ModuleFeatures
 from vim_mm.features.rows import kind_of
+from vim_mm.features.score_cache import ScoreCache, digest
 from vim_mm.models.fusion import FusionHolder
-from .head_scores import OwnHead
+from .head_scores import OwnHead, outside_backbone
 from .model_parts import extra_tokens, fused_features, fusing_part
 
 #: Splits that a task's own head is warmed on.
@@ -74,30 +75,29 @@ class ModuleTrials:
         head_optimizer (dict): Config of the optimizer of the task's own head.
         alone (bool): Whether each module is looked at alone. Defaults to
             True.
-
-    Attributes:
-        rows (dict): By weights, features of the rows without modules and with
-            each alone.
+        kind (str): What weights are of: 'sum', of what modules add, or
+            'merge', of their parameters. Defaults to 'sum'.
+        cache (str, optional): Folder where scores are kept, and looked up
+            before anything is computed. Defaults to None.
     """
 
     def __init__(self,
                  features: ModuleFeatures,
                  deals: int = DEALS,
                  head_optimizer: dict = HEAD_OPTIMIZER,
-                 alone: bool = True) -> None:
+                 alone: bool = True,
+                 kind: str = 'sum',
+                 cache: Optional[str] = None) -> None:
         self.features, self.deals = features, deals
         self.head_optimizer = head_optimizer
         self.names, self.most = features.modules, features.most
         self.device = next(features.model.parameters()).device
+        self.alone = alone
         self._found: Dict[Any, Optional[HeldOut]] = {}
         self._reason: Optional[ValueError] = None
-        num = len(self.names)
-        singles = [single(num, i) for i in range(num)] if alone else []
-        self.rows: Dict[Weights, Tensor] = {
-            weights: features.rows(weights)
-            for weights in (bare(num), *singles)
-        }
-        self._halves = self._split()
+        self.cache = ScoreCache(
+            cache,
+            digest((*features.identity(), f'{deals} {alone} {kind}')))
 
     @classmethod
     def of_task(cls,
@@ -105,6 +105,7 @@ class ModuleTrials:
                 loader: DataLoader,
                 num_extra_tokens: Optional[int] = None,
                 max_pictures: Optional[int] = None,
+                alone: bool = True,
                 **kwargs: Any) -> 'ModuleTrials':
         """Trials of the modules that a model's running task weighs.
 
@@ -114,6 +115,7 @@ class ModuleTrials:
             num_extra_tokens (int, optional): Class and register tokens, for
                 pooling; the trunk's own when None.
             max_pictures (int, optional): See :class:`ModuleFeatures`.
+            alone (bool): As for the class. If not, gates stay as they are.
             **kwargs: As for the class.
         """
         part = fusing_part(model)
@@ -125,11 +127,24 @@ class ModuleTrials:
 
         features = ModuleFeatures(
             model, loader, fusion.task_modules[task],
-            partial(fused_features, model), weigh, fusion.most(task),
+            partial(fused_features, model), weigh,
+            fusion.most(task) if alone else 0,
             extra_tokens(model, num_extra_tokens), max_pictures)
-        return cls(features, **kwargs)
+        kind = 'merge' if fusion.merges else 'sum'
+        return cls(features, alone=alone, kind=kind, **kwargs)
 
-    def _split(self) -> Optional[Tensor]:
+    @cached_property
+    def rows(self) -> Dict[Weights, Tensor]:
+        """Features of the rows without modules and with each alone."""
+        num = len(self.names)
+        singles = [single(num, i) for i in range(num)] if self.alone else []
+        return {
+            weights: self.features.rows(weights)
+            for weights in (bare(num), *singles)
+        }
+
+    @cached_property
+    def _halves(self) -> Optional[Tensor]:
         """Halves that look unlike to the trunk and all modules together."""
         usable = [x for x in self.rows.values() if torch.isfinite(x).all()]
         try:
@@ -150,7 +165,7 @@ class ModuleTrials:
     def ridge(self, setting: Setting) -> float:
         """Score of a closed-form head, mean over processes."""
         if setting not in self._found:
-            self._found[setting] = self._try(self._ridge, setting)
+            self._found[setting] = self._kept('ridge', self._ridge, setting)
         return self._mean(self._found[setting])
 
     def _ridge(self, setting: Setting) -> HeldOut:
@@ -164,7 +179,11 @@ class ModuleTrials:
     def own_head(self, setting: Setting) -> float:
         """Score of the task's own head, mean over processes."""
         if ('head', setting) not in self._found:
-            self._found['head', setting] = self._try(self._own_head, setting)
+            start = '' if isinstance(setting, str) else digest(
+                (str(self.head_optimizer),
+                 *outside_backbone(self.features.model).values()))
+            self._found['head', setting] = self._kept(
+                f'head {start}', self._own_head, setting)
         return self._mean(self._found['head', setting])
 
     def _own_head(self, setting: Setting) -> HeldOut:
@@ -178,6 +197,19 @@ class ModuleTrials:
     def final(self, setting: Setting) -> float:
         """The score that decides."""
         return (self.own_head if self.is_det else self.ridge)(setting)
+
+    def _kept(self, name: str, score: Callable[[Setting], HeldOut],
+              setting: Setting) -> Optional[HeldOut]:
+        """A score, from the cache if it is there."""
+        key = name, setting
+        entry = self.cache.get(key)
+        if entry is not None:
+            return HeldOut(entry[0], torch.tensor(entry[1:]).double())
+        found = self._try(score, setting)
+        # what modules weigh now is no key
+        if found is not None and not isinstance(setting, str):
+            self.cache.put(key, [found.value, *found.parts.tolist()])
+        return found
 
     def _try(self, score: Callable[[Setting], HeldOut],
              setting: Setting) -> Optional[HeldOut]:
@@ -206,13 +238,11 @@ class ModuleTrials:
         all_reduce(total)
         return total.tolist()
 
-    def compare(self, new: Setting,
-                old: Setting) -> Gain:
+    def compare(self, new: Setting, old: Setting) -> Gain:
         """The gain in :meth:`ridge` of one setting over another."""
         return self._compare(self._found[new], self._found[old])
 
-    def compare_final(self, new: Setting,
-                      old: Setting) -> Gain:
+    def compare_final(self, new: Setting, old: Setting) -> Gain:
         """The gain in :meth:`final` of one setting over another."""
         if not self.is_det:
             return self.compare(new, old)

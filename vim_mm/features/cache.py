@@ -87,13 +87,26 @@ def finite(dataloader: DataLoader) -> DataLoader:
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
                              getattr(batches.sampler, 'seed', None))
+    return _sampled(dataloader, sampler)
+
+
+def in_one_order(dataloader: DataLoader) -> DataLoader:
+    """The images in an order that does not depend on the seed of a run."""
+    if not getattr(dataloader.batch_sampler.sampler, 'shuffle', False):
+        return dataloader
+    return _sampled(dataloader, DefaultSampler(dataloader.dataset, seed=0))
+
+
+def _sampled(dataloader: DataLoader, sampler: DefaultSampler) -> DataLoader:
+    batches = dataloader.batch_sampler
     return DataLoader(
-        dataset,
+        sampler.dataset,
         batch_size=batches.batch_size,
         sampler=sampler,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
-        worker_init_fn=dataloader.worker_init_fn)
+        worker_init_fn=dataloader.worker_init_fn,
+        drop_last=batches.drop_last)
 
 
 def labelled(dataset: Dataset) -> Dataset:

@@ -3,15 +3,16 @@
 
 from contextlib import contextmanager
 from itertools import islice
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import (Callable, Dict, Iterable, Iterator, List, Optional, Tuple,
+                    Union)
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .cache import (CachedBatch, check_filled, finite, preprocess, to_device,
-                    unmixed)
+from .cache import (CachedBatch, check_filled, finite, in_one_order,
+                    preprocess, to_device, unmixed)
 from .rows import feature_rows, kind_of, label_rows
 
 #: Name of the entry without modules; evidence uses it too.
@@ -50,7 +51,8 @@ class ModuleFeatures:
         run (Callable): From a batch of images to their features, one entry a
             level, with modules as they are weighed.
         weigh (Callable): Weighs the modules from now on.
-        most (int): How many modules ``weigh`` can weigh at once.
+        most (int): How many modules ``weigh`` can weigh at once; zero if it
+            is not to be called unasked.
         num_extra_tokens (int): Class and register tokens, for pooling.
         max_pictures (int, optional): Stop after so many, in whole batches,
             at least one. Defaults to None.
@@ -94,7 +96,7 @@ class ModuleFeatures:
     def _read(self, dataloader: DataLoader, max_pictures: Optional[int],
               progress: Progress) -> None:
         """Run the bare trunk over the images."""
-        dataloader = finite(dataloader)
+        dataloader = in_one_order(finite(dataloader))
         check_filled(dataloader)
         total, left = len(dataloader), MAX_BYTES
         if max_pictures is not None:
@@ -221,6 +223,15 @@ class ModuleFeatures:
         if not self._keeps:  # it is not needed again
             self._known.pop(key, None)
         return CachedBatch(features, trunk.data_samples, trunk.input_shape)
+
+    def identity(self) -> Iterator[Union[Tensor, str]]:
+        """What features and labels depend on, beside the weights."""
+        backbone = self.model.backbone
+        yield backbone.trunk_fingerprint
+        for name in self.modules:
+            yield name
+            yield from backbone.bank.members[name].state_dict().values()
+        yield from (self.labels, self.picture, *self._inputs)
 
     def rows(self, weights: Optional[Weights]) -> Tensor:
         """Features of the rows that are scored, (n, d).

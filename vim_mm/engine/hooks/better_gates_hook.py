@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.models.backbones.blank_image import in_eval
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
+from vim_mm.models.tasks import let_learn
 from vim_mm.registry import HOOKS
 from vim_mm.utils.seeds import seeded
 from ..model_parts import fusing_part, part_of, restart_averages
@@ -81,7 +82,7 @@ class BetterGatesHook(Hook):
                 return
             changed = self._compare(runner, model, part, loader)
             if changed:
-                self._warm_again(runner, model, loader)
+                self._warm_again(runner, model, part, loader)
         if changed:
             restart_averages(runner)
 
@@ -110,7 +111,7 @@ class BetterGatesHook(Hook):
         return not same(part.fusion.state_dict(), learned)
 
     @staticmethod
-    def _warm_again(runner: Runner, model: BaseModel,
+    def _warm_again(runner: Runner, model: BaseModel, part: FusionHolder,
                     loader: DataLoader) -> None:
         hook = next((h for h in runner.hooks if isinstance(h, WarmHeadHook)),
                     None)
@@ -119,8 +120,12 @@ class BetterGatesHook(Hook):
                 'BetterGatesHook: the head has learned beside other gates, '
                 'and no WarmHeadHook says how to warm it again.')
             return
+        # weights in a neck would learn with it
+        gates = part.fusion.parameters_of(part.task)
+        let_learn(gates, False)
         with seeded(runner.seed or 0):
             hook.warm(runner, model, loader)
+        let_learn(gates, True)
 
 
 def same(first: Dict[str, Tensor], second: Dict[str, Tensor]) -> bool:

@@ -38,6 +38,9 @@ class ScoreGatesHook(Hook):
             trunk's output, for classification. Defaults to the trunk's own.
         max_pictures (int): Images a process, in whole batches. Defaults to
             2000, like ``zoo.py rank``.
+        cache (str, optional): Folder where scores are kept, such as that of
+            ``zoo.py rank --cache``, so that none is computed twice. Defaults
+            to None.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
 
@@ -52,10 +55,12 @@ class ScoreGatesHook(Hook):
                  deals: int = DEALS,
                  num_extra_tokens: Optional[int] = None,
                  max_pictures: int = 2000,
+                 cache: Optional[str] = None,
                  task: Optional[str] = None) -> None:
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures
+        self.cache = cache
         self.task = task
 
     def before_train(self, runner: Runner) -> None:
@@ -77,7 +82,7 @@ class ScoreGatesHook(Hook):
         if not isinstance(part.fusion, LearnedFusion):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
-        with seeded(runner.seed or 0), in_eval(model):
+        with seeded(0), in_eval(model):
             choice = self.trials(runner, model, loader).choose()
         runner.logger.info(f'ScoreGatesHook: {choice}')
         if not any(choice.weights.values()) and (reason := must_run(
@@ -101,7 +106,8 @@ class ScoreGatesHook(Hook):
             loader,
             num_extra_tokens=self.num_extra_tokens,
             max_pictures=self.max_pictures,
-            deals=self.deals)
+            deals=self.deals,
+            cache=self.cache)
 
 
 def trials_of(runner: Runner, model: BaseModel, loader: DataLoader,
