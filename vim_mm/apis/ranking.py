@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.engine.module_trials import (HEAD_OPTIMIZER, NOTHING_HELPS,
-                                         ModuleTrials)
+                                         ModuleTrials, tells_apart)
 from vim_mm.evaluation.strengths import Gain, Weights, plain_settings
 from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
 from vim_mm.evaluation.unlike_halves import DEALS
@@ -122,7 +122,7 @@ def rank_modules(cfg: Config,
                          'more.')
     rows = {trials.named(weights): x for weights, x in trials.rows.items()}
     for name, x in rows.items():
-        if not torch.isfinite(x).all() or (x == x[0]).all():
+        if not tells_apart(x):
             skipped[name] = 'Its features are the same for every image, ' \
                 'or not finite.'
     if TRUNK in skipped:

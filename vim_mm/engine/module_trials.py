@@ -146,7 +146,7 @@ class ModuleTrials:
     @cached_property
     def _halves(self) -> Optional[Tensor]:
         """Halves that look unlike to the trunk and all modules together."""
-        usable = [x for x in self.rows.values() if torch.isfinite(x).all()]
+        usable = [x for x in self.rows.values() if tells_apart(x)]
         try:
             return unlike_halves(usable, self.features.labels,
                                  self.features.picture, self.deals)
@@ -172,7 +172,7 @@ class ModuleTrials:
         x, picture = self.rows.get(setting), self.features.picture
         if x is None:
             x = self.features.rows(_weights(setting))
-        if not torch.isfinite(x).all():
+        if not tells_apart(x):
             return HeldOut(0., torch.zeros(len(picture.unique())))
         return held_out_score(x, self.features.labels, self._halves, picture)
 
@@ -299,6 +299,11 @@ class ModuleTrials:
 
 def _weights(setting: Setting) -> Optional[Weights]:
     return None if isinstance(setting, str) else setting
+
+
+def tells_apart(x: Tensor) -> bool:
+    """Whether features of rows, (n, d), are finite and not all the same."""
+    return bool(torch.isfinite(x).all() and (x != x[0]).any())
 
 
 def keep_better(trials: ModuleTrials, start: Dict[str, Tensor],

@@ -185,8 +185,10 @@ class ModuleFeatures:
         passed, mixed = self._passed(0), self._mixed(0, weights)
         self._known[0, weights] = passed
         for level, other, bare in zip(passed, mixed, self._trunk[0].features):
-            allowed = ROUNDING * ((other - bare).abs().max() +
-                                  bare.abs().max() / 10)
+            # one module that drowns all hides what the others do
+            size = bare.abs().max()
+            allowed = ROUNDING * (torch.minimum(
+                (other - bare).abs().max(), size) + size / 100)
             # what is not finite is not linear either
             if not (level - other).abs().max() <= allowed:
                 return False

@@ -36,7 +36,7 @@ def runner(folder: Path, kind: str = 'cls', in_neck: bool = False,
     if warm:
         hooks.append(dict(type='vim_mm.WarmHeadHook', epochs=1))
     return build_runner(kind, model_cfg(kind, cfg, neck), folder, iters=3,
-                        lr=.05, custom_hooks=hooks)
+                        lr=.01, custom_hooks=hooks)
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, best: str) -> dict:
