@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Which modules of a zoo help a task: scored before any training."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
@@ -120,10 +121,9 @@ def rank_modules(cfg: Config,
                          'images have one class, so no feature can be better '
                          'than another; rank on data with two classes or '
                          'more.')
-    rows = {trials.named(weights): x for weights, x in trials.rows.items()}
-    for name, x in rows.items():
+    for weights, x in trials.rows.items():
         if not tells_apart(x):
-            skipped[name] = 'Its features are the same for every image, ' \
+            skipped[trials.named(weights)] = 'Its features are the same for every image, ' \
                 'or not finite.'
     if TRUNK in skipped:
         raise ValueError('No features could be scored, not even those of the '
@@ -140,8 +140,9 @@ def rank_modules(cfg: Config,
     trials.final(trunk)
     for name, weights in settings.items():
         if name not in skipped:
-            x = rows.get(name)
-            x = features.rows(weights) if x is None else x
+            if weights not in trials.rows:  # one pass for all scores
+                trials.rows[weights] = features.rows(weights)
+            x = trials.rows[weights]
             scores[name] = dict(
                 ours=trials.final(weights),
                 **published_scores(x, features.labels))
@@ -204,12 +205,17 @@ def _features(cfg: Config, model: BaseModel, loader: DataLoader,
 
 
 def published_scores(x: Tensor, labels: Tensor) -> Dict[str, float]:
-    """The scores of others; see ``docs/ranking.md``."""
-    few = thinned(len(x), MAX_PUBLISHED_ROWS)
-    return dict(
-        logme=log_me(x[few], labels[few]),
-        nleep=n_leep(x[few], labels[few]),
-        hscore=h_score(x[few], labels[few]))
+    """The scores of others, NaN where features are too large to compute them;
+    see ``docs/ranking.md``.
+    """
+    few, found = thinned(len(x), MAX_PUBLISHED_ROWS), {}
+    for name, score in dict(
+            logme=log_me, nleep=n_leep, hscore=h_score).items():
+        try:
+            found[name] = score(x[few], labels[few])
+        except torch.linalg.LinAlgError:
+            found[name] = math.nan
+    return found
 
 
 # -------------------------------------------------------------- model, data
