@@ -16,7 +16,7 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vim_mm.apis.ranking import unfused_model
+from vim_mm.apis.fitting import unfused_model
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.evaluation.ridge import balanced_accuracy, ridge_scores
 from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed

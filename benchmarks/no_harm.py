@@ -33,7 +33,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import get_git_hash
 
-from vim_mm.apis.ranking import unfused_model
+from vim_mm.apis.fitting import unfused_model
 from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.evaluation.strengths import bare, single, uniform

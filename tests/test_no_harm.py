@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from _tiny import (SCOPES, Pictures, add_modules, build_backbone,
-                   fusion_neck, model_cfg, save_trunk)
+from _tiny import (SCOPES, Pictures, add_modules, build_backbone, fusion_neck,
+                   model_cfg, save_trunk)
 from vim_mm.zoo import save_module
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'

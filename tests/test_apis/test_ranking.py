@@ -11,7 +11,8 @@ from mmengine.runner import Runner, set_random_seed
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    build_runner, fill, fusion_neck, model_cfg, save_trunk)
-from vim_mm.apis.ranking import fitting_model, rank_modules, unfused_model
+from vim_mm.apis.fitting import fitting_model, unfused_model
+from vim_mm.apis.ranking import rank_modules
 from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.features.module_rows import TRUNK, UNIFORM
 from vim_mm.zoo import Zoo, ZooError, save_module

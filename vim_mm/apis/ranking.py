@@ -16,21 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vim_mm.engine.model_parts import extra_tokens
-from vim_mm.engine.module_trials import (HEAD_OPTIMIZER, NOTHING_HELPS,
+from vim_mm.engine.module_trials import (HEAD_OPTIMIZER, NOTHING_HELPS, Choice,
                                          ModuleTrials, tells_apart)
 from vim_mm.evaluation.strengths import Gain, Weights, plain_settings
 from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
 from vim_mm.evaluation.unlike_halves import DEALS
-from vim_mm.features.module_rows import (FUSED, TRUNK, ModuleFeatures,
-                                         Progress)
+from vim_mm.features.module_rows import FUSED, TRUNK, ModuleFeatures, Progress
 from vim_mm.features.rows import thinned
-from vim_mm.models import build_model
 from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.seeds import seeded
-from vim_mm.zoo import Zoo, ZooError
+from .fitting import fitting_model
 
 #: Rows that the published scores see at most: a mixture is slow on more.
 MAX_PUBLISHED_ROWS = 1500
@@ -114,55 +112,71 @@ def rank_modules(cfg: Config,
         _hook(cfg, 'ScoreGatesHook').get('deals', DEALS),
         _hook(cfg, 'WarmHeadHook').get('optimizer', HEAD_OPTIMIZER),
         cache=cache)
-    num_classes = features.labels.shape[1] if features.labels.dim() > 1 \
-        else len(features.labels.unique())
-    if num_classes < 2:
-        raise ValueError(f'All {len(features.labels)} rows of the training '
-                         'images have one class, so no feature can be better '
-                         'than another; rank on data with two classes or '
-                         'more.')
-    for weights, x in trials.rows.items():
-        if not tells_apart(x):
-            skipped[trials.named(weights)] = 'Its features are the same for every image, ' \
-                'or not finite.'
-    if TRUNK in skipped:
-        raise ValueError('No features could be scored, not even those of the '
-                         'frozen trunk: they are the same for every image, '
-                         'or not finite. Check the weights of the trunk.')
+    num_classes = _check_labels(features.labels)
     choice = trials.choose() if fuse else None
+    scores, gains = _table(trials, choice, skipped)
+    order = sorted(scores, key=lambda name: -scores[name]['ours'])
+    return Ranking(
+        scores={name: scores[name]
+                for name in order},
+        skipped=skipped,
+        num_pictures=features.num_pictures,
+        num_rows=len(features.labels),
+        num_classes=num_classes,
+        noise={name: gain.noise
+               for name, gain in gains.items()},
+        verdict=_verdict(gains) if choice is None else str(choice),
+        weights={} if choice is None else choice.weights,
+        passes=round(features.passes, 1),
+        seconds=round(time.perf_counter() - start, 1))
+
+
+def _check_labels(labels: Tensor) -> int:
+    """The number of classes, of which there must be two."""
+    num = labels.shape[1] if labels.dim() > 1 else len(labels.unique())
+    if num < 2:
+        raise ValueError(f'All {len(labels)} rows of the training images have '
+                         'one class, so no feature can be better than '
+                         'another; rank on data with two classes or more.')
+    return num
+
+
+def _table(trials: ModuleTrials, choice: Optional[Choice],
+           skipped: Dict[str, str]) -> Tuple[Dict[str, dict], dict]:
+    """Scores of every setting, and what it gains over the bare trunk.
+
+    Args:
+        trials (ModuleTrials): Of the modules.
+        choice (Choice, optional): What was found for a fusion.
+        skipped (dict[str, str]): Gets what cannot be scored, and why.
+    """
     settings = {
         trials.named(weights): weights
         for weights in plain_settings(len(trials.names), trials.most)
     }
     if choice is not None and any(choice.weights.values()):
         settings[FUSED] = tuple(choice.weights.values())
-    trunk, scores, gains = settings[TRUNK], {}, {}
-    trials.final(trunk)
+    scores: Dict[str, dict] = {}
     for name, weights in settings.items():
-        if name not in skipped:
-            if weights not in trials.rows:  # one pass for all scores
-                trials.rows[weights] = features.rows(weights)
-            x = trials.rows[weights]
+        if weights not in trials.rows:  # one pass for all scores
+            trials.rows[weights] = trials.features.rows(weights)
+        x = trials.rows[weights]
+        if tells_apart(x):
             scores[name] = dict(
                 ours=trials.final(weights),
-                **published_scores(x, features.labels))
-            gains[name] = trials.compare_final(weights, trunk)
-    return Ranking(
-        {
-            name: scores[name]
-            for name in sorted(
-                scores, key=lambda name: -scores[name]['ours'])
-        },
-        skipped,
-        features.num_pictures,
-        len(features.labels),
-        num_classes,
-        {name: gain.noise
-         for name, gain in gains.items()},
-        _verdict(gains) if choice is None else str(choice),
-        {} if choice is None else choice.weights,
-        round(features.passes, 1),
-        seconds=round(time.perf_counter() - start, 1))
+                **published_scores(x, trials.features.labels))
+        elif name == TRUNK:
+            raise ValueError(
+                'No features could be scored, not even those of the frozen '
+                'trunk: they are the same for every image, or not finite. '
+                'Check the weights of the trunk.')
+        else:
+            skipped[name] = 'Its features are the same for every image, or ' \
+                'not finite.'
+    return scores, {
+        name: trials.compare_final(settings[name], settings[TRUNK])
+        for name in scores
+    }
 
 
 def _verdict(gains: Dict[str, Gain]) -> str:
@@ -245,66 +259,3 @@ def _hook(cfg: Config, name: str) -> dict:
     """Settings of a hook of the config, if there is one."""
     return next((hook for hook in cfg.get('custom_hooks') or []
                  if type_name(hook) == name), {})
-
-
-def fitting_model(cfg: Config,
-                  zoo: str) -> Tuple[BaseModel, Dict[str, str]]:
-    """The config's model with all modules of a zoo that fit its trunk.
-
-    Args:
-        cfg (Config): The whole config.
-        zoo (str): Directory of the zoo.
-
-    Returns:
-        tuple[BaseModel, dict[str, str]]: The model, and the modules that do
-        not fit, each with the reason.
-
-    Raises:
-        ZooError: If none fits.
-    """
-    fits, skipped, model = Zoo(zoo).names(), {}, None
-    bare = unfused_model(cfg, zoo, []).backbone
-    for name in fits:
-        try:
-            bare.load_modules(zoo, [name])
-        except ZooError as error:
-            skipped[name] = str(error)
-        except ValueError:
-            pass  # a backbone that is built for it may have its slots
-    del bare  # a second trunk may be large
-    fits = [name for name in fits if name not in skipped]
-    try:
-        model = unfused_model(cfg, zoo, fits)
-    except ValueError:
-        misfits = _misfits(cfg, zoo, fits)
-        fits = [name for name in fits if name not in misfits]
-        skipped.update(misfits)
-    if not fits:
-        reasons = ''.join(f'\n  {name}: {why}'
-                          for name, why in skipped.items())
-        raise ZooError(f'No module of the zoo {zoo!r} fits this config; it '
-                       f'holds {len(skipped)}.{reasons}')
-    return model or unfused_model(cfg, zoo, fits), skipped
-
-
-def _misfits(cfg: Config, zoo: str, names: List[str]) -> Dict[str, str]:
-    """Modules that the backbone refuses by themselves, with its reason."""
-    reasons = {}
-    for name in names:
-        try:
-            unfused_model(cfg, zoo, [name])
-        except ValueError as error:
-            reasons[name] = str(error)
-    return reasons
-
-
-def unfused_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
-    """The config's model with these modules instead of its own, no fusion.
-
-    They join the finished model: heads may ask for the channels before them,
-    which streams of several modules do not tell.
-    """
-    model = build_model(
-        cfg, zoo=None, modules=[], new_module=None, fusion=None, task=None)
-    model.backbone.load_modules(zoo, modules)
-    return model.to(get_device()).eval()

@@ -1,8 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The three layouts of a trunk's features, and streams of them."""
 
-from typing import (Callable, Iterable, List, Optional, Sequence, Tuple,
-                    Union)
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor

@@ -9,8 +9,8 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from _tiny import (Pictures, add_modules, build_backbone,
-                   build_runner, fusion_neck, model_cfg, save_trunk)
+from _tiny import (Pictures, add_modules, build_backbone, build_runner,
+                   fusion_neck, model_cfg, save_trunk)
 from vim_mm.engine.hooks import BetterGatesHook
 from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.evaluation.paired import HeldOut
@@ -64,8 +64,9 @@ def gates(run: Runner, model: Optional[object] = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('best', ['learned', 'start', 'trunk'])
-@pytest.mark.parametrize(('kind', 'in_neck'), [('cls', False), ('seg', True),
-                                                ('det', False)])
+@pytest.mark.parametrize(('kind', 'in_neck'), [
+    ('cls', False), ('seg', True), ('det', False)
+])
 def test_the_better_ones_are_kept_and_saved(
         tmp_path: Path, kind: str, in_neck: bool, best: str,
         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from _tiny import (KINDS, Pictures, add_modules, build_backbone,
-                   build_runner, fill, fusion_neck, losses, model_cfg, same,
-                   save_trunk, snapshot)
+from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
+                   fill, fusion_neck, losses, model_cfg, same, save_trunk,
+                   snapshot)
 from vim_mm.engine import module_trials
 from vim_mm.engine.hooks import ScoreGatesHook
 from vim_mm.engine.module_trials import ModuleTrials

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from _tiny import (SIZE, add_modules, build_backbone, build_model,
-                   fusion_neck, occupy, vit)
+from _tiny import (SIZE, add_modules, build_backbone, build_model, fusion_neck,
+                   occupy, vit)
 from vim_mm.models.fusion import build_fusion
 
 NAMES = ['a', 'b', 'c']
