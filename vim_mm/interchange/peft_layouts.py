@@ -80,7 +80,8 @@ class PeftLayout:
         parts = parts or [
             part for part, has in self.parts.items() if layers[0] in has
         ]
-        if self.numbers != len(place.block):
+        written = {layer for part in parts for layer in self.parts[part]}
+        if self.numbers != len(place.block) or not written.issuperset(layers):
             return []
         blocks = self.tower + self.blocks.format(*place.block)
         return [f'{blocks}.{part}' for part in parts]

@@ -27,6 +27,7 @@ class Twin(NamedTuple):
     theirs: str
     config: dict = {}
     sizes: dict = {}
+    extra: dict = {}
 
 
 VIT = dict(
@@ -45,7 +46,7 @@ TWINS = dict(
     dinov3_zero_bias=Twin('vit_small_patch16_dinov3', 'DINOv3ViT', DINOV3),
     dinov3_qkvb=Twin('vit_small_patch16_dinov3_qkvb', 'DINOv3ViT', DINOV3),
     dinov3_gated=Twin('vit_small_plus_patch16_dinov3_qkvb', 'DINOv3ViT',
-                      dict(DINOV3, use_gated_mlp=True)),
+                      dict(DINOV3, use_gated_mlp=True, hidden_act='silu')),
     dinov3_convnext=Twin('convnext_tiny', 'DINOv3ConvNext', CONVNEXT,
                          dict(depths=[1, 1, 2, 1], dims=[8, 8, 16, 16])),
     dinov2=Twin('vit_base_patch14_dinov2', 'Dinov2', dict(mlp_ratio=4)),
@@ -54,7 +55,8 @@ TWINS = dict(
                           dict(mlp_ratio=4, num_register_tokens=4)),
     siglip=Twin('vit_base_patch16_siglip_224', 'SiglipVision',
                 dict(hidden_act='gelu')),
-    siglip2=Twin('vit_base_patch16_siglip_256', 'SiglipVision'),
+    siglip2=Twin('vit_base_patch16_siglip_256', 'SiglipVision',
+                 extra=dict(act_layer='gelu_tanh')),
     clip=Twin('vit_base_patch16_clip_quickgelu_224', 'CLIPVision'))
 
 
@@ -72,7 +74,8 @@ def build(name: str) -> Case:
         type='mmpretrain.TIMMBackbone',
         model_name=twin.timm,
         features_only=True,
-        out_indices=(0, 1))
+        out_indices=(0, 1),
+        **twin.extra)
     if twin.sizes:
         cfg.update(twin.sizes, out_indices=(0, 1, 2, 3))
     else:
