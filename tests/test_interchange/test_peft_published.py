@@ -340,10 +340,12 @@ PARTS = {
     'timm-gated': 'timm_eva02',
     'hub-gated': 'timm_eva02',
     'dinov3': 'timm_dinov3',
+    'dinov3-v5': 'timm_dinov3',
     'timm-convnext': 'timm_convnext',
     'hub-convnext': 'timm_convnext',
     'convnext': 'timm_convnext',
     'dinov3-convnext': 'timm_convnext',
+    'dinov3-convnext-v5': 'timm_convnext',
 }
 
 

@@ -103,6 +103,11 @@ _HUGGING_FACE_5 = {
     'attention.v_proj': ('v', ),
     'attention.o_proj': ('out', ),
 }
+_DINOV3 = {
+    **_HUGGING_FACE_5, 'mlp.gate_proj': ('gate', ),
+    'mlp.up_proj': ('up', ),
+    'mlp.down_proj': ('down', )
+}
 _CLIP = {
     'self_attn.q_proj': ('q', ),
     'self_attn.k_proj': ('k', ),
@@ -196,11 +201,7 @@ LAYOUTS = {
     PeftLayout(
         models='transformers 4 DINOv3ViTModel',
         blocks='layer.{}',
-        parts={
-            **_HUGGING_FACE_5, 'mlp.gate_proj': ('gate', ),
-            'mlp.up_proj': ('up', ),
-            'mlp.down_proj': ('down', )
-        }),
+        parts=_DINOV3),
     'convnext':
     PeftLayout(
         models='transformers ConvNextModel and ConvNextV2Model',
@@ -208,8 +209,18 @@ LAYOUTS = {
         parts=_PWCONV),
     'dinov3-convnext':
     PeftLayout(
-        models='transformers DINOv3ConvNextModel',
+        models='transformers 4 DINOv3ConvNextModel',
         blocks='stages.{}.layers.{}',
+        parts=_POINTWISE),
+    'dinov3-v5':
+    PeftLayout(
+        models='transformers 5 DINOv3ViTModel',
+        blocks='model.layer.{}',
+        parts=_DINOV3),
+    'dinov3-convnext-v5':
+    PeftLayout(
+        models='transformers 5 DINOv3ConvNextModel',
+        blocks='model.stages.{}.layers.{}',
         parts=_POINTWISE),
     'vit-v5':
     PeftLayout(
