@@ -116,7 +116,7 @@ def model_of(kind: str, name: str) -> nn.Module:
     pool = dict(type='mmpretrain.GlobalAveragePooling')
     fpn = dict(
         type='mmdet.FPN',
-        in_channels='auto',
+        in_channels=[DIMS] * levels,
         out_channels=DIMS,
         num_outs=levels)
     neck = dict(
