@@ -91,4 +91,5 @@ def test_the_fake_counts_as_compiled_ops(tmp_path):
 
 
 def test_its_tests_are_there():
-    assert all((matrix.ROOT / test).is_file() for test in matrix.SMOKE)
+    assert all((matrix.ROOT / test.partition('::')[0]).is_file()
+               for test in matrix.SMOKE)

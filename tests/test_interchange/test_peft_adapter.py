@@ -403,7 +403,7 @@ VERSION_5 = {
 @pytest.mark.parametrize('whole', [False, True])
 def test_names_of_transformers_5(layout, whole, clip, tmp_path):
     """Written and read back bit for bit; PEFT itself needs version 5."""
-    prefix = LAYOUTS[layout].wrapped.rstrip('.') if whole else ''
+    prefix = LAYOUTS[layout].wrapped[0].rstrip('.') if whole else ''
     save_lora(clip, tmp_path / 'zoo')
     path = export_adapter(
         tmp_path / 'zoo', 'ours', tmp_path / 'a', layout, prefix=prefix)

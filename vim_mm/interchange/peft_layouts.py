@@ -37,15 +37,15 @@ class PeftLayout:
         parts (Mapping): Linears in a block to the layers that they stack.
         tower (str): What stands before the blocks in every model and holds
             the whole backbone.
-        wrapped (str): What whole models call the backbone, where names alone
-            could be those of any network; '' if they cannot.
+        wrapped (tuple[str, ...]): What whole models call the backbone, where
+            names alone could be those of any network; empty if they cannot.
     """
 
     models: str
     blocks: str
     parts: Mapping[str, Tuple[str, ...]]
     tower: str = ''
-    wrapped: str = ''
+    wrapped: Tuple[str, ...] = ()
 
     @property
     def numbers(self) -> int:
@@ -61,7 +61,7 @@ class PeftLayout:
         if match is None:
             return None
         prefix, *block, part = match.groups(default='')
-        if prefix and not prefix.endswith(self.wrapped):
+        if prefix and self.wrapped and not prefix.endswith(self.wrapped):
             return None
         return Place(prefix, tuple(map(int, block)), self.parts[part])
 
@@ -103,7 +103,7 @@ _HUGGING_FACE_5 = {
     'attention.v_proj': ('v', ),
     'attention.o_proj': ('out', ),
 }
-_DINOV3 = {
+_GATED = {
     **_HUGGING_FACE_5, 'mlp.gate_proj': ('gate', ),
     'mlp.up_proj': ('up', ),
     'mlp.down_proj': ('down', )
@@ -201,7 +201,7 @@ LAYOUTS = {
     PeftLayout(
         models='transformers 4 DINOv3ViTModel',
         blocks='layer.{}',
-        parts=_DINOV3),
+        parts=_GATED),
     'convnext':
     PeftLayout(
         models='transformers ConvNextModel and ConvNextV2Model',
@@ -216,7 +216,7 @@ LAYOUTS = {
     PeftLayout(
         models='transformers 5 DINOv3ViTModel',
         blocks='model.layer.{}',
-        parts=_DINOV3),
+        parts=_GATED),
     'dinov3-convnext-v5':
     PeftLayout(
         models='transformers 5 DINOv3ConvNextModel',
@@ -230,13 +230,13 @@ LAYOUTS = {
             **_HUGGING_FACE_5,
             **_MLP
         },
-        wrapped='vit.'),
+        wrapped=('vit.', 'vision_model.')),
     'clip-v5':
     PeftLayout(
         models='transformers 5 CLIPVisionModel and SiglipVisionModel',
         blocks='encoder.layers.{}',
         parts=_CLIP,
-        wrapped='vision_model.'),
+        wrapped=('vision_model.', )),
     'dinov2-v5':
     PeftLayout(
         models='transformers 5 Dinov2Model',
@@ -245,7 +245,13 @@ LAYOUTS = {
             **_HUGGING_FACE_5,
             **_MLP
         },
-        wrapped='dinov2.'),
+        wrapped=('dinov2.', 'dinov2_with_registers.')),
+    'dinov2-gated-v5':
+    PeftLayout(
+        models='the same of giant size',
+        blocks='encoder.layer.{}',
+        parts=_GATED,
+        wrapped=('dinov2.', 'dinov2_with_registers.')),
 }
 
 #: Trunks of the OpenMMLab stack, and of timm with ``features_only``.
