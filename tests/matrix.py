@@ -192,7 +192,8 @@ def examine(cell: Cell, tests: Sequence[str]) -> Row:
         ], overlay)
         lines = done.stdout.strip().splitlines() or ['no output']
         print('\n'.join(x for x in lines if x.startswith(('FAILED', 'ERROR'))))
-        return Row(cell, lines[-1].strip('= '), bool(done.returncode), versions)
+        failed = bool(done.returncode)
+        return Row(cell, lines[-1].strip('= '), failed, versions)
 
 
 def table(rows: Sequence[Row]) -> str:

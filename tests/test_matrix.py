@@ -18,7 +18,7 @@ VERSIONS = dict(
 
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Results of the commands of a cell, by what they run; none really does."""
+    """Results of a cell's commands, by what they run; none really runs."""
     results = dict(
         pip=(0, '', ''),
         versions=(0, json.dumps(VERSIONS), ''),

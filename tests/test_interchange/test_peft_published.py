@@ -312,7 +312,8 @@ def test_modules_to_save_beside_the_backbone(kind, head, tmp_path, lines):
     ('timm_vit', dict(modules_to_save=['patch_embed'])),
     ('timm_vit', dict(target_modules=['qkv', 'patch_embed.proj'])),
     ('timm_convnext', dict(target_modules=['fc1', 'stem.0'])),
-    ('dinov2_classifier', dict(target_modules=['query', 'q_proj', 'projection'])),
+    ('dinov2_classifier',
+     dict(target_modules=['query', 'q_proj', 'projection'])),
 ])
 def test_what_the_backbone_depends_on_is_not_left_out(kind, config, tmp_path):
     net = with_weights(NETS[kind](), tmp_path)
@@ -367,7 +368,8 @@ def equal(first: Dict[str, Tensor], second: Dict[str, Tensor]) -> bool:
         torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize('layout', [x for x in LAYOUTS if 'dinov2-gated' not in x])
+@pytest.mark.parametrize(
+    'layout', [x for x in LAYOUTS if 'dinov2-gated' not in x])
 def test_written_and_read_back_bit_for_bit(layout, tmp_path):
     net = with_weights(NETS[PARTS.get(layout, 'timm_vit')](), tmp_path)
     adapter = publish(net, tmp_path / 'adapter', target_modules='all-linear')

@@ -18,9 +18,10 @@ from torch import nn
 from vim_mm.zoo.card import ModuleCard, ZooError
 from vim_mm.zoo.fingerprint import get_slot, trunk_fingerprint
 from vim_mm.zoo.zoo import Zoo
+from .peft_backbones import HEADS, Found, OwnNames, find_backbone
 from .peft_changes import LinearChange, equalise, split, stack
 from .peft_folder import Adapter, read_adapter, write_adapter
-from .peft_layouts import HEADS, LAYOUTS, Found, OwnNames, find_backbone
+from .peft_layouts import LAYOUTS
 
 PathLike = Union[str, os.PathLike]
 

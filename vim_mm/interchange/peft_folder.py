@@ -126,8 +126,9 @@ def _pair(config: dict, tensors: Dict[str, Tensor]) -> Adapter:
                            'save it again.')
         pair[match[2]] = tensor.float()
     if not found:
-        raise ZooError('it changes no linear layer'
-                       f'{", but " * bool(others)}{", ".join(sorted(others)[:3])}.')
+        names = ', '.join(sorted(others)[:3])
+        raise ZooError(f"it changes no linear layer, but {names or 'nothing'}"
+                       ': its target_modules name none.')
     changes = {}
     for name, pair in found.items():
         if len(pair) < 2:

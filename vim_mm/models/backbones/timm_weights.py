@@ -14,7 +14,6 @@ from .hugging_face import published_names
 from .weights import (Loaded, check_loaded, load_trunk_weights, read_weights,
                       said, strip, watched)
 
-
 #: timm itself takes RADIO's tower out of its whole model.
 _FOUND_BY_TIMM = 'radio_model.'
 
