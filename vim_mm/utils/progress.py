@@ -3,7 +3,7 @@
 
 import sys
 import time
-from typing import Iterable, Iterator, TypeVar
+from typing import Iterable, Iterator, List, TypeVar
 
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -14,6 +14,8 @@ from rich.console import Console
 SECONDS = 10
 
 Item = TypeVar('Item')
+#: What is shown now: of bars, a terminal takes one.
+_shown: List[str] = []
 
 
 def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
@@ -21,20 +23,27 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 
     On a terminal a bar stands there meanwhile; elsewhere a line is logged
     about every ten seconds, so that what is quick says nothing. Of several
-    processes the first one speaks.
+    processes the first one speaks, and of one such thing inside another the
+    outer one.
 
     Args:
         items (Iterable): What to go through.
         what (str): What is being done, for people.
         total (int): How many items there are.
     """
-    if not is_main_process():
+    if not is_main_process() or _shown:
         yield from items
-    elif sys.stderr.isatty():
-        yield from progress.track(
-            items, what, total, console=Console(stderr=True), transient=True)
-    else:
-        yield from _logged(items, what, total)
+        return
+    _shown.append(what)
+    try:
+        if sys.stderr.isatty():
+            yield from progress.track(
+                items, what, total, console=Console(stderr=True),
+                transient=True)  # yapf: disable
+        else:
+            yield from _logged(items, what, total)
+    finally:
+        _shown.remove(what)
 
 
 def _logged(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
@@ -14,8 +15,8 @@ from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'CostHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
-    'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook', 'ProxyHook',
-    'RoutingLogHook', 'ScoreGatesHook', 'StudentHook', 'SummaryHook',
-    'WarmHeadHook'
+    'BetterGatesHook', 'CostHook', 'GateLogHook', 'GuardHook',
+    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
+    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
+    'SummaryHook', 'WarmHeadHook'
 ]
