@@ -30,6 +30,7 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.utils.cli import run_cli
 
 import mtht_runs as runs  # isort:skip
+from evidence_rows import add  # isort:skip
 from mtht_data import NEW, draw_few, read_config  # isort:skip
 
 TASKS = ('cls', 'det', 'seg')
@@ -272,8 +273,7 @@ def main() -> None:
             start = time.process_time()
             row = dict(seed=seed, run=name, commit=version, **run())
             row['cpu_seconds'] = round(time.process_time() - start)
-            with all_of.log.open('a') as file:
-                file.write(json.dumps(row) + '\n')
+            add(all_of.log, row)
             print(json.dumps(row), flush=True)
 
 

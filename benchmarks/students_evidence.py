@@ -27,6 +27,7 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import read_config
 
 import students_runs as runs  # isort:skip
+from evidence_rows import add  # isort:skip
 from mtht_evidence import commit  # isort:skip
 
 STEPS, RATE, TEACHER_RATE = 100, 3e-4, 1e-4
@@ -323,8 +324,7 @@ def main() -> None:
             start = time.process_time()
             row = dict(seed=seed, run=name, commit=version, **run())
             row['cpu_seconds'] = round(time.process_time() - start)
-            with all_of.log.open('a') as file:
-                file.write(json.dumps(row) + '\n')
+            add(all_of.log, row)
             print(json.dumps(row), flush=True)
 
 

@@ -21,6 +21,7 @@ from vim_mm.registry import HOOKS
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
+from ..stopping import stop_if_asked
 from .warm_head_hook import average_gradients
 
 
@@ -117,6 +118,7 @@ class HoldOutGatesHook(Hook):
             optimizer.zero_grad()
             loss = self._average(model, group, params)
             optimizer.step()
+            stop_if_asked()
             if step % max(1, self.steps // 5) == 0:
                 runner.logger.info(f'HoldOutGatesHook: step {step}/'
                                    f'{self.steps}, held-out loss {loss:.4f}')

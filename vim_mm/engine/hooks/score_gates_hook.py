@@ -12,6 +12,7 @@ from vim_mm.features.module_rows import TRUNK, module_rows
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
 from ..model_parts import extra_tokens, fusing_part, part_of, restart_averages
+from ..stopping import stop_if_asked
 
 #: The score of weighing no module at all, where a fusion can.
 ZERO = 'zero module'
@@ -82,6 +83,7 @@ class ScoreGatesHook(Hook):
             raise ValueError('ScoreGatesHook starts the weights of a fusion '
                              'such as EnsMoE; set `model.backbone.fusion`.')
         scores = self._averaged(runner)
+        stop_if_asked()
         runner.message_hub.update_info('module_scores', scores)
         runner.logger.info('ScoreGatesHook: ' +
                            ', '.join(f'{name} {score:.3f}'
