@@ -2,7 +2,6 @@
 """Configs of ``students_evidence.py``: data, teachers, students, and a run."""
 
 import gc
-import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -13,6 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, set_random_seed
 
 from vim_mm.registry import DATASETS
+from vim_mm.utils.checksum import save_checkpoint
+from vim_mm.utils.files import write_atomic
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 #: images a step, of all runs
@@ -101,7 +102,7 @@ class Few:
             source = Path(few.get_data_info(index)['img_path'])
             target = folder / source.parent.name / source.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            write_atomic(target, source.read_bytes())
 
     def _not_drawn(self, seed: int) -> List[int]:
         drawn = DATASETS.build(dict(self.labelled, per_class=40))
@@ -213,6 +214,6 @@ def run(model: dict,
     result = dict(top1=float(runner.val()['accuracy/top1']))
     if warm is not None:
         result['warm'] = float(warmed.data[0][0])
-    torch.save(
+    save_checkpoint(
         dict(state_dict=runner.model.state_dict()), work_dir / 'model.pth')
     return result

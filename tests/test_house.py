@@ -2,6 +2,7 @@
 """Floors of the package: what a part imports or names lies below it."""
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, Set, Tuple
 
@@ -64,6 +65,7 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix('.py').is_file()
 
 
+@lru_cache
 def registered() -> Dict[str, str]:
     """Classes that configs name as 'vim_mm.NAME', and their floors."""
     return {
@@ -142,9 +144,9 @@ WRITERS = ('write_text', 'write_bytes', 'imwrite', 'save_file', 'copyfile',
 #: Functions of these names write if a module of theirs has them.
 SAVERS = ('torch.save', 'np.save', 'onnx.save', 'shutil.copy', 'Image.save')
 #: They write the files of all others; demo data is written in drafts of its
-#: own; and this file is a switch of the system.
-OWN_WRITERS = ('utils/files.py', 'demo/data/')
-SWITCHES = ('/proc/self/clear_refs', )
+#: own; and this is a switch of the system.
+OWN_WRITERS = ('utils/files.py', 'utils/checksum.py', 'demo/data/')
+SWITCH = '/proc/self/clear_refs'
 BENCHMARKS = {
     str(path): ast.parse(path.read_text())
     for path in sorted((PACKAGE.parent / 'benchmarks').glob('*.py'))
@@ -167,9 +169,7 @@ def writes(tree: ast.AST) -> Iterator[ast.Call]:
         if not (opens or name in SAVERS or last in WRITERS):
             continue
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        if 'draft' not in names and not set(modes) & set(
-                SWITCHES) and not any(s in ast.unparse(node)
-                                      for s in SWITCHES):
+        if 'draft' not in names and SWITCH not in ast.unparse(node):
             yield node
 
 

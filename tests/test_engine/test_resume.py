@@ -18,8 +18,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import build_runner, model_cfg, same, vit
 from vim_mm.engine.resume import keep_numbers
-from vim_mm.engine.saving import (BATCHES, SAMPLER_SEED, STOPPED_AT,
-                                  VALIDATE)
+from vim_mm.engine.saving import BATCHES, SAMPLER_SEED, STOPPED_AT, VALIDATE
 from vim_mm.utils.checkpoint import CheckpointError
 
 

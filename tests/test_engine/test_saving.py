@@ -91,7 +91,6 @@ def complete(folder: Path, start: str) -> List[Path]:
 
 
 SETTINGS = dict(
-    kept=dict(checkpoint=dict(max_keep_ckpts=1)),
     best=dict(
         checkpoint=dict(max_keep_ckpts=1, save_best='auto', rule='greater'),
         **validation()),
@@ -133,10 +132,8 @@ def test_a_kill_at_any_file_operation(case: str, tmp_path: Path,
             _load_from=None)
         choose_checkpoint(again)
         assert step_of(Path(again._load_from)) == newest, state
-    assert begun and had_best == (case != 'kept')
-    if case == 'best':
-        return
-    for state in states[len(states) // 2::len(states) // 4]:
+    assert begun and had_best
+    for state in states[len(states) // 2::len(states) // 3]:
         again = run(state, resume=True, **settings)
         again.train()
         assert not unlike(learned(one), learned(again)), state

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 import torch
@@ -29,16 +29,29 @@ class Asks(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, point: str, at: int = 0, name: str = 'SIGTERM',
-                 group: bool = False) -> None:
+    def __init__(self, point: str, at: int = 0,
+                 name: str = 'SIGTERM') -> None:
         self.at, self.name, self.calls = at, name, 0
-        self.send = os.killpg if group else os.kill
         setattr(self, point, self.ask)
 
     def ask(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if self.calls == self.at:
-            self.send(os.getpid(), getattr(signal, self.name))
+            self.send(getattr(signal, self.name))
         self.calls += 1
+
+    def send(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+
+
+class AsksGroup(Asks):
+    """Another process signals this one, and those that it has started."""
+
+    def send(self, number: int) -> None:
+        other = os.fork()
+        if not other:
+            os.killpg(os.getpgid(0), number)
+            os._exit(0)
+        os.waitpid(other, 0)
 
 
 def stop(folder: Path, asks: Asks, **kwargs: Any) -> Runner:
@@ -172,7 +185,7 @@ def in_a_group(rank: int, folder: str) -> None:
     """Slurm signals all processes of a job, the workers of loaders too."""
     os.setsid()
     torch.set_num_threads(1)
-    asks = Asks('before_train_iter', 1, group=True)
+    asks = AsksGroup('before_train_iter', 1)
     stop(Path(folder), asks, data=dict(workers=2), **RARE)
 
 
@@ -191,8 +204,7 @@ def test_the_exit_code_of_a_tool(tmp_path: Path) -> None:
 # --------------------------------------------------------- several processes
 
 
-def train(rank: int, port: int, folder: str, case: str, signalled: tuple,
-          asks: Optional[tuple]) -> None:
+def train(rank: int, port: int, folder: str, by_epoch: bool) -> None:
     from mmengine.config import Config
 
     from vim_mm.utils.dist import leave_group, prepare_cpu_dist
@@ -206,38 +218,43 @@ def train(rank: int, port: int, folder: str, case: str, signalled: tuple,
     torch.set_num_threads(1)
     cfg = Config(dict())
     prepare_cpu_dist(cfg, 'pytorch')
-    for name, resumes in (('whole', False), ('parts', False), ('parts', True)):
-        first = name == 'parts' and not resumes
-        hooks = [dict(type='EMAHook')]
-        if first and rank in signalled:
-            hooks.append(Asks(*asks))
-        # one process has a batch of validation more than the other
-        runner = run(
+
+    def build(name: str, *hooks: Hook, **kwargs: Any) -> Runner:
+        return run(
             Path(folder, name),
-            steps=4,
-            by_epoch=case == 'epochs',
+            steps=2 if by_epoch else 4,
+            by_epoch=by_epoch,
             data=dict(batch_size=2),
-            checkpoint=dict(interval=100),
             launcher='pytorch',
             env_cfg=cfg.env_cfg,
-            experiment_name=f'{name}{resumes}',
+            experiment_name=f'{name}{len(hooks)}',
             cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg),
-            custom_hooks=hooks,
-            resume=resumes,
-            **uneven())
-        try:
-            runner.train()
-            assert not first
-        except Stopped:
-            assert first
-        if not first:
-            torch.save(learned(runner), f'{folder}/{name}{rank}.pth')
-        else:
-            assert runner.iter in (1, 2, 3)
+            custom_hooks=[dict(type='EMAHook'), *hooks],
+            **RARE,
+            **uneven(),
+            **kwargs)
+
+    def save(runner: Runner, name: str) -> None:
+        # curves of losses are those of the first process
+        torch.save({k: v for k, v in learned(runner).items()
+                    if not k.startswith(('train/', 'val/'))},
+                   f'{folder}/{name}{rank}.pth')
+
+    whole = build('whole')
+    whole.train()
+    save(whole, 'whole')
+    for name, (signalled, *asks) in ASKED.items():
+        first = build(name, *[Asks(*asks)] * (rank in signalled))
+        with pytest.raises(Stopped):
+            first.train()
+        again = build(name, resume=True)
+        again.train()
+        save(again, name)
     leave_group()
 
 
 def uneven() -> dict:
+    """One process has a batch of validation more than the other."""
     cfg = validation(9)
     cfg['val_dataloader'].update(
         batch_size=1,
@@ -245,19 +262,22 @@ def uneven() -> dict:
     return cfg
 
 
-@pytest.mark.parametrize(('case', 'signalled', 'asks'), [
-    ('steps', (1, ), ('before_train_iter', 2)),
-    ('steps', (0, ), (IN_VAL, 2)),
-    ('epochs', (0, 1), ('before_train_iter', 1)),
-    ('epochs', (1, ), (IN_VAL, 1)),
-])
-def test_all_processes_stop_together(tmp_path: Path, case: str,
-                                     signalled: tuple, asks: tuple) -> None:
+#: Which processes get a signal, and where.
+ASKED = dict(
+    one=((1, ), 'before_train_iter', 2),
+    both=((0, 1), 'before_train_iter', 0),
+    validating=((1, ), IN_VAL, 1))
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         port = sock.getsockname()[1]
-    mp.spawn(train, (port, str(tmp_path), case, signalled, asks), 2)
+    mp.start_processes(
+        train, (port, str(tmp_path), by_epoch), 2, start_method='fork')
     for rank in range(2):
-        one, two = (torch.load(tmp_path / f'{name}{rank}.pth')
-                    for name in ('whole', 'parts'))
-        assert not unlike(one, two)
+        whole = torch.load(tmp_path / f'whole{rank}.pth')
+        for name in ASKED:
+            assert not unlike(
+                whole, torch.load(tmp_path / f'{name}{rank}.pth')), name

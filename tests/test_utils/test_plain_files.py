@@ -174,7 +174,8 @@ def test_readers_of_single_libraries(tmp_path: Path,
             module.pickle.loads(blob)
     path = tmp_path / 'x.npy'
     np.save(path, np.array([Runs()], dtype=object), allow_pickle=True)
-    with pytest.raises(UnsafeFileError, match=f'x.npy is a pickle.*{TRUST_ENV}'):
+    with pytest.raises(UnsafeFileError,
+                       match=f'x.npy is a pickle.*{TRUST_ENV}'):
         openimages.np.load(path, allow_pickle=True)
     assert not hasattr(builtins, 'was_run')
     monkeypatch.setenv(TRUST_ENV, '1')

@@ -10,7 +10,7 @@ from bisect import bisect
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
@@ -102,7 +102,8 @@ def _save_best(hook: CheckpointHook, runner: Runner, metrics: dict) -> None:
     before = _best_paths(hook)
     _set_best_paths(hook, dict.fromkeys(before))
     runner.message_hub.update_info(VALIDATE, 0)
-    hook.saves_best_first(runner, metrics)
+    with _counted(runner):
+        hook.saves_best_first(runner, metrics)
     runner.message_hub.runtime_info.pop(VALIDATE, None)
     after = _best_paths(hook)
     _set_best_paths(hook, {
@@ -140,7 +141,7 @@ def _write(hook: CheckpointHook, runner: Runner, name: str, meta: dict,
         due = _validates_after(runner, meta, by_epoch)
         hub.update_info(VALIDATE, int(due))
     hub.update_info(BATCHES, getattr(loop, 'batches_done', 0))
-    with _counted(runner, meta, by_epoch):
+    with _counted(runner):
         runner.save_checkpoint(
             hook.out_dir,
             name,
@@ -170,17 +171,28 @@ def _validates_after(runner: Runner, meta: dict, by_epoch: bool) -> bool:
 
 
 @contextmanager
-def _counted(runner: Runner, meta: dict, by_epoch: bool) -> Iterator[None]:
-    """A FlexibleRunner notes one more than it counts, whatever it is told."""
-    loop = runner.train_loop
-    before = loop._epoch, loop._iter
-    if isinstance(runner, FlexibleRunner):
-        loop._epoch = meta['epoch'] - by_epoch
-        loop._iter = meta['iter'] - (not by_epoch)
+def _counted(runner: Runner) -> Iterator[None]:
+    """Within this context a runner notes the counters that it is given.
+
+    mmengine's FlexibleRunner would note one more than its loop has counted.
+    """
+    original, loop = runner.save_checkpoint, runner.train_loop
+
+    def save(*args: Any, meta: dict, by_epoch: bool, **kwargs: Any) -> None:
+        before = loop._epoch, loop._iter
+        if isinstance(runner, FlexibleRunner):
+            loop._epoch = meta['epoch'] - by_epoch
+            loop._iter = meta['iter'] - (not by_epoch)
+        try:
+            original(*args, meta=dict(meta), by_epoch=by_epoch, **kwargs)
+        finally:
+            loop._epoch, loop._iter = before
+
+    runner.save_checkpoint = save
     try:
         yield
     finally:
-        loop._epoch, loop._iter = before
+        runner.save_checkpoint = original
 
 
 def _remove(hook: CheckpointHook, path: str) -> None:

@@ -6,11 +6,12 @@ a step, after a batch of validation, and between the steps of hooks that
 prepare a training. There all processes learn of a signal to any of them.
 """
 
+import os
 import signal
 import threading
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, NoReturn, Optional
+from typing import Callable, Iterator, NoReturn, Optional, Set
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -137,8 +138,9 @@ def stop_if_asked() -> None:
 class OutlivingWorker:
     """Starts a worker of a loader that a signal to all processes spares.
 
-    Its parent would take its death for an error before it could save. A
-    minute later the worker ends, if its parent has not ended it.
+    Its parent would take its death for an error before it could save. The
+    parent itself still ends it, by the same signal. Systems that do not tell
+    who sent a signal have no such workers.
 
     Args:
         start (Callable, optional): What started workers so far.
@@ -148,13 +150,18 @@ class OutlivingWorker:
         self.start = start
 
     def __call__(self, worker: int) -> None:
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, _end_later)
+        if hasattr(signal, 'sigwaitinfo'):
+            numbers = {getattr(signal, name) for name in SIGNALS}
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            threading.Thread(
+                target=_obey, args=(numbers, os.getppid()),
+                daemon=True).start()
         if self.start is not None:
             self.start(worker)
 
 
-def _end_later(*_: object) -> None:
-    signal.alarm(60)
+def _obey(numbers: Set[int], parent: int) -> None:
+    """End this process when its parent says so."""
+    while signal.sigwaitinfo(numbers).si_pid != parent:
+        pass
+    os._exit(0)

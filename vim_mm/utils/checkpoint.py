@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .checksum import is_intact, save_checkpoint
-from .plain_files import TRUST_ENV, replace_everywhere, trusts_pickles
+from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
+                          trusts_pickles)
 
-_TORCH = tuple(map(int, torch.__version__.split('.')[:2]))
 #: Classes whose methods a checkpoint may name, and which.
 _METHODS = {
     HistoryBuffer: ('current', 'max', 'mean', 'min'),
@@ -161,7 +161,7 @@ def load_pickle(file: Any,
         CheckpointError: The file is damaged or no torch checkpoint.
         UntrustedPickleError: It holds objects beyond the allow-list.
     """
-    if _TORCH < (2, 6):
+    if not torch_reads_safely():
         return _load_trusted(
             file, map_location, f'{file} is a pickle, and torch '
             f'{torch.__version__} can be made to run any code by reading one '

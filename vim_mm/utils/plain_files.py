@@ -104,6 +104,12 @@ def trusts_pickles() -> bool:
     return os.environ.get(TRUST_ENV) == '1'
 
 
+def torch_reads_safely() -> bool:
+    """Whether torch's restricted reader can run no code (CVE-2025-32434)."""
+    import torch
+    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
+
+
 def _check_trusted(what: str) -> None:
     """Go on if the user has allowed pickles to run code, and say so.
 
@@ -180,12 +186,16 @@ def _array_part(name: str) -> Any:
 def _tensor_part(name: str) -> Any:
     import torch
 
-    from .checkpoint import load_pickle
+    def load(data: bytes) -> Any:
+        if not torch_reads_safely():
+            raise pickle.UnpicklingError('tensors need torch >= 2.6')
+        return torch.load(io.BytesIO(data), weights_only=True)
+
     return dict(
         Size=torch.Size,
         _rebuild_tensor_v2=torch._utils._rebuild_tensor_v2,
         # the original would read the bytes, a pickle, without restrictions
-        _load_from_bytes=lambda data: load_pickle(io.BytesIO(data)))[name]
+        _load_from_bytes=load)[name]
 
 
 def _numpy_part(name: str) -> Any:

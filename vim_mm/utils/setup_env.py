@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 from .import_hooks import install_ops_finder, when_imported
-from .plain_files import (register_readers, restrict_arrays,
-                          restrict_pickles)
+from .plain_files import register_readers, restrict_arrays, restrict_pickles
 from .quiet_logs import drop_debug_prints
 
 OWN_SCOPE = 'vim_mm'
