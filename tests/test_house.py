@@ -151,7 +151,7 @@ BENCHMARKS = {
     str(path): ast.parse(path.read_text())
     for path in sorted((PACKAGE.parent / 'benchmarks').glob('*.py'))
     if path.name.startswith(('evidence_', 'mtht_', 'students_', 'bench.',
-                             'bank.', 'fusions.'))
+                             'bank.', 'fusions.', 'no_harm_summary'))
 }
 
 

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
 from .exact_hook import ExactHook
 from .gate_log_hook import GateLogHook
@@ -16,8 +17,8 @@ from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'CostHook', 'ExactHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
-    'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook', 'ProxyHook',
-    'RoutingLogHook', 'ScoreGatesHook', 'StopHook', 'StudentHook',
+    'BetterGatesHook', 'CostHook', 'ExactHook', 'GateLogHook', 'GuardHook',
+    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
+    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StopHook', 'StudentHook',
     'SummaryHook', 'WarmHeadHook'
 ]

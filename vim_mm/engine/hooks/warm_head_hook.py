@@ -16,8 +16,8 @@ from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
                                    to_device)
 from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
-from ..model_parts import (first_neck, part_of, restart_averages,
-                           running_parameters)
+from ..model_parts import (first_neck, head_parameters, part_of,
+                           restart_averages)
 from ..stopping import stop_if_asked
 
 
@@ -84,13 +84,14 @@ class WarmHeadHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'WarmHeadHook') as (model, loader):
-            self._warm(runner, model, loader)
+            self.warm(runner, model, loader)
         restart_averages(runner)
         if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
 
-    def _warm(self, runner: Runner, model: BaseModel,
-              loader: DataLoader) -> None:
+    def warm(self, runner: Runner, model: BaseModel,
+             loader: DataLoader) -> None:
+        """Warm neck and head of a model of a run on the images of a loader."""
         what = 're-represented ' if self.release else ''
         runner.logger.info('WarmHeadHook: caching trunk features of '
                            f'{len(loader.dataset)} {what}images')
@@ -153,12 +154,3 @@ def average_gradients(params: List[nn.Parameter]) -> None:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
     all_reduce_params([param.grad for param in params], op='mean')
-
-
-def head_parameters(model: BaseModel) -> List[nn.Parameter]:
-    """Everything outside the backbone that the running task trains."""
-    inside = {id(p) for p in model.backbone.parameters()}
-    return [
-        param for param in running_parameters(model, model)
-        if id(param) not in inside
-    ]
