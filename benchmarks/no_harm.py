@@ -40,7 +40,8 @@ from vim_mm.evaluation.strengths import bare, single, uniform
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.kinds import KINDS
-from vim_mm.zoo import Zoo, ZooError
+
+from evidence_rows import add  # isort:skipfrom vim_mm.zoo import Zoo, ZooError
 
 from no_harm_tasks import TASKS, read_config  # isort:skip
 
@@ -216,8 +217,7 @@ def run_task(name: str, seed: int, args: argparse.Namespace, log: Path,
             method=method,
             commit=commit,
             **run())
-        with log.open('a') as file:
-            file.write(json.dumps(row) + '\n')
+        add(log, row)
         print(f'seed {seed}, {name}, {method}: {row["value"]:.2f}', flush=True)
 
 

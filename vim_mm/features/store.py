@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vim_mm.datasets.views import View
-from vim_mm.utils.files import new_file, sha256, sync_folder, write_atomic
+from vim_mm.utils.files import sha256, write_atomic
 
 CARD, SUFFIX = 'card.json', '.safetensors'
 #: Bytes of features that a writer collects before it writes a shard.
@@ -264,8 +264,8 @@ class StoreWriter:
                 pixels=torch.tensor([view.pixels for view in views])),
             metadata=dict(
                 samples=json.dumps([view.sample for view in views])))
-        new_file(self._root / f'{sha256(data)}{SUFFIX}', data, self._draft)
-        sync_folder(self._root)
+        write_atomic(self._root / f'{sha256(data)}{SUFFIX}', data,
+                     self._draft)
 
 
 @contextmanager

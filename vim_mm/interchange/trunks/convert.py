@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from safetensors.torch import save
 from torch import Tensor
 
 from vim_mm.utils.checkpoint import CheckpointError
-from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.checksum import BLANK, NAME, save_tensors
+from vim_mm.utils.files import sha256
 from vim_mm.version import __version__
 from .clip import CLIP, CLIP_GELU
 from .davit import TIMM_DAVIT
@@ -141,7 +141,8 @@ def _check(state: StateDict, backbone: dict) -> None:
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
     dst.parent.mkdir(parents=True, exist_ok=True)
     # save_file of safetensors makes files that other users cannot read
-    write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
+    save_tensors({k: _plain(v) for k, v in state.items()},
+                 dict(metadata, **{NAME: BLANK}), dst)
 
 
 def _plain(tensor: Tensor) -> Tensor:

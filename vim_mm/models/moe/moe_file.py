@@ -16,10 +16,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 import torch
 from mmengine.registry import DefaultScope
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from vim_mm.utils.files import write_atomic
+from vim_mm.utils.checksum import BLANK, NAME, is_intact, save_tensors
 from vim_mm.utils.plain_config import check_config
 from vim_mm.version import __version__
 from .structure import Structure, holds_experts, structure_in
@@ -78,7 +77,15 @@ class MoEFile:
                           for task in layer.tasks))
 
     def tensors(self) -> Dict[str, Tensor]:
-        """The trunk's tensors, on the CPU."""
+        """The trunk's tensors, on the CPU.
+
+        Raises:
+            MoEFileError: If bytes of the file have changed.
+        """
+        if is_intact(self.path) is False:
+            raise MoEFileError(
+                f'{self.path} is damaged: its bytes are not those that its '
+                'checksum is of; get or write it again.')
         with opened(self.path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}
 
@@ -128,13 +135,14 @@ def save_moe(backbone: nn.Module,
             }
             for name, layer in layers.items() if name in (usage or {})
         },
-        card=dict(card or {}))
+        card=dict(card or {}),
+        **{NAME: BLANK})
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in backbone.state_dict().items()
     }
     # one entry: safetensors writes several in any order
-    write_atomic(Path(path), save(tensors, {_KEY: json.dumps(header)}))
+    save_tensors(tensors, {_KEY: json.dumps(header)}, path)
 
 
 def check_name(path: Union[str, Path]) -> None:
