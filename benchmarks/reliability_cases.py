@@ -69,7 +69,8 @@ class Campaign:
     run: Callable[[Tally, Path, float, int], None]
 
 
-def some(cases: Sequence[Case], share: float, rng: random.Random) -> List[Case]:
+def some(cases: Sequence[Case], share: float,
+         rng: random.Random) -> List[Case]:
     """A share of the cases, drawn, in their order; at least a few."""
     number = max(min(3, len(cases)), round(share * len(cases)))
     return [cases[i] for i in sorted(rng.sample(range(len(cases)), number))]

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vim_mm.models.moe import MoEFile, add_task, load_moe, read_moe, save_moe
-from vim_mm.utils.cli import print_json, run_cli, table_console, visible
+from vim_mm.utils.cli import (add_experts_per_token, print_json, run_cli,
+                              table_console, visible)
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -39,8 +40,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         type=float,
         help='drop experts that these tasks use in less than threshold / k '
         'percent of cases; the paper takes 3 (default: keep them)')
-    sub.add_argument(
-        '--k', type=int, help='experts per token (default: as trained)')
+    add_experts_per_token(sub)
     sub.add_argument(
         '--batches',
         type=int,
@@ -96,7 +96,8 @@ def status(args: argparse.Namespace) -> None:
             tasks=file.tasks,
             num_params=file.num_params,
             layers=layers,
-            usage=usage))
+            usage=usage,
+            card=file.card))
 
 
 def print_status(file: MoEFile) -> None:
@@ -110,6 +111,9 @@ def print_status(file: MoEFile) -> None:
         cells = (name, layer.structure.num_experts, groups, layer.k, routers)
         table.add_row(*(escape(visible(cell)) for cell in cells))
     table_console().print(table)
+    for key in ('dataset', 'licence'):
+        if file.card.get(key):
+            print(f'{key.capitalize()}: {visible(file.card[key])}.')
     known = [
         task for task in file.tasks if all(
             task in file.usage.get(name, {}) for name in file.layers)
@@ -122,7 +126,7 @@ def extend(args: argparse.Namespace) -> None:
     trunk, file = load_moe(args.file), read_moe(args.file)
     add_task(trunk, args.task, args.num_experts, args.like,
              file.usage)
-    save_moe(trunk, file.backbone, args.out, file.usage)
+    save_moe(trunk, file.backbone, args.out, file.usage, file.card)
     print_status(read_moe(args.out))
 
 

@@ -3,7 +3,7 @@
 
     python tools/train.py configs/mtht/demo_cls-det-seg.py
 
-Expect 8 minutes on one CPU core and 2.2 GB; results in README.md. `make
+Expect 6 minutes on one CPU core and 2.2 GB; results in README.md. `make
 demo-mtht` prepares data and weights and runs it with all that follows.
 
 From MTHT's code (arXiv 2306.17165): 4 experts a token, each with a quarter of
@@ -28,6 +28,10 @@ parts = join_tasks(
     det='{{fileDirname}}/demo_single/tree-crowns_det.py',
     seg='{{fileDirname}}/demo_single/digits_seg.py')
 
+module_card = dict(
+    dataset='scikit-learn digits on packaged photographs + tree crowns '
+    '(deepforest 2.1.0)',
+    licence='CC BY 4.0 AND CC BY 2.0 AND CC0 AND MIT')
 model = dict(
     backbone=dict(
         trunk=parts.tasks.cls.backbone, tasks=['cls', 'det', 'seg']),

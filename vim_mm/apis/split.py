@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Tuple, Union
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
@@ -14,6 +13,7 @@ from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
 from vim_mm.utils.checkpoint_form import check_whole, state_of
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.config import read_config
 from vim_mm.utils.files import new_folder
 
@@ -53,7 +53,7 @@ def save_task(config: Union[str, Config], checkpoint: str, task: str,
     folder = Path(folder)
     with new_folder(folder, FileExistsError) as draft:
         cfg.dump(draft / f'{task}.py')
-        torch.save(
+        save_checkpoint(
             dict(meta=dict(dataset_meta=meta), state_dict=state),
             draft / f'{task}.pth')
     return folder / f'{task}.py', folder / f'{task}.pth'

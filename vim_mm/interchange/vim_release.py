@@ -16,6 +16,7 @@ from torch import nn
 
 from vim_mm.models import build_model
 from vim_mm.registry import MODELS
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.files import new_folder
 from vim_mm.utils.meta import check_shapes, without_memory
 from vim_mm.zoo.card import check_name
@@ -186,7 +187,7 @@ def _save_task(cfg: Config, task: ReleasedTask, draft: Path,
     _check_parts(cfg, task)
     model = build_model(cfg)
     _fill(model, task)
-    torch.save(
+    save_checkpoint(
         dict(meta=_meta(task), state_dict=model.state_dict()),
         draft / f'{task.name}.pth')
     backbone = cfg.model.backbone

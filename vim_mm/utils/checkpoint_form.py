@@ -177,8 +177,9 @@ def check_whole(content: Any, file: str) -> None:
     """
     state = content.get('state_dict', content) if isinstance(
         content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state) or \
-            not any(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+            isinstance(name, str) for name in state) or not any(
+                isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f'{file} holds no weights by name, so it is no '
                               'checkpoint of a model; give one that a run '
                               'wrote.')

@@ -1,6 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Exit of the tools: one sentence for a user's mistake, no traceback."""
+"""What the tools share: options, tables, and how they exit.
 
+A user's mistake is one sentence, not a traceback.
+"""
+
+import argparse
 import json
 import os
 import signal
@@ -12,6 +16,7 @@ from mmengine.dist import is_distributed
 from rich.console import Console
 
 from .dist import leave_group, quit_group
+from .files import shipped
 from .messages import cut, printable
 
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
@@ -93,6 +98,36 @@ def _stdout_closed() -> bool:
     return False
 
 
+def add_experts_per_token(parser: argparse.ArgumentParser) -> None:
+    """Add ``--k``: a number, or numbers by patterns of layers' names."""
+    parser.add_argument(
+        '--k',
+        action=_ExpertsPerToken,
+        help="experts per token (default: as trained); or 'PATTERN=2', "
+        'several times, of which the first that matches a layer counts')
+
+
+class _ExpertsPerToken(argparse.Action):
+    """``--k 2`` as 2; ``--k A=1 --k B=3`` as a dict."""
+
+    def __call__(self,
+                 parser: argparse.ArgumentParser,
+                 namespace: argparse.Namespace,
+                 value: str,
+                 option_string: Optional[str] = None) -> None:
+        before = getattr(namespace, self.dest)
+        pattern, is_pattern, number = value.rpartition('=')
+        if not number.lstrip('-').isdecimal():
+            parser.error(f'argument --k: {value!r} is neither a number nor '
+                         "'PATTERN=NUMBER'")
+        more = is_pattern and isinstance(before, dict)
+        if before is not None and not more:
+            parser.error('argument --k: give one number, or patterns alone')
+        k = {**(before or {}), pattern: int(number)} if is_pattern \
+            else int(number)
+        setattr(namespace, self.dest, k)
+
+
 def table_console() -> Console:
     """A console for tables on stdout, wide enough in a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else 120)
@@ -119,6 +154,7 @@ def is_user_error(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    tool_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    script_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    own = (_PACKAGE, str(shipped('tools')), script_dir)
     return os.path.abspath(raised_in).startswith(
-        (_PACKAGE + os.sep, tool_dir + os.sep))
+        tuple(folder + os.sep for folder in own))

@@ -31,6 +31,9 @@ _TYPES = dict(
     num_train=(int, type(None)),
     metrics=list,
     licence=(str, type(None)),
+    classes=list,
+    image_size=(list, type(None)),
+    parts=list,
     version=str,
     training=dict,
     num_params=int,
@@ -61,7 +64,11 @@ class ModuleCard(Card):
         num_train: Number of training images.
         metrics: Each a dict of ``name``, ``value`` and ``n``, the number of
             test images behind it.
-        licence: Licence of the weights.
+        licence: Licence of the weights, and of all that they were made of.
+        classes: Names of the classes it was trained on, in order.
+        image_size: Height and width that images were brought to.
+        parts: What it was made of, each a dict of ``name``, ``task``,
+            ``dataset``, ``licence`` and, of modules, ``sha256``.
         version: Version of the module itself.
         training: Config name, seconds, iterations and the like.
         num_params: Number of floating values; filled in on saving.
@@ -85,6 +92,9 @@ class ModuleCard(Card):
     num_train: Optional[int] = None
     metrics: List[Dict[str, Any]] = field(default_factory=list)
     licence: Optional[str] = None
+    classes: List[str] = field(default_factory=list)
+    image_size: Optional[List[int]] = None
+    parts: List[Dict[str, Any]] = field(default_factory=list)
     version: str = '1'
     training: Dict[str, Any] = field(default_factory=dict)
     num_params: int = 0
@@ -103,6 +113,7 @@ class ModuleCard(Card):
         self._check_adapter_and_trunk()
         self._check_slots()
         self._check_results()
+        self._check_data()
 
     def _check_adapter_and_trunk(self) -> None:
         kind = self.adapter.get('type')
@@ -132,6 +143,21 @@ class ModuleCard(Card):
             if not sizes or not all(type(s) is int and s > 0 for s in sizes):
                 self._fail(f'the dims of slot {slot!r} are {short(dims)}, not '
                            'positive integers')
+
+    def _check_data(self) -> None:
+        if not all(isinstance(name, str) for name in self.classes):
+            self._fail(f"its 'classes' are {self.classes!r}, not names")
+        size = self.image_size
+        if size is not None and (len(size) != 2 or not all(
+                type(side) is int and side > 0 for side in size)):
+            self._fail(f"its 'image_size' is {size!r}, not a height and a "
+                       'width in pixels')
+        for part in self.parts:
+            if not isinstance(part, dict) or not isinstance(
+                    part.get('name'), str) or not isinstance(
+                        part.get('licence'), (str, type(None))):
+                self._fail(f"the part {part!r} needs a 'name' and a "
+                           "'licence'")
 
     def _check_results(self) -> None:
         if self.task is not None and self.task not in KINDS:

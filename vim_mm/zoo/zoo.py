@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import (Callable, Dict, Iterable, List, Mapping, Optional, Tuple,
                     TypeVar, Union)
 
@@ -20,6 +21,7 @@ from .checks import check_head, check_module, count_params
 from .fingerprint import check_trunk
 from .folder import (CARD, HEAD, MODULE, InvalidModule, check_all, named_card,
                      read_all, read_head, read_module)
+from .parcel import open_parcel, read_parcel, write_parcel
 
 Read = TypeVar('Read')
 
@@ -228,6 +230,57 @@ class Zoo:
                 bad[name] = str(error)
         return added, bad
 
+    def push(self, name: str, path: Union[str, Path]) -> str:
+        """Write a module, verified, into one tar to hand on.
+
+        Args:
+            name: Its name.
+            path: The tar, whose name ends in ``.tar``.
+
+        Returns:
+            The sha256 of the tar, to be told to who gets it.
+
+        Raises:
+            ZooError: If there is no such module, it is damaged, or the tar
+                cannot be written.
+        """
+        content = _content(*self._read(name, read_all))
+        return write_parcel(path, name, content)
+
+    def pull(self,
+             source: str,
+             digest: Optional[str] = None,
+             name: Optional[str] = None) -> Tuple[str, str]:
+        """Add the module in a tar, verified before it is written.
+
+        Args:
+            source: Path of the tar, or its URL (file, http, https).
+            digest: The sha256 that the tar must have; any when None.
+            name: A new name; its own when None.
+
+        Returns:
+            The name under which it is now known, and the tar's sha256.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ZooError: If it cannot be read, is no valid module or another one
+                than was meant, or the name is taken; nothing is added then.
+        """
+        found, data = read_parcel(source, digest)
+        content = open_parcel(data, source)
+        with TemporaryDirectory() as folder:
+            for file, part in content.items():
+                Path(folder, file).write_bytes(part)
+            try:
+                with OpenFolder(Path(folder)) as opened:
+                    card, *parts = read_all(opened)
+            except ZooError as error:
+                raise ZooError(f"'{source}' holds no valid module. "
+                               f'{error}') from error
+        card = replace(card, name=check_name(name or card.name))
+        self._publish(card, *parts)
+        return card.name, found
+
     def remove(self, name: str) -> None:
         """Delete a module.
 
@@ -306,14 +359,7 @@ class Zoo:
                  overwrite: bool = False,
                  again: bool = False) -> None:
         """Write a module; with ``again`` the very same may be here already."""
-        content = {CARD: card.to_json().encode(), MODULE: data}
-        if head_data is not None:
-            content[HEAD] = head_data
-        if len(content[CARD]) > JSON_BYTES:
-            raise ZooError(
-                f'The card of module {card.name!r} has {len(content[CARD]):,} '
-                f'bytes, and with more than {JSON_BYTES:,} it cannot be read '
-                'again; shorten its texts.')
+        content = _content(card, data, head_data)
         with files.locked(self.root):
             here = card.name in self
             if again and here and self._is(card):
@@ -331,6 +377,24 @@ class Zoo:
             return self.card(card.name) == card
         except ZooError:
             return False
+
+
+def _content(card: ModuleCard, data: bytes,
+             head_data: Optional[bytes]) -> Dict[str, bytes]:
+    """The files of a module, by name.
+
+    Raises:
+        ZooError: If the card could not be read again.
+    """
+    content = {CARD: card.to_json().encode(), MODULE: data}
+    if head_data is not None:
+        content[HEAD] = head_data
+    if len(content[CARD]) > JSON_BYTES:
+        raise ZooError(
+            f'The card of module {card.name!r} has {len(content[CARD]):,} '
+            f'bytes, and with more than {JSON_BYTES:,} it cannot be read '
+            'again; shorten its texts.')
+    return content
 
 
 def _tell(bad: Mapping[str, str], problems: Optional[Dict[str, str]]) -> None:

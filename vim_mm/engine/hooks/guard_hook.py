@@ -18,6 +18,7 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from ..rates import refuse_idle_run
 from ..resume import check_counters, keep_numbers
+from ..schedules import check_schedules, say_which_rates
 
 
 @HOOKS.register_module()
@@ -72,6 +73,8 @@ class GuardHook(Hook):
                                  'one cannot go on with; start from it with '
                                  '`load_from`.')
             check_counters(checkpoint, file)
+            check_schedules(runner, checkpoint, file)
+            say_which_rates(runner, checkpoint, file)
         if 'state_dict' in checkpoint:
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from safetensors.torch import save
 from torch import Tensor
 
-from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.messages import VALUE, InputError, cut
+from vim_mm.utils.checksum import BLANK, NAME, save_tensors
+from vim_mm.utils.files import sha256
+from vim_mm.utils.messages import VALUE, cut
 from vim_mm.utils.meta import without_memory
-from vim_mm.utils.tensor_files import NAME, TENSORS
+from vim_mm.utils.tensor_files import NAME as LONGEST
+from vim_mm.utils.tensor_files import TENSORS
 from vim_mm.version import __version__
 from .clip import CLIP, CLIP_GELU
 from .davit import TIMM_DAVIT
@@ -84,7 +85,7 @@ def convert_trunk(family: str,
     except (ArithmeticError, LookupError, RuntimeError, TypeError,
             ValueError) as error:
         # what is said of tensors that no publisher would have written
-        said = error if isinstance(error, InputError) else repr(error)
+        said = error if isinstance(error, ValueError) else repr(error)
         subject = f"'{src}'" if src else 'the installed package'
         raise ConversionError(
             f"cannot convert {subject} as '{family}': {said}") from None
@@ -112,7 +113,7 @@ def _named(state: StateDict) -> StateDict:
     Raises:
         ConversionError: If they are not, or there are too many.
     """
-    if len(state) > TENSORS or any(len(name) > NAME for name in state):
+    if len(state) > TENSORS or any(len(name) > LONGEST for name in state):
         raise ConversionError(f'it holds {len(state):,} tensors, or names '
                               'longer than any of a network')
     return state
@@ -163,7 +164,8 @@ def _check(state: StateDict, backbone: dict) -> None:
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
     dst.parent.mkdir(parents=True, exist_ok=True)
     # save_file of safetensors makes files that other users cannot read
-    write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
+    save_tensors({k: _plain(v) for k, v in state.items()},
+                 dict(metadata, **{NAME: BLANK}), dst)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set
 
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.zoo import ModuleCard, Zoo, ZooError
+from vim_mm.zoo.parts import part_of
 from ..adapters import AdapterBank, adapter_class
 from ..moe.selection import check_selection
 from .slots import match_slots
@@ -25,6 +26,8 @@ class PluggedTrunk(SlottedTrunk):
         self._tuned: List[str] = []
         #: names of modules that loaded ones were baked from
         self.baked_from: Set[str] = set()
+        #: by module, what it was made of, for cards
+        self.made_of: Dict[str, List[dict]] = {}
 
     def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
                     adapter: Optional[dict]) -> None:
@@ -90,6 +93,7 @@ class PluggedTrunk(SlottedTrunk):
             ValueError: If there is no module of that name.
         """
         self.bank.remove(name)
+        self.made_of.pop(name, None)
         if name in self._tuned:
             self._tuned.remove(name)
         if name == self.new_module:
@@ -134,6 +138,7 @@ class PluggedTrunk(SlottedTrunk):
             except ValueError as error:
                 raise ZooError(f'Module {name!r} cannot be used: {error}'
                                ) from error
+            self.made_of[name] = part_of(card)
             if trainable:
                 self._tuned.append(name)
                 self._tune(name, True)

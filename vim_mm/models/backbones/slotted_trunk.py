@@ -210,8 +210,10 @@ class SlottedTrunk(BaseModule):
                 f'Images arrive as a {type(x).__name__} and not as one batch: '
                 'the model has no data preprocessor that stacks them; set '
                 '`data_preprocessor`, such as dict(type='
-                "'mmdet.DetDataPreprocessor'), with `mean`, `std` and "
-                f'`pad_size_divisor={patch}`.')
+                "'mmdet.DetDataPreprocessor'), "
+                "'mmseg.SegDataPreProcessor' or "
+                "'mmpretrain.ClsDataPreprocessor', with `mean` and `std`, of "
+                f'detectors with `pad_size_divisor={patch}`.')
         height, width = x.shape[-2:]
         if (height % patch or width % patch) and not self._pads:
             raise ValueError(

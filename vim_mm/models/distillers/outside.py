@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import read_config
+from vim_mm.utils.described import card_fields
 from ..build import build_model
 from ..fit import check_fit
 from ..pixels import Normalizer
@@ -27,16 +28,20 @@ class Outside:
         network (BaseModel): Any mm* model. It is frozen.
         classes (Sequence[str], optional): Those that it was trained on, if
             its checkpoint says so. Defaults to None.
+        card (dict, optional): What its config says of data and licence.
+            Defaults to None.
     """
 
     def __init__(self,
                  network: BaseModel,
-                 classes: Optional[Sequence[str]] = None) -> None:
+                 classes: Optional[Sequence[str]] = None,
+                 card: Optional[dict] = None) -> None:
         network.requires_grad_(False)
         network.eval()
         self._network = network
         self.normalizer = Normalizer.of(network.data_preprocessor)
         self.classes = classes
+        self.card = card or {}
 
     @property
     def network(self) -> BaseModel:
@@ -88,7 +93,7 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
             f'`{what}` does not say how its images are normalised, so it '
             'would read them as another network does; give its model a '
             '`data_preprocessor` with `mean` and `std`.')
-    return Outside(network, classes)
+    return Outside(network, classes, card_fields(whole))
 
 
 def load_whole(network: BaseModel, file: str) -> dict:

@@ -10,17 +10,16 @@ the tensors themselves, see :mod:`.structure`.
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
                     Tuple, Union)
 
 import torch
 from mmengine.registry import DefaultScope
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from vim_mm.utils.files import write_atomic
+from vim_mm.utils.checksum import BLANK, NAME, is_intact, save_tensors
 from vim_mm.utils.messages import InputError, short
 from vim_mm.utils.plain_config import check_config
 from vim_mm.utils.reading import parse_json
@@ -68,6 +67,7 @@ class MoEFile:
         shapes (dict[str, tuple[int]]): Of all tensors, by name.
         usage (dict): How often experts ran, by layer and task.
         num_params (int): Number of floating values.
+        card (dict): What it says of its data; empty if nothing.
     """
     path: str
     backbone: Dict[str, Any]
@@ -75,6 +75,7 @@ class MoEFile:
     shapes: Dict[str, Tuple[int, ...]]
     usage: Dict[str, Dict[str, Tensor]]
     num_params: int
+    card: Dict[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> List[str]:
@@ -89,6 +90,10 @@ class MoEFile:
         Raises:
             MoEFileError: If the file is damaged.
         """
+        if is_intact(self.path) is False:
+            raise MoEFileError(
+                f'{self.path} is damaged: its bytes are not those that its '
+                'checksum is of; get or write it again.')
         with _explained(self.path):
             return load_tensors(self.path)
 
@@ -99,7 +104,8 @@ class MoEFile:
 def save_moe(backbone: nn.Module,
              config: Mapping,
              path: Union[str, Path],
-             usage: Optional[Usage] = None) -> None:
+             usage: Optional[Usage] = None,
+             card: Optional[Mapping] = None) -> None:
     """Write a trunk and its structure into one file.
 
     To leave tasks or experts out, extract them first, see :func:`extract`.
@@ -111,6 +117,9 @@ def save_moe(backbone: nn.Module,
             out.
         path (str | Path): The file, whose name ends in ``.safetensors``.
         usage (Usage, optional): How often experts ran.
+        card (Mapping, optional): What it says of its data, as plain JSON:
+            ``dataset``, ``licence``, ``classes`` and ``image_size`` by task,
+            ``parts``.
 
     Raises:
         ValueError: If the trunk has no layer of experts, or the config is not
@@ -133,13 +142,15 @@ def save_moe(backbone: nn.Module,
                 for task, counts in usage[name].items() if task in layer.tasks
             }
             for name, layer in layers.items() if name in (usage or {})
-        })
+        },
+        card=dict(card or {}),
+        **{NAME: BLANK})
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in backbone.state_dict().items()
     }
     # one entry: safetensors writes several in any order
-    write_atomic(Path(path), save(tensors, {_KEY: json.dumps(header)}))
+    save_tensors(tensors, {_KEY: json.dumps(header)}, path)
 
 
 def check_name(path: Union[str, Path]) -> None:
@@ -220,6 +231,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
         if _without_sources(notes['backbone']) != notes['backbone']:
             raise ValueError('its config names weights elsewhere')
         layers = _layers(notes['layers'], shapes)
+        card = dict(notes.get('card', {}))
         usage = {
             name: {
                 task: _counts(counts)
@@ -235,7 +247,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     num = sum(
         torch.Size(shape).numel() for name, shape in shapes.items()
         if header.dtypes[name] in FLOATS)
-    return MoEFile(path, notes['backbone'], layers, shapes, usage, num)
+    return MoEFile(path, notes['backbone'], layers, shapes, usage, num, card)
 
 
 def header_of(path: str) -> Header:
