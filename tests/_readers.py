@@ -202,8 +202,9 @@ def _moe_notes(folder: Path) -> Reader:
         load_moe(str(path))
 
     size = int.from_bytes(good[:8], 'little')
-    notes = json.loads(good[8:8 + size])['__metadata__']['moe']
-    return Reader(notes.encode(), write, read)
+    notes = json.loads(json.loads(good[8:8 + size])['__metadata__']['moe'])
+    del notes['file_sha256']  # it is of the file with these very notes
+    return Reader(json.dumps(notes).encode(), write, read)
 
 
 def _adaptation(folder: Path) -> Tuple[Path, Callable]:
