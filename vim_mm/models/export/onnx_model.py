@@ -244,7 +244,7 @@ def read_about(session: Any, file: str) -> Dict[str, Any]:
     about = session.get_modelmeta().custom_metadata_map
     if about.get('kind') not in KINDS:
         raise ValueError(f"'{file}' says neither its kind of task nor its "
-                         'classes; make it with tools/export.py.')
+                         'classes; make it with `vim-mm export`.')
     return {
         key: value if key in PLAIN else json.loads(value)
         for key, value in about.items()
