@@ -42,7 +42,7 @@ TERMS = {
     'single: NAME': 'trunk and one module at the strength it was trained at',
     'uniform': 'all modules, each with the weight 1 / N',
     'recommended': 'weights of the modules for each layer and branch, started '
-    'from scores on the training images',
+    'where modules help on held-out training images; zero if none does',
     CONFIGURED: "the config's own fusion, which does not start from "
     'scores',
     FULL: 'all weights of the trunk learn: a model of its own '

@@ -163,6 +163,7 @@ def test_one_that_does_not_start_from_scores(place, hooks_before) -> None:
     assert 'ScoreGatesHook' not in hooks(methods['as configured'].cfg)
     recommended = methods['recommended'].cfg
     assert recommended.custom_hooks[0]['type'] == 'vim_mm.ScoreGatesHook'
+    assert recommended.custom_hooks[-1]['type'] == 'vim_mm.BetterGatesHook'
     part = recommended.model[dict(trunk='backbone', neck='neck')[place]]
     assert part.fusion.type == 'vim_mm.LinearMoE'
 

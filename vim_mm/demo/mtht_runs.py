@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import Tensor
 
+from vim_mm.apis.experts import moe_card
 from vim_mm.features.cache import unwrap
 from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
 from vim_mm.models.moe.load_moe import build_from
@@ -82,8 +83,9 @@ def joint(cfg: Config, work_dir: Path, seed: int) -> Found:
     for method, stage in (('dense start, warmed head', stages[0]),
                           ('learned together', stages[-1])):
         rows += _rows('joint', JOINT, method, runner, stage, seed)
+    meta = runner.train_dataloader.dataset.metainfo
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
-             model.routing.usage())
+             model.routing.usage(), moe_card(cfg, JOINT, meta))
     return Found(
         rows, _galleries(runner, JOINT, work_dir, 'joint',
                          'learned together'),
@@ -117,7 +119,7 @@ def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
     trunk = build_from(file)
     usage = extract(trunk, [task], file.usage, threshold)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_moe(trunk, file.backbone, path, usage)
+    save_moe(trunk, file.backbone, path, usage, file.card)
     return read_moe(path).num_params
 
 

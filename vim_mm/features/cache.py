@@ -4,7 +4,7 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vim_mm.datasets import SoftOnly
+from vim_mm.models.layouts import Streams
+from vim_mm.utils.progress import track
 
 
 @dataclass
@@ -37,6 +39,8 @@ def unwrap(model: BaseModel) -> BaseModel:
 
 def to_device(data: object, device: torch.device) -> object:
     """Move all tensors and data samples of a nested structure."""
+    if isinstance(data, Streams):
+        return data.map(lambda stream: to_device(stream, device))
     return apply_to(data, lambda x: hasattr(x, 'to'), lambda x: x.to(device))
 
 
@@ -84,13 +88,26 @@ def finite(dataloader: DataLoader) -> DataLoader:
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
                              getattr(batches.sampler, 'seed', None))
+    return _sampled(dataloader, sampler)
+
+
+def in_one_order(dataloader: DataLoader) -> DataLoader:
+    """The images in an order that does not depend on the seed of a run."""
+    if not getattr(dataloader.batch_sampler.sampler, 'shuffle', False):
+        return dataloader
+    return _sampled(dataloader, DefaultSampler(dataloader.dataset, seed=0))
+
+
+def _sampled(dataloader: DataLoader, sampler: DefaultSampler) -> DataLoader:
+    batches = dataloader.batch_sampler
     return DataLoader(
-        dataset,
+        sampler.dataset,
         batch_size=batches.batch_size,
         sampler=sampler,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
-        worker_init_fn=dataloader.worker_init_fn)
+        worker_init_fn=dataloader.worker_init_fn,
+        drop_last=batches.drop_last)
 
 
 def labelled(dataset: Dataset) -> Dataset:
@@ -151,8 +168,12 @@ def cache_features(model: BaseModel,
     model.eval()
     cached = []
     dataloader = finite(dataloader)
+    number = len(dataloader)
+    if max_batches is not None:
+        number = min(number, max_batches)
     for _ in range(views):
-        for data in islice(dataloader, max_batches):
+        for data in track(
+                islice(dataloader, number), 'Caching features', number):
             batch = preprocess(model, change(data) if change else data)
             features = model.backbone(batch['inputs'])
             cached.append(
@@ -163,6 +184,30 @@ def cache_features(model: BaseModel,
                     input_shape=batch['inputs'].shape))
     model.train(training)
     return cached
+
+
+def split(batch: CachedBatch) -> List[CachedBatch]:
+    """The images of a batch, each as a batch of its own."""
+    return [
+        CachedBatch(
+            tuple(level[i:i + 1] for level in batch.features), [sample],
+            torch.Size((1, *batch.input_shape[1:])))
+        for i, sample in enumerate(batch.data_samples)
+    ]
+
+
+def alike(images: Sequence[CachedBatch]) -> List[CachedBatch]:
+    """Images in batches, those of one shape together."""
+    groups: Dict[tuple, List[CachedBatch]] = {}
+    for image in images:
+        groups.setdefault(tuple(image.input_shape), []).append(image)
+    return [
+        CachedBatch(
+            tuple(map(torch.cat, zip(*(image.features for image in group)))),
+            [image.data_samples[0] for image in group],
+            torch.Size((len(group), *shape[1:])))
+        for shape, group in groups.items()
+    ]
 
 
 @contextmanager

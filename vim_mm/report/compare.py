@@ -107,9 +107,9 @@ class Run:
         result, runner = run_variant(self.variant,
                                      str(self.folder.parent), head)
         if not path.is_file():
-            buffer = io.BytesIO()
-            torch.save(head, buffer)
-            write_atomic(path, buffer.getvalue())
+            draft = io.BytesIO()
+            torch.save(head, draft)
+            write_atomic(path, draft.getvalue())
         stage, = result.stages.values()
         found = dict(
             asdict(stage),

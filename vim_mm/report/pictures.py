@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from vim_mm.apis.results import Painter, enlarge, kind_of
 from vim_mm.apis.serving import colours
+from vim_mm.utils.files import write_atomic
 from .answers import answer, labels, truth, with_truth
 from .figure_parts import evenly_spaced
 from .steps import TRUTH, Answer, Gallery, slug
@@ -103,5 +104,7 @@ class _Artist:
         if max(page.shape[:2]) > MAX_SIDE:
             page = mmcv.imrescale(page, (MAX_SIDE, MAX_SIDE))
         file = f'{self.folder}/{slug(method)}-{image}.jpg'
-        mmcv.imwrite(page, str(self.root / file), _QUALITY)
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, cv2.imencode('.jpg', page, _QUALITY)[1].tobytes())
         return file

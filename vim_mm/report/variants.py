@@ -16,8 +16,9 @@ from .verdicts import FULL
 
 RECOMMENDED, CONFIGURED, UNIFORM = 'recommended', 'as configured', 'uniform'
 #: What docs/fusion.md recommends where a config does not say.
-FUSION, START = dict(type='vim_mm.LinearMoE'), dict(
-    type='vim_mm.ScoreGatesHook')
+FUSION = dict(type='vim_mm.LinearMoE')
+START = dict(type='vim_mm.ScoreGatesHook')
+END = dict(type='vim_mm.BetterGatesHook')
 #: Hooks that set the weights of a fusion before training.
 STARTS = ('ScoreGatesHook', 'HoldOutGatesHook')
 #: These, and those that choose between weights afterwards.
@@ -83,7 +84,9 @@ def baselines(cfg: Config,
         result.append(Variant((RECOMMENDED, ), cfg))
     else:
         fused = refused(cfg, FUSION)
-        fused.custom_hooks = [START, *cfg.custom_hooks]
+        fused.custom_hooks = [
+            START, *without_hooks(cfg, CHOOSING), END
+        ]
         result += [
             Variant((CONFIGURED, ), cfg),
             Variant((RECOMMENDED, ), fused)

@@ -55,7 +55,8 @@ def run_logged(name: str,
         with suppress(ImportError):  # it is missed where it is needed
             import_module(library)
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text('')
+    log.unlink(missing_ok=True)
+    log.touch()
     process = PROCESSES.Process(target=_logged, args=(run, log))
     process.start()
     try:
@@ -78,7 +79,7 @@ def _logged(run: Callable[[], None], log: Path) -> None:
     """Run in this process, all it prints going to ``log``."""
     warnings.simplefilter('ignore')
     # it stays open: a traceback is the last that is printed
-    file = log.open('w', buffering=1)
+    file = log.open('a', buffering=1)
     for stream in (1, 2):
         os.dup2(file.fileno(), stream)
     sys.stdout = sys.stderr = file

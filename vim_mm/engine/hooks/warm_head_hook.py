@@ -16,8 +16,9 @@ from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
                                    to_device)
 from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
-from ..model_parts import (first_neck, part_of, restart_averages,
-                           running_parameters)
+from ..model_parts import (first_neck, head_parameters, part_of,
+                           restart_averages)
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -83,13 +84,14 @@ class WarmHeadHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'WarmHeadHook') as (model, loader):
-            self._warm(runner, model, loader)
+            self.warm(runner, model, loader)
         restart_averages(runner)
         if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
 
-    def _warm(self, runner: Runner, model: BaseModel,
-              loader: DataLoader) -> None:
+    def warm(self, runner: Runner, model: BaseModel,
+             loader: DataLoader) -> None:
+        """Warm neck and head of a model of a run on the images of a loader."""
         what = 're-represented ' if self.release else ''
         runner.logger.info('WarmHeadHook: caching trunk features of '
                            f'{len(loader.dataset)} {what}images')
@@ -100,6 +102,7 @@ class WarmHeadHook(Hook):
             change = self._re_represent
         cached = cache_features(model, loader, self.views, self.max_batches,
                                 change)
+        stop_if_asked()
         neck = first_neck(model)
         if hasattr(neck, 'fit'):
             neck.fit(to_device(batch.features, device) for batch in cached)
@@ -136,6 +139,7 @@ class WarmHeadHook(Hook):
                     nn.utils.clip_grad_norm_(params, self.clip_grad)
                 optimizer.step()
                 schedule.step()
+                stop_if_asked()
                 total += loss.detach()
             if (epoch + 1) % max(1, self.epochs // 5) == 0:
                 runner.logger.info(
@@ -150,12 +154,3 @@ def average_gradients(params: List[nn.Parameter]) -> None:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
     all_reduce_params([param.grad for param in params], op='mean')
-
-
-def head_parameters(model: BaseModel) -> List[nn.Parameter]:
-    """Everything outside the backbone that the running task trains."""
-    inside = {id(p) for p in model.backbone.parameters()}
-    return [
-        param for param in running_parameters(model, model)
-        if id(param) not in inside
-    ]
