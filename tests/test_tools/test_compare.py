@@ -144,7 +144,9 @@ def test_a_table_a_page_and_evidence(kind: str, tmp_path: Path,
     assert 'data:image/jpeg' in page and 'class=gates' in page
     # the report says how useful each module is
     metric, truth = usefulness(root / 'report.json', Path(config).stem)
-    assert metric == METRICS[kind] and set(truth) == {*'ab', 'frozen trunk'}
+    assert metric == METRICS[kind] and set(truth) == {
+        *'ab', 'frozen trunk', 'uniform weights', 'recommended fusion'
+    }
     # heads start alike
     assert len(list(root.glob('seed0/start-*.pth'))) == 1
     # nothing is run twice
