@@ -17,7 +17,7 @@ from rich.table import Table
 
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import print_json, run_cli, table_console, visible
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
 from vim_mm.utils.described import card_fields
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
@@ -109,28 +109,31 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 
 
 def list_modules(args: argparse.Namespace) -> None:
-    zoo, rows = Zoo(args.zoo), []
-    for name in zoo.names():
-        try:
-            rows.append(zoo.card(name).to_dict())
-        except ZooError as error:
-            rows.append(dict(name=name, error=str(error)))
+    bad: Dict[str, str] = {}
+    cards = [card.to_dict() for card in Zoo(args.zoo).cards(bad)]
     if args.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        rows = cards + [
+            dict(name=name, error=error) for name, error in bad.items()
+        ]
+        print_json(sorted(rows, key=lambda row: row['name']))
         return
     table = Table('module', 'kind', 'task', 'dataset', 'params', 'metric',
                   'trunk', 'licence')
     table.columns[0].overflow = 'fold'
-    for row in rows:
-        if 'error' in row:
-            table.add_row(row['name'], f'[red]{escape(row["error"])}')
-            continue
+    for row in cards:
         trunk = row['trunk']
         cells = (row['name'], row['kind'], row['task'], row['dataset'],
                  f'{row["num_params"]:,}', metrics_text(row, 1),
                  f'{trunk["type"]} {trunk["fingerprint"][:8]}', row['licence'])
-        table.add_row(*(escape(str(cell or '')) for cell in cells))
+        table.add_row(*(escape(visible(cell or '', 200)) for cell in cells))
     table_console().print(table)
+    print_bad(bad)
+
+
+def print_bad(bad: Dict[str, str]) -> None:
+    """One line for each module that something is wrong with."""
+    for name, problem in bad.items():
+        print(f'{name}: {visible(problem)}')
 
 
 def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
@@ -141,7 +144,7 @@ def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
 def show_module(args: argparse.Namespace) -> None:
     card = Zoo(args.zoo).card(args.name)
     if args.json:
-        print(card.to_json(), end='')
+        print_json(card.to_dict())
         return
     fields = card.to_dict()
     fields['metrics'] = metrics_text(fields)
@@ -157,7 +160,7 @@ def show_module(args: argparse.Namespace) -> None:
     table.columns[1].overflow = 'fold'
     for key, value in fields.items():
         if value not in (None, '', {}):
-            table.add_row(key, escape(str(value)))
+            table.add_row(key, escape(visible(value)))
     table_console().print(table)
 
 
@@ -168,24 +171,37 @@ def short_list(names: List[str], number: int = 10) -> str:
 
 
 def verify_modules(args: argparse.Namespace) -> None:
-    zoo, num_bad = Zoo(args.zoo), 0
+    zoo, bad = Zoo(args.zoo), {}
     names = zoo.names() if args.name is None else [args.name]
     if not names:
         raise ZooError(f'{args.zoo} holds no module to verify: check the '
                        'path.')
     table = Table('module', 'result')
     for name in names:
-        problems = zoo.verify(name)
-        num_bad += bool(problems)
-        table.add_row(name, '\n'.join(map(escape, problems)) or '[green]ok')
+        try:
+            problems = zoo.verify(name)
+        except ZooError:
+            if args.name is None and name not in zoo:
+                continue  # it was removed meanwhile
+            raise
+        if problems:
+            bad[name] = ' '.join(problems)
+        table.add_row(name, '[red]not valid' if problems else '[green]ok')
     table_console().print(table)
-    if num_bad:
-        raise ZooError(f'{num_bad} of {len(names)} modules are not valid.')
+    print_bad(bad)
+    if bad:
+        raise ZooError(f'{len(bad)} of {len(names)} modules are not valid.')
 
 
 def add_modules(args: argparse.Namespace) -> None:
-    for name in Zoo(args.zoo).add(args.source, args.name):
+    bad: Dict[str, str] = {}
+    added = Zoo(args.zoo).add(args.source, args.name, bad)
+    for name in added:
         print(f'Added {name} to {args.zoo}.')
+    print_bad(bad)
+    if bad:
+        raise ZooError(f'{len(bad)} of {len(added) + len(bad)} modules were '
+                       'not added.')
 
 
 def push_module(args: argparse.Namespace) -> None:
@@ -321,7 +337,7 @@ def show_ranking(ranking: Any, metric: str, truth: Dict[str, float]) -> None:
     console.print(f'Verdict: {ranking.verdict}.', markup=False,
                   highlight=False)  # yapf: disable
     for name, why in ranking.skipped.items():
-        console.print(f'not scored: {name}. {why}', markup=False,
+        console.print(f'not scored: {name}. {visible(why)}', markup=False,
                       highlight=False)  # yapf: disable
 
 

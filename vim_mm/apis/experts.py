@@ -2,7 +2,6 @@
 """From a trained model to a moe file: how experts are used, what is kept."""
 
 import os.path as osp
-import re
 from itertools import islice
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -26,6 +25,7 @@ from vim_mm.models.multitask.single_task import config_tasks, task_config
 from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import select_task
 from vim_mm.utils.arguments import check_number, check_width
+from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import type_name
 from vim_mm.utils.described import card_fields, image_size
 from vim_mm.zoo import ModuleCard, Zoo, head_state
@@ -192,10 +192,7 @@ def load_trained(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
             'mixture-of-experts trunk itself.')
     experts_of(trunk)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
-    state = {
-        re.sub(r'^module\.', '', key): value
-        for key, value in loaded.get('state_dict', loaded).items()
-    }
+    state = state_of(loaded, checkpoint)
     missing, _ = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if key.startswith('backbone.')]
     if missing:

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Union
 
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.messages import short
 from vim_mm.version import __version__
 from .base_card import Card, ZooError, check_name, is_name, is_sha256
 
 __all__ = ['Dims', 'ModuleCard', 'ZooError', 'check_name', 'is_name']
 
 FORMAT_VERSION = 1
+#: Slots of a module, and characters of the name of one.
+SLOTS, NAME = 10_000, 400
 _SLOT = re.compile(r'\w+(\.\w+)*', re.ASCII)
 # a card on disk is complete; one in memory gets these two when it is saved
 _ON_DISK = ('name', 'kind', 'adapter', 'slots', 'dims', 'trunk', 'num_params',
@@ -115,8 +118,8 @@ class ModuleCard(Card):
     def _check_adapter_and_trunk(self) -> None:
         kind = self.adapter.get('type')
         if not isinstance(kind, str) or kind.split('.')[-1] != self.kind:
-            self._fail(f'its kind is {self.kind!r} but its adapter has the '
-                       f'type {kind!r}')
+            self._fail(f'its kind is {short(self.kind)} but its adapter has '
+                       f'the type {short(kind)}')
         for key in ('type', 'fingerprint'):
             if not isinstance(self.trunk.get(key), str):
                 self._fail(f"its 'trunk' lacks {key!r}")
@@ -125,8 +128,12 @@ class ModuleCard(Card):
         if not self.slots:
             self._fail('it names no slot')
         for slot in self.slots:
-            if not isinstance(slot, str) or not _SLOT.fullmatch(slot):
-                self._fail(f'{slot!r} is not the name of a submodule')
+            if not isinstance(slot, str) or len(
+                    slot) > NAME or not _SLOT.fullmatch(slot):
+                self._fail(f'{short(slot)} is not the name of a submodule')
+        if len(self.slots) > SLOTS:
+            self._fail(f'it names {len(self.slots):,} slots, and {SLOTS:,} '
+                       'are the most that a module has')
         if len(set(self.slots)) != len(self.slots):
             self._fail('it names a slot twice')
         if set(self.dims) != set(self.slots):
@@ -134,7 +141,7 @@ class ModuleCard(Card):
         for slot, dims in self.dims.items():
             sizes = dims if isinstance(dims, list) else [dims]
             if not sizes or not all(type(s) is int and s > 0 for s in sizes):
-                self._fail(f'the dims of slot {slot!r} are {dims!r}, not '
+                self._fail(f'the dims of slot {slot!r} are {short(dims)}, not '
                            'positive integers')
 
     def _check_data(self) -> None:
@@ -161,7 +168,7 @@ class ModuleCard(Card):
                     metric.get('name'), str) or not all(
                         type(metric.get(key)) in (int, float)
                         for key in ('value', 'n')):
-                self._fail(f"the metric {metric!r} needs 'name', 'value' "
+                self._fail(f"the metric {short(metric)} needs 'name', 'value' "
                            "and 'n' (the number of test images)")
         for key in ('num_train', 'num_params'):
             if (getattr(self, key) or 0) < 0:

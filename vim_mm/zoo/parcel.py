@@ -16,11 +16,12 @@ from urllib.request import url2pathname, urlopen
 
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.progress import track
+from vim_mm.utils.reading import JSON_BYTES
 from .card import ZooError
-from .folder import CARD, HEAD, MODULE
+from .folder import CARD, HEAD, MODULE, TENSOR_BYTES
 
 #: Bytes of a card, and of a tensor file, at most.
-LIMITS = {CARD: 1 << 24, MODULE: 1 << 32, HEAD: 1 << 32}
+LIMITS = {CARD: JSON_BYTES, MODULE: TENSOR_BYTES, HEAD: TENSOR_BYTES}
 #: Bytes of a tar at most: its members, and headers of 512 bytes.
 TAR_LIMIT = sum(LIMITS.values()) + (1 << 16)
 SCHEMES = ('file', 'http', 'https')
@@ -126,7 +127,10 @@ def open_parcel(data: bytes, source: str) -> Dict[str, bytes]:
                                    f'{LIMITS[place.name]:,} are allowed.')
                 files[place.name] = tar.extractfile(member).read()
                 folders.add(place.parent)
-    except tarfile.TarError as error:
+    except ZooError:
+        raise
+    except (tarfile.TarError, ArithmeticError, EOFError, LookupError,
+            RecursionError, ValueError) as error:
         raise ZooError(f'{who}: it is no uncompressed tar, or not whole '
                        f'({error}); get it again.') from None
     if len(folders) != 1 or not {CARD, MODULE} <= set(files):

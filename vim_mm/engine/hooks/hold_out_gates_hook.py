@@ -24,6 +24,7 @@ from vim_mm.utils.seeds import seeded
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
+from ..stopping import stop_if_asked
 from ..module_trials import keep_better
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import average_gradients
@@ -146,6 +147,7 @@ class HoldOutGatesHook(Hook):
             optimizer.zero_grad()
             loss = self._average(model, group, params)
             optimizer.step()
+            stop_if_asked()
             if step % max(1, self.steps // 5) == 0:
                 runner.logger.info(f'HoldOutGatesHook: step {step}/'
                                    f'{self.steps}, held-out loss {loss:.4f}')

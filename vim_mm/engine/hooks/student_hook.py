@@ -4,7 +4,6 @@ import os.path as osp
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
@@ -14,6 +13,7 @@ from torch import Tensor
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller, Outside
 from vim_mm.registry import HOOKS
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.config import library_of
 from vim_mm.utils.described import card_fields
 from vim_mm.utils.files import new_folder, write_atomic
@@ -87,7 +87,7 @@ class StudentHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         folder = Path(runner.work_dir, FOLDER)
         with new_folder(folder) as draft:
-            torch.save(
+            save_checkpoint(
                 dict(
                     meta=dict(dataset_meta=dict(meta)),
                     state_dict=_trained(runner)), draft / 'student.pth')

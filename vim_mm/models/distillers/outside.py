@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
 
 from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import read_config
 from vim_mm.utils.described import card_fields
 from ..build import build_model
@@ -105,8 +106,7 @@ def load_whole(network: BaseModel, file: str) -> dict:
         ValueError: If it is of another model.
     """
     loaded: Any = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
-    state = loaded.get('state_dict', loaded)
-    state = {key.removeprefix('module.'): v for key, v in state.items()}
+    state = state_of(loaded, f"The checkpoint '{file}'")
     check_fit(network, state, f"The checkpoint '{file}'", whole=True)
     network.load_state_dict(state, strict=False)
     return loaded.get('meta') or {}

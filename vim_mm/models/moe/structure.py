@@ -84,6 +84,11 @@ def structure_in(shapes: Mapping[str, Sequence[int]],
         if not name.startswith(prefix):
             continue
         name = name[len(prefix):]
+        if name.startswith(('experts.', 'routers.')) and (
+                not shape or (shape[0] and 0 in shape)):
+            raise ValueError(f"The tensor '{prefix}{name}' has the shape "
+                             f'{tuple(shape)}, which is none of a layer of '
+                             'experts; get the file again.')
         match = _EXPERTS.match(name)
         if match:
             groups.setdefault(int(match[2]), shape[0])
