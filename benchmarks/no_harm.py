@@ -40,9 +40,9 @@ from vim_mm.evaluation.strengths import bare, single, uniform
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.kinds import KINDS
+from vim_mm.zoo import Zoo, ZooError
 
-from evidence_rows import add  # isort:skipfrom vim_mm.zoo import Zoo, ZooError
-
+from evidence_rows import add  # isort:skip
 from no_harm_tasks import TASKS, read_config  # isort:skip
 
 #: other ways to weigh modules, by the order of the closed-form scores

@@ -19,7 +19,8 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
     """Refuse a checkpoint of another schedule.
 
     mmengine would go on with the checkpoint's and say nothing: a longer run
-    would end with the rates of the shorter one.
+    would end with the rates of the shorter one. What ends later than where
+    the checkpoint is, and is the same else, is the config's.
 
     Args:
         runner (Runner): The run, with its schedules built.
@@ -38,15 +39,23 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
             f'{file} is of a run with {len(theirs)} parameter schedulers, and '
             f'the config has {len(own)}; {_FIX}')
     for scheduler, state in zip(own, theirs):
-        mine = _settings(vars(scheduler))
-        for key, value in _settings(state).items():
-            if key in mine and mine[key] != value:
-                raise CheckpointError(
-                    f'{file} is of a run whose {type(scheduler).__name__} has '
-                    f'`{key}` {value}, and the config makes it {mine[key]}; '
-                    f'{_FIX}')
+        mine, stored = _settings(vars(scheduler)), _settings(state)
+        unlike = [
+            key for key in stored if key in mine and mine[key] != stored[key]
+        ]
+        # mmengine sets it to the length of the run; until then it has no part
+        if unlike == ['end'] and state.get('_global_step',
+                                           state['end']) < state['end']:
+            state['end'] = mine['end']
+        elif unlike:
+            key = min(unlike, key='end'.__eq__)
+            raise CheckpointError(
+                f'{file} is of a run whose {type(scheduler).__name__} has '
+                f'`{key}` {stored[key]}, and the config makes it {mine[key]}; '
+                f'{_FIX}')
 
 
+_SETTINGS = (bool, int, float, str, list, tuple, dict, type(None))
 _FIX = ('resume with the settings of that run (`param_scheduler`, lengths of '
         'training and epochs), or start from its weights with `load_from`.')
 
@@ -85,5 +94,5 @@ def _settings(state: Any) -> Dict[str, Any]:
     return {
         key: value
         for key, value in state.items() if key not in _MOVING
-        and isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+        and isinstance(value, _SETTINGS)
     }

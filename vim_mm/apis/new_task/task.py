@@ -267,8 +267,8 @@ def _notes(trunk: OwnTrunk, plan: Plan, minutes: float,
     if plan.minutes > 1.2 * minutes:
         notes.append(
             f'It takes about {in_words(plan.minutes)}, more than '
-            f'{in_words(minutes)}: smaller images (--size), fewer of them (--shots, '
-            '--indices) or a smaller trunk are faster.')
+            f'{in_words(minutes)}: smaller images (--size), fewer of them '
+            '(--shots, --indices) or a smaller trunk are faster.')
     if licence == 'not stated':
         notes.append("The module's card will not state a licence; name one "
                      'with --licence before you hand it on.')

@@ -70,8 +70,8 @@ class ModuleToZooHook(Hook):
             raise ValueError(
                 'ModuleToZooHook saves a `new_module` beside a frozen trunk, '
                 'and this run trains experts themselves; leave the hook out '
-                'and publish routers and experts afterwards, `python '
-                'tools/zoo.py save CONFIG CHECKPOINT ZOO`.')
+                'and publish routers and experts afterwards, `vim-mm '
+                'zoo save CONFIG CHECKPOINT ZOO`.')
         if name is None:
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '
@@ -86,7 +86,7 @@ class ModuleToZooHook(Hook):
         check_writable(Zoo(self.zoo).root)
         if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
-                           'already; remove it (tools/zoo.py remove), rename '
+                           'already; remove it (`vim-mm zoo remove`), rename '
                            'the new one, or set overwrite=True.')
         # a card with what is known now; it names a wrong field
         ModuleCard(

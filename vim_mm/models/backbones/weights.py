@@ -106,7 +106,7 @@ def read_weights(checkpoint: str) -> Dict[str, Tensor]:
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(
             f"The trunk weights '{checkpoint}' do not exist; make them with "
-            '`python tools/model_converters/convert_trunk.py`, or point '
+            '`vim-mm convert-trunk`, or point '
             '`model.backbone.trunk.init_cfg.checkpoint` at your file.')
     return unwrap(
         CheckpointLoader.load_checkpoint(
@@ -253,7 +253,7 @@ def _hint(trunk: nn.Module) -> str:
         other = not trunk.convert_weights
         return (f'`model.backbone.trunk.convert_weights={other}` for '
                 f'{"official" if other else "OpenMMLab"} files')
-    return 'tools/model_converters/convert_trunk.py'
+    return '`vim-mm convert-trunk`'
 
 
 def _mend(trunk: nn.Module, error: Exception) -> str:

@@ -39,7 +39,7 @@ def read_about(session: Any, file: str) -> Dict[str, Any]:
     if found.get('kind') not in KINDS:
         raise OnnxFileError(
             f"'{file}' says neither its kind of task nor its classes; make it "
-            'with tools/export.py.')
+            'with `vim-mm export`.')
     try:
         about = {
             key: value if key in PLAIN else _parse(value)
@@ -48,7 +48,7 @@ def read_about(session: Any, file: str) -> Dict[str, Any]:
         _check(about)
     except ValueError as error:
         raise OnnxFileError(f"The metadata of '{file}' cannot be used: "
-                            f'{error}; make it again with tools/export.py.'
+                            f'{error}; make it again with `vim-mm export`.'
                             ) from None
     return about
 

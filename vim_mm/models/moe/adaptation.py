@@ -164,7 +164,7 @@ def _check_shared(trunk: nn.Module, base: nn.Module, name: str) -> None:
             f'{len(changed)} tensors beside routers and experts were trained, '
             f"such as '{changed[0]}', so {name!r} is no module beside its "
             'trunk; train routers and experts alone (`train` of load_moe), or '
-            'keep the whole trunk as a moe file (`tools/moe.py extract`).')
+            'keep the whole trunk as a moe file (`vim-mm moe extract`).')
 
 
 def _difference(layer: MoELayer, base: MoELayer) -> Dict[str, Tensor]:

@@ -49,4 +49,4 @@ def check_kind(part: nn.Module, path: str, names: Iterable[str],
             f"The weights '{path}' are of a trunk with experts, but `{what}` "
             f'({type(part).__name__}) has none, and its MLPs would stay '
             "random; take `dict(type='vim_mm.load_moe', checkpoint=…)` with "
-            'a moe file (`tools/moe.py extract`) in its place.')
+            'a moe file (`vim-mm moe extract`) in its place.')

@@ -210,7 +210,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no moe file {path}; check the path '
-                                'or write it (`tools/moe.py extract`).')
+                                'or write it (`vim-mm moe extract`).')
     header = header_of(path)
     text, shapes = header.metadata.get(_KEY), header.shapes
     if text is None and not holds_experts(shapes):
@@ -220,7 +220,7 @@ def read_moe(path: Union[str, Path]) -> MoEFile:
             '`vim_mm.to_moe`.')
     if text is None:
         raise MoEFileError(f'{path} is no moe file: it does not say how its '
-                           'trunk is built; write one with `tools/moe.py '
+                           'trunk is built; write one with `vim-mm moe '
                            'extract`.')
     try:
         notes = parse_json(text)
@@ -268,7 +268,7 @@ def _explained(path: str) -> Iterator[None]:
         raise MoEFileError(
             f'{path} is truncated or no safetensors file ({error}); get it '
             'again, or write a moe file from a config and its checkpoint '
-            '(`tools/moe.py extract`).') from error
+            '(`vim-mm moe extract`).') from error
 
 
 def _layers(infos: Mapping,

@@ -214,4 +214,4 @@ def _refuse(layer: str, mine: str, theirs: str, lacks: bool) -> None:
     raise ValueError(
         f'In `{layer}` {mine}, {theirs}: this model is pruned or lacks new '
         'ones; load a checkpoint of this very model, or extract it anew from '
-        'the full one (`tools/moe.py extract`).')
+        'the full one (`vim-mm moe extract`).')
