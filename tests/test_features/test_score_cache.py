@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from _tiny import (SCOPES, Pictures, add_modules, build_backbone,
-                   build_runner, fusion_neck, model_cfg, save_trunk)
+from _tiny import (SCOPES, Pictures, add_modules, build_backbone, build_runner,
+                   fusion_neck, model_cfg, save_trunk)
 from vim_mm.apis import rank_modules
 from vim_mm.engine.hooks import ScoreGatesHook
 from vim_mm.features.score_cache import ScoreCache, digest
