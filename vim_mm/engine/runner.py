@@ -2,6 +2,7 @@
 """What every run looks at before it works, from a tool or from Python."""
 
 import logging
+from contextlib import nullcontext
 from functools import wraps
 from typing import Callable, Tuple, Union
 
@@ -18,6 +19,7 @@ from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.quiet_logs import drop_frozen
 from .resume import choose_checkpoint
+from .stopping import stoppable
 
 TRAINING = ('train_dataloader', 'val_dataloader')
 TESTING = ('test_dataloader', )
@@ -51,14 +53,24 @@ def guard_runner() -> None:
     """
     for runner in (Runner, FlexibleRunner):
         _precede(runner, 'register_hooks', _add_guard)
-        _precede(runner, 'train', _before_training)
+        _precede(runner, 'train', _before_training, stoppable)
         _precede(runner, 'val', _before_validation)
         _precede(runner, 'test', _before_testing)
         _precede(runner, 'load_or_resume', choose_checkpoint)
 
 
-def _precede(cls: type, method: str, look: Callable) -> None:
-    """Call ``look(runner)`` before a method of a class."""
+def _precede(cls: type,
+             method: str,
+             look: Callable,
+             within: Callable = nullcontext) -> None:
+    """Call ``look(runner)`` before a method of a class.
+
+    Args:
+        cls (type): The class.
+        method (str): Name of its method.
+        look (Callable): Is called with the instance.
+        within (Callable): Gives a context for the method, likewise.
+    """
     original = getattr(cls, method)
     if getattr(original, 'preceded_by', None) is look:
         return
@@ -66,7 +78,8 @@ def _precede(cls: type, method: str, look: Callable) -> None:
     @wraps(original)
     def guarded(self, *args, **kwargs):
         look(self)
-        return original(self, *args, **kwargs)
+        with within(self):
+            return original(self, *args, **kwargs)
 
     guarded.preceded_by = look
     setattr(cls, method, guarded)
@@ -75,6 +88,8 @@ def _precede(cls: type, method: str, look: Callable) -> None:
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
+    runner.register_hook(dict(type='vim_mm.ExactHook'))
+    runner.register_hook(dict(type='vim_mm.StopHook'))
     # they do nothing where there is no frozen trunk, or no student
     runner.register_hook(dict(type='vim_mm.SummaryHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vim_mm.datasets import SoftOnly
 from vim_mm.models.layouts import Streams
+from vim_mm.utils.progress import track
 
 
 @dataclass
@@ -167,8 +168,12 @@ def cache_features(model: BaseModel,
     model.eval()
     cached = []
     dataloader = finite(dataloader)
+    number = len(dataloader)
+    if max_batches is not None:
+        number = min(number, max_batches)
     for _ in range(views):
-        for data in islice(dataloader, max_batches):
+        for data in track(
+                islice(dataloader, number), 'Caching features', number):
             batch = preprocess(model, change(data) if change else data)
             features = model.backbone(batch['inputs'])
             cached.append(

@@ -17,6 +17,7 @@ from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -86,6 +87,7 @@ class ProxyHook(Hook):
             stores = self._open(model, dataset)
             start = time.perf_counter()
             fill(runner, model, dataset, stores)
+            stop_if_asked()
             runner.logger.info(
                 f"ProxyHook: the store '{self.store}' holds "
                 f'{len(dataset)} views, after '

@@ -13,6 +13,7 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.seeds import seeded
 from ..model_parts import fusing_part, part_of, restart_averages
 from ..module_trials import HEAD_OPTIMIZER, ModuleTrials
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -84,6 +85,7 @@ class ScoreGatesHook(Hook):
                              'such as EnsMoE; set `model.backbone.fusion`.')
         with seeded(0), in_eval(model):
             choice = self.trials(runner, model, loader).choose()
+        stop_if_asked()
         runner.logger.info(f'ScoreGatesHook: {choice}')
         if not any(choice.weights.values()) and (reason := must_run(
                 model, part)):

@@ -18,6 +18,7 @@ from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
 from ..model_parts import (first_neck, head_parameters, part_of,
                            restart_averages)
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -101,6 +102,7 @@ class WarmHeadHook(Hook):
             change = self._re_represent
         cached = cache_features(model, loader, self.views, self.max_batches,
                                 change)
+        stop_if_asked()
         neck = first_neck(model)
         if hasattr(neck, 'fit'):
             neck.fit(to_device(batch.features, device) for batch in cached)
@@ -137,6 +139,7 @@ class WarmHeadHook(Hook):
                     nn.utils.clip_grad_norm_(params, self.clip_grad)
                 optimizer.step()
                 schedule.step()
+                stop_if_asked()
                 total += loss.detach()
             if (epoch + 1) % max(1, self.epochs // 5) == 0:
                 runner.logger.info(
