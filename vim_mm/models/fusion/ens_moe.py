@@ -77,11 +77,11 @@ class EnsMoE(LearnedFusion):
         What they lack to one is the zero module's; without one, or if their
         sum is larger, it is the strength of the task.
         """
-        total = float(weights.sum())
-        rest = self.zero_module and self.top_k is None and 0 < total <= 1
-        self.set_strength(task, 1. if rest else total)
+        total = round(float(weights.double().sum()), 6)
         if not total:
-            return
+            return self.turn_off(task)
+        rest = self.zero_module and self.top_k is None and total <= 1
+        self.set_strength(task, 1. if rest else total)
         shares = weights if rest else weights / total
         if self.zero_module:
             last = 1 - total if rest else 0.
