@@ -3,19 +3,23 @@
 
 import logging
 from functools import wraps
-from typing import Callable, Tuple, Union
+from typing import Any, Callable, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import (EpochBasedTrainLoop, FlexibleRunner,
+                             IterBasedTrainLoop, Runner, TestLoop, ValLoop)
 from torch import nn
+from torch.utils.data import DataLoader
 
+from vim_mm.utils.arguments import check_arguments
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
+from vim_mm.utils.keys import check_keys
 from vim_mm.utils.quiet_logs import drop_frozen
 from .resume import choose_checkpoint
 
@@ -55,6 +59,7 @@ def guard_runner() -> None:
         _precede(runner, 'val', _before_validation)
         _precede(runner, 'test', _before_testing)
         _precede(runner, 'load_or_resume', choose_checkpoint)
+        _check_loaders(runner)
 
 
 def _precede(cls: type, method: str, look: Callable) -> None:
@@ -72,10 +77,62 @@ def _precede(cls: type, method: str, look: Callable) -> None:
     setattr(cls, method, guarded)
 
 
+def _check_loaders(cls: type) -> None:
+    """Let a class of runners build no loader of an empty data set.
+
+    An endless sampler of none would never give its first index.
+    """
+    original = cls.build_dataloader
+    if hasattr(original, 'checks'):
+        return
+
+    @wraps(original)
+    def build(dataloader: Union[DataLoader, dict], *args,
+              **kwargs) -> DataLoader:
+        given = dataloader.get('dataset') if isinstance(
+            dataloader, dict) else None
+        try:
+            loader = original(dataloader, *args, **kwargs)
+        except ValueError as error:
+            # mmengine's data sets join their annotations
+            if 'at least one array to concatenate' not in str(error):
+                raise
+            raise ValueError(_empty(given)) from error
+        if not _num_images(loader):
+            raise ValueError(_empty(given or loader.dataset))
+        return loader
+
+    build.checks = True
+    cls.build_dataloader = staticmethod(build)
+
+
+def _empty(dataset: Any) -> str:
+    """The sentence on a data set, as a config or as what it has noted."""
+    while isinstance(dataset, dict) and 'dataset' in dataset:
+        dataset = dataset['dataset']  # inside of a wrapper
+    if not isinstance(dataset, dict):
+        dataset = dict(vars(dataset), type=type(dataset))
+    where = [
+        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
+        if dataset.get(key)
+    ]
+    return (f'The data set {type_name(dataset)}({", ".join(where)}) is empty; '
+            'look at its annotations, `data_prefix`, class names and '
+            '`filter_cfg`.')
+
+
+def _num_images(loader: DataLoader) -> int:
+    try:
+        return len(loader.dataset)
+    except TypeError:  # a stream has no length
+        return 1
+
+
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
-    # they do nothing where there is no frozen trunk, or no student
+    # they do nothing where there is no part of ours
+    runner.register_hook(dict(type='vim_mm.FiniteLossHook'))
     runner.register_hook(dict(type='vim_mm.SummaryHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))
 
@@ -84,6 +141,7 @@ def _before_training(runner: Runner) -> None:
     # not above: importing models may be what has imported this file
     from vim_mm.models.channels import check_channels
     from .rates import check_rates
+    check_keys(runner.cfg)
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
     model = _unwrap(runner.model)
@@ -105,7 +163,7 @@ def _before_testing(runner: Runner) -> None:
 
 
 def _check_loops(runner: Runner, *stages: str) -> None:
-    """Refuse loaders by task for a loop that knows one task only."""
+    """Refuse loaders by task, and settings, that a loop does not know."""
     for stage in stages:
         loader = getattr(runner, f'_{stage}_dataloader')
         loop = getattr(runner, f'_{stage}_loop')
@@ -116,6 +174,13 @@ def _check_loops(runner: Runner, *stages: str) -> None:
                 f'`{stage}_dataloader` has no `dataset`; give it one, or, if '
                 f'it is by task, set `{stage}_cfg.type` to '
                 f"'vim_mm.MultiTask{stage.capitalize()}Loop'.")
+        if isinstance(loop, dict) and 'type' not in loop:
+            # mmengine builds it by itself
+            kind = dict(val=ValLoop, test=TestLoop).get(stage)
+            kind = kind or (EpochBasedTrainLoop if loop.get('by_epoch', True)
+                            else IterBasedTrainLoop)
+            check_arguments(kind, set(loop) - {'by_epoch'},
+                            ('runner', 'dataloader', 'evaluator'))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

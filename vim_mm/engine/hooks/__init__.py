@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .cost_hook import CostHook
+from .finite_loss_hook import FiniteLossHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
@@ -14,8 +15,8 @@ from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'CostHook', 'GateLogHook', 'GuardHook', 'HoldOutGatesHook',
-    'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook', 'ProxyHook',
-    'RoutingLogHook', 'ScoreGatesHook', 'StudentHook', 'SummaryHook',
-    'WarmHeadHook'
+    'CostHook', 'FiniteLossHook', 'GateLogHook', 'GuardHook',
+    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
+    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
+    'SummaryHook', 'WarmHeadHook'
 ]

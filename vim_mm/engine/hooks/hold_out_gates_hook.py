@@ -18,7 +18,8 @@ from vim_mm.features.cache import (CachedBatch, check_filled, finite,
                                    preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
-from ..model_parts import (extra_tokens, fused_features, fusing_part,
+from ..loaded import spared
+from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
 from .warm_head_hook import average_gradients
@@ -60,6 +61,8 @@ class HoldOutGatesHook(Hook):
             trunk's output, for classification. Defaults to the trunk's own.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        keep_loaded (bool): Whether gates that were loaded from ``load_from``
+            stay as they are. Defaults to True.
     """
 
     # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
@@ -72,7 +75,8 @@ class HoldOutGatesHook(Hook):
                  optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
                  num_extra_tokens: Optional[int] = None,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 keep_loaded: bool = True) -> None:
         self.steps = steps
         self.batches = batches
         self.deals = deals
@@ -80,6 +84,7 @@ class HoldOutGatesHook(Hook):
         self.l2 = l2
         self.num_extra_tokens = num_extra_tokens
         self.task = task
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Train the current task's gates.
@@ -90,6 +95,9 @@ class HoldOutGatesHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'HoldOutGatesHook') as (model, loader):
+            if spared(runner, 'HoldOutGatesHook', gates_of(fusing_part(model)),
+                      self.keep_loaded):
+                return
             self._learn(runner, model, loader)
         restart_averages(runner)
 

@@ -11,7 +11,9 @@ from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.features.module_rows import TRUNK, module_rows
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
-from ..model_parts import extra_tokens, fusing_part, part_of, restart_averages
+from ..loaded import spared
+from ..model_parts import (extra_tokens, fusing_part, gates_of, part_of,
+                           restart_averages)
 
 #: The score of weighing no module at all, where a fusion can.
 ZERO = 'zero module'
@@ -42,6 +44,8 @@ class ScoreGatesHook(Hook):
             2000, like ``zoo.py rank``.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        keep_loaded (bool): Whether gates that were loaded from ``load_from``
+            stay as they are. Defaults to True.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``.
     """
@@ -54,12 +58,14 @@ class ScoreGatesHook(Hook):
                  deals: int = DEALS,
                  num_extra_tokens: Optional[int] = None,
                  max_pictures: int = 2000,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 keep_loaded: bool = True) -> None:
         self.temperature = temperature
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures
         self.task = task
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Score the task's modules and start its gates.
@@ -71,7 +77,11 @@ class ScoreGatesHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with self._part(runner) as (model, _):
-            self._start(runner, fusing_part(model))
+            part = fusing_part(model)
+            if spared(runner, 'ScoreGatesHook', gates_of(part),
+                      self.keep_loaded):
+                return
+            self._start(runner, part)
         restart_averages(runner)
 
     def _part(self, runner: Runner) -> Any:
