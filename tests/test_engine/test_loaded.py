@@ -137,9 +137,19 @@ def test_a_line_says_so(tmp_path: Path) -> None:
     assert 'WarmHeadHook: 4 tensors stay as they are in ' in log.read_text()
     assert 'fused.pth' in log.read_text()
     assert 'keep_loaded=False' in log.read_text()
-    # the note is no part of checkpoints
-    saved = torch.load(tmp_path / 'second' / 'iter_1.pth', weights_only=False)
-    assert 'loaded_shapes' not in saved['message_hub']['runtime_info']
+
+
+def test_the_init_cfg_of_the_whole_model(tmp_path: Path) -> None:
+    state = fused_checkpoint('cls', tmp_path, 'trunk')
+    cfg = model('cls', tmp_path)
+    cfg['init_cfg'] = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'fused.pth'))
+    note = Start()
+    run = build_runner(
+        'cls', cfg, tmp_path / 'second', iters=1,
+        custom_hooks=[hook('score', tmp_path), hook('warm', tmp_path), note])
+    run.train()
+    assert not moved(state, note.state)
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])

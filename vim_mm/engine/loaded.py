@@ -1,21 +1,33 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a run has from the checkpoint of ``load_from``.
+"""What a run has from the checkpoint that it starts from.
 
 Hooks that prepare a model before training start its gates, neck and head. A
-run that starts from a checkpoint has these already, as they were trained, so
-hooks leave alone what the file held.
+run that starts from a checkpoint, by ``load_from`` or the ``init_cfg`` of the
+whole model, has these already, as they were trained, so hooks leave alone what
+the file held.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Dict, Iterable, Set, Tuple
+from dataclasses import dataclass
+from typing import Dict, Iterable, MutableMapping, Set, Tuple
+from weakref import WeakKeyDictionary
 
-from mmengine.runner import Runner
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
 
-_SHAPES, _FILE = 'loaded_shapes', 'loaded_file'
+
+@dataclass
+class _Note:
+    """What a file held: its name, and the shape of each tensor."""
+    file: str
+    shapes: Dict[str, Tuple[int, ...]]
+
+
+_notes: MutableMapping[Runner, _Note] = WeakKeyDictionary()
 
 
 def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
@@ -27,12 +39,11 @@ def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
         file (str): Its name, for messages.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    shapes: Dict[str, Tuple[int, ...]] = {
-        re.sub(r'^module\.', '', key): tuple(value.shape)
-        for key, value in state.items() if isinstance(value, Tensor)
-    }
-    runner.message_hub.update_info(_SHAPES, shapes, resumed=False)
-    runner.message_hub.update_info(_FILE, file, resumed=False)
+    _notes[runner] = _Note(
+        file, {
+            re.sub(r'^module\.', '', key): tuple(value.shape)
+            for key, value in state.items() if isinstance(value, Tensor)
+        })
 
 
 def spared(runner: Runner, who: str, tensors: Iterable[Tensor],
@@ -51,21 +62,34 @@ def spared(runner: Runner, who: str, tensors: Iterable[Tensor],
     Returns:
         set[int]: The ``id`` of each.
     """
-    shapes = runner.message_hub.runtime_info.get(_SHAPES)
-    if not keep_loaded or not shapes:
+    if not keep_loaded:
         return set()
+    model = unwrap(runner.model)
+    if runner not in _notes:
+        _note_pretrained(runner, model)
+    note = _notes[runner]
     held = {
         id(value)
-        for key, value in unwrap(runner.model).state_dict(
-            keep_vars=True).items()
+        for key, value in model.state_dict(keep_vars=True).items()
         # what is of another shape was not loaded
-        if isinstance(value, Tensor) and shapes.get(key) == tuple(value.shape)
-    }
+        if isinstance(value, Tensor)
+        and note.shapes.get(key) == tuple(value.shape)
+    } if note.shapes else set()
     kept = held.intersection(map(id, tensors))
     if kept:
         runner.logger.info(
-            f'{who}: {len(kept)} tensors stay as they are in '
-            f'{runner.message_hub.runtime_info[_FILE]}, from which the run '
-            'starts (`load_from`); set `keep_loaded=False` of the hook to '
-            'start them anew.')
+            f'{who}: {len(kept)} tensors stay as they are in {note.file}, '
+            'from which the run starts; set `keep_loaded=False` of the hook '
+            'to start them anew.')
     return kept
+
+
+def _note_pretrained(runner: Runner, model: BaseModel) -> None:
+    """Note what came with the ``init_cfg`` of the whole model, if any."""
+    given = getattr(model, 'init_cfg', None) or []
+    for cfg in given if isinstance(given, (list, tuple)) else [given]:
+        if cfg.get('type') == 'Pretrained' and not cfg.get('prefix'):
+            file = cfg['checkpoint']
+            loaded = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
+            return note_loaded(runner, loaded, file)
+    note_loaded(runner, {}, '')

@@ -18,7 +18,8 @@ from torch import nn
 from vim_mm.features.cache import check_filled, unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.class_counts import check_head
-from vim_mm.utils.arguments import check_number
+from vim_mm.utils.arguments import (check_arguments, check_is_config,
+                                    check_number, passes_on)
 from vim_mm.utils.config import class_of
 from vim_mm.utils.misspelt import no_type
 
@@ -41,7 +42,7 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
     """
     if not isinstance(optim_wrapper, dict):
         return
-    _check_optimizer(optim_wrapper)
+    _check_wrapper(optim_wrapper)
     paramwise = optim_wrapper.get('paramwise_cfg') or {}
     if any(backbones(unwrap(model))):
         _check_keys(unwrap(model), paramwise.get('custom_keys') or {})
@@ -143,15 +144,33 @@ def _has_no_box(dataset: Any) -> bool:
     return not any(look(i)['instances'] for i in range(len(dataset)))
 
 
-def _check_optimizer(optim_wrapper: dict) -> None:
-    """Refuse an optimizer that there is not, and rates that are no numbers."""
-    optimizer = optim_wrapper.get('optimizer')
-    if isinstance(optimizer, dict):
-        if class_of(optimizer, OPTIMIZERS) is None:
-            raise no_type(OPTIMIZERS, optimizer['type'])
-        for key in ('lr', 'weight_decay', 'momentum'):
-            if optimizer.get(key) is not None:
-                check_number(optimizer[key], f'optim_wrapper.optimizer.{key}')
+def check_optimizer(cfg: Any, what: str) -> None:
+    """Refuse an optimizer that there is not, and rates that are no numbers.
+
+    Args:
+        cfg (dict): Its config.
+        what (str): Where it stands, for messages.
+
+    Raises:
+        ValueError: If its type or a setting of it is unknown, or a number is
+            none.
+    """
+    check_is_config(cfg, what)
+    if 'type' not in cfg:
+        raise ValueError(f"`{what}` has no `type`; give one, such as 'AdamW'.")
+    kind = class_of(cfg, OPTIMIZERS)
+    if kind is None:
+        raise no_type(OPTIMIZERS, cfg['type'])
+    if isinstance(kind, type) and not passes_on(kind):
+        check_arguments(kind, set(cfg) - {'type', '_scope_'}, ['params'])
+    for key in ('lr', 'weight_decay', 'momentum'):
+        if cfg.get(key) is not None:
+            check_number(cfg[key], f'{what}.{key}')
+
+
+def _check_wrapper(optim_wrapper: dict) -> None:
+    if isinstance(optim_wrapper.get('optimizer'), dict):
+        check_optimizer(optim_wrapper['optimizer'], 'optim_wrapper.optimizer')
     paramwise = optim_wrapper.get('paramwise_cfg') or {}
     for name, own in (paramwise.get('custom_keys') or {}).items():
         for key in ('lr_mult', 'decay_mult'):

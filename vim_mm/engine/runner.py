@@ -40,8 +40,10 @@ def build_runner(cfg: Config,
 
     Raises:
         FileNotFoundError: If data is missing.
-        ValueError: If the launcher's environment variables are missing.
+        ValueError: If a key is misspelt, or the launcher's environment
+            variables are missing.
     """
+    check_keys(cfg)
     check_data(cfg, parts)
     prepare_cpu_dist(cfg, cfg.launcher)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -54,6 +56,9 @@ def guard_runner() -> None:
     alone would come too late. Idempotent.
     """
     for runner in (Runner, FlexibleRunner):
+        # the first that the constructor of each calls
+        first = 'setup_env' if runner is Runner else 'register_hooks'
+        _precede(runner, first, _check_keys)
         _precede(runner, 'register_hooks', _add_guard)
         _precede(runner, 'train', _before_training)
         _precede(runner, 'val', _before_validation)
@@ -128,6 +133,10 @@ def _num_images(loader: DataLoader) -> int:
         return 1
 
 
+def _check_keys(runner: Runner) -> None:
+    check_keys(runner.cfg)
+
+
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
@@ -141,7 +150,6 @@ def _before_training(runner: Runner) -> None:
     # not above: importing models may be what has imported this file
     from vim_mm.models.channels import check_channels
     from .rates import check_rates
-    check_keys(runner.cfg)
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
     model = _unwrap(runner.model)
@@ -176,6 +184,11 @@ def _check_loops(runner: Runner, *stages: str) -> None:
                 f"'vim_mm.MultiTask{stage.capitalize()}Loop'.")
         if isinstance(loop, dict) and 'type' not in loop:
             # mmengine builds it by itself
+            if stage == 'train' and 'by_epoch' not in loop:
+                raise ValueError(
+                    '`train_cfg` has neither `type` nor `by_epoch`; set '
+                    '`train_cfg.by_epoch`, True with `max_epochs`, False with '
+                    '`max_iters`.')
             kind = dict(val=ValLoop, test=TestLoop).get(stage)
             kind = kind or (EpochBasedTrainLoop if loop.get('by_epoch', True)
                             else IterBasedTrainLoop)

@@ -22,6 +22,7 @@ from ..loaded import spared
 from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
+from ..rates import check_optimizer
 from .warm_head_hook import average_gradients
 
 
@@ -77,6 +78,7 @@ class HoldOutGatesHook(Hook):
                  num_extra_tokens: Optional[int] = None,
                  task: Optional[str] = None,
                  keep_loaded: bool = True) -> None:
+        check_optimizer(optimizer, 'HoldOutGatesHook.optimizer')
         self.steps = steps
         self.batches = batches
         self.deals = deals

@@ -18,6 +18,7 @@ from vim_mm.registry import HOOKS
 from ..loaded import spared
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
+from ..rates import check_optimizer
 
 
 @HOOKS.register_module()
@@ -63,6 +64,7 @@ class ProxyHook(Hook):
             domain: float = 0.,
             domain_loss: dict = dict(type='vim_mm.LinearCKA'),
             keep_loaded: bool = True) -> None:
+        check_optimizer(optimizer, 'ProxyHook.optimizer')
         self.epochs = epochs
         self.batch_size = batch_size
         self.optimizer = optimizer

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import math
 import random
 from typing import Iterator, List, Optional, Set
 
@@ -22,6 +23,7 @@ from vim_mm.utils.arguments import check_width
 from ..loaded import spared
 from ..model_parts import (first_neck, learning_only, part_of,
                            restart_averages, running_parameters)
+from ..rates import check_optimizer
 
 
 @HOOKS.register_module()
@@ -83,6 +85,7 @@ class WarmHeadHook(Hook):
                  keep_loaded: bool = True) -> None:
         if max_batches is not None:
             check_width(max_batches, 'WarmHeadHook.max_batches')
+        check_optimizer(optimizer, 'WarmHeadHook.optimizer')
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad
@@ -172,9 +175,14 @@ class WarmHeadHook(Hook):
                 schedule.step()
                 total += loss.detach()
             if (epoch + 1) % max(1, self.epochs // 5) == 0:
+                loss = float(total) / len(cached)
                 runner.logger.info(
                     f'WarmHeadHook: epoch {epoch + 1}/{self.epochs} on '
-                    f'cached features, loss {float(total) / len(cached):.4f}')
+                    f'cached features, loss {loss:.4f}')
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f'The loss of WarmHeadHook is {loss}; lower the `lr` '
+                        'of its `optimizer`.')
         optimizer.zero_grad(set_to_none=True)
 
 
