@@ -97,8 +97,7 @@ def check_labels(model: nn.Module, data: Any) -> bool:
         return True
     images, labelled = data.get('inputs'), False
     for index, sample in enumerate(samples):
-        kind = find_kind(sample, 'gt') if isinstance(
-            sample, BaseDataElement) else None
+        kind = _kind(sample)
         if kind is None:
             return True
         if kind == 'seg':
@@ -117,10 +116,21 @@ def check_labels(model: nn.Module, data: Any) -> bool:
     return labelled
 
 
+def _kind(sample: Any) -> Optional[str]:
+    """The kind of a sample's annotation, None for those of no plain form."""
+    kind = find_kind(sample, 'gt') if isinstance(sample,
+                                                 BaseDataElement) else None
+    if kind == 'seg' and 'data' not in sample.gt_sem_seg:
+        return None  # mmdet's own
+    if kind == 'cls' and not isinstance(sample.gt_label, Tensor):
+        return None
+    return kind
+
+
 def _labels(kind: str, head: nn.Module, sample: BaseDataElement) -> Tensor:
     """The labels of a sample that count."""
     if kind == 'cls':
-        return torch.as_tensor(sample.gt_label)
+        return sample.gt_label
     if kind == 'det':
         boxes = sample.gt_instances.get('bboxes')
         boxes = getattr(boxes, 'tensor', boxes)
