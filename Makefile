@@ -12,13 +12,14 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 DONE := $(VENV)/.done
 CONSTRAINTS := requirements/constraints.txt
 
-.PHONY: help demo demo-mtht demo-student test bench doctor lint clean setup
+.PHONY: help demo demo-mtht demo-student test matrix bench doctor lint clean setup
 
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
-	@echo 'make demo-mtht  one mixture of experts for three kinds of task'
+	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
 	@echo 'make demo-student  small models from few images, as ONNX files'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
+	@echo 'make matrix  a short selection beside other versions (network, about an hour)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'
 	@echo 'make doctor  what is installed, what works, how to fix the rest'
 	@echo 'make lint    flake8 and isort'
@@ -36,6 +37,9 @@ demo-student: setup
 # two processes of one thread each: most tests are too small for two threads
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests -m "not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
+
+matrix: setup
+	$(PY) tests/matrix.py
 
 bench: setup $(DONE)/opponents
 	$(PY) benchmarks/bench.py $(BENCH_ARGS)

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vim_mm.apis.ranking import unfused_model
+from vim_mm.apis.fitting import unfused_model
 from vim_mm.engine.model_parts import extra_tokens
 from vim_mm.evaluation.ridge import balanced_accuracy, ridge_scores
 from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed
@@ -166,6 +166,7 @@ class FewShot:
             collate_fn=pseudo_collate)
         return SimpleNamespace(
             iter=0,
+            message_hub=MessageHub.get_current_instance(),
             model=self.model,
             train_dataloader=loader,
             hooks=[],

@@ -11,9 +11,9 @@ row called oracle is chosen by the test images.
 
 Every image goes through the config's training pipeline once, for all
 methods. The trunk, the single modules and fixed weights do not depend on the
-draw: their features are taken once, and scores are made from them. Seconds
-and passes are those of fusing alone, the passes behind the scores included
-as if the method ran by itself; judging it is not.
+draw: their features are taken once, and scores of single modules are made
+from them. Seconds and passes are those of fusing alone, trying modules
+included; judging it is not.
 """
 
 import vim_mm  # noqa: F401,I001 isort:skip
@@ -96,9 +96,7 @@ class Bench:
                 'images leaves nothing to draw; use at least 2, and fewer '
                 'than there are.')
         self.task, self.args = task, args
-        known = ScoreGatesHook()
-        self.temperature = task.settings.get('temperature', known.temperature)
-        self.deals = task.settings.get('deals', known.deals)
+        self.deals = task.settings.get('deals', ScoreGatesHook().deals)
         self.results: Dict[str, Result] = {}
 
     def run(self) -> None:
@@ -178,13 +176,10 @@ class Bench:
         for method in METHODS:
             if results[method.name].skipped:
                 continue
-            of = singles + [TRUNK] * method.fusion.get('zero_module', False)
-            self._fuse(index, drawn, method, [scores[key] for key in of],
-                       scoring if method.scored else (0., 0))
+            self._fuse(index, drawn, method)
 
-    def _fuse(self, index: int, drawn: List[int], method: Method,
-              scores: List[float], spent: Tuple[float, int]) -> None:
-        """Fuse from a draw and judge; ``spent`` went into the scores."""
+    def _fuse(self, index: int, drawn: List[int], method: Method) -> None:
+        """Fuse from a draw and judge."""
         task, args = self.task, self.args
         result = self.results[method.name]
         samples = [task.pool[i] for i in drawn]
@@ -192,9 +187,10 @@ class Bench:
         task.passes = task.backward = 0
         task.backbone.set_fusion(method.fusion)
         fusion = task.backbone.fusion
+        run = task.as_runner(samples, seed=index)
         if method.scored:
-            fusion.set_scores(task.backbone.task, torch.tensor(scores),
-                              self.temperature)
+            ScoreGatesHook(
+                self.deals, num_extra_tokens=task.extra).before_train(run)
         if method.held_out:
             linear = method.fusion['type'] == 'LinearMoE'
             lr = args.linear_lr if linear else args.lr
@@ -202,10 +198,10 @@ class Bench:
                 steps=args.steps,
                 batches=-(-args.step_pictures // args.batch_size),
                 optimizer=dict(type='Adam', lr=lr),
-                num_extra_tokens=task.extra)
-            hook.before_train(task.as_runner(samples, seed=index))
-        seconds = time.perf_counter() - start + spent[0]
-        costs = seconds, task.passes + spent[1], task.backward
+                num_extra_tokens=task.extra,
+                keep_better=False)
+            hook.before_train(run)
+        costs = (time.perf_counter() - start, task.passes, task.backward)
         gates = fusion.gates(task.backbone.task).detach().mean(0).tolist()
         result.gates.append(dict(zip(task.names, gates)))
         result.add(accuracy(task.rows(samples), task.rows(task.tested)),

@@ -81,7 +81,7 @@ class ModSquad(Experts):
 class Transformers(Experts):
     """The scheme of ``grouped_mm`` experts in transformers 5.24.
 
-    Written again, since transformers 5 cannot be installed beside the stack.
+    Written again, so that any version of transformers may be installed.
     """
 
     def forward(self, x: Tensor, gates: Tensor, index: Tensor,

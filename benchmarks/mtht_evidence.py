@@ -14,9 +14,6 @@ on images held out of the training sets.
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import json
-import subprocess
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Tuple
@@ -30,6 +27,7 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.utils.cli import run_cli
 
 import mtht_runs as runs  # isort:skip
+from evidence_log import RunLog  # isort:skip
 from mtht_data import NEW, draw_few, read_config  # isort:skip
 
 TASKS = ('cls', 'det', 'seg')
@@ -68,24 +66,18 @@ class Seed:
         seed (int): It.
         cfg (Config): See :func:`read_config`.
         args (argparse.Namespace): Of the command.
+        log (RunLog): What has been run.
     """
 
-    def __init__(self, seed: int, cfg: Config,
-                 args: argparse.Namespace) -> None:
-        self.seed, self.cfg = seed, deepcopy(cfg)
+    def __init__(self, seed: int, cfg: Config, args: argparse.Namespace,
+                 log: RunLog) -> None:
+        self.seed, self.cfg, self.log = seed, deepcopy(cfg), log
         draw_few(self.cfg, seed)
         self.dir = args.work_dir / f'seed_{seed}'
         self.dir.mkdir(parents=True, exist_ok=True)
         self.steps = args.steps or cfg.max_iters
         self.adapt_steps = args.steps or ADAPT_STEPS
         self.weights = dict(cfg.train_cfg.weights)
-        self.log = args.work_dir / 'runs.jsonl'
-
-    def rows(self) -> Dict[str, Dict[str, Any]]:
-        """What has been run, by name."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        rows = map(json.loads, lines)
-        return {row['run']: row for row in rows if row['seed'] == self.seed}
 
     def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """Names of runs and what each does, in their order."""
@@ -208,7 +200,7 @@ class Seed:
         before = {}
         if old:
             before = runs.judge(model, self.cfg, self.dir, TASKS) \
-                if combined else self.rows()[f'joint/{kind}']
+                if combined else self.log.rows(self.seed)[f'joint/{kind}']
         # a head alone has learned on cached features before the first step
         steps = self.adapt_steps if train else 1
         runs.train(model, self.cfg, {NEW: 1}, steps, self.seed,
@@ -246,35 +238,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def commit() -> str:
-    """The version of the code that runs."""
-    return subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD'],
-                          cwd=Path(__file__).parent,
-                          capture_output=True,
-                          text=True).stdout.strip()
-
-
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    version = commit()
+    log = RunLog(args.work_dir, args.only)
     cfg = read_config(args.develop, args.work_dir)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     for seed in args.seeds:
-        all_of = Seed(seed, cfg, args)
-        for name, run in all_of.plan():
-            wanted = args.only is None or {name, name.split('/')[0] + '/'
-                                           } & set(args.only)
-            if not wanted or name in all_of.rows():
-                continue
-            start = time.process_time()
-            row = dict(seed=seed, run=name, commit=version, **run())
-            row['cpu_seconds'] = round(time.process_time() - start)
-            with all_of.log.open('a') as file:
-                file.write(json.dumps(row) + '\n')
-            print(json.dumps(row), flush=True)
+        log.run(seed, Seed(seed, cfg, args, log).plan())
 
 
 if __name__ == '__main__':

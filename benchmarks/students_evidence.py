@@ -14,7 +14,6 @@ import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -27,13 +26,17 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import read_config
 
 import students_runs as runs  # isort:skip
-from mtht_evidence import commit  # isort:skip
+from evidence_log import RunLog  # isort:skip
 
 STEPS, RATE, TEACHER_RATE = 100, 3e-4, 1e-4
 #: whose images and answers students learn from
 TEACHER = 'lp-ft'
 #: images of each class: of the ladders, and of the curve
 SHOTS, CURVE = 10, (5, 20, 40)
+#: methods of the curve, and of students from scratch
+POINTS = ('alone', 'alone, slowly', 'kd', 'kd + re-represented', 'tdmr')
+#: times the rate, with which a student alone forgets less
+SLOWLY = 0.1
 WARM = dict(epochs=40, views=4)
 #: images are enlarged by it to be re-represented
 SCALE = 2.
@@ -88,15 +91,8 @@ class Seed:
         self.seed, self.args = seed, args
         self.dir = args.work_dir / f'seed_{seed}'
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.log = args.work_dir / 'runs.jsonl'
         self.steps = args.steps or STEPS
         self.release = self.dir / 'release'
-
-    def rows(self) -> Dict[str, Dict[str, Any]]:
-        """What has been run, by name."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        rows = map(json.loads, lines)
-        return {row['run']: row for row in rows if row['seed'] == self.seed}
 
     def plan(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """Names of runs and what each does, in their order."""
@@ -107,13 +103,14 @@ class Seed:
         for kind in GENERATE:
             yield f'generate/{kind}', lambda kind=kind: self.generate(kind)
         yield from self.students(SHOTS)
-        for method in ('alone', 'ota', 'tdmr'):
+        for method in POINTS:
             yield (f'scratch/{method}',
                    lambda method=method: self.student(method, init=False))
         for shots in CURVE:
             yield (f'{shots}/teacher',
                    lambda shots=shots: self.teacher(TEACHER, shots))
-            for method in ('alone', 'kd', 'tdmr'):
+            yield f'{shots}/start', lambda shots=shots: self.start(shots)
+            for method in POINTS:
                 yield (f'{shots}/{method}', lambda method=method, shots=shots:
                        self.student(method, shots))
 
@@ -121,9 +118,12 @@ class Seed:
             self,
             shots: int) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
         """The two ladders, every rung."""
-        for method in ('alone', 'kd', *OTHERS, 'kd + re-represented',
-                       'kd + noise', 'kd + digg', 'kd + digg, latent', 'ota',
-                       'kd + all unlabelled', *TDMR):
+        yield 'student/start', lambda: self.start(shots)
+        for method in ('alone', 'alone, slowly', 'kd', *OTHERS,
+                       'kd + re-represented',
+                       'kd + heavy augmentation', 'kd + noise', 'kd + digg',
+                       'kd + digg, latent', 'ota', 'kd + all unlabelled',
+                       *TDMR):
             yield (f'student/{method}',
                    lambda method=method: self.student(method, shots))
 
@@ -151,7 +151,7 @@ class Seed:
         return dict(few.whole, data_root=str(root), data_prefix='')
 
     def path(self, what: str, kind: str, shots: int) -> Path:
-        """Folder of a teacher or of generated images."""
+        """Where a teacher, generated images or a start are kept."""
         name = kind.replace(', ', '-').replace(' ', '-')
         return self.dir / f'{what}_{name}_{shots}'
 
@@ -205,6 +205,13 @@ class Seed:
             str(self.path('generate', kind, shots)))
         return dict(report._asdict())
 
+    def start(self, shots: int) -> Dict[str, Any]:
+        """The student with a warmed head, from which all of them start."""
+        few = self.few(shots)
+        return runs.warm_start(
+            runs.classifier('student'), few.labelled, few,
+            self.path('start', '', shots), self.seed, WARM)
+
     def student(self,
                 method: str,
                 shots: int = SHOTS,
@@ -212,12 +219,12 @@ class Seed:
         """A MobileNetV2 by one method."""
         few, student = self.few(shots), runs.classifier('student', init)
         # a backbone that knows nothing gives a head nothing to warm on
-        warm = dict(WARM) if init else None
+        start = self.path('start', '', shots) if init else None
         data, model, halves = few.labelled, student, None
         hooks: List[dict] = []
         if method in TDMR:
             model, data, hooks = self._tdmr(method, student, few)
-        elif method != 'alone':
+        elif not method.startswith('alone'):
             kind = OTHERS.get(method, TEACHER)
             model = self._distiller(student, kind, shots)
             soft = self._soft(method, few, shots)
@@ -226,9 +233,11 @@ class Seed:
                     type='ConcatDataset', datasets=[few.labelled, *soft])
                 halves = [len(soft)] + [1] * len(soft)
         folder = self.dir / 'student'
+        rate = self.args.rate if init else self.args.scratch_rate
+        if method == 'alone, slowly':
+            rate *= SLOWLY
         result = runs.run(model, data, few, folder, self.seed, self.steps,
-                          self.args.rate if init else self.args.scratch_rate,
-                          warm, hooks, halves, init)
+                          rate, None, start, hooks, halves, init)
         cost = folder / 'cost.json'
         if hooks and cost.exists():
             result['cost'] = json.loads(cost.read_text())
@@ -259,6 +268,8 @@ class Seed:
                 found.append(self.copies(shots))
             elif part == 'all unlabelled':
                 found.append(few.whole)
+            elif part == 'heavy augmentation':
+                found.append(few.augmented())
             else:
                 found.append(self.generated(part, shots))
         return [dict(type='vim_mm.SoftOnly', dataset=each) for each in found]
@@ -310,22 +321,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='WARNING')
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    version = commit()
+    log = RunLog(args.work_dir, args.only)
     for seed in args.seeds:
-        all_of = Seed(seed, args)
-        for name, run in all_of.plan():
-            wanted = args.only is None or {name,
-                                           name.split('/')[0] + '/'} & set(
-                                               args.only)
-            if not wanted or name in all_of.rows():
-                continue
-            start = time.process_time()
-            row = dict(seed=seed, run=name, commit=version, **run())
-            row['cpu_seconds'] = round(time.process_time() - start)
-            with all_of.log.open('a') as file:
-                file.write(json.dumps(row) + '\n')
-            print(json.dumps(row), flush=True)
+        log.run(seed, Seed(seed, args).plan())
 
 
 if __name__ == '__main__':

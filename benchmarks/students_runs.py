@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, set_random_seed
 
+from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.registry import DATASETS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -94,6 +95,22 @@ class Few:
             self.test.data_prefix = 'train'
             self.test.indices = self._not_drawn(seed)
 
+    def augmented(self) -> dict:
+        """The labelled images under heavy augmentation."""
+        few = deepcopy(self.labelled)
+        pipeline = few.dataset.pipeline
+        pipeline[-1:-1] = [
+            dict(
+                type='mmpretrain.RandAugment',
+                policies='timm_increasing',
+                num_policies=2,
+                total_level=10,
+                magnitude_level=9,
+                magnitude_std=0.5),
+            dict(type='mmpretrain.RandomErasing', erase_prob=0.25, mode='rand')
+        ]
+        return few
+
     def write(self, folder: Path) -> None:
         """Copy the labelled images into folders by class."""
         few = DATASETS.build(self.labelled)
@@ -124,6 +141,7 @@ def run(model: dict,
         steps: int,
         lr: float,
         warm: Optional[dict] = None,
+        start: Optional[Path] = None,
         hooks: Any = (),
         halves: Optional[List[int]] = None,
         norm_eval: bool = True) -> Dict[str, Any]:
@@ -138,7 +156,8 @@ def run(model: dict,
         steps (int): Steps of :data:`BATCH` images.
         lr (float): Learning rate of AdamW.
         warm (dict, optional): Settings of :class:`vim_mm.WarmHeadHook`; None
-            for a head that starts at zero.
+            for a head that starts at zero, or as ``start`` has it.
+        start (Path, optional): Weights to start from, of :func:`warm_start`.
         hooks: Configs of more hooks.
         halves (list[int], optional): Images a step from each of the parts of
             the data set; None where they are drawn alike.
@@ -148,7 +167,6 @@ def run(model: dict,
     Returns:
         dict: ``top1`` in percent, and that of the warmed head, ``warm``.
     """
-    gc.collect()  # the run before holds gigabytes in circles
     set_random_seed(seed)
     # statistics of few images are worse than those of ImageNet
     hooks = list(hooks)
@@ -157,6 +175,57 @@ def run(model: dict,
     if warm is not None:
         hooks.insert(0,
                      dict(type='vim_mm.WarmHeadHook', evaluate=True, **warm))
+    runner = build_runner(model, dataset, few, work_dir, seed, steps, lr,
+                          hooks, halves, start)
+    runner.train()
+    warmed = runner.message_hub.log_scalars.get('val/accuracy/top1')
+    result = dict(top1=float(runner.val()['accuracy/top1']))
+    if warm is not None:
+        result['warm'] = float(warmed.data[0][0])
+    save(runner, work_dir / 'model.pth')
+    return result
+
+
+def warm_start(model: dict, dataset: dict, few: Few, path: Path, seed: int,
+               warm: dict) -> Dict[str, Any]:
+    """Fit a student's head; all students of a seed start from it.
+
+    Args:
+        model (dict): Config of the student.
+        dataset (dict): Config of the labelled images.
+        few (Few): What it is judged on.
+        path (Path): File for the weights.
+        seed (int): Of the order of images and their augmentation.
+        warm (dict): Settings of :class:`vim_mm.WarmHeadHook`.
+
+    Returns:
+        dict: ``top1`` in percent.
+    """
+    set_random_seed(seed)
+    runner = build_runner(model, dataset, few, path.parent, seed)
+    runner.model.init_weights()
+    WarmHeadHook(**warm).before_train(runner)
+    save(runner, path)
+    return dict(top1=float(runner.val()['accuracy/top1']))
+
+
+def save(runner: Runner, path: Path) -> None:
+    """Keep the weights of what learned."""
+    torch.save(dict(state_dict=runner.model.state_dict()), path)
+
+
+def build_runner(model: dict,
+                 dataset: dict,
+                 few: Few,
+                 work_dir: Path,
+                 seed: int,
+                 steps: int = 20,
+                 lr: float = 1e-3,
+                 hooks: Any = (),
+                 halves: Optional[List[int]] = None,
+                 start: Optional[Path] = None) -> Runner:
+    """Everything that all runs share; arguments are those of :func:`run`."""
+    gc.collect()  # the run before holds gigabytes in circles
     sampler = dict(type='InfiniteSampler', shuffle=True)
     if halves:
         sampler = dict(
@@ -184,7 +253,8 @@ def run(model: dict,
                 type='IterBasedTrainLoop', max_iters=steps,
                 val_interval=10**9),
             val_cfg=dict(),
-            custom_hooks=hooks,
+            custom_hooks=list(hooks),
+            load_from=start and str(start),
             default_hooks=dict(
                 checkpoint=None, logger=dict(type='LoggerHook', interval=50)),
             log_processor=dict(by_epoch=False),
@@ -208,11 +278,4 @@ def run(model: dict,
     runner = Runner.from_cfg(cfg)
     # nearly twice as fast on CPUs
     runner.model.to(memory_format=torch.channels_last)
-    runner.train()
-    warmed = runner.message_hub.log_scalars.get('val/accuracy/top1')
-    result = dict(top1=float(runner.val()['accuracy/top1']))
-    if warm is not None:
-        result['warm'] = float(warmed.data[0][0])
-    torch.save(
-        dict(state_dict=runner.model.state_dict()), work_dir / 'model.pth')
-    return result
+    return runner

@@ -100,7 +100,8 @@ def images(runs: Runs) -> Iterator[Optional[dict]]:
     yield figure('images', clothes(), ALONE, alone)
     yield figure('images', clothes(), 'KD on the few', plain, ALONE, alone)
     for method in ('kd, fine-tuned teacher', 'kd + re-represented',
-                   'kd + noise', 'kd + digg', 'kd + digg, latent', 'ota',
+                   'kd + heavy augmentation', 'kd + noise', 'kd + digg',
+                   'kd + digg, latent', 'ota',
                    'ota, IRF teacher', 'kd + all unlabelled'):
         own = top1(runs, f'student/{method}')
         label = method.replace('kd', 'KD').replace('digg', 'DIGG')
@@ -156,21 +157,28 @@ def curves(runs: Runs) -> Iterator[Optional[dict]]:
     """More labels; and a student that knows nothing."""
     for shots in CURVE:
         prefix = 'student' if shots == SHOTS else shots
-        alone = top1(runs, f'{prefix}/alone')
         teacher = 'teacher/lp-ft' if shots == SHOTS else f'{shots}/teacher'
-        yield figure('ota',
-                     clothes(shots), f'{shots} a class: teacher (LP-FT)',
-                     top1(runs, teacher), ALONE, alone)
-        yield figure('ota', clothes(shots), f'{shots} a class: {ALONE}', alone)
-        for claim, method in (('ota', 'kd'), ('ota', 'ota'), ('tdmr', 'tdmr')):
-            yield figure(claim, clothes(shots),
-                         f'{shots} a class: {method.upper()}',
-                         top1(runs, f'{prefix}/{method}'), ALONE, alone)
-    alone = top1(runs, 'scratch/alone')
-    yield figure('ota', clothes(), f'from scratch: {ALONE}', alone)
-    for claim, method in (('ota', 'kd'), ('ota', 'ota'), ('tdmr', 'tdmr')):
-        yield figure(claim, clothes(), f'from scratch: {method.upper()}',
-                     top1(runs, f'scratch/{method}'), ALONE, alone)
+        yield figure('ota', clothes(shots),
+                     f'{shots} a class: teacher (LP-FT)', top1(runs, teacher),
+                     ALONE, top1(runs, f'{prefix}/alone'))
+        yield from point(runs, str(prefix), f'{shots} a class', shots)
+    yield from point(runs, 'scratch', 'from scratch', SHOTS)
+
+
+def point(runs: Runs, prefix: str, label: str,
+          shots: int) -> Iterator[Optional[dict]]:
+    """Students of one point of the curve, all against the one alone."""
+    alone = top1(runs, f'{prefix}/alone')
+    yield figure('ota', clothes(shots), f'{label}: {ALONE}', alone)
+    slowly = top1(runs, f'{prefix}/alone, slowly')
+    yield figure('ota', clothes(shots), f'{label}: {ALONE}, slowly',
+                 slowly, ALONE, alone)
+    for claim, method in (('ota', 'kd'), ('ota', 'kd + re-represented'),
+                          ('ota', 'ota'), ('tdmr', 'tdmr')):
+        name = method.replace('kd', 'KD')
+        name = name if name != method else method.upper()
+        yield figure(claim, clothes(shots), f'{label}: {name}',
+                     top1(runs, f'{prefix}/{method}'), ALONE, alone)
 
 
 def summarise(runs: Runs, verdicts: Mapping[str, dict]) -> List[dict]:

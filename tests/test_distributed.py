@@ -17,7 +17,11 @@ from vim_mm.zoo import Zoo, save_module
 WORLD = 2
 HOOKS = [
     dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
-    dict(type='vim_mm.HoldOutGatesHook', steps=3, num_extra_tokens=0),
+    dict(
+        type='vim_mm.HoldOutGatesHook',
+        steps=3,
+        num_extra_tokens=0,
+        keep_better=False),
     dict(type='vim_mm.WarmHeadHook', epochs=2),
 ]
 

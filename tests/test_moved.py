@@ -28,7 +28,7 @@ USED = [
     ('datasets.prepare.common', 'run_recipe'),
     ('engine.feature_cache', 'cache_features'),
     ('engine.feature_cache', 'unwrap'), ('engine.hold_out', 'held_out_loss'),
-    ('engine.module_rows', 'module_rows'), ('engine.module_rows', 'TRUNK'),
+    ('engine.module_rows', 'TRUNK'),
     ('engine.transfer_score', 'held_out_scores'),
     ('engine.transfer_score', 'rows_of'), ('engine.transfer_score', 'ridge'),
     ('engine.transfer_score', 'IGNORED'),

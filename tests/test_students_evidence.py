@@ -11,6 +11,7 @@ REPO = Path(__file__).resolve().parents[1]
 DOCS = REPO / 'docs/evidence'
 sys.path.insert(0, str(REPO / 'benchmarks'))
 
+import evidence_log  # noqa: E402,I001 isort:skip
 import evidence_rows  # noqa: E402,I001 isort:skip
 import evidence_tables  # noqa: E402,I001 isort:skip
 import students_summary  # noqa: E402,I001 isort:skip
@@ -64,3 +65,30 @@ def test_foundation_models_are_never_back_propagated() -> None:
     ]
     assert rows
     assert not any(row['mean'] for row in rows)
+
+
+def test_finished_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
+    done = []
+
+    def plan(*names: str) -> list:
+        return [(name, lambda name=name: done.append(name) or dict(top1=1.))
+                for name in names]
+
+    log = evidence_log.RunLog(tmp_path / 'new')
+    log.run(0, plan('a', 'b/c'))
+    log.run(0, plan('a', 'b/c', 'd'))
+    log.run(1, plan('a'))
+    assert done == ['a', 'b/c', 'd', 'a']
+    assert set(log.rows(0)) == {'a', 'b/c', 'd'} and set(log.rows(1)) == {'a'}
+    assert log.rows(0)['a']['top1'] == 1.
+
+    def broken() -> dict:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        log.run(2, [*plan('a'), ('x', broken), *plan('b')])
+    assert set(log.rows(2)) == {'a'}
+    some = evidence_log.RunLog(tmp_path / 'new', ['b/', 'e'])
+    done.clear()
+    some.run(3, plan('a', 'b/c', 'b/d', 'e', 'e/f'))
+    assert done == ['b/c', 'b/d', 'e']

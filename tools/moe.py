@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vim_mm.models.moe import MoEFile, add_task, load_moe, read_moe, save_moe
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import (add_experts_per_token, run_cli,
+                              table_console)
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -40,8 +41,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         type=float,
         help='drop experts that these tasks use in less than threshold / k '
         'percent of cases; the paper takes 3 (default: keep them)')
-    sub.add_argument(
-        '--k', type=int, help='experts per token (default: as trained)')
+    add_experts_per_token(sub)
     sub.add_argument(
         '--batches',
         type=int,

@@ -78,6 +78,13 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--evidence',
         help='report.json of finished runs: how well do the scores agree?')
     sub.add_argument(
+        '--fuse',
+        action='store_true',
+        help='look for weights of a fusion as well, in more passes (done with '
+        '--evidence, too)')
+    sub.add_argument(
+        '--cache', help='folder of scores, shared with ScoreGatesHook')
+    sub.add_argument(
         '--pictures',
         type=int,
         default=2000,
@@ -212,17 +219,28 @@ def rank(args: argparse.Namespace) -> None:
     # output of libraries is no part of the answer
     with contextlib.redirect_stdout(sys.stderr):
         ranking, metric, truth = ranked(args)
-    found = agreement(ranking.scores, truth) if truth else {}
+    found, whole = {}, {}
+    if truth:
+        found = agreement(ranking.scores, truth)
+        whole = agreement(ranking.scores, truth, whole=True)
     if args.json:
         answer = dict(
             asdict(ranking),
             metric=metric,
             usefulness=truth,
             agreement={kind: asdict(each)
-                       for kind, each in found.items()})
+                       for kind, each in found.items()},
+            agreement_whole={
+                kind: asdict(each)
+                for kind, each in whole.items()
+            })
         print(json.dumps(_no_nan(answer), indent=2, ensure_ascii=False))
         return
-    show_ranking(ranking, metric, truth, found)
+    show_ranking(ranking, metric, truth)
+    for title, each in (('modules', found), ('trunk and fusions, too',
+                                             whole)):
+        if each:
+            show_agreement(title, metric, each)
 
 
 def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
@@ -241,7 +259,8 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     console = Console(stderr=True)
     ranking = rank_modules(
         cfg, zoo, args.pictures, lambda batches, total: track(
-            batches, 'features', total, console=console, transient=True))
+            batches, 'features', total, console=console, transient=True),
+        args.fuse or bool(truth), args.cache)
     return ranking, metric, truth
 
 
@@ -252,34 +271,39 @@ def _no_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def show_ranking(ranking: Any, metric: str, truth: Dict[str, float],
-                 found: Dict[str, Any]) -> None:
+def show_ranking(ranking: Any, metric: str, truth: Dict[str, float]) -> None:
     console = table_console()
     kinds = list(next(iter(ranking.scores.values())))
-    table = Table('module', *kinds, *([metric] if truth else []))
+    table = Table('module', *kinds, 'noise', *([metric] if truth else []))
     table.columns[0].overflow = 'fold'
     for name, scores in ranking.scores.items():
         cells = [f'{scores[kind]:.3f}' for kind in kinds]
+        cells.append(f'{ranking.noise[name]:.3f}')
         if truth:
             cells.append(f'{truth[name]:.3f}' if name in truth else '')
         table.add_row(name, *cells)
     console.print(table)
     console.print(f'{ranking.num_pictures} images, {ranking.num_rows} rows, '
-                  f'{ranking.num_classes} classes, {ranking.seconds} s. '
-                  'Larger is better, within a column.')
+                  f'{ranking.num_classes} classes, {ranking.passes} passes, '
+                  f'{ranking.seconds} s. Larger is better, within a column; '
+                  'noise is that of `ours` beside the frozen trunk.')
+    console.print(f'Verdict: {ranking.verdict}.', markup=False,
+                  highlight=False)  # yapf: disable
     for name, why in ranking.skipped.items():
         console.print(f'not scored: {name}. {why}', markup=False,
                       highlight=False)  # yapf: disable
-    if not found:
-        return
-    table = Table('agreement', 'Kendall tau', 'weighted tau', 'first',
-                  f'{metric} lost')
+
+
+def show_agreement(title: str, metric: str, found: Dict[str, Any]) -> None:
+    console = table_console()
+    table = Table(f'agreement, {title}', 'Kendall tau', 'weighted tau',
+                  'first', f'{metric} lost')
     for kind, each in found.items():
         table.add_row(kind, f'{each.tau:.2f}', f'{each.weighted_tau:.2f}',
                       each.top, f'{each.regret:.3f}')
     console.print(table)
     modules = next(iter(found.values())).modules
-    console.print(f'Over {len(modules)} modules with known {metric}.')
+    console.print(f'Over {len(modules)} with known {metric}.')
 
 
 def main(argv: Optional[List[str]] = None) -> None:

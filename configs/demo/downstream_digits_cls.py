@@ -8,8 +8,8 @@ makes it, and trains the baselines too.
 Expect, on two CPU cores, 40 s and 1.2 GB; an accuracy of about 0.61, against
 0.23 with the frozen trunk and 0.45 with uniform gates. Three seeds: README.md.
 Weights per layer and branch over frozen modules are the paper's. Ours: they
-need not sum to one (LinearMoE) and start from the modules' scores; the warmed
-head and all sizes.
+need not sum to one (LinearMoE), start where modules help on held-out images
+and are kept if they do; the warmed head and all sizes.
 """
 _base_ = [
     '../_base_/models/demo_cls.py',
@@ -27,6 +27,7 @@ model = dict(
 custom_hooks = [
     dict(type='vim_mm.ScoreGatesHook', max_pictures=100),
     dict(type='vim_mm.WarmHeadHook', epochs=40),
+    dict(type='vim_mm.BetterGatesHook'),
     dict(type='vim_mm.GateLogHook')
 ]
 

@@ -8,8 +8,8 @@ makes it, and trains the baselines too.
 Expect, on two CPU cores, one minute and 1.4 GB; an AP50 of about 0.40, against
 0.25 with the frozen trunk and 0.30 with uniform gates. Three seeds: README.md.
 Weights per layer and branch over frozen modules are the paper's. Ours: they
-need not sum to one (LinearMoE) and start from the modules' scores; the warmed
-head and all sizes.
+need not sum to one (LinearMoE), start where modules help on held-out images
+and are kept if they do; the warmed head and all sizes.
 """
 _base_ = [
     '../_base_/models/demo_det.py',
@@ -31,5 +31,6 @@ custom_hooks = [
         type='vim_mm.WarmHeadHook',
         epochs=20,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
+    dict(type='vim_mm.BetterGatesHook'),
     dict(type='vim_mm.GateLogHook')
 ]

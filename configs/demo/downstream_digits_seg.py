@@ -8,8 +8,8 @@ makes it, and trains the baselines too.
 Expect, on two CPU cores, 30 s and 1.2 GB; an mIoU of about 0.31, against 0.18
 with the frozen trunk and 0.25 with uniform gates. Three seeds: README.md.
 Weights per layer and branch over frozen modules are the paper's. Ours: they
-need not sum to one (LinearMoE) and start from the modules' scores; the warmed
-head and all sizes.
+need not sum to one (LinearMoE), start where modules help on held-out images
+and are kept if they do; the warmed head and all sizes.
 """
 _base_ = [
     '../_base_/models/demo_seg.py',
@@ -30,6 +30,7 @@ custom_hooks = [
         type='vim_mm.WarmHeadHook',
         epochs=40,
         optimizer=dict(type='AdamW', lr=3e-3, weight_decay=1e-4)),
+    dict(type='vim_mm.BetterGatesHook'),
     dict(type='vim_mm.GateLogHook')
 ]
 

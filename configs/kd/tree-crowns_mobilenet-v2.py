@@ -17,7 +17,10 @@ _base_ = [
 default_scope = 'mmdet'  # the student's own
 
 trunk = _base_.trunk
-trunk.update(out_indices=(7, ))
+# maps of stride 16: a crown has about 20 pixels
+trunk.update(out_indices=(4, ))
+# the stages behind them run and learn nothing
+find_unused_parameters = True
 model = dict(
     type='vim_mm.Distiller',
     student=dict(
@@ -25,9 +28,9 @@ model = dict(
         backbone=trunk,
         neck=dict(
             type='mmdet.CTResNetNeck',
-            in_channels=1280,
-            num_deconv_filters=(96, 96),
-            num_deconv_kernels=(4, 4),
+            in_channels=96,
+            num_deconv_filters=(96, ),
+            num_deconv_kernels=(4, ),
             use_dcn=False),
         bbox_head=dict(
             type='mmdet.CenterNetUpdateHead',

@@ -3,7 +3,7 @@
 
     python tools/train.py configs/mtht/demo_cls-det-seg.py
 
-Expect 8 minutes on one CPU core and 2.2 GB; results in README.md. `make
+Expect 6 minutes on one CPU core and 2.2 GB; results in README.md. `make
 demo-mtht` prepares data and weights and runs it with all that follows.
 
 From MTHT's code (arXiv 2306.17165): 4 experts a token, each with a quarter of

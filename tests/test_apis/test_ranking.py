@@ -2,19 +2,19 @@
 """Ranking modules before training, on tiny models of all kinds of task."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
                    build_runner, fill, fusion_neck, model_cfg, save_trunk)
-from vim_mm.apis.ranking import fitting_model, rank_modules, unfused_model
-from vim_mm.engine.hooks import ScoreGatesHook
-from vim_mm.features.module_rows import TRUNK
+from vim_mm.apis.fitting import fitting_model, unfused_model
+from vim_mm.apis.ranking import rank_modules
+from vim_mm.engine.module_trials import ModuleTrials
+from vim_mm.features.module_rows import TRUNK, UNIFORM
 from vim_mm.zoo import Zoo, ZooError, save_module
 
 SCORES = ['ours', 'logme', 'nleep', 'hscore']
@@ -72,37 +72,71 @@ def test_all_kinds_of_task(tmp_path: Path, kind: str) -> None:
     assert ranking.skipped == {} and ranking.num_classes == 2
     rows = 20 if kind == 'cls' else 20 * 16
     assert (ranking.num_pictures, ranking.num_rows) == (20, rows)
-    assert set(ranking.scores) == {TRUNK, 'mild', 'drowns'}
+    assert set(ranking.scores) == {TRUNK, 'mild', 'drowns', UNIFORM}
+    assert ranking.passes == 4 and ranking.noise[TRUNK] == 0
+    assert ranking.verdict == 'none of these helps: use the frozen trunk'
     assert all(list(scores) == SCORES for scores in ranking.scores.values())
     ours = [scores['ours'] for scores in ranking.scores.values()]
     assert ours == sorted(ours, reverse=True)
-    assert list(ranking.scores)[-1] == 'drowns'
+    assert ranking.scores['drowns']['ours'] < ranking.scores[TRUNK]['ours']
     for score in SCORES:
         assert ranking.scores['mild'][score] > ranking.scores['drowns'][score]
     # the same again, to the last bit: nothing is drawn anew
     assert rank_modules(cfg, str(zoo)).scores == ranking.scores
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_our_score_is_the_one_that_starts_gates(tmp_path: Path,
-                                                kind: str) -> None:
+@pytest.mark.parametrize('kind', ['cls', 'seg'])
+def test_our_scores_are_those_that_start_gates(tmp_path: Path,
+                                               kind: str) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
     zoo = make_zoo(tmp_path, trunk)
-    Zoo(str(zoo)).remove('drowns')
-    cfg = config(kind, trunk, modules=['mild'], zoo=str(zoo))
+    cfg = config(kind, trunk, 20)
     cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
     init_default_scope(cfg.default_scope)
-    model = unfused_model(cfg, str(zoo), ['mild'])
-    model.backbone.set_fusion(dict(type='EnsMoE', zero_module=True))
-    run = SimpleNamespace(
-        model=model,
-        train_dataloader=Runner.build_dataloader(cfg.train_dataloader))
-    started = ScoreGatesHook(num_extra_tokens=0).scores(run)
-    ranked = rank_modules(cfg, str(zoo)).scores
-    assert started == {
-        'mild': ranked['mild']['ours'],
-        'zero module': ranked[TRUNK]['ours']
-    }
+    set_random_seed(0)
+    model = unfused_model(cfg, str(zoo), Zoo(str(zoo)).names())
+    model.init_weights()
+    model.backbone.set_fusion(dict(type='EnsMoE'))
+    trials = ModuleTrials.of_task(
+        model, Runner.build_dataloader(cfg.train_dataloader),
+        num_extra_tokens=0)
+    ranked = rank_modules(cfg, str(zoo), fuse=True)
+    ours = {name: each['ours'] for name, each in ranked.scores.items()}
+    assert trials.plain_scores() == pytest.approx(ours)
+    choice = trials.choose()
+    assert ranked.weights == choice.weights
+    assert ranked.verdict.startswith(str(choice)[:30])
+    assert choice.passes <= 4 * 2 + 8
+
+
+def test_modules_in_and_beside_the_trunk_rank_together(
+        tmp_path: Path) -> None:
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    zoo = make_zoo(tmp_path, trunk)
+    beside = build_backbone(trunk)
+    add_modules(beside, 'ladder', type='SideLadder')
+    save_module(beside, 'ladder', str(zoo))
+    ranking = rank_modules(config('seg', trunk), str(zoo))
+    assert set(ranking.scores) == {TRUNK, 'mild', 'drowns', 'ladder', UNIFORM}
+
+
+def test_several_labels_an_image(tmp_path: Path) -> None:
+    class Several(Pictures):
+
+        def __init__(self, **kwargs) -> None:
+            super().__init__(**kwargs)
+            for index, sample in enumerate(self.samples):
+                labels = [[0], [1, 2], [0, 2], []][index % 4]
+                sample['data_samples'].set_gt_label(
+                    torch.tensor(labels).long())
+
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    zoo = make_zoo(tmp_path, trunk)
+    DATASETS.register_module('TinyPictures', force=True, module=Several)
+    ranking = rank_modules(config('cls', trunk, 24), str(zoo), fuse=True)
+    assert (ranking.num_rows, ranking.num_classes) == (24, 3)
+    assert ranking.scores[TRUNK]['ours'] > .6
+    assert all(list(each) == SCORES for each in ranking.scores.values())
 
 
 def test_pictures_are_limited_to_whole_batches(tmp_path: Path) -> None:

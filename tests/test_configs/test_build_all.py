@@ -469,7 +469,7 @@ def test_vtab_learns_from_lists_and_tests_once(zoo_dir: str,
     runner = Runner.from_cfg(cfg)
     runner.train()
     scores = runner.message_hub.get_info('module_scores')
-    assert list(scores) == cfg.model.backbone.modules
+    assert set(cfg.model.backbone.modules) < set(scores)
     assert 'accuracy/top1' in runner.test()
     assert len(runner.test_dataloader.dataset) == 3
     assert (tmp_path / 'run/epoch_1.pth').is_file()

@@ -8,9 +8,13 @@ import timm
 import torch
 from _weights import drawn
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from safetensors.torch import save_file
+from torch import nn
 
-from _tiny import fill, same, snapshot
+from _tiny import (DIMS, KINDS, SCOPES, Pictures, fill, model_cfg, same,
+                   snapshot)
+from vim_mm.models import build_model
 from vim_mm.models.backbones import build_trunk
 from vim_mm.registry import MODELS
 
@@ -99,3 +103,68 @@ def test_the_published_file_loads_as_it_is(tmp_path: Path,
     init_cfg = dict(type='Pretrained', checkpoint=str(path))
     ours = build_trunk(dict(trunk, init_cfg=init_cfg))
     assert same(snapshot(ours.timm_model), snapshot(theirs))
+
+
+def model_of(kind: str, name: str) -> nn.Module:
+    """All kinds of module beside one trunk, fused in front of an FPN."""
+    trunk, stride = tiny(name)
+    levels = len(trunk['out_indices'])
+    # maps of a ViT have one stride: the second is made smaller
+    convnext = 'convnext' in name
+    scales, strides = ([1] * 4, [4, 8, 16, 32]) if convnext else (
+        [1, .5], [stride, 2 * stride])
+    pool = dict(type='mmpretrain.GlobalAveragePooling')
+    fpn = dict(
+        type='mmdet.FPN',
+        in_channels=[DIMS] * levels,
+        out_channels=DIMS,
+        num_outs=levels)
+    neck = dict(
+        type='vim_mm.ViMFusionNeck',
+        in_channels='auto',
+        scales=scales,
+        out_channels=DIMS,
+        modules=ADAPTERS,
+        inner_neck=pool if kind == 'cls' else fpn)
+    cfg = model_cfg(kind, dict(trunk=trunk, probe_size=4 * stride), neck)
+    if kind == 'det':
+        bounds = [-1, *(4 * s for s in strides[1:]), 1e8]
+        cfg.bbox_head.update(
+            strides=strides, regress_ranges=tuple(zip(bounds, bounds[1:])))
+    if kind == 'seg':
+        cfg.data_preprocessor.update(size=None, size_divisor=stride)
+    init_default_scope(SCOPES[kind])
+    model = build_model(Config(dict(model=cfg, default_scope=SCOPES[kind])))
+    for adapter in ADAPTERS:
+        model.backbone.add(adapter, dict(type=adapter))
+    return drawn_trunk(model)
+
+
+def drawn_trunk(model: nn.Module) -> nn.Module:
+    drawn(model.backbone.trunk)
+    return model.train()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', NAMES)
+def test_a_step_of_every_task(name: str, kind: str) -> None:
+    """Every kind of module learns from images of two sizes."""
+    model = model_of(kind, name)
+    _, stride = tiny(name)
+    before = snapshot(model.backbone.trunk)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=.1)
+    for side in (4, 6):
+        data = model.data_preprocessor(
+            Pictures(kind, num=2, size=side * stride).batch(), True)
+        losses = model(**data, mode='loss')
+        total, _ = model.parse_losses(losses)
+        assert torch.isfinite(total)
+        optimizer.zero_grad()
+        total.backward()
+        for adapter in ADAPTERS:
+            assert any(
+                p.grad is not None and p.grad.any()
+                for p in model.backbone.bank.members[adapter].parameters())
+        optimizer.step()
+    assert same(snapshot(model.backbone.trunk), before)

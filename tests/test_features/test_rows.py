@@ -98,11 +98,26 @@ def test_thinning_draws_from_everywhere() -> None:
     assert torch.bincount(kept % 4).min() > 200
 
 
-@pytest.mark.parametrize('labels', [[[0, 1], [2]], [[0, 1], [2, 3]]])
-def test_several_labels_a_picture_are_a_sentence(labels: list) -> None:
-    samples = [DataSample().set_gt_label(each) for each in labels]
-    with pytest.raises(ValueError, match='one class each; some have several'):
-        rows_of([batch(samples, torch.randn(2, 5, 3))], 1)
+@pytest.mark.parametrize(('labels', 'expected'), [
+    ([[0, 1], [2]], [[1, 1, 0], [0, 0, 1]]),
+    ([[1], []], [[0, 1], [0, 0]]),
+    ([[], []], [[0], [0]]),
+])
+@pytest.mark.parametrize('size', [1, 2])
+def test_several_labels_or_none_are_columns(labels: list, expected: list,
+                                            size: int) -> None:
+    """Whatever labels share a batch."""
+    samples = [
+        DataSample().set_gt_label(torch.tensor(each).long())
+        for each in labels
+    ]
+    cached = [
+        batch(samples[i:i + size], torch.randn(size, 5, 3))
+        for i in range(0, 2, size)
+    ]
+    x, y, picture = rows_of(cached, 1)
+    assert y.tolist() == expected and picture.tolist() == [0, 1]
+    assert x.shape == (2, 9)
 
 
 def test_unknown_annotations_are_a_sentence() -> None:

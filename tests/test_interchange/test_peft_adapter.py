@@ -29,8 +29,9 @@ TOOL = ROOT / 'tools' / 'model_converters' / 'peft_adapter.py'
 DIMS, DEPTH, PATCH, SIZE = 64, 2, 14, 28
 LINEARS = ('attn.qkv', 'attn.proj', 'ffn.layers.0.0', 'ffn.layers.1')
 TIMM_LINEARS = ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')
-#: mmpretrain does not run beside transformers 5, whose names are other ones.
-HERE = [name for name in LAYOUTS if not name.endswith('-v5')]
+#: The installed transformers has names of its version in memory.
+V5 = int(transformers.__version__.split('.')[0]) >= 5
+HERE = ('timm', 'vit', 'clip', 'dinov2')
 CLOSE = dict(rtol=1e-9, atol=1e-9)  # double precision: rounding alone
 
 
@@ -41,6 +42,12 @@ class Twins(NamedTuple):
     theirs: nn.Module
     ours: dict
     blocks: str = 'layers'
+
+    @property
+    def names(self) -> str:
+        """Layout of the other net's names in memory."""
+        return f'{self.layout}-v5' if V5 and self.layout != 'timm' else \
+            self.layout
 
     @property
     def slots(self) -> Dict[str, str]:
@@ -239,7 +246,7 @@ def save_peft(twins: Twins, folder: Path, **config) -> Path:
 def test_peft_computes_what_the_module_computes(twins, adapter, tmp_path):
     save_lora(twins, tmp_path / 'zoo', **adapter)
     path = export_adapter(tmp_path / 'zoo', 'ours', tmp_path / 'adapter',
-                          twins.layout)
+                          twins.names)
     torch.testing.assert_close(
         run_ours(twins, tmp_path / 'zoo', 'ours'), run_peft(twins, path),
         **CLOSE)
@@ -247,12 +254,19 @@ def test_peft_computes_what_the_module_computes(twins, adapter, tmp_path):
 
 QUERY_VALUE = dict(
     timm=['attn.qkv'],
-    vit=['query', 'value'],
+    vit=['q_proj', 'v_proj'] if V5 else ['query', 'value'],
     clip=['q_proj', 'v_proj'],
-    dinov2=['query', 'value'])
-KEY = dict(timm='attn.qkv', vit='key', clip='k_proj', dinov2='key')
+    dinov2=['q_proj', 'v_proj'] if V5 else ['query', 'value'])
+KEY = dict(
+    timm='attn.qkv',
+    vit='k_proj' if V5 else 'key',
+    clip='k_proj',
+    dinov2='k_proj' if V5 else 'key')
 LAST = dict(
-    timm='mlp.fc2', vit='output.dense', clip='mlp.fc2', dinov2='mlp.fc2')
+    timm='mlp.fc2',
+    vit='mlp.fc2' if V5 else 'output.dense',
+    clip='mlp.fc2',
+    dinov2='mlp.fc2')
 
 
 @pytest.mark.parametrize('case', ['all', 'query_value', 'mixed', 'rslora'])
@@ -287,14 +301,14 @@ def test_module_computes_what_peft_computes(twins, case, tmp_path):
     torch.testing.assert_close(
         run_ours(twins, tmp_path / 'zoo', 'theirs'), expected, **close)
     again = export_adapter(tmp_path / 'zoo', 'theirs', tmp_path / 'again',
-                           twins.layout)
+                           twins.names)
     torch.testing.assert_close(run_peft(twins, again), expected, **close)
 
 
 def test_round_trip_changes_no_bit(twins, tmp_path):
     save_lora(twins, tmp_path / 'zoo', rank=4, alpha=0.3)
     path = export_adapter(tmp_path / 'zoo', 'ours', tmp_path / 'adapter',
-                          twins.layout)
+                          twins.names)
     import_adapter(path, tmp_path / 'zoo', 'back', build_trunk(twins.ours))
     zoo = Zoo(tmp_path / 'zoo')
     (card, tensors), (card_back, back) = zoo.load('ours'), zoo.load('back')
@@ -336,7 +350,7 @@ def test_same_values_in_peft_s_own_file(clip, tmp_path):
     assert card.dims['layers.0.attn.qkv'] == [DIMS, 3 * DIMS]
     tensors = Zoo(tmp_path / 'zoo').load('a')[1]
     theirs = load_file(path / 'adapter_model.safetensors')
-    base = 'base_model.model.vision_model.encoder.layers.1.self_attn.'
+    base = f'{BLOCK}1.self_attn.'
     up = tensors['layers.1.attn.qkv.up.weight']
     down = tensors['layers.1.attn.qkv.down.weight']
     for rows, columns, x in ((0, 0, 'q'), (2, 3, 'v')):
@@ -354,14 +368,15 @@ def test_prefix_of_a_whole_model(clip, tmp_path):
     model = transformers.ViTForImageClassification(twins.theirs.config)
     model.vit.load_state_dict(twins.theirs.state_dict())
     save_lora(twins, tmp_path / 'zoo')
-    bare = export_adapter(tmp_path / 'zoo', 'ours', tmp_path / 'a', 'vit')
+    bare = export_adapter(tmp_path / 'zoo', 'ours', tmp_path / 'a',
+                          twins.names)
     with pytest.raises(ValueError, match='not found in the base model'):
         peft.PeftModel.from_pretrained(model, str(bare))
     path = export_adapter(
         tmp_path / 'zoo',
         'ours',
         tmp_path / 'b',
-        'vit',
+        twins.names,
         prefix='vit',
         base_model='mine')
     net = peft.PeftModel.from_pretrained(model, str(path)).double().eval()
@@ -388,7 +403,7 @@ VERSION_5 = {
 @pytest.mark.parametrize('whole', [False, True])
 def test_names_of_transformers_5(layout, whole, clip, tmp_path):
     """Written and read back bit for bit; PEFT itself needs version 5."""
-    prefix = LAYOUTS[layout].wrapped.rstrip('.') if whole else ''
+    prefix = LAYOUTS[layout].wrapped[0].rstrip('.') if whole else ''
     save_lora(clip, tmp_path / 'zoo')
     path = export_adapter(
         tmp_path / 'zoo', 'ours', tmp_path / 'a', layout, prefix=prefix)
@@ -474,9 +489,10 @@ def edit_tensors(folder: Path, change) -> None:
     save_file(state, path)
 
 
-BLOCK = 'base_model.model.vision_model.encoder.layers.'
-TEXT = 'base_model.model.text_model.encoder.layers.0.self_attn.q_proj.'
+TOWER = '' if V5 else 'vision_model.'
+BLOCK = f'base_model.model.{TOWER}encoder.layers.'
 Q = f'{BLOCK}0.self_attn.q_proj.'
+OTHER_Q = Q.replace(f'model.{TOWER}enc', 'model.other.vision_model.enc')
 
 
 @pytest.mark.parametrize('change, said', [
@@ -495,7 +511,7 @@ Q = f'{BLOCK}0.self_attn.q_proj.'
      'as safetensors'),
     (lambda p:
      (p / 'adapter_model.safetensors').write_bytes(b'12'), 'truncated'),
-    (lambda p: edit_tensors(p, lambda s: s.clear()), 'no layer'),
+    (lambda p: edit_tensors(p, lambda s: s.clear()), 'no linear layer'),
     (lambda p: edit_tensors(p, lambda s: s.pop(f'{Q}lora_A.weight')),
      'only one'),
     (lambda p: edit_tensors(
@@ -527,17 +543,12 @@ Q = f'{BLOCK}0.self_attn.q_proj.'
             torch.ones(3, DIMS),
             f'{BLOCK}7.mlp.fc1.lora_B.weight':
             torch.ones(4 * DIMS, 3)
-        })), 'layers.7.ffn.layers.0.0'),
+        })), 'layers.7.mlp.fc1'),
     (lambda p: edit_tensors(
         p, lambda s: s.update({
-            f'{TEXT}lora_A.weight': torch.ones(3, DIMS),
-            f'{TEXT}lora_B.weight': torch.ones(DIMS, 3)
-        })), 'text_model'),
-    (lambda p: edit_tensors(
-        p, lambda s: s.update({
-            Q.replace('vision', 'other.vision') + 'lora_A.weight':
+            f'{OTHER_Q}lora_A.weight':
             torch.ones(3, DIMS),
-            Q.replace('vision', 'other.vision') + 'lora_B.weight':
+            f'{OTHER_Q}lora_B.weight':
             torch.ones(DIMS, 3)
         })), 'several models'),
 ])
@@ -558,7 +569,7 @@ def test_what_has_no_name_there_is_not_exported(clip, tmp_path):
     zoo.save(ModuleCard.from_dict(odd), tensors)
     with pytest.raises(ZooError, match='ConvPass'):
         export_adapter(zoo, 'conv', tmp_path / 'a', 'clip')
-    with pytest.raises(ZooError, match='take one of timm, vit'):
+    with pytest.raises(ZooError, match='take one of timm, timm-gated'):
         export_adapter(zoo, 'ours', tmp_path / 'a', 'beit')
     slots = {'layers.0.attn': 'stages.0.blocks.0.attn'}
     text = json.dumps(card.to_dict() | dict(name='swin'))

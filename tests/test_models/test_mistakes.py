@@ -35,9 +35,8 @@ def test_of_adapters(cfg: object, sentence: str) -> None:
     (dict(type='EnsMoE', topk=2), 'EnsMoE takes no topk; .*top_k'),
     # left over from a `_base_` with another type
     (dict(type='vim_mm.LinearMoE', top_k=2),
-     'LinearMoE takes no top_k; .*ranks, tasks, learn, init_cfg .*_delete_'),
+     'LinearMoE takes no top_k; .*tasks, learn, init_cfg .*_delete_'),
     (dict(type='EnsMoE', top_k=1.5), '`top_k` is 1.5'),
-    (dict(type='LinearMoE', ranks=1.), '`ranks` is 1.0'),
     (dict(type='EnsMoE', tasks='mine'), r"the name 'mine'; .*\['mine'\]"),
     (dict(type='EnsMoE', tasks=dict(x='abc')), '`fusion.tasks.x` is the name'),
     (dict(type='EnsMoE', tasks=[]), '`fusion.tasks` is empty'),

@@ -23,7 +23,7 @@ def fused() -> Config:
                 head=dict(type='H'),
                 backbone=dict(
                     modules=['a', 'b'],
-                    fusion=dict(type='LinearMoE', ranks=(1., )))),
+                    fusion=dict(type='LinearMoE', learn=True))),
             train_cfg=dict(max_epochs=3),
             test_dataloader=dict(dataset='test'),
             test_evaluator=dict(type='E'),
@@ -31,6 +31,7 @@ def fused() -> Config:
             custom_hooks=[
                 dict(type='vim_mm.ScoreGatesHook'),
                 dict(type='vim_mm.HoldOutGatesHook'),
+                dict(type='vim_mm.BetterGatesHook'),
                 dict(type='vim_mm.WarmHeadHook', epochs=7)
             ]))
 
@@ -57,10 +58,10 @@ def test_variants() -> None:
         }.get(methods[0], ['a', 'b'])
         assert (backbone.fusion and dict(backbone.fusion)) == {
             'uniform gates': dict(type='vim_mm.EnsMoE'),
-            'score-started gates': dict(type='LinearMoE', ranks=(1., ))
+            'score-started gates': dict(type='LinearMoE', learn=True)
         }.get(methods[0])
-        starts = {'ScoreGatesHook', 'HoldOutGatesHook'} & hooks(variant)
-        assert len(starts) == 2 * ('score' in methods[0])
+        starts = {'ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook'}
+        assert len(starts & hooks(variant)) == 3 * ('score' in methods[0])
         warm = variant.custom_hooks[-1]
         # every head sees the few pictures in as many epochs
         assert warm.epochs + variant.train_cfg.max_epochs == 10

@@ -9,7 +9,7 @@ from typing import Callable, List
 
 import pytest
 
-from vim_mm.apis.ranking import TRUNK
+from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
 from vim_mm.report.evidence import agreement, usefulness
 
 
@@ -37,9 +37,9 @@ def write(folder: Path, rows: object) -> Path:
 
 def test_the_step_of_a_config_is_found(tmp_path: Path) -> None:
     metric, found = usefulness(write(tmp_path, ROWS), 'few_seg')
-    # runs of one method are averaged; fused ones are no module's
+    # runs of one method are averaged
     assert metric == 'mIoU'
-    assert found == {TRUNK: .1, 'a': pytest.approx(.4), 'b': .2}
+    assert found == {TRUNK: .1, 'a': pytest.approx(.4), 'b': .2, UNIFORM: .6}
 
 
 def test_what_is_no_evidence_is_refused(tmp_path: Path) -> None:
@@ -107,6 +107,15 @@ def test_tau_against_pairs() -> None:
         (by_rank(x) + by_rank(y)) / 2)
     # mistakes among the best weigh more
     assert found['some'].weighted_tau != pytest.approx(found['some'].tau)
+
+
+def test_the_trunk_and_fusions_count_as_a_whole() -> None:
+    truth = {TRUNK: .1, 'a': .3, 'b': .2, UNIFORM: .4, FUSED: .5}
+    scores = {name: dict(s=value) for name, value in truth.items()}
+    assert agreement(scores, truth)['s'].modules == ['a', 'b']
+    whole = agreement(scores, truth, whole=True)['s']
+    assert whole.modules == list(truth)
+    assert (whole.weighted_tau, whole.top) == (pytest.approx(1), FUSED)
 
 
 def test_an_order_takes_two() -> None:

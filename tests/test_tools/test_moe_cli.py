@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Moe files from the command line."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -18,7 +19,7 @@ from _multitask import loader
 from _tiny import fill
 from vim_mm.models.moe import load_moe, moe_layers, read_moe
 from vim_mm.models.tasks import select_task
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import add_experts_per_token, run_cli
 
 SCRIPT = Path(__file__).parents[2] / 'tools' / 'moe.py'
 
@@ -117,6 +118,24 @@ def test_extract_with_fewer_active_experts(tool, run: Run) -> None:
     file = read_moe(run.out)
     assert file.tasks == TASKS
     assert {layer.k for layer in file.layers.values()} == {1}
+
+
+def test_extract_with_fewer_active_experts_by_layer(tool, run: Run) -> None:
+    names = list(moe_layers(run.model.backbone))
+    patterns = ['--k', f'{names[0]}=1', '--k', '.*=2']
+    assert tool(*run.args(*patterns, '--batches', 1)) == 0
+    ks = {name: layer.k for name, layer in read_moe(run.out).layers.items()}
+    assert ks == dict(dict.fromkeys(names, 2), **{names[0]: 1})
+
+
+@pytest.mark.parametrize('given', [['x'], ['a='], ['1', '2'], ['1', 'a=2'],
+                                   ['a=2', '1'], ['']])
+def test_k_that_is_none(given: List[str], capsys) -> None:
+    parser = argparse.ArgumentParser()
+    add_experts_per_token(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([word for k in given for word in ('--k', k)])
+    assert 'argument --k' in capsys.readouterr().err
 
 
 def test_extract_from_an_adapted_model(tool, tmp_path: Path) -> None:

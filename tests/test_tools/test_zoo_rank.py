@@ -80,7 +80,9 @@ def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
     assert code == 0
     # a logger that an earlier test made may speak first
     answer = json.loads(out[out.index('{\n'):])
-    assert set(answer['scores']) == {'frozen trunk', 'up', 'down'}
+    assert {'frozen trunk', 'up', 'down', 'uniform weights'} <= set(
+        answer['scores'])
+    assert set(answer['weights']) == {'up', 'down'}
     assert list(answer['scores']['up']) == SCORES
     assert list(answer['skipped']) == ['foreign']
     assert (answer['metric'], answer['usefulness']) == (
@@ -96,7 +98,7 @@ def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
     # one of the two batches is whole, and so is the other
     assert '8 images, ' in out and 'not scored: foreign. Module' in out
     assert 'Kendall tau' in out and 'mIoU lost' in out
-    assert 'Over 2 modules with known mIoU.' in out
+    assert 'Over 2 with known mIoU.' in out and 'Verdict: ' in out
     assert sorted(tmp_path.rglob('*')) == before
 
 

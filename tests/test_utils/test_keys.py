@@ -30,7 +30,7 @@ from vim_mm.utils.keys import check_keys
     (dict(auto_scale_lr=dict(enabled=True)), 'auto_scale_lr.enable'),
     (dict(test_dataloader=dict(dataset={}, batch_sizes=1)),
      'test_dataloader.batch_size'),
-    (dict(optim_wrapper=dict(clip_grad=dict(maxnorm=1))), 'clip_grad.max_norm'),
+    (dict(optim_wrapper=dict(clip_grad=dict(maxnorm=1))), 'grad.max_norm'),
     (dict(optim_wrapper=dict(paramwise_cfg=dict(
         custom_keys={'a.b': dict(decay_mul=0.)}))),
      r"custom_keys\['a.b'\].decay_mult"),

@@ -2,6 +2,7 @@
 """What importing vim_mm does, and what it must not do."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -40,3 +41,31 @@ def test_the_scope_names_a_module_and_no_distribution() -> None:
     assert package == ROOT / 'vim_mm'
     with pytest.raises(metadata.PackageNotFoundError):
         metadata.version(name)
+
+
+#: Has nothing of what mmpretrain's multimodal models import.
+TRANSFORMERS_5 = "__version__ = '5.24.0'\n"
+
+
+def test_the_stack_beside_transformers_5(tmp_path: Path) -> None:
+    (tmp_path / 'transformers').mkdir()
+    (tmp_path / 'transformers' / '__init__.py').write_text(TRANSFORMERS_5)
+    info = tmp_path / 'transformers-5.24.0.dist-info'
+    info.mkdir()
+    info.joinpath('METADATA').write_text(
+        'Metadata-Version: 2.1\nName: transformers\nVersion: 5.24.0\n')
+    code = ('import sys, vim_mm, mmpretrain.models, mmdet.models, mmseg.models'
+            '; from vim_mm.registry import MODELS\n'
+            'import transformers; assert transformers.__version__[0] == "5"\n'
+            'assert MODELS.get("mmpretrain.VisionTransformer")\n'
+            'try: MODELS.build(dict(type="mmpretrain.Blip2VQA"))\n'
+            'except ImportError as error: print(error)')
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code],
+                          cwd=tmp_path,
+                          env=dict(os.environ, PYTHONPATH=path),
+                          text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('Blip2VQA of mmpretrain')
+    assert 'transformers<5' in done.stdout

@@ -20,7 +20,8 @@ from vim_mm.models import build_model
 from vim_mm.models.moe import load_moe
 from vim_mm.models.moe.counting import Cost, count_moe, count_rest
 from vim_mm.models.moe.load_moe import adapt
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import (add_experts_per_token, run_cli,
+                              table_console)
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
 
 OPTIONS = ('task', 'like', 'train', 'k', 'threshold')
@@ -43,7 +44,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--select',
         default='new',
         help='which: new, most or least used (default: new)')
-    parser.add_argument('--k', type=int, help='experts per token')
+    add_experts_per_token(parser)
     parser.add_argument(
         '--threshold', type=float, help='drop experts that are used less')
     parser.add_argument(

@@ -28,7 +28,7 @@ SOLAR, TREES = 'solar cells (cls)', 'tree crowns (det)'
 #: images of a strip
 SHOWN = 6
 #: of small detectors; their config has more
-EPOCHS = 12
+EPOCHS = 10
 Found = Tuple[List[Row], List[Dict[str, str]]]
 
 

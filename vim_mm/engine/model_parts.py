@@ -102,6 +102,23 @@ def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
     return features if part is model.backbone else tuple(part.fuse(features))
 
 
+@contextmanager
+def fused_already(model: BaseModel) -> Iterator[None]:
+    """Within this context the features that arrive are of weighed streams."""
+    necks = [
+        part for part in holders(model)
+        if isinstance(part, FusionHolder) and part is not model.backbone
+    ]
+    kept = [(neck.fusion, neck.stream_names) for neck in necks]
+    for neck in necks:
+        neck.fusion, neck.stream_names = None, []
+    try:
+        yield
+    finally:
+        for neck, (fusion, names) in zip(necks, kept):
+            neck.fusion, neck.stream_names = fusion, names
+
+
 def weighs_levels(model: BaseModel) -> bool:
     """Whether each gate reaches one level of the features alone.
 
@@ -137,6 +154,15 @@ def running_parameters(model: BaseModel,
     return [
         param for param in part.parameters()
         if param.requires_grad and id(param) not in left_out
+    ]
+
+
+def head_parameters(model: BaseModel) -> List[nn.Parameter]:
+    """Everything outside the backbone that the running task trains."""
+    inside = {id(p) for p in model.backbone.parameters()}
+    return [
+        param for param in running_parameters(model, model)
+        if id(param) not in inside
     ]
 
 

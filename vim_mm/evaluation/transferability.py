@@ -2,17 +2,20 @@
 """Published transferability scores of features for given labels.
 
 All take features (n, d) and integer labels (n, ), compute in float64 on the
-CPU, and are larger for better features. None of them trains anything.
+CPU, and are larger for better features. None of them trains anything. Where
+rows may have several classes, or none, labels are a column for each class,
+(n, c), and the score is averaged over classes; that is ours.
 """
 
 import math
 from importlib import import_module
 from types import ModuleType
-from typing import Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .ridge import targets
 
 
 def log_me(x: Tensor, labels: Tensor) -> float:
@@ -43,9 +46,15 @@ def log_me(x: Tensor, labels: Tensor) -> float:
 
 
 def _columns(x: Tensor, labels: Tensor) -> Tuple[Tensor, Tensor]:
-    """Features and one-hot labels, wherever they come from."""
-    classes, y = labels.cpu().unique(return_inverse=True)
-    return x.detach().cpu().double(), F.one_hot(y, len(classes)).double()
+    """Features and a column for each class, wherever they come from."""
+    return x.detach().cpu().double(), targets(labels.cpu())[0]
+
+
+def _over_classes(score: Callable[..., float], x: Tensor, labels: Tensor,
+                  *args: Any) -> float:
+    """The mean of a score over classes that some rows have and some not."""
+    columns = targets(labels.cpu())[0].T.long()
+    return sum(score(x, column, *args) for column in columns) / len(columns)
 
 
 def _spectrum(x: Tensor, y: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -112,6 +121,8 @@ def h_score(x: Tensor,
     Returns:
         float: Between 0 and the number of classes less one.
     """
+    if labels.dim() > 1:
+        return _over_classes(h_score, x, labels, shrinkage)
     x, onehot = _columns(x, labels)
     x = x - x.mean(0)
     covariance = x.T @ x / len(x)
@@ -178,6 +189,8 @@ def leep(posterior: Tensor, labels: Tensor) -> float:
     Returns:
         float: Not above zero.
     """
+    if labels.dim() > 1:
+        return _over_classes(leep, posterior, labels)
     posterior, onehot = _columns(posterior, labels)
     # a component without members counts for no row
     mass = posterior.sum(0).clamp(min=1e-300)

@@ -3,7 +3,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vim_mm.datasets import SoftOnly
 from vim_mm.models.class_counts import check_labels
+from vim_mm.models.layouts import Streams
 from .places import Memory, Room, agreed_length, size_of
 
 
@@ -40,6 +41,8 @@ def unwrap(model: BaseModel) -> BaseModel:
 
 def to_device(data: object, device: torch.device) -> object:
     """Move all tensors and data samples of a nested structure."""
+    if isinstance(data, Streams):
+        return data.map(lambda stream: to_device(stream, device))
     return apply_to(data, lambda x: hasattr(x, 'to'), lambda x: x.to(device))
 
 
@@ -93,16 +96,27 @@ def finite(dataloader: DataLoader) -> DataLoader:
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
                              getattr(batches.sampler, 'seed', None))
-    size = batches.batch_size
+    return _sampled(dataloader, sampler)
+
+
+def in_one_order(dataloader: DataLoader) -> DataLoader:
+    """The images in an order that does not depend on the seed of a run."""
+    if not getattr(dataloader.batch_sampler.sampler, 'shuffle', False):
+        return dataloader
+    return _sampled(dataloader, DefaultSampler(dataloader.dataset, seed=0))
+
+
+def _sampled(dataloader: DataLoader, sampler: DefaultSampler) -> DataLoader:
+    batches = dataloader.batch_sampler
     return DataLoader(
-        dataset,
-        batch_size=size,
+        sampler.dataset,
+        batch_size=batches.batch_size,
         sampler=sampler,
-        drop_last=getattr(batches, 'drop_last', False)
-        and len(sampler) >= size,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
-        worker_init_fn=dataloader.worker_init_fn)
+        worker_init_fn=dataloader.worker_init_fn,
+        drop_last=getattr(batches, 'drop_last', False)
+        and len(sampler) >= batches.batch_size)
 
 
 def is_endless(dataloader: DataLoader) -> bool:
@@ -201,6 +215,30 @@ def _passes(loader: DataLoader, room: Room) -> Iterator[dict]:
             if number >= room.batches:
                 break
         done += 1
+
+
+def split(batch: CachedBatch) -> List[CachedBatch]:
+    """The images of a batch, each as a batch of its own."""
+    return [
+        CachedBatch(
+            tuple(level[i:i + 1] for level in batch.features), [sample],
+            torch.Size((1, *batch.input_shape[1:])))
+        for i, sample in enumerate(batch.data_samples)
+    ]
+
+
+def alike(images: Sequence[CachedBatch]) -> List[CachedBatch]:
+    """Images in batches, those of one shape together."""
+    groups: Dict[tuple, List[CachedBatch]] = {}
+    for image in images:
+        groups.setdefault(tuple(image.input_shape), []).append(image)
+    return [
+        CachedBatch(
+            tuple(map(torch.cat, zip(*(image.features for image in group)))),
+            [image.data_samples[0] for image in group],
+            torch.Size((len(group), *shape[1:])))
+        for shape, group in groups.items()
+    ]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vim_mm.models.layouts import Streams
 from vim_mm.utils.memory import free_memory, readable
 
 
@@ -87,9 +88,12 @@ class Disk(Memory):
             tensors.append(tensor)
             return tensor
 
-        each_tensor((features, samples), collect)
+        for part in (features, samples):
+            each_tensor(part, collect)
         mapped = iter(self._map(tensors))
-        return each_tensor((features, samples), lambda _: next(mapped))
+        return tuple(
+            each_tensor(part, lambda _: next(mapped))
+            for part in (features, samples))
 
     def _map(self, tensors: List[Tensor]) -> List[Tensor]:
         path = self.folder / f'.{os.getpid()}-{next(self._numbers)}.cache'
@@ -208,6 +212,8 @@ def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         })
         return leaf
 
+    if isinstance(value, Streams):
+        return value.map(lambda stream: each_tensor(stream, change))
     return apply_to(value,
                     lambda leaf: isinstance(leaf, (Tensor, BaseDataElement)),
                     changed)
@@ -215,6 +221,8 @@ def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def size_of(value: Any) -> int:
     """Bytes of the tensors and arrays of a nested structure."""
+    if isinstance(value, Streams) and value.read_trunk is not None:
+        return sum(map(size_of, value)) + size_of(value.read_trunk())
     if isinstance(value, (list, tuple)):
         return sum(map(size_of, value))
     if isinstance(value, (Mapping, BaseDataElement)):

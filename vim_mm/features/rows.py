@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Features and labels of any kind of task as rows."""
 
-from typing import List, Tuple
+import math
+from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,23 @@ from .cache import CachedBatch
 IGNORED = -1
 
 
+class LabelledRows(NamedTuple):
+    """The rows of some batches that are scored.
+
+    Attributes:
+        labels (Tensor): Class of every row, (n, ), or a column for each class
+            where images may have several, (n, c).
+        picture (Tensor): Image of every row, (n, ).
+        kept (list[Tensor]): Which rows of each batch they are.
+    """
+    labels: Tensor
+    picture: Tensor
+    kept: List[Tensor]
+
+
 def rows_of(cached: List[CachedBatch],
             num_extra_tokens: int,
             max_rows: int = 20000,
-            seed: int = 0,
             all_levels: bool = False) -> Tuple[Tensor, Tensor, Tensor]:
     """Feature rows, their classes and their images, for any kind of task.
 
@@ -32,55 +46,110 @@ def rows_of(cached: List[CachedBatch],
         num_extra_tokens (int): Class and register tokens, for pooling.
         max_rows (int): More rows than this are thinned at random, always
             the same ones of data of one size. Defaults to 20000.
-        seed (int): Thins in another way. Defaults to 0.
         all_levels (bool): Patches have the features of all maps, averaged or
             repeated on the grid of the last one. Defaults to False.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: (n, d), (n, ) and (n, ).
+        tuple[Tensor, Tensor, Tensor]: (n, d), (n, ) or (n, c), and (n, ), see
+        :class:`LabelledRows`.
 
     Raises:
         ValueError: If the annotations are of no kind known here.
     """
-    rows, labels, pictures, start = [], [], [], 0
-    for batch in cached:
-        sample = batch.data_samples[0]
-        kind = find_kind(sample, 'gt')
-        if kind == 'cls':
-            x = pool_tokens(batch.features, num_extra_tokens)[:, None]
-            y = [s.gt_label for s in batch.data_samples]
-            if any(len(each) != 1 for each in y):
-                raise ValueError('Modules can be scored on images of one '
-                                 'class each; some have several, or none.')
-            y = torch.stack(y)
-        elif kind is not None:
-            grid = batch.features[-1].shape[-2:]
-            maps = batch.features if all_levels else batch.features[-1:]
-            x = torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], 1)
-            x = x.flatten(2).transpose(1, 2)
-            y = torch.stack([
-                patch_labels(s, grid, batch.input_shape[-2:])
-                for s in batch.data_samples
-            ])
-        else:
-            known = ', '.join(kind.gt for kind in KINDS.values())
-            raise ValueError(f'Modules can be scored on one of {known}; these '
-                             f'samples hold {sample.keys()}.')
-        picture = torch.arange(start, start + len(x))
-        start += len(x)
-        pictures.append(picture[:, None].expand(x.shape[:2]).flatten())
-        rows.append(x)  # a view: patches of all images are many
-        labels.append(y.flatten())
-    y, picture = torch.cat(labels), torch.cat(pictures)
-    labelled = (y != IGNORED).nonzero()[:, 0]
-    keep = labelled[thinned(len(labelled), max_rows, seed)]
-    x, first = [], 0
-    for part in rows:
-        last = first + part.shape[0] * part.shape[1]
-        index = keep[(keep >= first) & (keep < last)] - first
-        x.append(part[index // part.shape[1], index % part.shape[1]])
-        first = last
-    return torch.cat(x), y[keep], picture[keep]
+    rows = label_rows(cached, max_rows)
+    x = [
+        feature_rows(batch, num_extra_tokens, kept, all_levels)
+        for batch, kept in zip(cached, rows.kept)
+    ]
+    return torch.cat(x), rows.labels, rows.picture
+
+
+def label_rows(cached: Sequence[CachedBatch],
+               max_rows: int = 20000) -> LabelledRows:
+    """The classes and images of the rows of batches.
+
+    Args:
+        cached (Sequence[CachedBatch]): Of their features the shapes matter.
+        max_rows (int): See :func:`rows_of`.
+
+    Raises:
+        ValueError: See :func:`rows_of`.
+    """
+    samples = [s for batch in cached for s in batch.data_samples]
+    if kind_of(samples[0]) == 'cls':
+        y = _image_labels([s.gt_label for s in samples])
+        picture = torch.arange(len(samples))
+        sizes = [len(batch.data_samples) for batch in cached]
+    else:
+        parts = [
+            patch_labels(s, _grid(batch), batch.input_shape[-2:])
+            for batch in cached for s in batch.data_samples
+        ]
+        y = torch.cat(parts)
+        picture = torch.arange(len(samples)).repeat_interleave(
+            torch.tensor([len(part) for part in parts]))
+        sizes = [
+            len(batch.data_samples) * math.prod(_grid(batch))
+            for batch in cached
+        ]
+    labelled = (y != IGNORED).nonzero()[:, 0] if y.dim() == 1 else picture
+    kept = labelled[thinned(len(labelled), max_rows)]
+    first, of_batch = 0, []
+    for size in sizes:
+        inside = (kept >= first) & (kept < first + size)
+        of_batch.append(kept[inside] - first)
+        first += size
+    return LabelledRows(y[kept], picture[kept], of_batch)
+
+
+def feature_rows(batch: CachedBatch,
+                 num_extra_tokens: int,
+                 kept: Tensor,
+                 all_levels: bool = False) -> Tensor:
+    """The features of rows of a batch, (n, d).
+
+    Args:
+        batch (CachedBatch): The batch.
+        num_extra_tokens (int): See :func:`rows_of`.
+        kept (Tensor): Which of its rows.
+        all_levels (bool): See :func:`rows_of`.
+    """
+    if kind_of(batch.data_samples[0]) == 'cls':
+        return pool_tokens(batch.features, num_extra_tokens)[kept]
+    maps = batch.features if all_levels else batch.features[-1:]
+    grid = _grid(batch)
+    x = torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], 1)
+    x = x.flatten(2).transpose(1, 2)  # a view: patches of all images are many
+    return x[kept // x.shape[1], kept % x.shape[1]]
+
+
+def kind_of(sample: object) -> str:
+    """The kind of task a data sample is annotated for.
+
+    Raises:
+        ValueError: If it is of no kind known here.
+    """
+    kind = find_kind(sample, 'gt')
+    if kind is None:
+        known = ', '.join(kind.gt for kind in KINDS.values())
+        raise ValueError(f'Modules can be scored on one of {known}; these '
+                         f'samples hold {sample.keys()}.')
+    return kind
+
+
+def _grid(batch: CachedBatch) -> Tuple[int, int]:
+    return tuple(batch.features[-1].shape[-2:])
+
+
+def _image_labels(labels: Sequence[Tensor]) -> Tensor:
+    """Classes (n, ), or a column for each class if some have not just one."""
+    if all(len(each) == 1 for each in labels):
+        return torch.cat(list(labels))
+    found = [int(label) for each in labels for label in each]
+    columns = torch.zeros(len(labels), max(found, default=0) + 1)
+    for row, each in zip(columns, labels):
+        row[each.long()] = 1
+    return columns
 
 
 def thinned(num: int, limit: int, seed: int = 0) -> Tensor:

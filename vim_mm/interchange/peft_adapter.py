@@ -2,25 +2,26 @@
 """LoRA modules to PEFT adapters, and back.
 
 Both directions are exact. Three of their linears (queries, keys, values) may
-be one of ours: the change ``[B_q; B_k; B_v] A`` of one splits into three with
-the same ``A``; three changes of their own stack into one of the sum of their
-ranks, whose ``B`` is block-diagonal. A module has one rank, so that smaller
-ones are padded with zeros.
+be one of ours, or the reverse; see :mod:`.peft_changes`.
 """
 
 import os
+import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
-import torch
-from torch import Tensor, nn
+from mmengine.logging import print_log
+from torch import nn
 
 from vim_mm.zoo.card import ModuleCard, ZooError
 from vim_mm.zoo.fingerprint import get_slot, trunk_fingerprint
 from vim_mm.zoo.zoo import Zoo
-from .peft_folder import LinearChange, read_adapter, write_adapter
-from .peft_layouts import LAYOUTS, find_layout, layer_of, slot_of
+from .peft_backbones import HEADS, Found, OwnNames, find_backbone
+from .peft_changes import LinearChange, equalise, split, stack
+from .peft_folder import Adapter, read_adapter, write_adapter
+from .peft_layouts import LAYOUTS
 
 PathLike = Union[str, os.PathLike]
 
@@ -59,24 +60,32 @@ def export_adapter(zoo: Union[Zoo, PathLike],
     if card.kind != 'LoRA':
         raise ZooError(f"Module '{name}' consists of {card.kind} adapters, "
                        'which PEFT does not know: only LoRA can be exported.')
-    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
-    renamed = {}
+    theirs, ours = LAYOUTS[layout], find_backbone(card.slots)
+    places = {}
     for slot in card.slots:
-        layer = layer_of(slot)
-        targets = layer and LAYOUTS[layout].targets(layer)
+        place = ours and ours.places.get(slot)
+        targets = theirs.targets(place) if place else []
         if not targets:
             raise ZooError(
                 f"Module '{name}' changes '{slot}', which has no name in the "
-                f'layout of {LAYOUTS[layout].models}.')
-        ups = tensors[f'{slot}.up.weight'].chunk(len(targets))
-        for target, up in zip(targets, ups):
-            renamed[f'{prefix}{target}.lora_A.weight'] = tensors[
-                f'{slot}.down.weight']
-            renamed[f'{prefix}{target}.lora_B.weight'] = up
+                f'layout of {theirs.models}.')
+        places.update((each, theirs.locate(each)) for each in targets)
     rank = len(tensors[f'{card.slots[0]}.down.weight'])
     alpha = card.adapter.get('alpha')
+    scale = Fraction(rank if alpha is None else alpha) / rank
+    changes = {
+        slot:
+        LinearChange(tensors[f'{slot}.down.weight'],
+                     tensors[f'{slot}.up.weight'], scale)
+        for slot in card.slots
+    }
+    rank, alpha, changes = equalise(
+        stack(split(changes, ours.places), places))
+    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     write_adapter(
-        Path(dst), rank, rank if alpha is None else alpha, renamed, base_model)
+        Path(dst), rank, alpha,
+        {prefix + each: change
+         for each, change in changes.items()}, base_model)
     return Path(dst)
 
 
@@ -89,15 +98,18 @@ def import_adapter(src: PathLike,
                    **card_fields: Any) -> ModuleCard:
     """Read PEFT's adapter directory as a LoRA module of a zoo.
 
+    What it changes beside the backbone, such as a text tower or a classifier
+    that was trained along, is left out, and a line says so.
+
     Args:
         src (PathLike): The directory.
         zoo (Zoo | PathLike): The zoo or its directory.
         name (str): Name of the new module.
-        trunk (nn.Module): Our twin of the adapter's base model, an
-            ``mmpretrain.VisionTransformer`` or an ``mmpretrain.TIMMBackbone``
-            of timm's VisionTransformer, with its weights loaded. An adapter
-            does not say which weights it belongs to: that they are the same
-            is the caller's word.
+        trunk (nn.Module): The backbone of the adapter's base model with its
+            weights loaded: the same network, or a twin of another library
+            whose names :mod:`.peft_layouts` knows. An adapter does not say
+            which weights it belongs to: that they are the same is the
+            caller's word.
         trunk_card (Mapping, optional): What the card says of the trunk
             besides its type and fingerprint, e.g. ``weights``.
         overwrite (bool): Whether to replace a module of that name.
@@ -112,93 +124,113 @@ def import_adapter(src: PathLike,
             changes layers that the trunk does not have.
     """
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
-    changes = read_adapter(Path(src))
+    adapter = read_adapter(Path(src))
     try:
-        fused = {
-            slot_of(layer, trunk): parts[0]
-            if len(parts) == 1 else _stack(layer, parts)
-            for layer, parts in _by_layer(changes).items()
-        }
-        dims = {slot: _check_slot(trunk, slot, fused[slot]) for slot in fused}
+        theirs, ours = _find(adapter, trunk)
+        left = _left_out(adapter, theirs)
+        changes = stack(split(_inside(adapter, theirs, ours, trunk),
+                              theirs.places), ours.places)
+        dims = {slot: _check_slot(trunk, slot, changes[slot])
+                for slot in changes}
     except ZooError as error:
         raise ZooError(f"'{src}' cannot become a module: {error}") from None
-    order = [slot for slot, _ in trunk.named_modules() if slot in fused]
-    rank, alpha, tensors = _equalise({slot: fused[slot] for slot in order})
+    rank, alpha, changes = equalise(changes)
+    tensors = {}
+    for slot, change in changes.items():
+        tensors[f'{slot}.down.weight'] = change.down
+        tensors[f'{slot}.up.weight'] = change.up
     card = ModuleCard(
         name=name,
         kind='LoRA',
         adapter=dict(type='vim_mm.LoRA', rank=rank, alpha=alpha),
-        slots=order,
-        dims={slot: dims[slot]
-              for slot in order},
+        slots=list(changes),
+        dims=dims,
         trunk=dict(
             trunk_card or {},
             type=type(trunk).__name__,
-            fingerprint=trunk_fingerprint(trunk, order)),
+            fingerprint=trunk_fingerprint(trunk, list(changes))),
         **card_fields)
-    return zoo.save(card, tensors, overwrite=overwrite)
+    card = zoo.save(card, tensors, overwrite=overwrite)
+    if left:
+        print_log(
+            f"'{name}': {len(left)} layers of '{src}' are no part of the "
+            f'backbone and were left out: {_counted(left)}.',
+            logger='current')
+    return card
 
 
-def _by_layer(
-    changes: Mapping[str, LinearChange]
-) -> Dict[str, List[Optional[LinearChange]]]:
-    """Layers to their changes: one, or three of which some may lack."""
-    layout = find_layout(changes)
-    odd = [name for name in changes if layout.locate(name) is None]
-    if odd:
+def _find(adapter: Adapter, trunk: nn.Module) -> Tuple[Found, Found]:
+    """The backbone in the adapter, and the trunk, in comparable names."""
+    linears = [
+        name for name, part in trunk.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    own = OwnNames(linears)
+    same = find_backbone(adapter.changes, [own])
+    known = find_backbone(adapter.changes)
+    if same and (not known or len(same.places) >= len(known.places)):
+        return same, find_backbone(linears, [own])
+    ours = find_backbone(linears)
+    if known is None:
         raise ZooError(
-            f"its layer '{odd[0]}' is no linear in the blocks of a vision "
-            'transformer of '
-            f'{", ".join(each.models for each in LAYOUTS.values())}.')
-    layers: Dict[str, List[Optional[LinearChange]]] = {}
-    prefixes = set()
-    for name, change in changes.items():
-        prefix, layer, part = layout.locate(name)
-        prefixes.add(prefix)
-        number = len(layout.targets(layer))
-        layers.setdefault(layer, [None] * number)[part] = change
-    if len(prefixes) > 1:
-        raise ZooError(f'it changes several models at once, {sorted(prefixes)}'
-                       ', and a module belongs to one trunk.')
-    return layers
+            f"its layer '{next(iter(adapter.changes))}' is no linear of this "
+            f'{type(trunk).__name__}, nor of a backbone with the names of one '
+            f'of the layouts {", ".join(LAYOUTS)}.')
+    if ours is None:
+        raise ZooError(f'it belongs to {known.layout.models}, of which this '
+                       f'{type(trunk).__name__} is no twin.')
+    return known, ours
 
 
-def _stack(layer: str, parts: List[Optional[LinearChange]]) -> LinearChange:
-    """Changes of equal layers as one of their stack, exactly."""
-    present = [part for part in parts if part is not None]
-    out = len(present[0].up)
-    if len({(part.down.shape[1], len(part.up)) for part in present}) > 1:
-        raise ZooError(f"the layers that make '{layer}' differ in width: keys "
-                       'and values of fewer heads have no twin here.')
-    scale = present[0].scale
-    if len(present) == len(parts) and all(
-            part.scale == scale and torch.equal(part.down, present[0].down)
-            for part in parts):
-        return LinearChange(present[0].down,
-                            torch.cat([part.up for part in parts]), scale)
-    down = torch.cat([part.down for part in present])
-    if any(part.scale != scale for part in present):
-        present_up = [part.up * float(part.scale) for part in present]
-        scale = Fraction(1)
-    else:
-        present_up = [part.up for part in present]
-    up = down.new_zeros(len(parts) * out, len(down))
-    column, values = 0, iter(present_up)
-    for row, part in enumerate(parts):
-        if part is not None:
-            rank = len(part.down)
-            up[row * out:(row + 1) * out, column:column + rank] = next(values)
-            column += rank
-    return LinearChange(down, up, scale)
+def _left_out(adapter: Adapter, theirs: Found) -> List[str]:
+    """The layers of an adapter that no output of the backbone depends on.
+
+    Raises:
+        ZooError: If any other layer has no place, or there is a second
+            backbone.
+    """
+    layout, prefix, places = theirs
+    left = [name for name in adapter.changes if name not in places]
+    for other in {place.prefix for name in left
+                  if (place := layout.locate(name))}:
+        # a text tower has some of the names, a stage or a second backbone all
+        blocks = other + layout.tower + layout.blocks.partition('{}')[0]
+        if other[-2:-1].isdigit() or all(
+                map(layout.locate,
+                    (name for name in left if name.startswith(blocks)))):
+            raise ZooError(
+                'it changes several models at once, '
+                f'{sorted([other + layout.tower, prefix])}, and a module '
+                'belongs to one trunk.')
+    left += adapter.others
+    for name in left:
+        if name.startswith(prefix) and not HEADS.fullmatch(
+                name[len(prefix):]):
+            raise ZooError(
+                f"its layer '{name}' is no linear in the blocks of the "
+                'backbone, and what is computed depends on it: train it '
+                'without (target_modules, modules_to_save).')
+    return left
+
+
+def _inside(adapter: Adapter, theirs: Found, ours: Found,
+            trunk: nn.Module) -> Dict[str, LinearChange]:
+    """The changes of the backbone, all of which the trunk has a place for."""
+    there = {(place.block, layer)
+             for place in ours.places.values() for layer in place.layers}
+    for name, (_, block, layers) in theirs.places.items():
+        if not there.issuperset((block, layer) for layer in layers):
+            raise ZooError(
+                f"its layer '{name}' has no twin in this "
+                f"{type(trunk).__name__}: load the twin of the adapter's "
+                'base model.')
+    return {name: adapter.changes[name] for name in theirs.places}
 
 
 def _check_slot(trunk: nn.Module, slot: str,
                 change: LinearChange) -> Union[int, List[int]]:
     """The dims of a slot, as on a card; one number if it is square."""
     linear = get_slot(trunk, slot)
-    if not isinstance(linear, nn.Linear):
-        raise ZooError(f"'{slot}' of this {type(trunk).__name__} is a "
-                       f'{type(linear).__name__}, no linear layer.')
     dims = [change.down.shape[1], len(change.up)]
     found = [linear.in_features, linear.out_features]
     if dims != found:
@@ -209,25 +241,8 @@ def _check_slot(trunk: nn.Module, slot: str,
     return dims[0] if dims[0] == dims[1] else dims
 
 
-def _equalise(
-    changes: Mapping[str, LinearChange]
-) -> Tuple[int, Union[int, float], Dict[str, Tensor]]:
-    """One rank and one alpha for all slots.
-
-    Returns:
-        tuple: The rank, the alpha, and ``'<slot>.<param>'`` to tensor.
-    """
-    rank = max(len(change.down) for change in changes.values())
-    scales = {change.scale for change in changes.values()}
-    common = scales.pop() if len(scales) == 1 else None
-    tensors = {}
-    for slot, (down, up, scale) in changes.items():
-        if common is None:
-            up = up * float(scale)
-        extra = rank - len(down)
-        tensors[f'{slot}.down.weight'] = nn.functional.pad(
-            down, (0, 0, 0, extra))
-        tensors[f'{slot}.up.weight'] = nn.functional.pad(up, (0, extra))
-    alpha = rank * (1 if common is None else common)
-    exact = int(alpha) if alpha == int(alpha) else float(alpha)
-    return rank, exact, tensors
+def _counted(names: List[str]) -> str:
+    """Names with their numbers counted, for a line."""
+    counts = Counter(re.sub(r'\b\d+\b', '*', name) for name in names)
+    return ', '.join(f'{name} ({count})' if count > 1 else name
+                     for name, count in sorted(counts.items()))

@@ -5,7 +5,7 @@ import json
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from vim_mm.utils.checkpoint import CheckpointError, load_from_safetensors
 from vim_mm.utils.files import new_folder
 from vim_mm.zoo.card import ZooError
 from vim_mm.zoo.files import pack
+from .peft_changes import LinearChange
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 BASE = 'base_model.model.'  # what PEFT's wrappers put before every name
@@ -22,40 +23,39 @@ HARMLESS = {
     'alpha_pattern', 'auto_mapping', 'base_model_name_or_path', 'bias',
     'ensure_weight_tying', 'eva_config', 'exclude_modules', 'inference_mode',
     'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'lora_alpha',
-    'lora_dropout', 'megatron_core', 'peft_type', 'peft_version',
-    'qalora_group_size', 'r', 'rank_pattern', 'revision', 'runtime_config',
-    'target_modules', 'task_type', 'use_rslora'
+    'lora_dropout', 'megatron_core', 'modules_to_save', 'peft_type',
+    'peft_version', 'qalora_group_size', 'r', 'rank_pattern', 'revision',
+    'runtime_config', 'target_modules', 'task_type', 'use_rslora'
 }
 # these starts leave the weights of the base model as they are
 STARTS = (True, False, 'gaussian', 'orthogonal', 'eva')
 
 
-class LinearChange(NamedTuple):
-    """``scale * up @ down``, added to the weight of a linear layer.
+class Adapter(NamedTuple):
+    """What an adapter changes, by the names of the layers in their model.
 
     Attributes:
-        down (Tensor): PEFT's ``lora_A``, (r, in).
-        up (Tensor): PEFT's ``lora_B``, (out, r).
-        scale (Fraction): Its factor, exactly.
+        changes (dict[str, LinearChange]): Linear layers.
+        others (list[str]): Layers that it changes in any other way, or
+            brings whole (``modules_to_save``).
     """
 
-    down: Tensor
-    up: Tensor
-    scale: Fraction
+    changes: Dict[str, LinearChange]
+    others: List[str]
 
 
-def read_adapter(folder: Path) -> Dict[str, LinearChange]:
-    """Read a LoRA adapter that does nothing but change linear layers.
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA adapter.
 
     Args:
         folder (Path): PEFT's adapter directory.
 
     Returns:
-        dict[str, LinearChange]: By the names of the layers in their model.
+        Adapter: What it changes.
 
     Raises:
-        ZooError: If it is damaged, or does anything else; the sentence names
-            it.
+        ZooError: If it is damaged, or its settings are more than plain LoRA;
+            the sentence names what.
     """
     try:
         config = json.loads((folder / CONFIG).read_bytes())
@@ -80,11 +80,6 @@ def _check(config: dict) -> None:
     if kind != 'LORA':
         raise ZooError(f'its peft_type is {kind!r}, and only LORA has a twin '
                        'here (vim_mm.LoRA).')
-    if config.get('modules_to_save'):
-        raise ZooError(
-            f"its modules_to_save, {config['modules_to_save']}, are whole "
-            'layers beside the adapter, and a module holds the adapter alone: '
-            'save it without them.')
     if config.get('bias', 'none') != 'none':
         raise ZooError(f"its bias={config['bias']!r} changes biases of the "
                        "trunk, which stays frozen: train with bias='none'.")
@@ -116,24 +111,24 @@ def _read_tensors(path: Path) -> Dict[str, Tensor]:
     return load_from_safetensors(str(path))['state_dict']
 
 
-def _pair(config: dict, tensors: Dict[str, Tensor]) -> Dict[str, LinearChange]:
+def _pair(config: dict, tensors: Dict[str, Tensor]) -> Adapter:
     found: Dict[str, Dict[str, Tensor]] = {}
+    others = set()
     for key, tensor in tensors.items():
-        match = re.fullmatch(
-            rf'(?:{re.escape(BASE)})?(.+)\.lora_(A|B)\.weight', key)
+        key = key.removeprefix(BASE)
+        match = re.fullmatch(r'(.+)\.lora_(A|B)\.weight', key)
         if match is None or tensor.ndim != 2:
-            raise ZooError(
-                f"its tensor '{key}' of shape {tuple(tensor.shape)} is no "
-                'lora_A or lora_B of a linear layer: plain LoRA alone (no '
-                'DoRA, no biases, no embeddings, no whole layers) has a twin '
-                'here.')
+            others.add(re.split(r'\.lora_|\.[^.]*$', key)[0])
+            continue
         pair = found.setdefault(match[1], {})
         if match[2] in pair:
             raise ZooError(f"its layer '{match[1]}' has two lora_{match[2]}: "
                            'save it again.')
         pair[match[2]] = tensor.float()
     if not found:
-        raise ZooError('it changes no layer.')
+        names = ', '.join(sorted(others)[:3])
+        raise ZooError(f"it changes no linear layer, but {names or 'nothing'}"
+                       ': its target_modules name none.')
     changes = {}
     for name, pair in found.items():
         if len(pair) < 2:
@@ -146,7 +141,7 @@ def _pair(config: dict, tensors: Dict[str, Tensor]) -> Dict[str, LinearChange]:
                 f'a lora_B of rank {up.shape[1]}: save it again.')
         changes[name] = LinearChange(down, up,
                                      _scale(config, name, down.shape[0]))
-    return changes
+    return Adapter(changes, sorted(others))
 
 
 def _scale(config: dict, name: str, rank: int) -> Fraction:
@@ -169,7 +164,7 @@ def _scale(config: dict, name: str, rank: int) -> Fraction:
 def write_adapter(folder: Path,
                   rank: int,
                   alpha: float,
-                  tensors: Dict[str, Tensor],
+                  changes: Mapping[str, LinearChange],
                   base_model: Optional[str] = None) -> None:
     """Write a LoRA adapter as PEFT does.
 
@@ -177,14 +172,13 @@ def write_adapter(folder: Path,
         folder (Path): The directory to make.
         rank (int): Its rank.
         alpha (float): Numerator of its scale.
-        tensors (dict[str, Tensor]): ``'<layer>.lora_A.weight'`` and
-            ``lora_B``, by the names of the layers in their model.
+        changes (Mapping): The changes, all of this rank and scale, by the
+            names of the layers in their model.
         base_model (str, optional): Where their model is found.
 
     Raises:
         ZooError: If the directory is there already.
     """
-    layers = sorted({key.rsplit('.', 2)[0] for key in tensors})
     config = dict(
         peft_type='LORA',
         task_type=None,
@@ -194,16 +188,12 @@ def write_adapter(folder: Path,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=0.0,
         bias='none',
-        target_modules=_escaped(layers))
+        # a pattern of whole names: a list would match the ends of names
+        target_modules='|'.join(map(re.escape, sorted(changes))))
+    tensors = {}
+    for name, (down, up, _) in changes.items():
+        tensors[f'{BASE}{name}.lora_A.weight'] = down
+        tensors[f'{BASE}{name}.lora_B.weight'] = up
     with new_folder(folder, ZooError) as draft:
         (draft / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
-        (draft / TENSORS).write_bytes(
-            pack({
-                BASE + key: value
-                for key, value in tensors.items()
-            }))
-
-
-def _escaped(layers: List[str]) -> str:
-    """A pattern of whole names: a list would match the ends of names."""
-    return '|'.join(re.escape(layer) for layer in layers)
+        (draft / TENSORS).write_bytes(pack(tensors))

@@ -135,10 +135,11 @@ def _spare(model: BaseModel, every_task: bool) -> Iterator[str]:
     for name, module in model.backbone.bank.members.items():
         if not any(param.requires_grad for param in module.parameters()):
             yield f'backbone.bank.members.{name}.'
-    if every_task:
-        return
     for prefix, fusion in model.named_modules():
         if not isinstance(fusion, BaseFusion):
+            continue
+        yield f'{prefix}.strength_of_'  # up to 0.1.0 there was none
+        if every_task:
             continue
         others = set(fusion.tasks) - {fusion.selected}
         for key in fusion.state_dict():

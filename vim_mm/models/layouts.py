@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The three layouts of a trunk's features, and streams of them."""
 
-from typing import Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -95,13 +95,38 @@ class Streams(tuple):
     Attributes:
         names (list[str], optional): The modules, in order; None once a copy
             has lost them.
+        read_trunk (callable, optional): Gives the bare trunk's features of
+            the same images, which may take a pass; None once a copy has lost
+            it.
     """
 
     names: Optional[List[str]] = None
+    read_trunk: Optional[Callable[[], tuple]] = None
 
     @classmethod
-    def of(cls, names: Sequence[str], features: Iterable[tuple]) -> 'Streams':
+    def of(cls,
+           names: Sequence[str],
+           features: Iterable[tuple],
+           read_trunk: Optional[Callable[[], tuple]] = None) -> 'Streams':
         """The streams of the named modules."""
         streams = cls(features)
         streams.names = list(names)
+        streams.read_trunk = read_trunk
         return streams
+
+    def map(self, change: Callable[[tuple], tuple]) -> 'Streams':
+        """The same of changed features, the trunk's read now."""
+        trunk = None
+        if self.read_trunk is not None:
+            trunk = Kept(change(self.read_trunk()))
+        return Streams.of(self.names or (), map(change, self), trunk)
+
+
+class Kept:
+    """What is called to get a value, which is there already."""
+
+    def __init__(self, value: tuple) -> None:
+        self.value = value
+
+    def __call__(self) -> tuple:
+        return self.value

@@ -162,7 +162,7 @@ def _without_gates(cfg: Config) -> List[dict]:
     """The hooks, except those that start gates."""
     return [
         h for h in cfg.custom_hooks if h['type'].split('.')[-1] not in
-        ('ScoreGatesHook', 'HoldOutGatesHook')
+        ('ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook')
     ]
 
 

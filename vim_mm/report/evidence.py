@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Tuple
 
 from vim_mm.evaluation.transferability import library
-from vim_mm.features.module_rows import TRUNK
+from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
+
+#: Methods of a report beside single modules, and what rankings call them.
+METHODS = {
+    TRUNK: TRUNK,
+    'uniform gates': UNIFORM,
+    'score-started gates': FUSED
+}
 
 
 @dataclass
@@ -34,12 +41,14 @@ def usefulness(report: Path, step: str) -> Tuple[str, Dict[str, float]]:
 
     Args:
         report (Path): A ``report.json``; rows of the method 'single: NAME'
-            are read, and several runs of one are averaged.
+            and of :data:`METHODS` are read, and several runs of one are
+            averaged.
         step (str): The step of the report, which is the config's file name.
 
     Returns:
         tuple[str, dict[str, float]]: Name of the metric, larger being better,
-        and its value for each module, and for the bare trunk if it is there.
+        and its value for each module, and as far as they are there for the
+        bare trunk, all modules alike and the recommended fusion.
 
     Raises:
         ValueError: If the report has no such step, or no single modules.
@@ -50,13 +59,15 @@ def usefulness(report: Path, step: str) -> Tuple[str, Dict[str, float]]:
         values: Dict[str, List[float]] = {}
         for row in ours:
             method = row['method']
-            if method.startswith('single: ') or method == TRUNK:
+            name = METHODS.get(method)
+            if method.startswith('single: '):
                 name = method.replace('single: ', '', 1)
+            if name is not None:
                 values.setdefault(name, []).append(float(row['value']))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f'{str(report)!r} is no report.json of the demo '
                          f'({error!r}).') from error
-    if not set(values) - {TRUNK}:
+    if not set(values) - set(METHODS.values()):
         steps = sorted({row['step'] for row in rows})
         raise ValueError(
             f"{str(report)!r} has no rows 'single: NAME' of the step "
@@ -67,12 +78,15 @@ def usefulness(report: Path, step: str) -> Tuple[str, Dict[str, float]]:
 
 
 def agreement(scores: Mapping[str, Mapping[str, float]],
-              truth: Mapping[str, float]) -> Dict[str, Agreement]:
+              truth: Mapping[str, float],
+              whole: bool = False) -> Dict[str, Agreement]:
     """Compare the order of every score with the true one.
 
     Args:
         scores: Module to name of the score to value.
         truth: Module to what it achieved, larger being better.
+        whole (bool): Whether the bare trunk, all modules alike and the
+            recommended fusion count as well. Defaults to False.
 
     Returns:
         dict[str, Agreement]: By name of the score, over the modules known to
@@ -81,12 +95,13 @@ def agreement(scores: Mapping[str, Mapping[str, float]],
     Raises:
         ValueError: If they have fewer than two modules in common.
     """
-    modules = [m for m in scores if m in truth and m != TRUNK]
+    others = () if whole else METHODS.values()
+    modules = [m for m in scores if m in truth and m not in others]
     if len(modules) < 2:
         raise ValueError(
             f'Evidence and ranking have {len(modules)} modules in common '
             f'({modules}), and an order takes two; the evidence knows '
-            f'{sorted(set(truth) - {TRUNK})}.')
+            f'{sorted(set(truth) - set(METHODS.values()))}.')
     stats = library('scipy.stats')
     true = [truth[m] for m in modules]
     result = {}

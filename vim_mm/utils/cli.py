@@ -1,6 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Exit of the tools: one sentence for a user's mistake, no traceback."""
+"""What the tools share: options, tables, and how they exit.
 
+A user's mistake is one sentence, not a traceback.
+"""
+
+import argparse
 import os
 import signal
 import sys
@@ -87,6 +91,36 @@ def _stdout_closed() -> bool:
     except BrokenPipeError:
         return True
     return False
+
+
+def add_experts_per_token(parser: argparse.ArgumentParser) -> None:
+    """Add ``--k``: a number, or numbers by patterns of layers' names."""
+    parser.add_argument(
+        '--k',
+        action=_ExpertsPerToken,
+        help="experts per token (default: as trained); or 'PATTERN=2', "
+        'several times, of which the first that matches a layer counts')
+
+
+class _ExpertsPerToken(argparse.Action):
+    """``--k 2`` as 2; ``--k A=1 --k B=3`` as a dict."""
+
+    def __call__(self,
+                 parser: argparse.ArgumentParser,
+                 namespace: argparse.Namespace,
+                 value: str,
+                 option_string: Optional[str] = None) -> None:
+        before = getattr(namespace, self.dest)
+        pattern, is_pattern, number = value.rpartition('=')
+        if not number.lstrip('-').isdecimal():
+            parser.error(f'argument --k: {value!r} is neither a number nor '
+                         "'PATTERN=NUMBER'")
+        more = is_pattern and isinstance(before, dict)
+        if before is not None and not more:
+            parser.error('argument --k: give one number, or patterns alone')
+        k = {**(before or {}), pattern: int(number)} if is_pattern \
+            else int(number)
+        setattr(namespace, self.dest, k)
 
 
 def table_console() -> Console:

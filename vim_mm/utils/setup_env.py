@@ -2,13 +2,16 @@
 """Setup of the OpenMMLab stack by ``import vim_mm``."""
 
 from functools import wraps
-from typing import Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 from .import_hooks import install_ops_finder, when_imported
 from .quiet_logs import drop_debug_prints
+
+if TYPE_CHECKING:
+    from mmengine.registry import Registry
 
 OWN_SCOPE = 'vim_mm'
 
@@ -30,6 +33,7 @@ def prepare_stack() -> None:
     install_ops_finder()
     when_imported('mmengine.runner.checkpoint', make_loading_safe)
     when_imported('mmengine.dataset.base_dataset', name_unreadable_files)
+    when_imported('mmpretrain.utils.dependency', leave_multimodal_out)
 
 
 def leave_own_scope_out() -> None:
@@ -59,6 +63,31 @@ def make_loading_safe() -> None:
     """Replace mmengine's loaders; imports torch, as they do."""
     from .checkpoint import register_loaders
     register_loaders()
+
+
+def leave_multimodal_out() -> None:
+    """Let mmpretrain be imported beside transformers 5.
+
+    Its multimodal models, which nothing of ours needs, are written for
+    transformers 4 and stop its import beside version 5. Without them
+    mmpretrain is what it is without transformers.
+    """
+    from mmpretrain.utils import dependency
+    if dependency.satisfy_requirement('transformers>=5'):
+        dependency.WITH_MULTIMODAL = False
+        dependency.register_multimodal_placeholder = refuse_all
+
+
+def refuse_all(names: Iterable[str], registry: 'Registry') -> None:
+    """Register functions that refuse to build what mmpretrain left out."""
+    for name in names:
+
+        def refuse(*args: Any, name: str = name, **kwargs: Any) -> None:
+            raise ImportError(
+                f'{name} of mmpretrain is written for transformers 4: '
+                'pip install "transformers<5"')
+
+        registry.register_module(name=name, module=refuse)
 
 
 def name_unreadable_files() -> None:

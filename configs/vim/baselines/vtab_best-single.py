@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""VTAB-1k: the one module of the best score.
+"""VTAB-1k: the one module that helps most.
 
-Chosen by ``ScoreGatesHook`` on training images alone, weight one everywhere.
+Chosen by ``ScoreGatesHook`` on training images alone, at the strength that
+suits it, the same everywhere; none if none helps.
 """
 _base_ = '../downstream_vtab.py'
 

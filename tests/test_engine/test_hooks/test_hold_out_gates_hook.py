@@ -11,13 +11,15 @@ from mmengine.runner import Runner
 from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, model_cfg, same, save_trunk, snapshot)
 from vim_mm.engine.hooks import HoldOutGatesHook, hold_out_gates_hook
+from vim_mm.engine.module_trials import ModuleTrials
+from vim_mm.evaluation.paired import HeldOut
 from vim_mm.evaluation.ridge import held_out_loss
 from vim_mm.evaluation.unlike_halves import unlike_halves
 from vim_mm.features.cache import CachedBatch, preprocess
 from vim_mm.features.rows import rows_of
 from vim_mm.zoo import save_module
 
-HOOK = dict(steps=6, batches=2, num_extra_tokens=0)
+HOOK = dict(steps=6, batches=2, num_extra_tokens=0, keep_better=False)
 
 
 def runner(folder: Path, kind: str = 'cls', streams: bool = False,
@@ -133,7 +135,7 @@ def test_a_router_learns_too(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_from_the_scores_and_comes_before_the_head(
-        tmp_path: Path) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = [
         dict(type='vim_mm.WarmHeadHook', epochs=1),
         dict(type='vim_mm.HoldOutGatesHook', **HOOK),
@@ -145,6 +147,10 @@ def test_it_goes_on_from_the_scores_and_comes_before_the_head(
     order = [n for n in order if n.endswith(('GatesHook', 'WarmHeadHook'))]
     assert order == ['ScoreGatesHook', 'HoldOutGatesHook', 'WarmHeadHook']
     scores = []
+    # all alike is best
+    monkeypatch.setattr(
+        ModuleTrials, '_ridge', lambda _, weights: HeldOut(
+            1. * (weights == (.5, .5)), torch.zeros(8)))
     hook, = (h for h in run.hooks if isinstance(h, HoldOutGatesHook))
     backward, fusion = hook.backward, run.model.backbone.fusion
 
@@ -154,10 +160,39 @@ def test_it_goes_on_from_the_scores_and_comes_before_the_head(
 
     hook.backward = spy
     run.train()
-    expected = torch.tensor(
-        list(run.message_hub.get_info('module_scores').values())) / 0.1
+    expected = torch.tensor([.5, .5]).log()
     torch.testing.assert_close(scores[0], expected.expand(6, -1))
     assert len(scores) == HOOK['steps']
+    assert fusion.strengths['default'] == 1
+
+
+def test_a_task_that_is_off_stays_so(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run.model.backbone.fusion.set_weights('default', torch.zeros(2))
+    before = snapshot(run.model)
+    HoldOutGatesHook(**HOOK).before_train(run)
+    assert same(before, snapshot(run.model))
+
+
+@pytest.mark.parametrize('best', ['learned', 'start', 'trunk'])
+def test_what_is_learned_stays_if_it_helps_more(
+        tmp_path: Path, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = dict(learned=1., start=1., trunk=0.)
+    order[best] += 2
+
+    def score(self, setting) -> HeldOut:
+        name = setting if isinstance(setting, str) else 'trunk'
+        return HeldOut(order[name], torch.zeros(8))
+
+    monkeypatch.setattr(ModuleTrials, '_ridge', score)
+    run = runner(tmp_path)
+    HoldOutGatesHook(**dict(HOOK, keep_better=True)).before_train(run)
+    gates = run.model.backbone.fusion.gates('default')
+    start = torch.full_like(gates, .5)
+    if best == 'learned':
+        assert gates.sum() > 0 and not torch.equal(gates, start)
+    else:
+        assert torch.equal(gates, start * (best == 'start'))
 
 
 def test_an_averaged_model_starts_from_these_gates(tmp_path: Path) -> None:

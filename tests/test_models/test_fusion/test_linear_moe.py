@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Weights that need not sum to one, alone, in a trunk and in a neck."""
 
-import pytest
 import torch
 
 from _tiny import SIZE, add_modules, build_backbone, occupy
@@ -18,33 +17,6 @@ def test_weights_are_what_is_learned() -> None:
     assert fusion.gates('default').sum(1).tolist() == [1., 0.]
     fusion.gates('default').sum().backward()
     assert torch.equal(fusion.logits['default'].grad, torch.ones(2, 3))
-
-
-@pytest.mark.parametrize(('ranks', 'expected'), [
-    ((1., 0.5), [0.5, 0., 1.]),
-    ((1., ), [0., 0., 1.]),
-    ((2., 1., 0.5, 0.25), [1., 0.5, 2.]),
-])
-def test_scores_start_weights_by_rank(ranks: tuple, expected: list) -> None:
-    fusion = LinearMoE(occupy(NAMES, 4, 4), ranks=ranks)
-    scores = torch.tensor([0.6, -0.2, 0.61])
-    fusion.set_scores('default', scores, temperature=0.1)
-    assert fusion.gates('default').tolist() == [expected] * 2
-    # alone at weight one, as it was trained
-    alone = LinearMoE(occupy(['a'], 4), ranks=ranks[:1])
-    alone.set_scores('default', scores[:1], temperature=0.1)
-    assert alone.gates('default').tolist() == [[ranks[0]]]
-
-
-def test_of_equal_scores_the_first_is_the_best() -> None:
-    fusion = LinearMoE(occupy(NAMES, 4))
-    fusion.set_scores('default', torch.full((3, ), 0.3), temperature=0.1)
-    assert fusion.gates('default').tolist() == [[1., 0.25, 0.]]
-
-
-def test_no_ranks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'`ranks` is \(\)'):
-        LinearMoE(occupy(NAMES, 4), ranks=())
 
 
 def test_the_loop_over_modules_in_a_trunk() -> None:

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
 from .finite_loss_hook import FiniteLossHook
 from .gate_log_hook import GateLogHook
@@ -15,8 +16,8 @@ from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'CostHook', 'FiniteLossHook', 'GateLogHook', 'GuardHook',
-    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
-    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StudentHook',
-    'SummaryHook', 'WarmHeadHook'
+    'BetterGatesHook', 'CostHook', 'FiniteLossHook', 'GateLogHook',
+    'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook',
+    'NormEvalHook', 'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook',
+    'StudentHook', 'SummaryHook', 'WarmHeadHook'
 ]

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from copy import deepcopy
 from itertools import islice
 from typing import Iterator, List, Optional
 
@@ -18,11 +19,14 @@ from vim_mm.features.cache import (CachedBatch, check_filled, finite,
                                    preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
+from vim_mm.utils.seeds import seeded
 from ..loaded import spared
 from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
+from ..module_trials import keep_better
 from ..rates import check_optimizer
+from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import average_gradients
 
 
@@ -40,7 +44,9 @@ class HoldOutGatesHook(Hook):
     reads the last map, and where each gate reaches one level alone (streams
     weighed in a neck, modules beside the trunk) all maps, resized to the last
     one. After ScoreGatesHook it goes on from the
-    gates that one has set; WarmHeadHook comes after both.
+    gates that one has set, and leaves alone a task whose modules that one has
+    found no use for; WarmHeadHook comes after both. What was learned is
+    compared with the start and with the bare trunk, see :func:`keep_better`.
 
     A step's gradient is exact, but needs the memory of one batch only: the
     head's gradient is taken at cached features, then every batch runs again.
@@ -60,6 +66,8 @@ class HoldOutGatesHook(Hook):
         l2 (float): Ridge penalty, see :func:`ridge_scores`. Defaults to 0.1.
         num_extra_tokens (int, optional): Class and register tokens in the
             trunk's output, for classification. Defaults to the trunk's own.
+        keep_better (bool): Whether gates that do not help more than their
+            start, or than no module, go back to it. Defaults to True.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
         keep_loaded (bool): Whether gates that were loaded from ``load_from``
@@ -76,6 +84,7 @@ class HoldOutGatesHook(Hook):
                  optimizer: dict = dict(type='Adam', lr=0.3),
                  l2: float = 0.1,
                  num_extra_tokens: Optional[int] = None,
+                 keep_better: bool = True,
                  task: Optional[str] = None,
                  keep_loaded: bool = True) -> None:
         check_optimizer(optimizer, 'HoldOutGatesHook.optimizer')
@@ -85,6 +94,7 @@ class HoldOutGatesHook(Hook):
         self.optimizer = optimizer
         self.l2 = l2
         self.num_extra_tokens = num_extra_tokens
+        self.keep_better = keep_better
         self.task = task
         self.keep_loaded = keep_loaded
 
@@ -105,7 +115,13 @@ class HoldOutGatesHook(Hook):
 
     def _learn(self, runner: Runner, model: BaseModel,
                loader: DataLoader) -> None:
-        fusion = fusing_part(model).fusion
+        part = fusing_part(model)
+        fusion = part.fusion
+        if fusion is not None and fusion.is_off(part.task):
+            runner.logger.info('HoldOutGatesHook: the task weighs no module, '
+                               'so there is nothing to learn.')
+            return
+        start = None if fusion is None else deepcopy(fusion.state_dict())
         params = [] if fusion is None else running_parameters(model, fusion)
         if not params:
             raise ValueError('HoldOutGatesHook trains the weights of a '
@@ -118,6 +134,17 @@ class HoldOutGatesHook(Hook):
         with learning_only(model, params):
             self._train(runner, model, loader, params, optimizer)
         optimizer.zero_grad(set_to_none=True)
+        if self.keep_better:
+            with seeded(runner.seed or 0):
+                trials = trials_of(
+                    runner,
+                    model,
+                    loader,
+                    num_extra_tokens=self.num_extra_tokens,
+                    deals=self.deals,
+                    alone=False)
+                said = keep_better(trials, start, part, must_run(model, part))
+            runner.logger.info(f'HoldOutGatesHook: {said}')
         model.train(training)
 
     def _train(self, runner: Runner, model: BaseModel, loader: DataLoader,

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
 import random
-from typing import Iterator, List, Optional, Set
+from typing import AbstractSet, Iterator, List, Optional
 
 import torch
 from mmengine.dist import all_reduce_params
@@ -21,8 +21,8 @@ from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_width
 from ..loaded import spared
-from ..model_parts import (first_neck, learning_only, part_of,
-                           restart_averages, running_parameters)
+from ..model_parts import (first_neck, head_parameters, learning_only, part_of,
+                           restart_averages)
 from ..rates import check_optimizer
 
 
@@ -103,15 +103,26 @@ class WarmHeadHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'WarmHeadHook') as (model, loader):
-            self._warm(runner, model, loader)
+            kept = spared(runner, 'WarmHeadHook', _outside(model),
+                          self.keep_loaded)
+            self.warm(runner, model, loader, kept)
         restart_averages(runner)
         if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
 
-    def _warm(self, runner: Runner, model: BaseModel,
-              loader: DataLoader) -> None:
-        kept = spared(runner, 'WarmHeadHook', _outside(model),
-                      self.keep_loaded)
+    def warm(self,
+             runner: Runner,
+             model: BaseModel,
+             loader: DataLoader,
+             kept: AbstractSet[int] = frozenset()) -> None:
+        """Warm neck and head of a model of a run.
+
+        Args:
+            runner (Runner): The run.
+            model (BaseModel): The model, not wrapped.
+            loader (DataLoader): Of the images.
+            kept (set[int]): The ``id`` of each tensor that stays as it is.
+        """
         learns = [
             param for param in head_parameters(model)
             if self.epochs and id(param) not in kept
@@ -194,16 +205,7 @@ def average_gradients(params: List[nn.Parameter]) -> None:
     all_reduce_params([param.grad for param in params], op='mean')
 
 
-def head_parameters(model: BaseModel) -> List[nn.Parameter]:
-    """Everything outside the backbone that the running task trains."""
-    inside = {id(p) for p in model.backbone.parameters()}
-    return [
-        param for param in running_parameters(model, model)
-        if id(param) not in inside
-    ]
-
-
-def keep_statistics(model: BaseModel, kept: Set[int]) -> None:
+def keep_statistics(model: BaseModel, kept: AbstractSet[int]) -> None:
     """Let norms stay as they are whose running statistics are to be kept."""
     for part in model.modules():
         if isinstance(part, _BatchNorm) and id(part.running_mean) in kept:

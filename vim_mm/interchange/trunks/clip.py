@@ -11,9 +11,10 @@ tower. Half precision weights are stored as float32, which is exact.
 from dataclasses import replace
 from functools import partial
 
+from vim_mm.utils.tensor_names import Layout
 from . import dinov2
 from .family import Family, StateDict
-from .vit import Layout, convert_vit, vit_backbone
+from .vit import convert_vit, vit_backbone
 
 __all__ = ['CLIP', 'CLIP_GELU']
 
@@ -31,7 +32,7 @@ LAYOUTS = (
             'ln_pre': 'pre_norm',
             'ln_post': 'ln1',
         },
-        blocks='transformer.resblocks',
+        blocks='transformer.resblocks.{}',
         parts={
             'ln_1': 'ln1',
             'attn.in_proj_weight': 'attn.qkv.weight',
@@ -53,7 +54,7 @@ LAYOUTS = (
             'pre_layrnorm': 'pre_norm',
             'post_layernorm': 'ln1',
         },
-        blocks='encoder.layers',
+        blocks='encoder.layers.{}',
         parts={
             'layer_norm1': 'ln1',
             'self_attn.q_proj': 'attn.q',

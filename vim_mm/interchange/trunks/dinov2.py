@@ -1,8 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """DINOv2 small, base and large: pre-norm blocks with LayerScale."""
 
+from vim_mm.utils.tensor_names import Layout
 from .family import Family, StateDict
-from .vit import Layout, convert_vit, vit_backbone
+from .vit import convert_vit, vit_backbone
 
 __all__ = ['DINOV2', 'HUGGING_FACE']
 
@@ -18,7 +19,7 @@ OFFICIAL = Layout(
         'patch_embed.proj': 'patch_embed.projection',
         'norm': 'ln1',
     },
-    blocks='blocks',
+    blocks='blocks.{}',
     parts={
         'norm1': 'ln1',
         'attn.qkv': 'attn.qkv',
@@ -43,7 +44,7 @@ HUGGING_FACE = Layout(
         'embeddings.patch_embeddings.projection': 'patch_embed.projection',
         'layernorm': 'ln1',
     },
-    blocks='encoder.layer',
+    blocks='encoder.layer.{}',
     parts={
         'norm1': 'ln1',
         'attention.attention.query': 'attn.q',

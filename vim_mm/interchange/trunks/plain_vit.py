@@ -7,9 +7,10 @@ Both publish the AugReg and DeiT weights, with another epsilon in their norms.
 from dataclasses import replace
 from functools import partial
 
+from vim_mm.utils.tensor_names import Layout
 from . import dinov2
 from .family import Family
-from .vit import Layout, convert_vit, vit_backbone
+from .vit import convert_vit, vit_backbone
 
 __all__ = ['TIMM_VIT', 'VIT']
 

@@ -3,86 +3,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import isqrt
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from vim_mm.utils.tensor_names import Layout, fuse_qkv
 from .sources import ConversionError
 
-__all__ = ['Layout', 'convert_vit', 'vit_backbone']
+__all__ = ['convert_vit', 'vit_backbone']
 
 # No tensor tells the number of heads. Small, base, large and DINOv2's giant
 # have heads of 64; SO400M, huge, giant and gigantic have 16, as in timm.
 HEAD_DIMS = 64
 SIXTEEN_HEADS = (1152, 1280, 1408, 1664)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One publisher's naming of the tensors of a vision transformer.
-
-    A name in ``stem`` or ``parts`` stands for a tensor or for a module whose
-    tensors keep their leaf names.
-
-    Attributes:
-        publisher (str): Who names tensors so.
-        mark (str): A key, without prefix, that only this layout has.
-        stem (Mapping): Names outside the blocks to names of mmpretrain.
-        blocks (str): What comes before the number of a block.
-        parts (Mapping): Names in a block to names in a layer of mmpretrain.
-        dropped (Mapping): Patterns of names in the tower that a trunk does
-            not take, to what they are.
-        outside (str): What a whole model has beside its tower.
-    """
-
-    publisher: str
-    mark: str
-    stem: Mapping[str, str]
-    blocks: str
-    parts: Mapping[str, str]
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    outside: str = 'what is no part of the trunk'
-
-    def places(self, state: Mapping[str, Tensor]) -> dict[str, int]:
-        """Where towers may stand in a file.
-
-        Whole models, wrappers and other towers put anything before a name.
-
-        Returns:
-            dict[str, int]: Prefixes, and how many tensors each finds.
-        """
-        prefixes = {
-            key.removesuffix(self.mark)
-            for key in state if f'.{key}'.endswith(f'.{self.mark}')
-        }
-        return {
-            prefix:
-            sum(
-                self.rename(key[len(prefix):]) is not None for key in state
-                if key.startswith(prefix))
-            for prefix in sorted(prefixes)
-        }
-
-    def drop_reason(self, key: str) -> str | None:
-        """Why a trunk does not take a tensor, None if it does."""
-        for pattern, what in self.dropped.items():
-            if re.fullmatch(pattern, key):
-                return what
-        return None
-
-    def rename(self, key: str) -> str | None:
-        """The name of mmpretrain for a tensor, None if there is none."""
-        table, head = self.stem, ''
-        if block := re.fullmatch(rf'{re.escape(self.blocks)}\.(\d+)\.(.+)',
-                                 key):
-            key, table, head = block[2], self.parts, f'layers.{block[1]}.'
-        if key in table:
-            return head + table[key]
-        module, _, leaf = key.rpartition('.')
-        return f'{head}{table[module]}.{leaf}' if module in table else None
 
 
 def convert_vit(state: Mapping[str, Tensor],
@@ -120,7 +54,10 @@ def convert_vit(state: Mapping[str, Tensor],
             f'mmpretrain.VisionTransformer: {_hint(unknown)}')
     for what, count in dropped.items():
         print_log(f'left out {what} ({count} tensors)', logger='current')
-    converted = _fuse_qkv(converted)
+    try:
+        converted = fuse_qkv(converted)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
     for name in {'cls_token', 'pos_embed'} & converted.keys():
         dims = converted[name].shape[-1]
         converted[name] = converted[name].reshape(1, -1, dims)
@@ -209,22 +146,3 @@ def _hint(unknown: Sequence[str]) -> str:
             return hint
     return ('take the plain variant of the model (no registers, no SwiGLU, no '
             'distillation token)')
-
-
-def _fuse_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stack separate queries, keys and values in this order."""
-    fused = {}
-    for key, tensor in state.items():
-        part = re.fullmatch(r'(.+\.attn\.)([qkv])\.(weight|bias)', key)
-        if part is None:
-            fused[key] = tensor
-            continue
-        names = [f'{part[1]}{x}.{part[3]}' for x in 'qkv']
-        if missing := [n for n in names if n not in state]:
-            raise ConversionError(
-                f"no tensor in the file became '{missing[0]}': it is cut "
-                'short, fetch it again')
-        if part[2] == 'q':
-            fused[f'{part[1]}qkv.{part[3]}'] = torch.cat(
-                [state[n] for n in names])
-    return fused

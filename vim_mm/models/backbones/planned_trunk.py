@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from argparse import Namespace
 from contextlib import contextmanager
+from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from vim_mm.utils.arguments import check_is_list
 from ..autocast import autocast_dtype
 from ..fusion import BaseFusion
-from ..layouts import Streams, as_levels
+from ..layouts import Kept, Streams, as_levels
 from ..moe.selection import selection_of
 from ..tasks import holders
 from .blank_image import blank_outputs
@@ -44,7 +45,7 @@ class PlannedTrunk(PluggedTrunk):
         if not self._gives_streams:
             return levels
         names = self.bank.names
-        return Streams.of(names, [levels] * len(names))
+        return Streams.of(names, [levels] * len(names), Kept(levels))
 
     @property
     def selection(self) -> dict:
@@ -67,7 +68,10 @@ class PlannedTrunk(PluggedTrunk):
             self._run(x, self._plan(device, (name, )), levels)
             for name in names
         ]
-        return Streams.of(names, self.with_idle(streams))
+        return Streams.of(
+            names, self.with_idle(streams),
+            partial(self.read_levels, x) if levels is None else Kept(
+                tuple(levels)))
 
     def _run(self,
              x: Tensor,
@@ -203,6 +207,8 @@ class PlannedTrunk(PluggedTrunk):
                                                               tuple],
                    device: str, dtype: Optional[torch.dtype]) -> Plan:
         weighing = None
+        if isinstance(tasks, str) and self.fusion.is_off(tasks):
+            names = ()
         if names is None:
             kind = TaskWeighing if isinstance(tasks, str) else MixedWeighing
             weighing = kind(self.fusion, tasks)

@@ -2,7 +2,7 @@
 """Files of timm's own models, for backbones that wrap timm."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Mapping, Optional
 from unittest import mock
 
 from torch import Tensor, nn
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.state_dicts import common_prefix
 from .configs import innermost
+from .hugging_face import published_names
 from .weights import (Loaded, check_loaded, load_trunk_weights, read_weights,
                       said, strip, watched)
+
+#: timm itself takes RADIO's tower out of its whole model.
+_FOUND_BY_TIMM = 'radio_model.'
 
 
 def wraps_timm(cfg: dict) -> bool:
@@ -80,8 +84,15 @@ class _Loading:
               **kwargs) -> None:
         """In the place of timm's ``load_pretrained``; heads are dropped."""
         kwargs.update(num_classes=None, strict=False)
+        own = model.state_dict()
         try:
-            state = strip(self.state, model.state_dict(), self._prefix)
+            state = self.state
+            if self._prefix:
+                state = strip(state, own, self._prefix)
+            state, beside = published_names(state)
+            if not any(key.startswith(_FOUND_BY_TIMM) for key in state):
+                state = strip(state, own, None)
+            state = _without_zero_biases(state, own)
             cfg = dict(pretrained_cfg or {}, source='', state_dict=state)
             with watched(model) as loaded:
                 self._load_pretrained(model, cfg, **kwargs)
@@ -91,7 +102,7 @@ class _Loading:
         own = dict(model.named_parameters())
         own.update(model.named_buffers())
         self._missing = [own[key] for key in loaded.missing if key in own]
-        self._unexpected = loaded.unexpected
+        self._unexpected = beside + loaded.unexpected
 
     def of(self, trunk: nn.Module) -> Loaded:
         """What became of the tensors that the trunk took of the model."""
@@ -99,3 +110,26 @@ class _Loading:
         tensors = [*trunk.named_parameters(), *trunk.named_buffers()]
         missing = [key for key, tensor in tensors if id(tensor) in lacking]
         return Loaded(missing, self._unexpected)
+
+
+def _without_zero_biases(state: Dict[str, Tensor],
+                         own: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """DINOv3's own file without the biases that its timm model leaves out.
+
+    Biases of queries and values that are all zero need no parameters, and
+    timm has a model without; it would leave out others as well.
+
+    Raises:
+        ValueError: If they are not zero.
+    """
+    if 'storage_tokens' not in state or any(
+            key.endswith('attn.q_bias') for key in own):
+        return state
+    biases = [key for key in state if key.endswith('attn.qkv.bias')]
+    for key in biases:
+        queries, _, values = state[key].chunk(3)  # that of keys is masked
+        if queries.any() or values.any():
+            raise ValueError(
+                f"its '{key}' is not zero, and this model has no biases "
+                "there: its twin whose name has '_qkvb' does")
+    return {key: state[key] for key in state if key not in biases}

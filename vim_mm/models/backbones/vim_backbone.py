@@ -209,8 +209,9 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
     def idle(self) -> Iterable[Tensor]:
         """See :meth:`TaskHolder.idle`; modules the task does not weigh, too.
         """
-        others = set(self.bank.names) - set(
-            self.fusion.task_modules[self.task])
+        others = set(self.bank.names)
+        if not self.fusion.is_off(self.task):
+            others -= set(self.fusion.task_modules[self.task])
         return [
             *super().idle(),
             *(param for name in self.bank.names if name in others

@@ -139,6 +139,14 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             column for each of ``task_modules[task]``, in their order.
         """
 
+    def sums_to_one(self, task: str) -> bool:
+        """Whether a task's weights always do so."""
+        return False
+
+    def is_off(self, task: str) -> bool:
+        """Whether a task weighs no module at all, and none of it learns."""
+        return False
+
     def named_gates(self, task: str) -> Dict[str, Dict[str, float]]:
         """The same as numbers: slot to module to weight.
 

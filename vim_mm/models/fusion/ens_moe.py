@@ -9,6 +9,9 @@ from vim_mm.utils.arguments import check_width
 from .base_fusion import Occupied, Tasks
 from .learned_fusion import LearnedFusion
 
+#: The share of a module that is left out at the start: a softmax has no zero.
+NOTHING = 1e-4
+
 
 @MODELS.register_module()
 class EnsMoE(LearnedFusion):
@@ -66,9 +69,35 @@ class EnsMoE(LearnedFusion):
         target.copy_(logits.expand_as(target))
         self.changes += 1
 
-    def gates(self, task: str) -> Tensor:
-        """See :meth:`BaseFusion.gates`; rows sum to one, or to less beside a
-        zero module.
+    def set_weights(self, task: str, weights: Tensor) -> None:
+        """See :meth:`LearnedFusion.set_weights`.
+
+        What they lack to one is the zero module's; without one, or if their
+        sum is larger, it is the strength of the task.
+        """
+        total = float(weights.sum())
+        rest = self.zero_module and self.top_k is None and 0 < total <= 1
+        self.set_strength(task, 1. if rest else total)
+        if not total:
+            return
+        shares = weights if rest else weights / total
+        if self.zero_module:
+            last = 1 - total if rest else 0.
+            shares = torch.cat([shares, shares.new_tensor([last])])
+        self.set_logits(task, shares.clamp(min=NOTHING).log())
+
+    def most(self, task: str) -> int:
+        """See :meth:`LearnedFusion.most`."""
+        num = len(self.task_modules[task])
+        return num if self.top_k is None else min(num, self.top_k)
+
+    def sums_to_one(self, task: str) -> bool:
+        """See :meth:`BaseFusion.sums_to_one`."""
+        return not self.zero_module and self.strengths[task] == 1
+
+    def learned_gates(self, task: str) -> Tensor:
+        """See :meth:`LearnedFusion.learned_gates`; rows sum to one, or to
+        less beside a zero module.
         """
         return self.weights(self.logits[task], len(self.task_modules[task]))
 

@@ -56,6 +56,10 @@ class FixedFusion(BaseFusion):
         # follows the model to its device; nothing to save
         self.register_buffer('_one', torch.ones(()), persistent=False)
 
+    def sums_to_one(self, task: str) -> bool:
+        """See :meth:`BaseFusion.sums_to_one`."""
+        return self.weights is None
+
     def gates(self, task: str) -> Tensor:
         """See :meth:`BaseFusion.gates`."""
         names, slots = self.task_modules[task], self.task_slots[task]

@@ -52,8 +52,11 @@ class FusionHolder(TaskHolder):
                              f'{self.no_fusion}')
 
     def idle(self) -> Iterable[Tensor]:
-        """See :meth:`TaskHolder.idle`; the weights of other tasks."""
+        """See :meth:`TaskHolder.idle`; the weights of other tasks, and of one
+        that is off.
+        """
         return [
-            param for task in self.learning if task != self.task
+            param for task in self.learning
+            if task != self.task or self.fusion.is_off(task)
             for param in self.fusion.parameters_of(task)
         ]

@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+from abc import abstractmethod
 from typing import Dict, List, Optional, Sequence
 
 import torch
@@ -13,7 +14,10 @@ class LearnedFusion(BaseFusion):
     A task's numbers are ``logits[task]``, of shape (S, C): a row for each of
     the task's S slots, a column for each of its N modules, and perhaps more
     that belong to none. Checkpoints name modules and slots, so they load
-    whatever order these have.
+    whatever order these have. All weights of a task are multiplied by its
+    ``strengths[task]``, which is one unless :meth:`set_weights` says
+    otherwise, and does not learn. At zero the task is off: no module runs, and
+    its numbers stay as they are.
 
     Args:
         modules, tasks, init_cfg: See :class:`BaseFusion`.
@@ -31,6 +35,7 @@ class LearnedFusion(BaseFusion):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(modules, tasks, init_cfg)
         self.learn = learn
+        self.strengths: Dict[str, float] = {}
         for name in self.module_dims:
             setattr(self, name, nn.ParameterDict())
         self._register_load_state_dict_pre_hook(self._align)
@@ -65,11 +70,15 @@ class LearnedFusion(BaseFusion):
                 f'{what}_of_{task}',
                 torch.tensor(
                     list(names), dtype=torch.uint8, device=like.device))
+        self.strengths[task] = 1.
+        self.register_buffer(f'strength_of_{task}',
+                             torch.ones((), device=like.device))
 
     def _align(self, state_dict: dict, prefix: str, *_) -> None:
         """Put a checkpoint's numbers into this model's order."""
         self.changes += 1
         for task in self.tasks:
+            self._read_strength(state_dict, prefix, task)
             stored = {
                 name: state_dict[f'{prefix}{name}.{task}']
                 for name in self.module_dims
@@ -98,6 +107,15 @@ class LearnedFusion(BaseFusion):
                 pieces = value.split(sizes, dim=1 - dim)
                 state_dict[f'{prefix}{name}.{task}'] = torch.cat(
                     [pieces[place] for place in slots], dim=1 - dim)
+
+    def _read_strength(self, state_dict: dict, prefix: str,
+                       task: str) -> None:
+        """Take over a task's strength; checkpoints of before have one."""
+        key = f'{prefix}strength_of_{task}'
+        if f'{prefix}logits.{task}' in state_dict:
+            state_dict.setdefault(key, torch.ones(()))
+        if key in state_dict:
+            self.strengths[task] = float(state_dict[key])
 
     def _stored(self, state_dict: dict, prefix: str, what: str,
                 task: str) -> List[int]:
@@ -147,15 +165,42 @@ class LearnedFusion(BaseFusion):
         self.logits[task].copy_(logits.expand_as(self.logits[task]))
         self.changes += 1
 
-    def set_scores(self, task: str, scores: Tensor,
-                   temperature: float) -> None:
-        """Start a task's gates from what each module achieved alone.
+    def set_strength(self, task: str, strength: float) -> None:
+        """Multiply all weights of a task; zero turns it off."""
+        self.strengths[task] = float(strength)
+        getattr(self, f'strength_of_{task}').fill_(strength)
+        self.changes += 1
+
+    @abstractmethod
+    def set_weights(self, task: str, weights: Tensor) -> None:
+        """Start a task's gates at given weights.
 
         Args:
             task (str): Name of the task.
-            scores (Tensor): Shape (N, ), larger is better; one more with a
-                zero module.
-            temperature (float): Softmax fusions start at logits of
-                ``scores / temperature``.
+            weights (Tensor): Shape (N, ), the same for all slots, not
+                negative. If all are zero, the task is off.
         """
-        self.set_logits(task, scores / temperature)
+
+    def most(self, task: str) -> int:
+        """How many modules of a task can weigh something at once."""
+        return len(self.task_modules[task])
+
+    @abstractmethod
+    def learned_gates(self, task: str) -> Tensor:
+        """The weights of a task, (S, N), at a strength of one."""
+
+    def gates(self, task: str) -> Tensor:
+        """See :meth:`BaseFusion.gates`."""
+        if self.is_off(task):
+            return self.logits[task].new_zeros(
+                len(self.task_slots[task]), len(self.task_modules[task]))
+        return self.scaled(task, self.learned_gates(task))
+
+    def scaled(self, task: str, gates: Tensor) -> Tensor:
+        """Gates at a task's strength."""
+        strength = self.strengths[task]
+        return gates if strength == 1 else gates * strength
+
+    def is_off(self, task: str) -> bool:
+        """See :meth:`BaseFusion.is_off`."""
+        return self.strengths[task] == 0

@@ -39,6 +39,8 @@ class RoutedMoE(EnsMoE):
 
     def rows(self, task: str) -> Callable[[int, Tensor], Tensor]:
         """See :meth:`BaseFusion.rows`; (B, N)."""
+        if self.is_off(task):
+            return super().rows(task)
         logits, num = self.logits[task], len(self.task_modules[task])
         widths = self.slot_sizes(task)['router']
         routers = self.router[task].split(widths, dim=1)
@@ -46,6 +48,6 @@ class RoutedMoE(EnsMoE):
         def row(place: int, x: Tensor) -> Tensor:
             mean = F.layer_norm(x.mean(dim=1), x.shape[-1:])
             routed = F.linear(mean, routers[place]) / widths[place]
-            return self.weights(logits[place] + routed, num)
+            return self.scaled(task, self.weights(logits[place] + routed, num))
 
         return row

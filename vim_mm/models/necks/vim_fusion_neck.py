@@ -181,12 +181,16 @@ class ViMFusionNeck(FusionHolder, BaseModule):
 
         Returns:
             list[Tensor]: ``sum_k g[l, k] * streams[k][l]`` for each level l;
-            a router reads the mean of the streams of that level.
+            a router reads the mean of the streams of that level. What the
+            weights lack to one is that of the bare trunk, where the streams
+            know its features, so that a weight is a module's strength as it
+            is in the trunk.
 
         Raises:
             ValueError: If the streams or levels are not as declared, or a
                 task that does not learn runs in training.
         """
+        read_trunk = getattr(streams, 'read_trunk', None)
         if isinstance(streams[0], Tensor):
             streams = [streams]
         expected = max(1, len(self.stream_names))
@@ -211,6 +215,12 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             if name not in known for level in stream
         ]
         streams = [streams[self.stream_names.index(name)] for name in known]
+        trunk = None
+        if read_trunk is not None and not self.fusion.sums_to_one(self.task):
+            trunk = read_trunk()
+        if trunk is not None and self.fusion.is_off(self.task):
+            unread += [level for stream in streams for level in stream]
+            return self.with_idle(list(trunk), *unread)
         rows = self.fusion.rows(self.task)
         fused = []
         for level, maps in enumerate(map(torch.stack, zip(*streams))):
@@ -219,9 +229,13 @@ class ViMFusionNeck(FusionHolder, BaseModule):
                 read = as_tokens(maps.mean(dim=0))
             row = rows(level, read)
             picture = 'b' if row.dim() == 2 else ''
-            fused.append(
-                torch.einsum(f'{picture}k,k{picture}...->{picture}...', row,
-                             maps))
+            total = torch.einsum(f'{picture}k,k{picture}...->{picture}...',
+                                 row, maps)
+            if trunk is not None:
+                total = total + torch.einsum(
+                    f'{picture},{picture}...->{picture}...',
+                    1 - row.sum(dim=-1), trunk[level])
+            fused.append(total)
         return self.with_idle(fused, *unread)
 
     def check_streams(self, names: Optional[Sequence[str]]) -> None:
