@@ -6,13 +6,15 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+RELIABILITY_ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 DONE := $(VENV)/.done
 CONSTRAINTS := requirements/constraints.txt
 
-.PHONY: help demo demo-mtht demo-student test matrix bench doctor lint clean setup
+.PHONY: help demo demo-mtht demo-student test matrix bench reliability doctor \
+  lint clean setup
 
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
@@ -21,6 +23,7 @@ help:
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make matrix  a short selection beside other versions (network, about an hour)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'
+	@echo 'make reliability  hostile, damaged and interrupted files, about 15 minutes'
 	@echo 'make doctor  what is installed, what works, how to fix the rest'
 	@echo 'make lint    flake8 and isort'
 	@echo 'make clean   remove .venv and build outputs'
@@ -43,6 +46,9 @@ matrix: setup
 
 bench: setup $(DONE)/opponents
 	$(PY) benchmarks/bench.py $(BENCH_ARGS)
+
+reliability: setup
+	OMP_NUM_THREADS=1 $(PY) benchmarks/reliability.py $(RELIABILITY_ARGS)
 
 doctor: setup
 	$(PY) tools/doctor.py

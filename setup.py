@@ -100,6 +100,8 @@ setup(
     packages=find_packages(include=['vim_mm', 'vim_mm.*']),
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,
+    entry_points=dict(
+        console_scripts=['vim-mm = vim_mm.utils.commands:main']),
     cmdclass=dict(build_py=BuildPy),
     zip_safe=False,
     classifiers=[

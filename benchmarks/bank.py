@@ -14,6 +14,7 @@ import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
@@ -23,6 +24,8 @@ from harness import Settings, take_turns
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
+
+from vim_mm.utils.files import write_atomic
 
 
 def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -114,8 +117,8 @@ def main(args: Optional[Sequence[str]] = None) -> None:
     Console(width=130).print(table(rows, title))
     if args.json:
         settings = dict(vars(args), torch=torch.__version__)
-        with open(args.json, 'w') as file:
-            json.dump(dict(settings=settings, rows=rows), file, indent=1)
+        report = dict(settings=settings, rows=rows)
+        write_atomic(Path(args.json), json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Optional, Sequence, Tuple
 
+from evidence_rows import add
+
 
 class RunLog:
     """The file ``runs.jsonl`` of a folder, a line for each finished run.
@@ -48,10 +50,8 @@ class RunLog:
             start = time.process_time()
             row = dict(seed=seed, run=name, commit=version, **run())
             row['cpu_seconds'] = round(time.process_time() - start)
-            line = json.dumps(row)
-            with self.path.open('a') as file:
-                file.write(line + '\n')
-            print(line, flush=True)
+            add(self.path, row)
+            print(json.dumps(row), flush=True)
 
     def _wanted(self, name: str) -> bool:
         names = {name, name.split('/')[0] + '/'}

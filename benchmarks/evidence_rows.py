@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
+from vim_mm.utils.files import write_atomic
+
 #: seed: run: what it gave
 Runs = Dict[int, Dict[str, Dict[str, Any]]]
 FIELDS = ('claim', 'data', 'metric', 'method', 'mean', 'spread', 'seeds',
@@ -32,20 +34,35 @@ def read(*paths: Path) -> Runs:
 
     Args:
         *paths (Path): Files of a line for each run.
+
+    Raises:
+        ValueError: If a line is none of a run.
     """
     runs: Runs = {}
     for path in paths:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            runs.setdefault(row['seed'], {})[row['run']] = row
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                runs.setdefault(row['seed'], {})[row['run']] = row
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f'Line {number} of {path} is damaged '
+                                 f'({error!r}); take it out, and its run is '
+                                 'done again.') from error
     return dict(sorted(runs.items()))
 
 
 def write(path: Path, runs: Runs) -> None:
     """Write runs as :func:`read` reads them."""
-    path.write_text(''.join(
-        json.dumps(row) + '\n' for rows in runs.values()
-        for row in rows.values()))
+    write_atomic(
+        path, ''.join(
+            json.dumps(row) + '\n' for rows in runs.values()
+            for row in rows.values()))
+
+
+def add(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a run to those of a file, there or not yet."""
+    before = path.read_text() if path.exists() else ''
+    write_atomic(path, f'{before}{json.dumps(row)}\n')
 
 
 def figure(claim: str,

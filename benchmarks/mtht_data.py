@@ -9,6 +9,7 @@ from typing import List, Sequence
 import torch
 from mmengine.config import Config
 
+from vim_mm.utils.files import write_atomic
 from vim_mm.utils.join_tasks import join_tasks
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs/mtht'
@@ -91,7 +92,8 @@ def _hold_out_tiles(cfg: Config, work_dir: Path) -> None:
     ]
     ids = {image['id'] for image in held}
     path = work_dir / 'held_out_tiles.json'
-    path.write_text(
+    write_atomic(
+        path,
         json.dumps(
             dict(
                 whole,

@@ -24,6 +24,7 @@ from mmengine.logging import MMLogger
 
 from vim_mm.models.moe import extract, freeze, set_k
 from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.cli import run_cli
 
 import mtht_runs as runs  # isort:skip
@@ -103,7 +104,7 @@ class Seed:
         model.backbone.requires_grad_(False)
         runs.train(model, self.cfg, self.weights, 1, self.seed, self.dir,
                    warm=True)
-        torch.save(model.state_dict(), self.dir / f'warm-{kind}.pth')
+        save_checkpoint(model.state_dict(), self.dir / f'warm-{kind}.pth')
         return runs.judge(model, self.cfg, self.dir) \
             if kind == 'dense' else {}
 
@@ -113,7 +114,7 @@ class Seed:
                            'warm-moe')
         runs.train(model, self.cfg, self.weights, self.steps, self.seed,
                    self.dir)
-        torch.save(model.state_dict(), self.dir / f'{kind}.pth')
+        save_checkpoint(model.state_dict(), self.dir / f'{kind}.pth')
         return dict(
             runs.judge(model, self.cfg, self.dir),
             count=runs.count(model, 'cls', 112),

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Dict, Iterator, List, Mapping
 
+from vim_mm.utils.files import write_atomic
+
 import evidence_rows  # isort:skip
 from evidence_rows import (Data, Runs, column, commits, read,  # isort:skip
                            rounded, write)
@@ -203,10 +205,10 @@ def main() -> None:
     write(log, runs)
     said = json.loads(verdicts.read_text())
     rows = summarise(runs, said)
-    (DOCS / 'mtht.json').write_text(
-        json.dumps(rows, indent=1, ensure_ascii=False) + '\n')
+    write_atomic(DOCS / 'mtht.json',
+                 json.dumps(rows, indent=1, ensure_ascii=False) + '\n')
     readme = DOCS / 'README.md'
-    readme.write_text(fill(readme.read_text(), tables(rows, said)))
+    write_atomic(readme, fill(readme.read_text(), tables(rows, said)))
 
 
 if __name__ == '__main__':

@@ -42,6 +42,7 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import Zoo, ZooError
 
+from evidence_rows import add  # isort:skip
 from no_harm_tasks import TASKS, read_config  # isort:skip
 
 #: other ways to weigh modules, by the order of the closed-form scores
@@ -216,8 +217,7 @@ def run_task(name: str, seed: int, args: argparse.Namespace, log: Path,
             method=method,
             commit=commit,
             **run())
-        with log.open('a') as file:
-            file.write(json.dumps(row) + '\n')
+        add(log, row)
         print(f'seed {seed}, {name}, {method}: {row["value"]:.2f}', flush=True)
 
 

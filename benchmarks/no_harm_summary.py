@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple
 
 from vim_mm.evaluation.transferability import library
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
+from vim_mm.utils.files import write_atomic
 
 from evidence_rows import (Data, Runs, column, commits,  # isort:skip
                            figure, read, rounded, write)
@@ -185,10 +186,10 @@ def main() -> None:
             verdict=said[row['claim']]['verdict'],
             command=COMMAND.format(' '.join(map(str, sorted(runs)))),
             commit=commits(runs))
-    (DOCS / 'vim.json').write_text(
-        json.dumps(found, indent=1, ensure_ascii=False) + '\n')
+    write_atomic(DOCS / 'vim.json',
+                 json.dumps(found, indent=1, ensure_ascii=False) + '\n')
     page = DOCS / 'vim.md'
-    page.write_text(fill(page.read_text(), tables(found, said)))
+    write_atomic(page, fill(page.read_text(), tables(found, said)))
 
 
 if __name__ == '__main__':

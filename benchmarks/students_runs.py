@@ -2,7 +2,6 @@
 """Configs of ``students_evidence.py``: data, teachers, students, and a run."""
 
 import gc
-import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -14,6 +13,8 @@ from mmengine.runner import Runner, set_random_seed
 
 from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.registry import DATASETS
+from vim_mm.utils.checksum import save_checkpoint
+from vim_mm.utils.files import write_atomic
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 #: images a step, of all runs
@@ -118,7 +119,7 @@ class Few:
             source = Path(few.get_data_info(index)['img_path'])
             target = folder / source.parent.name / source.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            write_atomic(target, source.read_bytes())
 
     def _not_drawn(self, seed: int) -> List[int]:
         drawn = DATASETS.build(dict(self.labelled, per_class=40))
@@ -211,7 +212,7 @@ def warm_start(model: dict, dataset: dict, few: Few, path: Path, seed: int,
 
 def save(runner: Runner, path: Path) -> None:
     """Keep the weights of what learned."""
-    torch.save(dict(state_dict=runner.model.state_dict()), path)
+    save_checkpoint(dict(state_dict=runner.model.state_dict()), path)
 
 
 def build_runner(model: dict,

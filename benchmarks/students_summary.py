@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
+from vim_mm.utils.files import write_atomic
+
 import evidence_rows  # isort:skip
 from evidence_rows import Data, Runs, column, commits  # isort:skip
 from evidence_rows import read, write  # isort:skip
@@ -206,10 +208,10 @@ def main() -> None:
     rows = summarise(runs, said)
     for system in ('ota', 'tdmr'):
         own = [row for row in rows if SYSTEMS[row['claim']] == system]
-        (DOCS / f'{system}.json'
-         ).write_text(json.dumps(own, indent=1, ensure_ascii=False) + '\n')
+        write_atomic(DOCS / f'{system}.json',
+                     json.dumps(own, indent=1, ensure_ascii=False) + '\n')
     page = DOCS / 'students.md'
-    page.write_text(fill(page.read_text(), tables(rows, said)))
+    write_atomic(page, fill(page.read_text(), tables(rows, said)))
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 """Floors of the package: what a part imports or names lies below it."""
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, Set, Tuple
 
@@ -22,7 +23,7 @@ SOURCES = {
     for path in sorted(PACKAGE.rglob('*.py')) if '.mim' not in path.parts
 }
 #: The package itself, and where its parts were before.
-OUTSIDE = ('__init__.py', '_moved.py')
+OUTSIDE = ('__init__.py', '__main__.py', '_moved.py')
 FILES = [file for file in SOURCES if file not in OUTSIDE]
 
 
@@ -64,6 +65,7 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix('.py').is_file()
 
 
+@lru_cache
 def registered() -> Dict[str, str]:
     """Classes that configs name as 'vim_mm.NAME', and their floors."""
     return {
@@ -132,3 +134,60 @@ def test_modules_import_each_other_in_no_circle():
 
     for file in graph:
         visit(file, [])
+
+
+# -------------------------------------------------------------- one writer
+
+#: What writes a file, by the last part of its name.
+WRITERS = ('write_text', 'write_bytes', 'imwrite', 'save_file', 'copyfile',
+           'copy2', 'savez', 'savetxt', 'dump')
+#: Functions of these names write if a module of theirs has them.
+SAVERS = ('torch.save', 'np.save', 'onnx.save', 'shutil.copy', 'Image.save')
+#: They write the files of all others; demo data is written in drafts of its
+#: own; and this is a switch of the system.
+OWN_WRITERS = ('utils/files.py', 'utils/checksum.py', 'demo/data/')
+SWITCH = '/proc/self/clear_refs'
+BENCHMARKS = {
+    str(path): ast.parse(path.read_text())
+    for path in sorted((PACKAGE.parent / 'benchmarks').glob('*.py'))
+    if path.name.startswith(('evidence_', 'mtht_', 'students_', 'bench.',
+                             'bank.', 'fusions.', 'no_harm_summary'))
+}
+
+
+def writes(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls that write a file which is no draft, and no log."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        last = name.rpartition('.')[2]
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        opens = last == 'open' and any(
+            isinstance(mode, str) and set(mode) & set('wx+')
+            and set(mode) <= set('rwxbt+') for mode in modes)
+        if not (opens or name in SAVERS or last in WRITERS):
+            continue
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        if 'draft' not in names and SWITCH not in ast.unparse(node):
+            yield node
+
+
+def test_all_files_are_written_by_one_writer():
+    """It writes a draft, flushes it and renames it (utils/files.py)."""
+    files = {**SOURCES, **BENCHMARKS}
+    wrong = [(file, ast.unparse(node)) for file, tree in files.items()
+             if not file.startswith(OWN_WRITERS) for node in writes(tree)]
+    assert not wrong
+
+
+@pytest.mark.parametrize('code', [
+    'path.write_text(x)', 'torch.save(x, path)', "open(path, 'w')",
+    "path.open('wb')", "Path(x).open('x')", 'cfg.dump(path)',
+    'cv2.imwrite(str(path), image)', "open(path, 'r+b')"
+])
+def test_writing_around_it_would_be_seen(code: str):
+    assert list(writes(ast.parse(code)))
+    drafted = code.replace('path', 'draft').replace('Path(x)', 'draft')
+    assert not list(writes(ast.parse(drafted)))
+    assert not list(writes(ast.parse("open(path, 'rb'), path.open('a')")))

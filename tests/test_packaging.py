@@ -68,7 +68,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob('*.whl'))
 
 
-def python(args: List[str], cwd: Path, **env: str) -> None:
+def python(args: List[str], cwd: Path, **env: str) -> str:
     env = {k: v for k, v in {**os.environ, **env}.items() if v}
     result = subprocess.run([sys.executable, *args],
                             cwd=cwd,
@@ -76,6 +76,7 @@ def python(args: List[str], cwd: Path, **env: str) -> None:
                             text=True,
                             capture_output=True)
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def pip(args: List[str]) -> None:
@@ -131,6 +132,13 @@ def test_a_project_inherits_from_the_wheel(wheel: Path,
     site = tmp_path / 'site'
     pip(['install', '--target', str(site), str(wheel)])
     inherit(tmp_path / 'project', site, str(site))
+    # and runs the tools in it
+    listed = python([str(site / 'bin' / 'vim-mm')],
+                    tmp_path, PYTHONPATH=str(site))
+    assert {'train', 'new-task', 'convert-trunk'} <= set(listed.split())
+    said = python([str(site / 'bin' / 'vim-mm'), 'zoo', 'list', '--help'],
+                  tmp_path, PYTHONPATH=str(site))
+    assert said.startswith('usage: vim-mm zoo list')
 
 
 def test_a_project_inherits_from_an_editable_install(

@@ -16,6 +16,7 @@ from vim_mm.apis.serving import load_model
 from vim_mm.models.multitask.single_task import config_tasks, task_config
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
+from vim_mm.utils.described import card_fields
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -47,8 +48,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.task in config_tasks(cfg):
         cfg = task_config(cfg, args.task)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model, _ = load_model(cfg, args.checkpoint)
-    card = dict(cfg.get('module_card', {}))
+    model, meta = load_model(cfg, args.checkpoint)
+    card = card_fields(cfg)
+    card.setdefault('classes', list(meta.get('classes') or []))
     card['training'] = dict(
         card.get('training', {}), config=Path(args.config).name)
     baked = bake(
@@ -67,6 +69,7 @@ def main(argv: Optional[List[str]] = None) -> None:
           f'{args.zoo}: {num_kept} adapters folded, {num_dropped} dropped.\n'
           'Outputs on random images differ by at most '
           f'{baked.difference:.1e} of the largest{limit}.\n'
+          f'Licence, of all its parts: {baked.card.licence}.\n'
           f"Run it with model.backbone.zoo='{args.zoo}', "
           f"modules=['{args.name}'] and fusion=None, and {args.checkpoint} "
           'for neck and head.')

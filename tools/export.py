@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""One ONNX file: ``python tools/export.py CONFIG CHECKPOINT OUT.onnx``."""
+"""Write ONNX: ``python tools/export.py CONFIG CHECKPOINT OUT.onnx``."""
 
 # Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.
 import vim_mm  # noqa: F401,I001 isort:skip

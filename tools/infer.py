@@ -19,7 +19,7 @@ from typing import List, Tuple
 from vim_mm.apis.inferencer import ViMInferencer
 from vim_mm.apis.inputs import tasks_of
 from vim_mm.apis.results import words
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import run_cli, visible
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -127,7 +127,7 @@ def main() -> int:
             print(json.dumps(found, default=lambda array: array.tolist()))
         else:
             said = words(found, args.score_thr)
-            print(f'{found["img_path"]}\t{found["task"]}\t{said}')
+            print(f'{found["img_path"]}\t{found["task"]}\t{visible(said)}')
     lost = len(results['errors'])
     if lost:
         print(

@@ -5,7 +5,6 @@
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any, List, Optional
 
@@ -14,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vim_mm.models.moe import MoEFile, add_task, load_moe, read_moe, save_moe
-from vim_mm.utils.cli import (add_experts_per_token, run_cli,
-                              table_console)
+from vim_mm.utils.cli import (add_experts_per_token, print_json, run_cli,
+                              table_console, visible)
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -91,16 +90,14 @@ def status(args: argparse.Namespace) -> None:
         }
         for name, tasks in file.usage.items()
     }
-    print(
-        json.dumps(
-            dict(
-                backbone=file.backbone,
-                tasks=file.tasks,
-                num_params=file.num_params,
-                layers=layers,
-                usage=usage),
-            indent=2,
-            ensure_ascii=False))
+    print_json(
+        dict(
+            backbone=file.backbone,
+            tasks=file.tasks,
+            num_params=file.num_params,
+            layers=layers,
+            usage=usage,
+            card=file.card))
 
 
 def print_status(file: MoEFile) -> None:
@@ -112,8 +109,11 @@ def print_status(file: MoEFile) -> None:
                             for task in layer.tasks)
         groups = ' + '.join(map(str, layer.structure.groups))
         cells = (name, layer.structure.num_experts, groups, layer.k, routers)
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*(escape(visible(cell)) for cell in cells))
     table_console().print(table)
+    for key in ('dataset', 'licence'):
+        if file.card.get(key):
+            print(f'{key.capitalize()}: {visible(file.card[key])}.')
     known = [
         task for task in file.tasks if all(
             task in file.usage.get(name, {}) for name in file.layers)
@@ -126,7 +126,7 @@ def extend(args: argparse.Namespace) -> None:
     trunk, file = load_moe(args.file), read_moe(args.file)
     add_task(trunk, args.task, args.num_experts, args.like,
              file.usage)
-    save_moe(trunk, file.backbone, args.out, file.usage)
+    save_moe(trunk, file.backbone, args.out, file.usage, file.card)
     print_status(read_moe(args.out))
 
 

@@ -13,7 +13,7 @@ import argparse
 import os.path as osp
 from typing import Any, List, Optional
 
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import print_json, run_cli
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -86,7 +86,7 @@ def publish(args: argparse.Namespace) -> None:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
         'work_dirs', name)
     card = publish_upstream(cfg, args.out, args.checkpoint, args.max_images)
-    print(card.to_json(), end='')
+    print_json(card.to_dict())
     print(f'Published {args.out}.')
 
 
@@ -95,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
                                           read_upstream_card)
     card = read_upstream_card(args.folder)
     load_upstream_release(args.folder, card)
-    print(card.to_json(), end='')
+    print_json(card.to_dict())
     print(f'{args.folder} is whole.')
 
 

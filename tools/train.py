@@ -102,7 +102,8 @@ def set_resume(cfg: Config, resume: str) -> None:
                 'the path.')
         cfg.load_from = resume
         return
-    cfg.load_from = None
+    # and without a checkpoint the run starts from its `load_from`
+    cfg.resume = 'auto'
 
 
 def main() -> None:

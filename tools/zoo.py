@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.registry import init_default_scope
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.prompt import Confirm
 from rich.table import Table
 
 # first of all, so that configs of the scopes resolve and loaders are safe
 import vim_mm  # noqa: F401
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import print_json, run_cli, table_console, visible
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
+from vim_mm.utils.described import card_fields
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
+from vim_mm.zoo.parts import NOT_STATED
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -52,6 +52,20 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     sub.add_argument('zoo', help='directory of the zoo')
     sub.add_argument('source', help='folder of a module, or another zoo')
     sub.add_argument('--name', help='a new name, for a single module')
+
+    sub = command('push', push_module, 'Write a module into one tar, to '
+                  'hand on.')
+    sub.add_argument('zoo', help='directory of the zoo')
+    sub.add_argument('name', help='name of the module')
+    sub.add_argument('out', help='the .tar to write')
+
+    sub = command('pull', pull_module, 'Add a module from a tar, by path or '
+                  'URL.')
+    sub.add_argument('zoo', help='directory of the zoo')
+    sub.add_argument('source', help='path, or URL (file, http, https)')
+    sub.add_argument(
+        '--sha256', metavar='HEX', help='what the tar must hash to')
+    sub.add_argument('--name', help='a new name')
 
     sub = command('remove', remove_module, 'Delete a module from a zoo.')
     sub.add_argument('zoo', help='directory of the zoo')
@@ -95,28 +109,31 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 
 
 def list_modules(args: argparse.Namespace) -> None:
-    zoo, rows = Zoo(args.zoo), []
-    for name in zoo.names():
-        try:
-            rows.append(zoo.card(name).to_dict())
-        except ZooError as error:
-            rows.append(dict(name=name, error=str(error)))
+    bad: Dict[str, str] = {}
+    cards = [card.to_dict() for card in Zoo(args.zoo).cards(bad)]
     if args.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        rows = cards + [
+            dict(name=name, error=error) for name, error in bad.items()
+        ]
+        print_json(sorted(rows, key=lambda row: row['name']))
         return
     table = Table('module', 'kind', 'task', 'dataset', 'params', 'metric',
                   'trunk', 'licence')
     table.columns[0].overflow = 'fold'
-    for row in rows:
-        if 'error' in row:
-            table.add_row(row['name'], f'[red]{escape(row["error"])}')
-            continue
+    for row in cards:
         trunk = row['trunk']
         cells = (row['name'], row['kind'], row['task'], row['dataset'],
                  f'{row["num_params"]:,}', metrics_text(row, 1),
                  f'{trunk["type"]} {trunk["fingerprint"][:8]}', row['licence'])
-        table.add_row(*(escape(str(cell or '')) for cell in cells))
+        table.add_row(*(escape(visible(cell or '', 200)) for cell in cells))
     table_console().print(table)
+    print_bad(bad)
+
+
+def print_bad(bad: Dict[str, str]) -> None:
+    """One line for each module that something is wrong with."""
+    for name, problem in bad.items():
+        print(f'{name}: {visible(problem)}')
 
 
 def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
@@ -127,41 +144,74 @@ def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
 def show_module(args: argparse.Namespace) -> None:
     card = Zoo(args.zoo).card(args.name)
     if args.json:
-        print(card.to_json(), end='')
+        print_json(card.to_dict())
         return
     fields = card.to_dict()
     fields['metrics'] = metrics_text(fields)
     slots, dims = fields.pop('slots'), fields.pop('dims')
     sizes = ', '.join(sorted({str(each) for each in dims.values()}))
+    fields['classes'] = short_list(fields['classes'])
+    fields['parts'] = '; '.join(
+        f'{part["name"]} ({part.get("dataset") or "data not stated"}, '
+        f'{part.get("licence") or NOT_STATED})' for part in fields['parts'])
     fields['slots'] = (f'{len(slots)}: {slots[0]} … {slots[-1]}, '
                        f'dims {sizes}')
     table = Table('field', 'value', title=card.name)
     table.columns[1].overflow = 'fold'
     for key, value in fields.items():
         if value not in (None, '', {}):
-            table.add_row(key, escape(str(value)))
+            table.add_row(key, escape(visible(value)))
     table_console().print(table)
 
 
+def short_list(names: List[str], number: int = 10) -> str:
+    more = len(names) - number
+    listed = ', '.join(names[:number])
+    return f'{len(names)}: {listed}, …' if more > 0 else listed
+
+
 def verify_modules(args: argparse.Namespace) -> None:
-    zoo, num_bad = Zoo(args.zoo), 0
+    zoo, bad = Zoo(args.zoo), {}
     names = zoo.names() if args.name is None else [args.name]
     if not names:
         raise ZooError(f'{args.zoo} holds no module to verify: check the '
                        'path.')
     table = Table('module', 'result')
     for name in names:
-        problems = zoo.verify(name)
-        num_bad += bool(problems)
-        table.add_row(name, '\n'.join(map(escape, problems)) or '[green]ok')
+        try:
+            problems = zoo.verify(name)
+        except ZooError:
+            if args.name is None and name not in zoo:
+                continue  # it was removed meanwhile
+            raise
+        if problems:
+            bad[name] = ' '.join(problems)
+        table.add_row(name, '[red]not valid' if problems else '[green]ok')
     table_console().print(table)
-    if num_bad:
-        raise ZooError(f'{num_bad} of {len(names)} modules are not valid.')
+    print_bad(bad)
+    if bad:
+        raise ZooError(f'{len(bad)} of {len(names)} modules are not valid.')
 
 
 def add_modules(args: argparse.Namespace) -> None:
-    for name in Zoo(args.zoo).add(args.source, args.name):
+    bad: Dict[str, str] = {}
+    added = Zoo(args.zoo).add(args.source, args.name, bad)
+    for name in added:
         print(f'Added {name} to {args.zoo}.')
+    print_bad(bad)
+    if bad:
+        raise ZooError(f'{len(bad)} of {len(added) + len(bad)} modules were '
+                       'not added.')
+
+
+def push_module(args: argparse.Namespace) -> None:
+    digest = Zoo(args.zoo).push(args.name, args.out)
+    print(f'Wrote {args.name} to {args.out}.\nsha256 {digest}')
+
+
+def pull_module(args: argparse.Namespace) -> None:
+    name, digest = Zoo(args.zoo).pull(args.source, args.sha256, args.name)
+    print(f'Added {name} to {args.zoo}.\nsha256 {digest}')
 
 
 def remove_module(args: argparse.Namespace) -> None:
@@ -187,7 +237,7 @@ def save_trained(args: argparse.Namespace) -> None:
         raise ZooError(f'{args.config!r} trains no module: its model.backbone '
                        'is no ViMBackbone with a new_module, and no load_moe.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    fields = cfg.get('module_card', {})
+    fields = card_fields(cfg)
     training = dict(fields.pop('training', {}), config=Path(args.config).name)
     fields['training'] = training
     if adapts:
@@ -196,7 +246,8 @@ def save_trained(args: argparse.Namespace) -> None:
                             args.overwrite, **fields)
         print_saved(card, args.zoo)
         return
-    model, _ = load_model(cfg, args.checkpoint)
+    model, meta = load_model(cfg, args.checkpoint)
+    fields.setdefault('classes', list(meta.get('classes') or []))
     card = save_module(
         model.backbone,
         new_module,
@@ -256,12 +307,8 @@ def ranked(args: argparse.Namespace) -> Tuple[Any, str, Dict[str, float]]:
     metric, truth = '', {}
     if args.evidence:
         metric, truth = usefulness(args.evidence, Path(args.config).stem)
-    console = Console(stderr=True)
-    ranking = rank_modules(
-        cfg, zoo, args.pictures, lambda batches, total: track(
-            batches, 'features', total, console=console, transient=True),
-        args.fuse or bool(truth), args.cache)
-    return ranking, metric, truth
+    return rank_modules(cfg, zoo, args.pictures, args.fuse or bool(truth),
+                        args.cache), metric, truth
 
 
 def _no_nan(value: Any) -> Any:
@@ -290,7 +337,7 @@ def show_ranking(ranking: Any, metric: str, truth: Dict[str, float]) -> None:
     console.print(f'Verdict: {ranking.verdict}.', markup=False,
                   highlight=False)  # yapf: disable
     for name, why in ranking.skipped.items():
-        console.print(f'not scored: {name}. {why}', markup=False,
+        console.print(f'not scored: {name}. {visible(why)}', markup=False,
                       highlight=False)  # yapf: disable
 
 

@@ -28,7 +28,7 @@ custom_hooks = [
         overwrite=True,
         dataset='scikit-learn digits on packaged photographs, classes',
         task='cls',
-        licence='BSD-3-Clause')
+        licence='CC BY 4.0 AND CC BY 2.0 AND CC0')
 ]
 
 # to save minutes: the first of the 2400 images

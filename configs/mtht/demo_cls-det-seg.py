@@ -28,6 +28,10 @@ parts = join_tasks(
     det='{{fileDirname}}/demo_single/tree-crowns_det.py',
     seg='{{fileDirname}}/demo_single/digits_seg.py')
 
+module_card = dict(
+    dataset='scikit-learn digits on packaged photographs + tree crowns '
+    '(deepforest 2.1.0)',
+    licence='CC BY 4.0 AND CC BY 2.0 AND CC0 AND MIT')
 model = dict(
     backbone=dict(
         trunk=parts.tasks.cls.backbone, tasks=['cls', 'det', 'seg']),

@@ -2,6 +2,7 @@
 """A fusion baked into one module computes what the fusion computed."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
@@ -19,6 +20,7 @@ from vim_mm.apis.serving import load_model
 from vim_mm.models.adapters import ConvPass
 from vim_mm.models.fit import check_fit
 from vim_mm.zoo import Zoo, ZooError, save_module
+from vim_mm.zoo.parts import AND
 
 SCRIPT = Path(__file__).parents[2] / 'tools/bake.py'
 NAMES = ['a', 'b', 'c']
@@ -89,6 +91,38 @@ def test_one_module_equals_the_fusion(fusion: dict, tmp_path: Path) -> None:
         slot: {m: w for m, w in row.items() if w}
         for slot, row in model.backbone.gates().items()
     }
+
+
+def test_the_card_names_its_parts_and_their_licences(tmp_path: Path) -> None:
+    licences = dict(a='CC BY-NC-SA 4.0', b='MIT', c='Apache-2.0')
+    weights = {'a': .8, 'b': .2, 'c': .001}
+    cfg = save_zoo(tmp_path)
+    zoo = Zoo(cfg['zoo'])
+    for name, licence in licences.items():
+        card, tensors = zoo.load(name)
+        zoo.save(replace(card, licence=licence, dataset=f'data of {name}'),
+                 tensors, overwrite=True)
+    fusion = dict(type='FixedFusion', weights=weights)
+    model = build_model('seg', dict(cfg, fusion=fusion)).eval()
+    card = bake(model, 'one', cfg['zoo'], size=SIZE).card
+    # what was dropped has no share in it
+    assert card.licence == 'CC BY-NC-SA 4.0 AND MIT'
+    assert card.dataset == 'data of a + data of b' and card.task == 'seg'
+    assert [(p['name'], p['sha256']) for p in card.parts] == [
+        (name, zoo.card(name).sha256) for name in 'ab']
+    # a fusion of it, and a module that was trained on from it, keep them
+    more = dict(cfg, modules=['one', 'c'], fusion=dict(type='FixedFusion'))
+    second = bake(
+        build_model('seg', more).eval(), 'two', cfg['zoo'], size=SIZE,
+        card=dict(licence='CC0-1.0', classes=['x'], image_size=[8, 8])).card
+    assert second.licence == \
+        'CC0-1.0 AND CC BY-NC-SA 4.0 AND MIT AND Apache-2.0'
+    assert [p['name'] for p in second.parts] == ['a', 'b', 'one', 'c']
+    assert second.classes == ['x'] and second.image_size == [8, 8]
+    tuned = build_backbone(
+        cfg['trunk'], zoo=cfg['zoo'], modules=['two'], tune_modules=True)
+    third = save_module(tuned, 'two', cfg['zoo'], save_as='three')
+    assert set(third.licence.split(AND)) == set(second.licence.split(AND))
 
 
 def test_the_fused_checkpoint_brings_neck_and_head(
@@ -275,6 +309,9 @@ def test_train_bake_and_run(kind: str, tmp_path: Path,
     assert '18 adapters folded, 0 dropped' in said and '1e-04 allowed' in said
     card = Zoo(tmp_path / 'out').card('baked')
     assert card.dataset == 'squares' and card.task == kind
+    assert card.licence == 'CC0-1.0 AND not stated'
+    assert f'Licence, of all its parts: {card.licence}.' in said
+    assert card.classes == ['square'] and len(card.parts) == 3
     assert card.training['config'] == 'fused.py'
     assert card.adapter['groups'] == 3
     head = Zoo(tmp_path / 'out').load_head('baked')

@@ -367,7 +367,7 @@ def test_files_that_are_none_of_ours(tmp_path):
         nn.Linear(1, 1), (torch.zeros(1, 1), ),
         str(tmp_path / 'other.onnx'),
         dynamo=False)
-    with pytest.raises(ValueError, match='tools/export.py'):
+    with pytest.raises(ValueError, match='vim-mm export'):
         OnnxModel(tmp_path / 'other.onnx')
 
 

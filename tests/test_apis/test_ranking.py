@@ -141,14 +141,22 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
 
 def test_pictures_are_limited_to_whole_batches(tmp_path: Path) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
-    zoo, seen = make_zoo(tmp_path, trunk), []
+    ranking = rank_modules(
+        config('seg', trunk), str(make_zoo(tmp_path, trunk)), 4)
+    assert ranking.num_pictures == 6
 
-    def progress(batches, total):
-        seen.append(total)
-        return batches
 
-    ranking = rank_modules(config('seg', trunk), str(zoo), 4, progress)
-    assert seen == [2] and ranking.num_pictures == 6
+@pytest.mark.parametrize('streams', [[], ['gone', 'lost', 'left']])
+def test_necks_and_heads_that_ask_for_their_channels(
+        streams: list, tmp_path: Path) -> None:
+    """They read one stream, and are not asked what several modules give."""
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    zoo = make_zoo(tmp_path, trunk)
+    cfg = config('det', trunk, modules=streams)
+    plain = rank_modules(cfg, str(zoo)).scores
+    cfg.model.neck.update(in_channels='auto', modules=streams)
+    cfg.model.bbox_head.in_channels = 'auto'
+    assert rank_modules(cfg, str(zoo)).scores == plain
 
 
 def test_what_does_not_fit_is_listed_with_the_reason(tmp_path: Path) -> None:

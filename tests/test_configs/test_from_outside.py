@@ -40,6 +40,25 @@ def test_bare_types_of_the_users_scope_are_found(
                if '.up.' in n)
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_missing_data_preprocessor_is_a_sentence(
+        kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of classifiers a default stacks images, and does not normalise."""
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(
+        write_project(tmp_path, kind, 'data_preprocessor = None\n'))
+    cfg.experiment_name = f'bare_{kind}'
+    run = Runner.from_cfg(cfg)
+    if kind == 'cls':
+        said = []
+        monkeypatch.setattr(run.logger, 'warning', said.append)
+        run.train()
+        assert any('has no `mean` and `std`' in line for line in said)
+        return
+    with pytest.raises(ValueError, match='no data preprocessor that stacks'):
+        run.train()
+
+
 def test_scopes_of_other_libraries_are_kept(tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
     path.write_text("_base_ = 'vim_mm::_base_/schedules/vim_det_1x.py'\n")

@@ -18,6 +18,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import build_runner, model_cfg, same, vit
 from vim_mm.engine.resume import keep_numbers
+from vim_mm.engine.saving import BATCHES, SAMPLER_SEED, STOPPED_AT, VALIDATE
 from vim_mm.utils.checkpoint import CheckpointError
 
 
@@ -182,6 +183,20 @@ def test_nothing_to_resume_from_is_said(
     run.logger.addHandler(caplog.handler)
     run.train()
     assert run.iter == 1 and 'There is no checkpoint in' in caplog.text
+
+
+def test_an_automatic_resume_keeps_where_a_run_starts(run_dir: Path,
+                                                      tmp_path: Path) -> None:
+    start = str(run_dir / 'iter_2.pth')
+    fresh = runner(tmp_path / 'new', iters=1, resume='auto', load_from=start)
+    fresh.load_or_resume()
+    saved = torch.load(start, weights_only=False)['state_dict']
+    assert same(fresh.model.state_dict(), saved)
+    fresh.train()
+    assert fresh.iter == 1  # its own, not those of the file
+    again = runner(run_dir, iters=5, resume='auto', load_from=start)
+    again.train()
+    assert name(again) == 'iter_4.pth' and again.iter == 5
 
 
 @pytest.mark.parametrize('settings', [
@@ -405,3 +420,94 @@ def test_notes_of_another_form_are_dropped(run_dir: Path,
     assert file['meta'] == {} and not any(file['message_hub'].values())
     torch.save(dict(notes, state_dict={}), run_dir / 'iter_4.pth')
     assert name(resumed(run_dir)) == 'iter_3.pth'
+
+
+@pytest.mark.parametrize('value', [-1, 2**40, True, 1.5, '3', None, [3]])
+@pytest.mark.parametrize('key', ['iter', 'epoch'])
+def test_counters_are_counts(run_dir: Path, key: str, value: object) -> None:
+    path = run_dir / 'iter_4.pth'
+    saved = torch.load(path, weights_only=False)
+    saved['meta'][key] = value
+    torch.save(saved, path)
+    run = runner(run_dir, iters=4, resume=True)
+    run.load_or_resume()
+    assert name(run) == 'iter_3.pth'
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+    ('keep_ckpt_ids', 5), ('keep_ckpt_ids', [[1]]), ('keep_ckpt_ids', [-1]),
+    ('keep_ckpt_ids', dict(a=1)), ('best_score', [1.]), ('best_score', None),
+    ('best_score_a/acc', dict(a=1)), (VALIDATE, 2.5), (VALIDATE, [1]),
+    (BATCHES, -3), (BATCHES, None), (STOPPED_AT, 1.5), (STOPPED_AT, [2]),
+    (SAMPLER_SEED, -1), (SAMPLER_SEED, 2**70), ('max_iters', 'x')])
+def test_numbers_of_another_form_are_dropped(run_dir: Path, key: object,
+                                             value: object) -> None:
+    path = run_dir / 'iter_4.pth'
+    saved = torch.load(path, weights_only=False)
+    saved['message_hub']['runtime_info'][key] = value
+    torch.save(saved, path)
+    settings = dict(type=Scores, save_best='a/acc', rule='greater',
+                    max_keep_ckpts=2)
+    run = resumed(run_dir, checkpoint=settings)
+    assert name(run) == 'iter_4.pth' and run.iter == 5
+
+
+@pytest.mark.parametrize('seed', [-1, 2**40, True, 'x'])
+def test_seeds_that_are_none_are_dropped(run_dir: Path, seed: object) -> None:
+    path = run_dir / 'iter_4.pth'
+    saved = torch.load(path, weights_only=False)
+    saved['meta']['seed'] = seed
+    torch.save(saved, path)
+    assert resumed(run_dir).seed == 0
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def cosine(end: int, **kwargs: object) -> dict:
+    return dict(param_scheduler=dict(
+        type='CosineAnnealingLR', by_epoch=False, T_max=end, **kwargs))
+
+
+@pytest.mark.parametrize(('first', 'then', 'said'), [
+    (cosine(4), cosine(8), 'CosineAnnealingLR has `T_max` 4, and .* 8'),
+    (cosine(4), cosine(4, eta_min=1e-5), '`eta_min` 0'),
+    (cosine(4), dict(param_scheduler=[
+        dict(type='LinearLR', by_epoch=False, end=2), *cosine(4).values()]),
+     'a run with 1 parameter schedulers, and the config has 2'),
+    (dict(param_scheduler=dict(
+        type='MultiStepLR', by_epoch=False, milestones=[2])),
+     dict(param_scheduler=dict(
+         type='MultiStepLR', by_epoch=False, milestones=[3])), 'milestones'),
+])
+def test_another_schedule_is_refused(tmp_path: Path, first: dict, then: dict,
+                                     said: str) -> None:
+    runner(tmp_path, iters=2, **first).train()
+    before = {p: p.read_bytes() for p in tmp_path.glob('*.pth')}
+    with pytest.raises(CheckpointError, match=said):
+        runner(tmp_path, iters=8, resume=True, **then).train()
+    assert before == {p: p.read_bytes() for p in tmp_path.glob('*.pth')}
+
+
+@pytest.mark.parametrize('settings', [
+    cosine(4), dict(param_scheduler=dict(
+        type='MultiStepLR', by_epoch=False, milestones=[1, 3]))])
+def test_a_longer_run_of_the_same_schedule(tmp_path: Path,
+                                           settings: dict) -> None:
+    """mmengine would end the schedule where the shorter run would end."""
+    runner(tmp_path, iters=3, **settings).train()
+    (tmp_path / 'iter_3.pth').unlink()
+    again = runner(tmp_path, iters=5, resume=True, **settings)
+    again.train()
+    whole = runner(tmp_path / 'whole', iters=5, **settings)
+    whole.train()
+    assert same(again.model.state_dict(), whole.model.state_dict())
+
+
+def test_rates_of_the_file_are_used_and_said(
+        run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = runner(run_dir, iters=5, resume=True, lr=0.5)
+    run.logger.addHandler(caplog.handler)
+    run.train()
+    assert 'has `lr` 0.005, which is used, and not the 0.5' in caplog.text
+    assert run.optim_wrapper.get_lr()['lr'] == [0.005]

@@ -201,7 +201,7 @@ def test_a_full_disk(tmp_path, monkeypatch, full_at) -> None:
         return real(handle)
 
     monkeypatch.setattr(files.os, 'fsync', fsync)
-    monkeypatch.setattr(module, 'sync_folder', lambda folder: None)
+    monkeypatch.setattr(files, 'sync_folder', lambda folder: None)
     store = FeatureStore(tmp_path / 's', SOURCE)
     with pytest.raises(StoreError, match='No space left.*kept: make room'):
         with store.writer() as writer:

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 
 from _multitask import loader
 from _tiny import fill
+from vim_mm.apis.experts import moe_card
 from vim_mm.models.moe import load_moe, moe_layers, read_moe
 from vim_mm.models.tasks import select_task
 from vim_mm.utils.cli import add_experts_per_token, run_cli
@@ -118,6 +119,25 @@ def test_extract_with_fewer_active_experts(tool, run: Run) -> None:
     file = read_moe(run.out)
     assert file.tasks == TASKS
     assert {layer.k for layer in file.layers.values()} == {1}
+
+
+def test_a_moe_file_says_what_it_was_made_of(tool, run: Run, tmp_path: Path,
+                                             capsys) -> None:
+    text = run.config.read_text()
+    run.config.write_text(
+        text + "\nmodule_card = dict(licence='CC BY-NC-SA 4.0', dataset='d')")
+    assert tool(*run.args()) == 0
+    out = capsys.readouterr().out
+    assert 'Licence: CC BY-NC-SA 4.0.' in out and 'Dataset: d.' in out
+    card = read_moe(run.out).card
+    assert set(card['classes']) == set(card['image_size']) == set(TASKS)
+    more = tmp_path / 'more.safetensors'
+    assert tool('add-task', run.out, '--task', 'new', '--out', more) == 0
+    assert read_moe(more).card == card
+    # what is learned from it inherits the licence
+    cfg = Config(dict(model=dict(backbone=dict(
+        type='vim_mm.load_moe', checkpoint=str(run.out)))))
+    assert moe_card(cfg, ['new'], {})['licence'] == 'CC BY-NC-SA 4.0'
 
 
 def test_extract_with_fewer_active_experts_by_layer(tool, run: Run) -> None:

@@ -147,13 +147,13 @@ def test_a_file_to_resume_from_is_looked_for(tmp_path: Path) -> None:
     set_resume = runpy.run_path(str(ROOT / 'tools/train.py'))['set_resume']
     cfg = Config(dict(work_dir=str(tmp_path), load_from='old.pth'))
     set_resume(cfg, 'auto')
-    assert cfg.resume and cfg.load_from is None
+    assert cfg.resume == 'auto' and cfg.load_from == 'old.pth'
     with pytest.raises(FileNotFoundError, match='some.pth to resume from'):
         set_resume(cfg, 'some.pth')
     some = str(tmp_path / 'some.pth')
     Path(some).write_bytes(b'x')
     set_resume(cfg, some)
-    assert cfg.resume and cfg.load_from == some
+    assert cfg.resume is True and cfg.load_from == some
 
 
 @pytest.mark.parametrize(('args', 'sentence'), [

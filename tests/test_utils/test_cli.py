@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """How tools end: exit codes, sentences and tracebacks."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from _hostile import ESCAPE
 from mmengine.registry import Registry
 
 from vim_mm.utils.checkpoint import CheckpointError, load_from_local
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import print_json, run_cli, visible
 
 
 def fails_with(error: BaseException) -> Callable:
@@ -47,6 +49,27 @@ def test_a_mistake_is_a_sentence(error: Exception,
     assert end_of(fails_with(error)) == 1
     err = capsys.readouterr().err
     assert err.startswith(f'Error: {error}') and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('kind', [ValueError, CheckpointError])
+def test_a_strangers_text_is_harmless_and_short(
+        kind: type, capsys: pytest.CaptureFixture) -> None:
+    ours = type('OurError', (kind, ), dict(__module__='vim_mm.x'))
+    error = ours(f'{ESCAPE} {"x" * 9999} the fix')
+    assert end_of(fails_with(error)) == 1
+    err = capsys.readouterr().err
+    assert err.replace('\n', '').isprintable() and len(err) < 4200
+    assert 'the fix' in err and '\\x1b[31mred' in err
+
+
+def test_json_and_lines_for_a_terminal(capsys: pytest.CaptureFixture) -> None:
+    for value in (ESCAPE, 'Zürich', ['\u202e'], dict(a='\n')):
+        print_json(value)
+        out = capsys.readouterr().out
+        assert json.loads(out) == value
+        assert out.replace('\n', '').isprintable()
+    assert visible('a\nb\tc') == 'a\\nb\\tc'
+    assert len(visible('x' * 9999)) == 1000
 
 
 def test_a_mistake_found_while_building_from_a_config(

@@ -116,6 +116,7 @@ def fake_backbone(make_tensors):
         export=lambda name: make_tensors(seed=5))
     return SimpleNamespace(
         selection={},
+        made_of={},
         trunk=TinyTrunk(),
         slots=dict.fromkeys(SLOTS),
         bank=bank)

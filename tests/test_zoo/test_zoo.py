@@ -340,24 +340,28 @@ def test_add_one_and_all(zoo, tmp_path, make_card, make_tensors):
     with pytest.raises(ZooError, match="already has a module 'n'"):
         other.add(zoo.root / 'n')
     other.remove('m')
-    with pytest.raises(ZooError, match="already has a module 'n'"):
-        other.add(zoo.root)
-    assert other.names() == ['n', 'renamed']
+    assert other.add(zoo.root) == ['m', 'n']  # the very same n is there
+    assert other.names() == ['m', 'n', 'renamed']
     (tmp_path / 'empty').mkdir()
     for nothing in ('empty', 'absent'):
         with pytest.raises(ZooError):
             other.add(tmp_path / nothing)
 
 
-def test_add_of_a_broken_module_adds_nothing(zoo, tmp_path, make_card,
-                                             make_tensors):
+def test_add_of_a_broken_module_adds_the_others(zoo, tmp_path, make_card,
+                                                make_tensors):
     zoo.save(make_card('n'), make_tensors())
     path = zoo.root / 'n' / MODULE
     path.write_bytes(path.read_bytes()[:-1])
     other = Zoo(tmp_path / 'other')
     with pytest.raises(ZooError, match='is damaged'):
-        other.add(zoo.root)
+        other.add(zoo.root / 'n')
     assert not other.root.exists()
+    with pytest.warns(UserWarning, match='^n: .*is damaged'):
+        assert other.add(zoo.root) == ['m']
+    zoo.remove('m')
+    with pytest.raises(ZooError, match='None of the 1 modules.*is damaged'):
+        other.add(zoo.root)
 
 
 def test_remove(zoo, make_card, make_tensors):
@@ -381,12 +385,12 @@ def test_changes_do_not_look_at_other_modules(zoo, make_card, make_tensors,
         (zoo.root / f'broken{i}').mkdir()
         (zoo.root / f'broken{i}' / 'card.json').write_text('{')
     shutil.copytree(zoo.root / 'm', tmp_path / 'm')
-    listed = []
-    for name in ('listdir', 'scandir'):
+    opened = []
+    for name in ('listdir', 'scandir', 'open', 'stat'):
 
-        def spy(path='.', _list=getattr(os, name)):
-            listed.append(str(path))
-            return _list(path)
+        def spy(path='.', *args, _call=getattr(os, name), **kwargs):
+            opened.append(str(path))
+            return _call(path, *args, **kwargs)
 
         monkeypatch.setattr(os, name, spy)
     zoo.save(make_card('n'), make_tensors())
@@ -394,9 +398,10 @@ def test_changes_do_not_look_at_other_modules(zoo, make_card, make_tensors,
     zoo.add(tmp_path / 'm', 'o')
     zoo.remove('n')
     zoo.load('o')
-    assert str(zoo.root) not in listed
-    zoo.names()
-    assert str(zoo.root) in listed
+    assert str(zoo.root / 'n') in opened
+    assert not any('broken' in path for path in opened)
+    zoo.verify()
+    assert any('broken' in path for path in opened)
 
 
 # ------------------------------------------------------------------- trunk

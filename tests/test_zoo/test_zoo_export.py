@@ -6,6 +6,7 @@ from torch import nn
 
 from vim_mm.zoo import (Zoo, ZooError, head_state, save_module,
                         trunk_fingerprint)
+from vim_mm.zoo.parts import AND, part_of
 
 
 def test_save_module_fills_the_card(fake_backbone, tmp_path):
@@ -40,6 +41,34 @@ def test_save_module_under_another_name(fake_backbone, tmp_path):
     with pytest.raises(ZooError, match="already has a module 'v2'"):
         save_module(fake_backbone, 'fresh', zoo, save_as='v2')
     save_module(fake_backbone, 'fresh', zoo, save_as='v2', overwrite=True)
+
+
+def test_licences_of_all_parts_stay(fake_backbone, tmp_path):
+    """What holds for a share holds for the whole."""
+    share = dict(name='solar', task='cls', dataset='ELPV', sha256='a' * 64)
+    fake_backbone.made_of = dict(
+        fresh=[
+            dict(share, licence='CC BY-NC-SA 4.0 AND MIT'),
+            dict(share, name='trees', dataset='crowns', licence='MIT'),
+            dict(share, name='old', dataset=None, licence=None),
+            dict(name='fresh')  # learned in this run
+        ],
+        pure=[])
+    fields = dict(task='seg', licence='CC0-1.0')
+    card = save_module(fake_backbone, 'fresh', tmp_path, **fields)
+    assert card.licence == 'CC0-1.0 AND CC BY-NC-SA 4.0 AND MIT AND not stated'
+    assert card.dataset == 'ELPV + crowns' and card.task == 'seg'
+    assert [part['name'] for part in card.parts] == [
+        'solar', 'trees', 'old', 'fresh']
+    assert card.parts[-1]['licence'] == 'CC0-1.0'
+    # of one that is made of it, too
+    fake_backbone.made_of['next'] = part_of(card)
+    second = save_module(fake_backbone, 'next', tmp_path, dataset='roads')
+    assert set(second.licence.split(AND)) == set(card.licence.split(AND))
+    assert second.dataset == 'roads' and len(second.parts) == 5
+    pure = save_module(fake_backbone, 'pure', tmp_path, licence='MIT')
+    assert pure.licence == 'MIT' and pure.parts == []
+    assert Zoo(tmp_path).card('next') == second
 
 
 @pytest.mark.parametrize('field', ['colour', 'sha256', 'dims'])

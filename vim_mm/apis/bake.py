@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from vim_mm.models.backbones import ViMBackbone, Weights, gates_to_fold
+from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import ModuleCard, head_state, save_module
 
 #: Largest difference of the outputs, in units of the largest output, that
@@ -105,6 +106,7 @@ def bake(model: BaseModel,
             'output from the fusion without the dropped weights, more than '
             f'{TOLERANCE:.0e}; it was not saved.')
     card = dict(card or {})
+    card.setdefault('task', _kind(model))
     card['training'] = dict(
         card.get('training', {}),
         baked_from=dict(origin, difference=difference))
@@ -116,6 +118,13 @@ def bake(model: BaseModel,
         overwrite=overwrite,
         **card)
     return Baked(written, kept, dropped, difference)
+
+
+def _kind(model: BaseModel) -> Optional[str]:
+    """The kind of task of a model, by the library of its class."""
+    library = type(model).__module__.partition('.')[0]
+    return next((name for name, kind in KINDS.items()
+                 if kind.scope == library), None)
 
 
 def _keep(backbone: ViMBackbone, weights: Weights) -> None:

@@ -2,9 +2,8 @@
 """From a trained model to a moe file: how experts are used, what is kept."""
 
 import os.path as osp
-import re
 from itertools import islice
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -16,16 +15,21 @@ from torch import Tensor, nn
 
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.moe import (extract, load_moe, save_adaptation, save_moe,
-                               set_k, tasks_of)
+from vim_mm.models.moe import (extract, load_moe, read_moe, save_adaptation,
+                               save_moe, set_k, tasks_of)
 from vim_mm.models.moe.moe_file import check_name
 from vim_mm.models.moe.statistics import RoutingStatistics
 from vim_mm.models.moe.surgery import K, experts_of
 from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.multitask.single_task import config_tasks, task_config
 from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import select_task
 from vim_mm.utils.arguments import check_number, check_width
-from vim_mm.zoo import ModuleCard, head_state
+from vim_mm.utils.checkpoint_form import state_of
+from vim_mm.utils.config import type_name
+from vim_mm.utils.described import card_fields, image_size
+from vim_mm.zoo import ModuleCard, Zoo, head_state
+from vim_mm.zoo.parts import of_parts, part_of
 
 #: how many batches are looked at, if nothing else is said
 BATCHES = 50
@@ -66,7 +70,7 @@ def extract_moe(cfg: Config,
     if threshold is not None:
         check_number(threshold, 'threshold')
     check_name(path)
-    model = load_trained(cfg, checkpoint)
+    model, meta = load_trained(cfg, checkpoint)
     trunk = model.backbone
     tasks = runnable(model) if tasks is None else list(tasks)
     check_tasks(tasks, tasks_of(trunk), 'the trunk')
@@ -85,7 +89,8 @@ def extract_moe(cfg: Config,
                     usage.setdefault(name, {})[task] = counts
     left = extract(trunk, tasks, usage, threshold)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        save_moe(trunk, cfg.model.backbone, path, left)
+        save_moe(trunk, cfg.model.backbone, path, left,
+                 moe_card(cfg, tasks, meta))
     return trunk
 
 
@@ -112,7 +117,8 @@ def save_adapted(cfg: Config,
         ValueError: If more than routers and experts was trained, or something
             does not fit; nothing is written then.
     """
-    model = load_trained(cfg, checkpoint)
+    model, meta = load_trained(cfg, checkpoint)
+    card_fields.setdefault('classes', list(meta.get('classes') or []))
     file = cfg.model.backbone.checkpoint
     return save_adaptation(
         model.backbone,
@@ -122,11 +128,57 @@ def save_adapted(cfg: Config,
         head_state(model) or None,
         overwrite,
         trunk=dict(card_fields.pop('trunk', {}), weights=osp.basename(file)),
-        **card_fields)
+        **of_parts(card_fields, _parts(cfg)))
 
 
-def load_trained(cfg: Config, checkpoint: str) -> BaseModel:
+def moe_card(cfg: Config, tasks: Sequence[str],
+             meta: Dict[str, Any]) -> Dict[str, Any]:
+    """What a moe file says of the data that its trunk was trained on.
+
+    Args:
+        cfg (Config): Config of the run; its ``module_card`` names data set
+            and licence.
+        tasks (Sequence[str]): The tasks in the file.
+        meta (dict): What the checkpoint says of the data sets.
+    """
+    several = config_tasks(cfg)
+    metas = meta.get('tasks') or dict.fromkeys(tasks, meta)
+    said = card_fields(cfg)
+    fields = {key: said.get(key) for key in ('dataset', 'licence')}
+    return dict(
+        of_parts(fields, _parts(cfg)),
+        classes={
+            task: list(map(str, metas.get(task, {}).get('classes') or []))
+            for task in tasks
+        },
+        image_size={
+            task: image_size(task_config(cfg, task) if several else cfg)
+            for task in tasks
+        })
+
+
+def _parts(cfg: Config) -> List[Dict[str, Any]]:
+    """What the trunk of a run began with, if that was a moe file."""
+    backbone = cfg.model.backbone
+    if type_name(backbone) != 'load_moe':
+        return []
+    card = read_moe(backbone.checkpoint).card
+    parts = [*card.get('parts', []), dict(
+        name=osp.basename(backbone.checkpoint),
+        task=None,
+        dataset=card.get('dataset'),
+        licence=card.get('licence'))]  # yapf: disable
+    if backbone.get('module'):
+        parts += part_of(Zoo(backbone.zoo).card(backbone.module))
+    return parts
+
+
+def load_trained(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     """The model of a run, with what it left, to look at its experts.
+
+    Returns:
+        tuple[BaseModel, dict]: The model, and what the checkpoint says of
+        its data set.
 
     Raises:
         ValueError: If it has no experts, or the checkpoint is of another one.
@@ -140,10 +192,7 @@ def load_trained(cfg: Config, checkpoint: str) -> BaseModel:
             'mixture-of-experts trunk itself.')
     experts_of(trunk)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
-    state = {
-        re.sub(r'^module\.', '', key): value
-        for key, value in loaded.get('state_dict', loaded).items()
-    }
+    state = state_of(loaded, checkpoint)
     missing, _ = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if key.startswith('backbone.')]
     if missing:
@@ -151,7 +200,7 @@ def load_trained(cfg: Config, checkpoint: str) -> BaseModel:
                          f'backbone, such as {missing[:2]}; give a checkpoint '
                          'that a run of this config wrote.')
     model.eval()
-    return model
+    return model, (loaded.get('meta') or {}).get('dataset_meta') or {}
 
 
 def runnable(model: BaseModel) -> List[str]:

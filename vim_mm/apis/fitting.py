@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The model of a config with the modules of a zoo that fit it."""
 
+from copy import deepcopy
 from typing import Dict, List, Tuple
 
 from mmengine.config import Config
@@ -8,6 +9,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseModel
 
 from vim_mm.models import build_model
+from vim_mm.utils.config import type_name
 from vim_mm.zoo import Zoo, ZooError
 
 
@@ -66,8 +68,14 @@ def unfused_model(cfg: Config, zoo: str, modules: List[str]) -> BaseModel:
     """The config's model with these modules instead of its own, no fusion.
 
     They join the finished model: heads may ask for the channels before them,
-    which streams of several modules do not tell.
+    which streams of several modules do not tell. Its neck reads one stream.
     """
+    cfg = deepcopy(cfg)
+    neck = cfg.model.get('neck') or []
+    for part in neck if isinstance(neck, list) else [neck]:
+        if type_name(part) == 'ViMFusionNeck':
+            for key in ('modules', 'fusion', 'task', 'learn_tasks'):
+                part.pop(key, None)
     model = build_model(
         cfg, zoo=None, modules=[], new_module=None, fusion=None, task=None)
     model.backbone.load_modules(zoo, modules)

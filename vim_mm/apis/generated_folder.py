@@ -10,7 +10,7 @@
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from pprint import pformat
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -21,10 +21,15 @@ from mmengine.structures import BaseDataElement
 
 from vim_mm.models.generators.teacher import is_labelled, kind_of
 from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.messages import short
+from vim_mm.utils.reading import read_json
 
 MANIFEST, ANNOTATIONS, CONFIG = 'manifest.json', 'annotations.json', \
     'dataset.py'
 IMAGES, LABELS = 'images', 'labels'
+#: Bytes of a manifest.
+MANIFEST_BYTES = 256 << 20
 SUFFIXES = ('.png', '.jpg')
 
 
@@ -74,8 +79,10 @@ class GeneratedFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             return
         try:
-            manifest = json.loads(path.read_text())
+            manifest = read_json(path, MANIFEST_BYTES, values=MANIFEST_BYTES)
             theirs, self.records = manifest['settings'], manifest['images']
+            self.kind = manifest['kind']
+            _check_manifest(theirs, self.records, self.kind)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged ({error}); name a new "
                              'folder.') from error
@@ -86,7 +93,6 @@ class GeneratedFolder:
                 f"'{self.root}' holds images of other settings (of "
                 f'{", ".join(unlike)}); name a new folder, or give the '
                 'settings that its manifest names.')
-        self.kind = manifest['kind']
 
     def has(self, key: str) -> bool:
         """Whether an image is there, and whole."""
@@ -295,6 +301,26 @@ def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
             f"The annotation of '{sample.get('img_path')}' has {own[0]}x"
             f'{own[1]} pixels and its image {image[0]}x{image[1]}; load '
             'annotations before the pipeline resizes.')
+
+
+def _check_manifest(settings: Any, images: Any, kind: Any) -> None:
+    """Refuse what no manifest says.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if not isinstance(settings, dict) or not isinstance(images, dict):
+        raise ValueError('its settings or images are no dict')
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f'its kind is {short(kind)}')
+    for record in images.values():
+        file = record.get('file') if isinstance(record, dict) else None
+        if not isinstance(file, str) or PurePath(
+                file).is_absolute() or '..' in PurePath(file).parts or len(
+                    PurePath(file).name) > 255 or not all(
+                    type(record.get(key)) is int
+                    for key in ('height', 'width')):
+            raise ValueError(f'its record {short(record)} names no image')
 
 
 def _cannot_write(root: Path, error: OSError) -> ValueError:

@@ -21,7 +21,7 @@ from vim_mm.engine.module_trials import (HEAD_OPTIMIZER, NOTHING_HELPS, Choice,
 from vim_mm.evaluation.strengths import Gain, Weights, plain_settings
 from vim_mm.evaluation.transferability import h_score, library, log_me, n_leep
 from vim_mm.evaluation.unlike_halves import DEALS
-from vim_mm.features.module_rows import FUSED, TRUNK, ModuleFeatures, Progress
+from vim_mm.features.module_rows import FUSED, TRUNK, ModuleFeatures
 from vim_mm.features.rows import thinned
 from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.models.necks import ViMFusionNeck
@@ -68,7 +68,6 @@ class Ranking:
 def rank_modules(cfg: Config,
                  zoo: str,
                  max_pictures: int = 2000,
-                 progress: Progress = lambda each, _: each,
                  fuse: bool = False,
                  cache: Optional[str] = None) -> Ranking:
     """Score every module of a zoo, and the bare trunk, for a config's task.
@@ -82,8 +81,6 @@ def rank_modules(cfg: Config,
         zoo (str): Directory of the zoo.
         max_pictures (int): Stop after so many, rounded up to whole batches.
             Defaults to 2000.
-        progress: Wraps the batches, given their number, to show how far it
-            is.
         fuse (bool): Whether to look for weights too, as ``ScoreGatesHook``
             does, which takes more passes. Defaults to False.
         cache (str, optional): Folder of scores, see :class:`ModuleTrials`.
@@ -106,7 +103,7 @@ def rank_modules(cfg: Config,
     model.init_weights()  # of the task's own head
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     with seeded(0):
-        features = _features(cfg, model, loader, max_pictures, progress)
+        features = _features(cfg, model, loader, max_pictures)
     trials = ModuleTrials(
         features,
         _hook(cfg, 'ScoreGatesHook').get('deals', DEALS),
@@ -191,7 +188,7 @@ def _verdict(gains: Dict[str, Gain]) -> str:
 
 
 def _features(cfg: Config, model: BaseModel, loader: DataLoader,
-              max_pictures: int, progress: Progress) -> ModuleFeatures:
+              max_pictures: int) -> ModuleFeatures:
     """Features of all modules that a model holds, as a fusion weighs them."""
     backbone, hook = model.backbone, _hook(cfg, 'ScoreGatesHook')
     names = backbone.bank.names
@@ -214,8 +211,7 @@ def _features(cfg: Config, model: BaseModel, loader: DataLoader,
 
     return ModuleFeatures(
         model, loader, names, run, weigh, len(names),
-        extra_tokens(model, hook.get('num_extra_tokens')), max_pictures,
-        progress)
+        extra_tokens(model, hook.get('num_extra_tokens')), max_pictures)
 
 
 def published_scores(x: Tensor, labels: Tensor) -> Dict[str, float]:

@@ -263,7 +263,7 @@ def re_represent_folder(release: Union[str, Path],
     return len(names)
 
 
-def _copy(model: VQAutoEncoder, source: Path, target: Path,
+def _copy(model: VQAutoEncoder, source: Path, draft: Path,
           scale: float) -> None:
     """Write the re-represented copy of one image."""
     image = mmcv.imread(str(source))
@@ -272,5 +272,5 @@ def _copy(model: VQAutoEncoder, source: Path, target: Path,
                        'of the folder.')
     loaded = torch.from_numpy(image).permute(2, 0, 1)
     changed = re_represent(model, [loaded], scale)[0].permute(1, 2, 0)
-    if not mmcv.imwrite(changed.contiguous().numpy(), str(target)):
-        raise OSError(f"'{target.name}' could not be written")
+    if not mmcv.imwrite(changed.contiguous().numpy(), str(draft)):
+        raise OSError(f"'{draft.name}' could not be written")

@@ -8,7 +8,6 @@ would compute alone; what costs memory, the trunk's and the modules' weights,
 is there once.
 """
 
-import re
 from contextlib import contextmanager
 from numbers import Number
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
@@ -33,8 +32,10 @@ from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_checkpoint, task_config)
 from vim_mm.models.tasks import holders, select_task
+from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.config import class_of, read_config, type_name
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.messages import short
 from .inputs import Picture
 from .sharing import check_trunk, share
 from .trunk_pass import ReadsLevels, TrunkPass, gives_same_levels, is_beside
@@ -228,11 +229,9 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     loaded = CheckpointLoader.load_checkpoint(
         checkpoint, map_location='cpu', logger='silent')
     file = f"The checkpoint '{checkpoint}'"
+    check_whole(loaded, file)
     task_checkpoint(loaded, cfg.get(LOAD_TASK), file)
-    state = {
-        re.sub(r'^module\.', '', key): value
-        for key, value in loaded.get('state_dict', loaded).items()
-    }
+    state = state_of(loaded, file)
     check_fit(model, state, file, every_task=True, whole=True)
     model.load_state_dict(state, strict=False)
     model = revert_sync_batchnorm(model)
@@ -315,7 +314,12 @@ def colours(palette: Union[Sequence, str, None], num: int) -> List[tuple]:
     if len(found) == 1:
         found *= num
     found += get_palette('random', num)[len(found):]
-    return [tuple(map(int, colour)) for colour in found]
+    try:
+        return [tuple(map(int, colour)) for colour in found]
+    except (TypeError, ValueError):
+        raise ValueError(f'The palette {short(palette)} holds something else '
+                         'than colours (red, green, blue); correct it where '
+                         'the classes are named.') from None
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:

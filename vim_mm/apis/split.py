@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Tuple, Union
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
@@ -13,6 +12,8 @@ from vim_mm.models import build_model
 from vim_mm.models.fit import check_fit
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
+from vim_mm.utils.checkpoint_form import check_whole, state_of
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.config import read_config
 from vim_mm.utils.files import new_folder
 
@@ -41,17 +42,18 @@ def save_task(config: Union[str, Config], checkpoint: str, task: str,
     cfg = task_config(read_config(config), task)
     loaded = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
     file = f"The checkpoint '{checkpoint}'"
+    check_whole(loaded, file)
     if not task_checkpoint(loaded, task, file):
         raise ValueError(f'{file} is not of a model of several tasks, so '
                          'there is nothing to take out of it.')
-    state = loaded.get('state_dict', loaded)
+    state = state_of(loaded, file)
     check_fit(build_model(cfg), state, file, every_task=True, whole=True)
     meta = (loaded.get('meta') or {}).get('dataset_meta') or {}
     cfg.pop(LOAD_TASK)
     folder = Path(folder)
     with new_folder(folder, FileExistsError) as draft:
         cfg.dump(draft / f'{task}.py')
-        torch.save(
+        save_checkpoint(
             dict(meta=dict(dataset_meta=meta), state_dict=state),
             draft / f'{task}.pth')
     return folder / f'{task}.py', folder / f'{task}.pth'

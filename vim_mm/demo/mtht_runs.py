@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import Tensor
 
+from vim_mm.apis.experts import moe_card
 from vim_mm.features.cache import unwrap
 from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
 from vim_mm.models.moe.load_moe import build_from
@@ -81,8 +82,9 @@ def joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
     model = unwrap(runner.model)
     rows = _rows('joint', JOINT, 'dense start, warmed head', runner, stages[0])
     rows += _rows('joint', JOINT, 'learned together', runner, stages[-1])
+    meta = runner.train_dataloader.dataset.metainfo
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
-             model.routing.usage())
+             model.routing.usage(), moe_card(cfg, JOINT, meta))
     return rows, [
         *_routing_pictures(model.routing.usage(), work_dir),
         *_predictions(runner, JOINT, work_dir, 'joint')
@@ -116,7 +118,7 @@ def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
     trunk = build_from(file)
     usage = extract(trunk, [task], file.usage, threshold)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_moe(trunk, file.backbone, path, usage)
+    save_moe(trunk, file.backbone, path, usage, file.card)
     return read_moe(path).num_params
 
 

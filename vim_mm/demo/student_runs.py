@@ -22,6 +22,7 @@ from vim_mm.registry import DATASETS
 from vim_mm.report import Row
 from vim_mm.report.comparison import (StageHook, peak_memory_mb,
                                       reset_peak_memory)
+from vim_mm.utils.files import write_atomic
 from .common import CONFIGS, pictures_of
 
 SOLAR, TREES = 'solar cells (cls)', 'tree crowns (det)'
@@ -139,7 +140,7 @@ def _write_few(cfg: Config, folder: Path) -> List[Path]:
         path = folder / cfg.classes[info['gt_label']] / Path(
             info['img_path']).name
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(info['img_path'], path)
+        write_atomic(path, Path(info['img_path']).read_bytes())
         paths.append(path)
     half = len(paths) // 2
     return [p for pair in zip(paths[:half], paths[half:]) for p in pair]
@@ -149,7 +150,8 @@ def _strip(rows: List[List[Path]], file: Path) -> Path:
     """Rows of images, 160 px each, as one image."""
     cells = [[cv2.resize(cv2.imread(str(p)), (160, 160)) for p in row]
              for row in rows]
-    cv2.imwrite(str(file), np.vstack([np.hstack(row) for row in cells]))
+    strip = np.vstack([np.hstack(row) for row in cells])
+    write_atomic(file, cv2.imencode(file.suffix, strip)[1].tobytes())
     return file
 
 

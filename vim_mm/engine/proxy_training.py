@@ -20,6 +20,8 @@ from vim_mm.features.rows import IGNORED, patch_labels
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.models.recorder import tapping
+from vim_mm.utils.progress import track
+from .stopping import stop_if_asked
 
 #: Gives features of all foundation models for indices of the data set.
 Indexed = Callable[[Tensor], Dict[str, Tensor]]
@@ -95,7 +97,8 @@ def batches(runner: Runner, model: TDMRDistiller, dataset: Dataset,
         # its seed is drawn, and the run's numbers are not to shift
         generator=torch.Generator())
     with unmixed(model):
-        for number, data in enumerate(part):
+        for number, data in enumerate(
+                track(part, 'Looking at images', len(part))):
             yield indices[number * size:(number + 1) * size], preprocess(
                 model, data)
 
@@ -187,6 +190,7 @@ def _epochs(runner: Runner, proxy: nn.Module, tokens: Callable,
             total += loss.detach() * len(indices)
             right += (logits.argmax(1) == target).sum()
             seen += (target != IGNORED).sum()
+        stop_if_asked()
     optimizer.zero_grad(set_to_none=True)
     return dict(loss=float(total) / num, accuracy=float(right / seen))
 

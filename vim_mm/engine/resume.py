@@ -12,14 +12,16 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
 from vim_mm.utils.checkpoint import CheckpointError
+from .saving import (BATCHES, POINTER, SAMPLER_SEED, STOPPED_AT, VALIDATE,
+                     checkpoint_hooks)
 
 COUNTERS = ('epoch', 'iter')
-_POINTER = 'last_checkpoint'
+_COUNTS = (*COUNTERS, 'max_epochs', 'max_iters', VALIDATE, BATCHES, STOPPED_AT,
+           SAMPLER_SEED)
 
 # ------------------------------------------------------------------- notes
 
@@ -35,18 +37,18 @@ def keep_numbers(checkpoint: dict, runner: Runner) -> None:
     meta = _mapping(checkpoint, 'meta')
     kept = {
         key: meta[key]
-        for key in (*COUNTERS, 'seed') if isinstance(meta.get(key), int)
+        for key in (*COUNTERS, 'seed') if _counts(meta.get(key))
     }
     if isinstance(meta.get('dataset_meta'), Mapping):
         kept['dataset_meta'] = meta['dataset_meta']
     hub = _mapping(checkpoint, 'message_hub')
     scalars, infos, resumed = ({
         key: value
-        for key, value in _mapping(hub, part).items() if keeps(value)
+        for key, value in _mapping(hub, part).items() if keeps(key, value)
     } for part, keeps in (
-        ('log_scalars', lambda value: isinstance(value, HistoryBuffer)),
-        ('runtime_info', _is_numeric),
-        ('resumed_keys', lambda value: isinstance(value, bool)),
+        ('log_scalars', lambda _, value: isinstance(value, HistoryBuffer)),
+        ('runtime_info', _is_of_its_kind),
+        ('resumed_keys', lambda _, value: isinstance(value, bool)),
     ))
     infos.update(_best(runner, _mapping(hub, 'runtime_info')))
     known = scalars.keys() | infos.keys()
@@ -60,6 +62,24 @@ def keep_numbers(checkpoint: dict, runner: Runner) -> None:
 def _mapping(holder: Mapping, key: str) -> Mapping:
     value = holder.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value is a count, or a seed that random numbers take."""
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _is_of_its_kind(key: Any, value: Any) -> bool:
+    """Whether a note of the message hub is what a run makes of it."""
+    if not isinstance(key, str):
+        return False
+    if key in _COUNTS:
+        return _counts(value)
+    if key == 'keep_ckpt_ids':
+        return isinstance(value, list) and all(map(_counts, value))
+    if key.startswith('best_score'):
+        return isinstance(value, (Number, np.generic))
+    return _is_numeric(value)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -95,13 +115,13 @@ def check_counters(checkpoint: Any, file: str) -> None:
 
     Raises:
         CheckpointError: If it was not written by a run, or its counters are
-            no numbers.
+            no counts.
     """
     parts = ('meta', 'message_hub', 'state_dict')
     whole = isinstance(checkpoint, dict) and all(
         isinstance(checkpoint.get(part), Mapping) for part in parts)
     if not whole or not all(
-            isinstance(checkpoint['meta'].get(key), int) for key in COUNTERS):
+            _counts(checkpoint['meta'].get(key)) for key in COUNTERS):
         raise CheckpointError(
             f'{file} says nothing of where a run was, so none can go on from '
             'it; give a checkpoint that a run wrote, or load its weights with '
@@ -133,13 +153,16 @@ def choose_checkpoint(runner: Runner) -> None:
     """Let an automatic resume take the newest checkpoint that loads.
 
     mmengine takes what the file ``last_checkpoint`` names, and starts anew
-    where there is none. The first process chooses for all.
+    where there is none. The first process chooses for all. With
+    ``resume='auto'``, as of ``--resume``, a run without checkpoints starts
+    from its ``load_from``; with ``resume=True`` that is what it resumes.
 
     Raises:
         CheckpointError: If there are checkpoints and none loads.
     """
-    if (runner._has_loaded or runner._resume is not True
-            or runner._load_from is not None):
+    is_auto = runner._resume == 'auto' or (runner._resume is True
+                                           and runner._load_from is None)
+    if runner._has_loaded or not is_auto:
         return
     chosen: List[Any] = [None, None]
     if is_main_process():
@@ -149,7 +172,7 @@ def choose_checkpoint(runner: Runner) -> None:
     if path == '':
         raise CheckpointError(said)
     print_log(said, logger='current')
-    runner._load_from = path
+    runner._load_from = path or runner._load_from
     runner._resume = path is not None
 
 
@@ -161,8 +184,9 @@ def _choose(runner: Runner) -> Tuple[Optional[str], str]:
         return named, f'Resuming from {named}.'
     ordered = _ordered(runner, named)
     if not ordered:
+        start = runner._load_from or 'the beginning'
         return None, (f'There is no checkpoint in {runner.work_dir} to resume '
-                      'from: training starts from the beginning.')
+                      f'from: training starts from {start}.')
     for path in ordered:
         try:
             # a folder is a strategy's own, which alone can read it
@@ -185,13 +209,13 @@ def _choose(runner: Runner) -> Tuple[Optional[str], str]:
 def _read_pointer(work_dir: str,
                   takes_folders: bool) -> Tuple[Optional[str], List[str]]:
     """What ``last_checkpoint`` names, and what is wrong with it."""
-    pointer = osp.join(work_dir, _POINTER)
+    pointer = osp.join(work_dir, POINTER)
     if not osp.isfile(pointer):
-        return None, [f'There is no {_POINTER}.']
+        return None, [f'There is no {POINTER}.']
     with open(pointer, encoding='utf-8', errors='replace') as file:
         path = file.readline().strip()
     if not path:
-        return None, [f'{_POINTER} is empty.']
+        return None, [f'{POINTER} is empty.']
     # a work dir may have moved, or be a copy
     here = osp.join(work_dir, osp.basename(path))
     for place in (here, path):
@@ -199,7 +223,7 @@ def _read_pointer(work_dir: str,
         if '://' in place or osp.isfile(place) or is_folder:
             return place, []
     what = 'no checkpoint file' if osp.exists(path) else 'not there'
-    return None, [f'{_POINTER} names {path}, which is {what}.']
+    return None, [f'{POINTER} names {path}, which is {what}.']
 
 
 def _ordered(runner: Runner, named: Optional[str]) -> List[str]:
@@ -215,13 +239,17 @@ def _ordered(runner: Runner, named: Optional[str]) -> List[str]:
         last = [_Saved(named)]
         found += last
 
+    newest: Dict[int, float] = {}
+    for each in found:
+        newest[each.kind] = max(newest.get(each.kind, 0.), each.time)
+
     def rank(each: _Saved) -> tuple:
         group = 1
         if last and each is not last[0]:
             ahead = each.kind != last[0].kind or each.step > last[0].step
             newer = each.time > last[0].time
             group = 3 if ahead and not newer else 0 if ahead else 2
-        return group, each.kind, -each.step
+        return group, -newest[each.kind], each.kind, -each.step
 
     ordered = [each.path for each in sorted(found, key=rank)]
     best = sorted(_best_files(runner), key=osp.getmtime, reverse=True)
@@ -230,7 +258,7 @@ def _ordered(runner: Runner, named: Optional[str]) -> List[str]:
 
 def _saved(runner: Runner) -> Iterator[_Saved]:
     """The files that the run's checkpoint hooks have written."""
-    names = [hook.filename_tmpl for hook in _hooks(runner)]
+    names = [hook.filename_tmpl for hook in checkpoint_hooks(runner)]
     patterns = [
         re.sub(r'\\\{.*?\\\}', r'(\\d+)', re.escape(name))
         for name in (*names, 'epoch_{}.pth', 'iter_{}.pth')
@@ -256,12 +284,8 @@ def _best_files(runner: Runner) -> List[str]:
 def _folders(runner: Runner) -> List[str]:
     """Where the run's checkpoints are, as its checkpoint hooks see it."""
     folders = [runner.work_dir]
-    for hook in _hooks(runner):
+    for hook in checkpoint_hooks(runner):
         if hook.out_dir is not None:
             name = osp.basename(runner.work_dir.rstrip(osp.sep))
             folders.append(osp.join(hook.out_dir, name))
     return [folder for folder in dict.fromkeys(folders) if osp.isdir(folder)]
-
-
-def _hooks(runner: Runner) -> List[CheckpointHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]

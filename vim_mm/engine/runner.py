@@ -2,6 +2,7 @@
 """What every run looks at before it works, from a tool or from Python."""
 
 import logging
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any, Callable, Tuple, Union
 
@@ -22,6 +23,7 @@ from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.keys import check_keys
 from vim_mm.utils.quiet_logs import drop_frozen
 from .resume import choose_checkpoint
+from .stopping import stoppable
 
 TRAINING = ('train_dataloader', 'val_dataloader')
 TESTING = ('test_dataloader', )
@@ -60,15 +62,25 @@ def guard_runner() -> None:
         first = 'setup_env' if runner is Runner else 'register_hooks'
         _precede(runner, first, _check_keys)
         _precede(runner, 'register_hooks', _add_guard)
-        _precede(runner, 'train', _before_training)
+        _precede(runner, 'train', _before_training, stoppable)
         _precede(runner, 'val', _before_validation)
         _precede(runner, 'test', _before_testing)
         _precede(runner, 'load_or_resume', choose_checkpoint)
         _check_loaders(runner)
 
 
-def _precede(cls: type, method: str, look: Callable) -> None:
-    """Call ``look(runner)`` before a method of a class."""
+def _precede(cls: type,
+             method: str,
+             look: Callable,
+             within: Callable = nullcontext) -> None:
+    """Call ``look(runner)`` before a method of a class.
+
+    Args:
+        cls (type): The class.
+        method (str): Name of its method.
+        look (Callable): Is called with the instance.
+        within (Callable): Gives a context for the method, likewise.
+    """
     original = getattr(cls, method)
     if getattr(original, 'preceded_by', None) is look:
         return
@@ -76,7 +88,8 @@ def _precede(cls: type, method: str, look: Callable) -> None:
     @wraps(original)
     def guarded(self, *args, **kwargs):
         look(self)
-        return original(self, *args, **kwargs)
+        with within(self):
+            return original(self, *args, **kwargs)
 
     guarded.preceded_by = look
     setattr(cls, method, guarded)
@@ -140,6 +153,8 @@ def _check_keys(runner: Runner) -> None:
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
+    runner.register_hook(dict(type='vim_mm.ExactHook'))
+    runner.register_hook(dict(type='vim_mm.StopHook'))
     # they do nothing where there is no part of ours
     runner.register_hook(dict(type='vim_mm.FiniteLossHook'))
     runner.register_hook(dict(type='vim_mm.SummaryHook'))

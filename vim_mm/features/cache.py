@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from vim_mm.datasets import SoftOnly
 from vim_mm.models.class_counts import check_labels
 from vim_mm.models.layouts import Streams
+from vim_mm.utils.progress import track
 from .places import Memory, Room, agreed_length, size_of
 
 
@@ -192,7 +193,9 @@ def cache_features(model: BaseModel,
     room = Room(place, views, min(limit, len(loader)))
     training, cached = model.training, []
     model.eval()
-    for data in _passes(loader, room):
+    passes = track(
+        _passes(loader, room), 'Caching features', room.views * room.batches)
+    for data in passes:
         batch = preprocess(model, change(data) if change else data)
         features = to_device(
             model.backbone(batch['inputs']), torch.device('cpu'))

@@ -3,14 +3,14 @@
 
 from contextlib import contextmanager
 from itertools import islice
-from typing import (Callable, Dict, Iterable, Iterator, List, Optional, Tuple,
-                    Union)
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vim_mm.utils.progress import track
 from .cache import (CachedBatch, check_filled, finite, in_one_order,
                     preprocess, to_device, unmixed)
 from .rows import feature_rows, kind_of, label_rows
@@ -30,7 +30,6 @@ ROUNDING = 1e-4
 
 #: Of each module, in order: what it was trained at is one.
 Weights = Tuple[float, ...]
-Progress = Callable[[Iterable, int], Iterable]
 
 
 class ModuleFeatures:
@@ -56,7 +55,6 @@ class ModuleFeatures:
         num_extra_tokens (int): Class and register tokens, for pooling.
         max_pictures (int, optional): Stop after so many, in whole batches,
             at least one. Defaults to None.
-        progress: Wraps the batches, given their number.
 
     Attributes:
         labels (Tensor), picture (Tensor): See :class:`LabelledRows`.
@@ -75,8 +73,7 @@ class ModuleFeatures:
                  weigh: Callable[[Weights], None],
                  most: int,
                  num_extra_tokens: int,
-                 max_pictures: Optional[int] = None,
-                 progress: Progress = lambda each, _: each) -> None:
+                 max_pictures: Optional[int] = None) -> None:
         self.model, self.modules = model, list(modules)
         self.run, self.weigh = run, weigh
         self.most = min(most, len(modules))
@@ -88,13 +85,13 @@ class ModuleFeatures:
         self._trunk: List[CachedBatch] = []
         #: by batch and weights
         self._known: Dict[Tuple[int, Weights], tuple] = {}
-        self._read(dataloader, max_pictures, progress)
+        self._read(dataloader, max_pictures)
         self.num_pictures = sum(map(len, self._inputs))
         rows = label_rows(self._trunk, MAX_ROWS)
         self.labels, self.picture, self._kept = rows
 
-    def _read(self, dataloader: DataLoader, max_pictures: Optional[int],
-              progress: Progress) -> None:
+    def _read(self, dataloader: DataLoader,
+              max_pictures: Optional[int]) -> None:
         """Run the bare trunk over the images."""
         dataloader = in_one_order(finite(dataloader))
         check_filled(dataloader)
@@ -102,7 +99,8 @@ class ModuleFeatures:
         if max_pictures is not None:
             size = dataloader.batch_sampler.batch_size
             total = min(total, max(1, -(-max_pictures // size)))
-        for data in progress(islice(dataloader, total), total):
+        for data in track(
+                islice(dataloader, total), 'Reading images', total):
             with unmixed(self.model):
                 batch = preprocess(self.model, data)
             with self._counted(), self.model.backbone.only():
@@ -201,7 +199,8 @@ class ModuleFeatures:
             weights (Weights, optional): Of the modules; as they are weighed
                 now when None.
         """
-        for index in range(len(self._inputs)):
+        number = len(self._inputs)
+        for index in track(range(number), 'Scoring modules', number):
             yield self._batch(index, weights)
 
     @torch.no_grad()

@@ -19,19 +19,26 @@ import filelock
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vim_mm.datasets.views import View
-from vim_mm.utils.files import new_file, sha256, sync_folder, write_atomic
+from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.messages import InputError
+from vim_mm.utils.reading import ReadError, read_json
+from vim_mm.utils.tensor_files import DTYPES, Header, opened, read_header
 
 CARD, SUFFIX = 'card.json', '.safetensors'
+#: Tensors of a shard.
+NAMES = ('views', 'pixels', 'features')
+#: Bytes that the header of a shard may have, which names its samples.
+SHARD_HEADER = 64 << 20
 #: Bytes of features that a writer collects before it writes a shard.
 SHARD_BYTES = 64 << 20
 LOCK_SECONDS = 60
 
 
-class StoreError(ValueError):
+class StoreError(InputError):
     """A store does not fit, or is damaged."""
 
 
@@ -161,16 +168,16 @@ class FeatureStore:
         """Whether there is a card, and it is of this source."""
         path = self.root / CARD
         try:
-            card = json.loads(path.read_bytes())
+            card = read_json(path)
         except FileNotFoundError:
             if self.root.is_dir() and any(self.root.glob('[!.]*')):
                 raise StoreError(f"'{self.root}' is no store of features; "
                                  'name a new folder.') from None
             return False
-        except NotADirectoryError:
-            raise StoreError(f"'{self.root}' lies in, or is, a file; name a "
-                             'folder.') from None
-        except ValueError:
+        except ReadError:
+            if any(p.is_file() for p in (self.root, *self.root.parents)):
+                raise StoreError(f"'{self.root}' lies in, or is, a file; name "
+                                 'a folder.') from None
             card = None
         if not isinstance(card, dict):
             raise StoreError(f"'{path}' is damaged; delete the folder, and "
@@ -190,13 +197,16 @@ class FeatureStore:
 
     def _open(self, path: Path) -> None:
         try:
+            header = read_header(path, SHARD_HEADER)
             if sha256(path) != path.stem:
                 raise StoreError
-            with safe_open(path, 'pt') as file:
-                samples = json.loads(file.metadata()['samples'])
-                views, pixels, features = map(
-                    file.get_tensor, ('views', 'pixels', 'features'))
-        except (StoreError, SafetensorError, ValueError, TypeError, KeyError):
+            samples = _samples(header, self.dtype)
+            with opened(path) as file:
+                views, pixels, features = map(file.get_tensor, NAMES)
+        except FileNotFoundError:
+            return  # it was deleted meanwhile
+        except (OSError, RuntimeError, SafetensorError, ValueError, TypeError,
+                KeyError):
             raise StoreError(
                 f"'{path}' is damaged; delete it, and the features in it are "
                 'computed again.') from None
@@ -208,6 +218,31 @@ class FeatureStore:
                 zip(samples, views.tolist(), pixels.tolist())):
             # two processes may have computed the same
             self._places.setdefault((sample, view), (digest, shard, row))
+
+
+def _samples(header: Header, dtype: torch.dtype) -> List[str]:
+    """Names of a shard's samples, once its tensors fit each other.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    views, pixels, features = map(header.shapes.get, NAMES)
+    numbers = {header.dtypes[name] for name in NAMES[:2]}
+    if len(header.shapes) != len(NAMES) or numbers != {'I64'} or len(
+            views) != 1 or views != pixels or len(
+                features) < 2 or features[0] != views[0] or 0 in features:
+        raise ValueError('its tensors do not fit each other')
+    if DTYPES[header.dtypes['features']] != dtype:
+        raise ValueError('its features have another number format')
+    text = header.metadata['samples']
+    # what separates names stands inside of none
+    if text.count('", "') + 1 != views[0]:
+        raise ValueError('it has another number of names than of rows')
+    samples = json.loads(text)
+    if not isinstance(samples, list) or len(samples) != views[0] or not all(
+            isinstance(sample, str) for sample in samples):
+        raise ValueError('its names are no list of text')
+    return samples
 
 
 class StoreWriter:
@@ -264,8 +299,8 @@ class StoreWriter:
                 pixels=torch.tensor([view.pixels for view in views])),
             metadata=dict(
                 samples=json.dumps([view.sample for view in views])))
-        new_file(self._root / f'{sha256(data)}{SUFFIX}', data, self._draft)
-        sync_folder(self._root)
+        write_atomic(self._root / f'{sha256(data)}{SUFFIX}', data,
+                     self._draft)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
+from vim_mm.utils.messages import short
 from vim_mm.zoo.card import ModuleCard, ZooError
 from vim_mm.zoo.fingerprint import get_slot, trunk_fingerprint
 from vim_mm.zoo.zoo import Zoo
@@ -70,13 +71,17 @@ def export_adapter(zoo: Union[Zoo, PathLike],
                 f"Module '{name}' changes '{slot}', which has no name in the "
                 f'layout of {theirs.models}.')
         places.update((each, theirs.locate(each)) for each in targets)
-    rank = len(tensors[f'{card.slots[0]}.down.weight'])
+    rank = len(_matrix(tensors, f'{card.slots[0]}.down.weight'))
     alpha = card.adapter.get('alpha')
+    if alpha is not None and type(alpha) not in (int, float):
+        raise ZooError(f"Module '{name}' has the alpha {short(alpha)}, which "
+                       'is no number.')
     scale = Fraction(rank if alpha is None else alpha) / rank
     changes = {
         slot:
-        LinearChange(tensors[f'{slot}.down.weight'],
-                     tensors[f'{slot}.up.weight'], scale)
+        LinearChange(
+            _matrix(tensors, f'{slot}.down.weight'),
+            _matrix(tensors, f'{slot}.up.weight'), scale)
         for slot in card.slots
     }
     rank, alpha, changes = equalise(
@@ -87,6 +92,15 @@ def export_adapter(zoo: Union[Zoo, PathLike],
         {prefix + each: change
          for each, change in changes.items()}, base_model)
     return Path(dst)
+
+
+def _matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight of a LoRA, which a stranger's module may not have."""
+    found = tensors.get(name)
+    if found is None or found.ndim != 2 or not found.numel():
+        raise ZooError(f"Its tensor '{name}' is missing or no matrix, so it "
+                       'is no LoRA; get the module again from its source.')
+    return found
 
 
 def import_adapter(src: PathLike,

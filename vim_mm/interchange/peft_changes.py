@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from vim_mm.zoo.card import ZooError
 from .peft_layouts import Place
 
+#: Bytes that padding may take.
+SPARE = 64 << 20
 #: A layer that no linear of it is stacked with: its block and its name.
 Layer = Tuple[Tuple[int, ...], str]
 
@@ -114,8 +116,18 @@ def equalise(
 
     Returns:
         tuple: The rank, PEFT's alpha, and the changes.
+
+    Raises:
+        ZooError: If ranks differ so much that padding takes a lot of memory.
     """
     rank = max(len(change.down) for change in changes.values())
+    own = sum(c.down.nbytes + c.up.nbytes for c in changes.values())
+    padded = 4 * rank * sum(c.down.shape[1] + len(c.up)
+                            for c in changes.values())
+    if padded > 4 * own + SPARE:
+        raise ZooError(f'Its ranks go up to {rank}, and a module has one: '
+                       f'that would take {padded:,} bytes in place of '
+                       f'{own:,}; let PEFT train it with one rank.')
     scales = {change.scale for change in changes.values()}
     common = scales.pop() if len(scales) == 1 else None
     equal = {}

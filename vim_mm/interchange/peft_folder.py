@@ -9,14 +9,19 @@ from typing import Dict, List, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
-from vim_mm.utils.checkpoint import CheckpointError, load_from_safetensors
 from vim_mm.utils.files import new_folder
+from vim_mm.utils.messages import VALUE, InputError, cut, short
+from vim_mm.utils.reading import ReadError, read_json
+from vim_mm.utils.tensor_files import load_tensors, read_header
 from vim_mm.zoo.card import ZooError
 from vim_mm.zoo.files import pack
 from .peft_changes import LinearChange
+from .peft_patterns import Patterns
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 BASE = 'base_model.model.'  # what PEFT's wrappers put before every name
+#: Tensors of an adapter.
+LAYERS = 10_000
 
 # how an adapter was started, trained or found; nothing that it computes now
 HARMLESS = {
@@ -58,19 +63,19 @@ def read_adapter(folder: Path) -> Adapter:
             the sentence names what.
     """
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = read_json(folder / CONFIG)
         if not isinstance(config, dict):
-            raise ValueError('it is no object')
+            raise ReadError('it is no object')
     except FileNotFoundError:
         raise ZooError(f"'{folder}' holds no {CONFIG}: name the directory "
                        'that PEFT wrote.') from None
-    except (ValueError, RecursionError) as error:
-        raise ZooError(f"'{folder / CONFIG}' is not valid JSON "
-                       f'({error}).') from None
+    except ReadError as error:
+        raise ZooError(f"'{folder / CONFIG}' cannot be used: {error}."
+                       ) from None
     try:
         _check(config)
         return _pair(config, _read_tensors(folder / TENSORS))
-    except (ZooError, CheckpointError) as error:
+    except InputError as error:
         raise ZooError(f"'{folder}' cannot become a module: {error}") from None
 
 
@@ -78,29 +83,31 @@ def _check(config: dict) -> None:
     """Refuse everything but plain LoRA, known here or not."""
     kind = config.get('peft_type')
     if kind != 'LORA':
-        raise ZooError(f'its peft_type is {kind!r}, and only LORA has a twin '
-                       'here (vim_mm.LoRA).')
+        raise ZooError(f'its peft_type is {short(kind)}, and only LORA has a '
+                       'twin here (vim_mm.LoRA).')
     if config.get('bias', 'none') != 'none':
-        raise ZooError(f"its bias={config['bias']!r} changes biases of the "
-                       "trunk, which stays frozen: train with bias='none'.")
+        raise ZooError(f"its bias={short(config['bias'])} changes biases of "
+                       'the trunk, which stays frozen: train with '
+                       "bias='none'.")
     start = config.get('init_lora_weights', True)
     if start not in STARTS:
         raise ZooError(
-            f'its init_lora_weights={start!r} changes the weights of the base '
-            'model: let PEFT convert it to plain LoRA when it saves '
+            f'its init_lora_weights={short(start)} changes the weights of the '
+            'base model: let PEFT convert it to plain LoRA when it saves '
             '(path_initial_model_for_weight_conversion).')
     for key, value in config.items():
         if value and key not in HARMLESS:
-            raise ZooError(f'its setting {key}={value!r} is more than plain '
-                           'LoRA: let PEFT train or save it without.')
+            raise ZooError(f'its setting {cut(key, VALUE)}={short(value)} is '
+                           'more than plain LoRA: let PEFT train or save it '
+                           'without.')
     patterns = config.get('alpha_pattern') or {}
     if not isinstance(patterns, dict):
-        raise ZooError(f'its alpha_pattern {patterns!r} is no object.')
+        raise ZooError(f'its alpha_pattern {short(patterns)} is no object.')
     for alpha in (config.get('lora_alpha'), *patterns.values()):
         # no float holds a larger one
         if type(alpha) not in (int, float) or not abs(alpha) < 1e300:
-            raise ZooError(f"{alpha!r} in {CONFIG} is no 'lora_alpha': it "
-                           'must be a finite number.')
+            raise ZooError(f"{short(alpha)} in {CONFIG} is no 'lora_alpha': "
+                           'it must be a finite number.')
 
 
 def _read_tensors(path: Path) -> Dict[str, Tensor]:
@@ -108,10 +115,13 @@ def _read_tensors(path: Path) -> Dict[str, Tensor]:
         raise ZooError(
             f'it holds no {TENSORS}. Pickles (adapter_model.bin) are not '
             'read: save it with PEFT as safetensors.')
-    return load_from_safetensors(str(path))['state_dict']
+    if len(read_header(path).shapes) > LAYERS:
+        raise ZooError(f'it holds more than {LAYERS:,} tensors.')
+    return load_tensors(path)
 
 
 def _pair(config: dict, tensors: Dict[str, Tensor]) -> Adapter:
+    patterns = Patterns(config.get('alpha_pattern') or {})
     found: Dict[str, Dict[str, Tensor]] = {}
     others = set()
     for key, tensor in tensors.items():
@@ -139,26 +149,11 @@ def _pair(config: dict, tensors: Dict[str, Tensor]) -> Adapter:
             raise ZooError(
                 f"its layer '{name}' has a lora_A of rank {down.shape[0]} and "
                 f'a lora_B of rank {up.shape[1]}: save it again.')
-        changes[name] = LinearChange(down, up,
-                                     _scale(config, name, down.shape[0]))
+        alpha = patterns.find(name, config['lora_alpha'])
+        scale = Fraction(alpha / len(down)**0.5) if config.get(
+            'use_rslora') else Fraction(alpha) / len(down)
+        changes[name] = LinearChange(down, up, scale)
     return Adapter(changes, sorted(others))
-
-
-def _scale(config: dict, name: str, rank: int) -> Fraction:
-    """``alpha / r``, or ``alpha / sqrt(r)``, of a layer, as PEFT finds it."""
-    alpha = config['lora_alpha']
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-        try:
-            matches = re.match(rf'(.*\.)?({pattern})$', name)
-        except re.error as error:
-            raise ZooError(f'its alpha_pattern {pattern!r} is no regular '
-                           f'expression ({error}).') from None
-        if matches:
-            alpha = value
-            break
-    if config.get('use_rslora'):
-        return Fraction(alpha / rank**0.5)
-    return Fraction(alpha) / rank
 
 
 def write_adapter(folder: Path,

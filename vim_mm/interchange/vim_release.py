@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from torch import nn
 
 from vim_mm.models import build_model
 from vim_mm.registry import MODELS
-from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.files import new_folder
+from vim_mm.utils.meta import check_shapes, without_memory
 from vim_mm.zoo.card import check_name
 from vim_mm.zoo.export import head_state, save_module
 from .trunks import ConversionError, convert_trunk
@@ -72,8 +74,10 @@ def convert_release(src: PathLike,
             for task in released:
                 cfg = _task_config(configs[task.kind], trunk, names, task)
                 _save_task(cfg, task, draft, dst)
-    except (ConversionError, CheckpointError) as error:
-        text = str(error)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:
+        # what is said of tensors that the authors would not have written
+        text = str(error) if isinstance(error, ValueError) else repr(error)
         if not text.startswith('cannot convert'):
             text = f"cannot convert '{src}': {text}"
         raise ConversionError(text) from None
@@ -180,9 +184,10 @@ _SIZES = dict(cls=_set_cls_sizes, seg=_set_seg_sizes)
 
 def _save_task(cfg: Config, task: ReleasedTask, draft: Path,
                dst: Path) -> None:
+    _check_parts(cfg, task)
     model = build_model(cfg)
     _fill(model, task)
-    torch.save(
+    save_checkpoint(
         dict(meta=_meta(task), state_dict=model.state_dict()),
         draft / f'{task.name}.pth')
     backbone = cfg.model.backbone
@@ -190,6 +195,29 @@ def _save_task(cfg: Config, task: ReleasedTask, draft: Path,
     backbone.trunk.init_cfg.checkpoint = str(dst / TRUNK)
     cfg.load_from = str(dst / f'{task.name}.pth')
     cfg.dump(draft / f'{task.name}.py')
+
+
+def _check_parts(cfg: Config, task: ReleasedTask) -> None:
+    """Compare neck and head with the file's before memory is taken.
+
+    Raises:
+        ConversionError: If a shape differs.
+    """
+    own = {}
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope')), without_memory():
+        for part in ('neck', 'decode_head', 'head'):
+            if cfg.model.get(part):
+                state = MODELS.build(cfg.model[part]).state_dict()
+                own.update((f'{part}.{key}', value.shape)
+                           for key, value in state.items())
+    both = own.keys() & task.head.keys()
+    try:
+        check_shapes({key: own[key] for key in both},
+                     {key: task.head[key].shape for key in both})
+    except ValueError as error:
+        raise ConversionError(f"the head of task '{task.name}' cannot be "
+                              f'built: {error}') from None
 
 
 def _meta(task: ReleasedTask) -> dict:

@@ -1,13 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """How well a ranking agrees with the measured usefulness of modules."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping, Tuple
 
 from vim_mm.evaluation.transferability import library
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
+from vim_mm.utils.messages import InputError, short
+from vim_mm.utils.reading import ReadError, read_json
+
+REPORT_BYTES = 16 << 20
 
 #: Methods of a report beside single modules, and what rankings call them.
 METHODS = {
@@ -53,28 +56,47 @@ def usefulness(report: Path, step: str) -> Tuple[str, Dict[str, float]]:
     Raises:
         ValueError: If the report has no such step, or no single modules.
     """
-    try:
-        rows = json.loads(Path(report).read_text(encoding='utf-8'))
-        ours = [row for row in rows if row['step'] == step]
-        values: Dict[str, List[float]] = {}
-        for row in ours:
-            method = row['method']
-            name = METHODS.get(method)
-            if method.startswith('single: '):
-                name = method.replace('single: ', '', 1)
-            if name is not None:
-                values.setdefault(name, []).append(float(row['value']))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{str(report)!r} is no report.json of the demo '
-                         f'({error!r}).') from error
+    rows = read_rows(report)
+    ours = [row for row in rows if row['step'] == step]
+    values: Dict[str, List[float]] = {}
+    for row in ours:
+        method = row['method']
+        name = METHODS.get(method)
+        if method.startswith('single: '):
+            name = method.replace('single: ', '', 1)
+        if name is not None:
+            values.setdefault(name, []).append(float(row['value']))
     if not set(values) - set(METHODS.values()):
         steps = sorted({row['step'] for row in rows})
-        raise ValueError(
+        raise InputError(
             f"{str(report)!r} has no rows 'single: NAME' of the step "
             f'{step!r}, which would say how useful each module is; it holds '
             f'the steps {steps}.')
     means = {name: sum(each) / len(each) for name, each in values.items()}
     return ours[0]['metric'], means
+
+
+def read_rows(report: Path) -> List[dict]:
+    """The rows of a demo's report.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InputError: If it is none.
+    """
+    try:
+        rows = read_json(Path(report), REPORT_BYTES, finite=False)
+        types = dict(step=str, method=str, metric=str, value=(int, float))
+        if not isinstance(rows, list):
+            raise ReadError('it is no list')
+        for row in rows:
+            for key, kind in types.items():
+                if not isinstance(row, dict) or not isinstance(
+                        row.get(key), kind):
+                    raise ReadError(f'a row has no `{key}`, {short(row)}')
+    except ReadError as error:
+        raise InputError(f'{str(report)!r} is no report.json of the demo '
+                         f'({error}).') from error
+    return rows
 
 
 def agreement(scores: Mapping[str, Mapping[str, float]],

@@ -1,12 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What figures of runs have in common: their numbers, and the file."""
 
-import json
 from pathlib import Path
 from typing import List, Tuple
 
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+
+from vim_mm.utils.messages import InputError
+from vim_mm.utils.reading import (JSON_BYTES, ReadError, open_regular,
+                                  parse_json)
 
 
 def find_scalars(run: Path) -> Path:
@@ -34,13 +37,24 @@ def read_scalars(path: Path) -> List[dict]:
     Raises:
         ValueError: If the file is of another kind.
     """
+    records = []
     try:
-        # a run that goes on may have written half of its last line
-        lines = path.read_text().rpartition('\n')[0].splitlines()
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"'{path}' is no scalars.json of a run: "
+        with open_regular(path) as file:
+            while line := file.readline(JSON_BYTES):
+                if not line.endswith(b'\n'):
+                    if len(line) == JSON_BYTES:
+                        raise ReadError('it has a line that is too long')
+                    break  # a run that goes on may have written half of it
+                record = parse_json(line, finite=False)
+                if not isinstance(record, dict):
+                    raise ReadError('a line is no JSON object')
+                records.append(record)
+    except (OSError, ReadError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise InputError(f"'{path}' is no scalars.json of a run: "
                          f'{error}.') from error
+    return records
 
 
 def check_format(out: Path) -> None:

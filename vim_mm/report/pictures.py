@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import List, Tuple
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vim_mm.apis.results import Painter, describe, words
 from vim_mm.apis.serving import colours
+from vim_mm.utils.files import write_atomic
 
 
 def draw_predictions(runner: Runner, dataloader: DataLoader, folder: Path,
@@ -42,7 +44,8 @@ def draw_predictions(runner: Runner, dataloader: DataLoader, folder: Path,
             sample = model.test_step(batch)[0].cpu()
         path = folder / f'{slug}-{index}.png'
         page = painter(mmcv.imread(sample.img_path), sample)
-        mmcv.imwrite(page[..., ::-1], str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, cv2.imencode('.png', page[..., ::-1])[1].tobytes())
         drawn.append((path, f'{method}: {_caption(sample, classes)}'))
     return drawn
 

@@ -4,7 +4,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -14,6 +14,8 @@ from torch import Tensor
 from vim_mm.models.moe.moe_file import read_moe
 from vim_mm.models.moe.statistics import saved_usage
 from vim_mm.models.moe.surgery import Usage
+from vim_mm.utils.checkpoint_form import check_whole
+from vim_mm.utils.messages import InputError, short
 from .figures import check_format, find_scalars, read_scalars, save_figure
 
 #: the information of one layer among the scalars
@@ -36,9 +38,10 @@ def read_usage(checkpoint: Path) -> Usage:
         usage = read_moe(str(checkpoint)).usage
     else:
         loaded = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
+        check_whole(loaded, str(checkpoint))
         usage = saved_usage({
             **loaded.get('state_dict', {}),
-            **loaded.get('routing', {})
+            **_rows(loaded.get('routing'))
         })
     if not usage:
         raise ValueError(
@@ -46,6 +49,15 @@ def read_usage(checkpoint: Path) -> Usage:
             "model `routing=dict(type='vim_mm.MutualInformation')`, or add "
             "dict(type='vim_mm.RoutingLogHook') to `custom_hooks`.")
     return usage
+
+
+def _rows(routing: Any) -> Dict[str, Tensor]:
+    """What a hook has noted, as far as it is tensors by name."""
+    rows = routing if isinstance(routing, dict) else {}
+    return {
+        key: value
+        for key, value in rows.items() if isinstance(value, Tensor)
+    }
 
 
 def read_information(run: Path) -> Dict[int, Dict[str, float]]:
@@ -61,6 +73,12 @@ def read_information(run: Path) -> Dict[int, Dict[str, float]]:
     for record in read_scalars(path):
         if 'routing/information' in record:
             found = [(_LAYER.fullmatch(key), record[key]) for key in record]
+            if type(record.get('step')) is not int or not all(
+                    isinstance(value, (int, float)) for value in (
+                        record['routing/information'],
+                        *(value for match, value in found if match))):
+                raise InputError(f"'{path}' is no scalars.json of a run: the "
+                                 f'record {short(record)} has no numbers.')
             steps[record['step']] = {
                 match[1]: value
                 for match, value in found if match

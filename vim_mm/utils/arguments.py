@@ -3,6 +3,8 @@
 
 import inspect
 from difflib import get_close_matches
+from math import isfinite
+from numbers import Real
 from typing import Any, Callable, Iterable, List, Mapping, Sequence
 
 
@@ -140,6 +142,17 @@ def check_width(value: Any, what: str) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f'`{what}` is {value!r}; give a whole number, 1 or '
                          'more.')
+
+
+def check_finite(value: Any, what: str) -> None:
+    """Refuse values that are no finite number.
+
+    Raises:
+        ValueError: If it is of another type, infinity or nan.
+    """
+    if not isinstance(value, Real) or isinstance(
+            value, bool) or not isfinite(value):
+        raise ValueError(f'`{what}` is {value!r}; give a finite number.')
 
 
 def check_number(value: Any, what: str, below: float = float('inf')) -> None:

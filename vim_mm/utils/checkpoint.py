@@ -8,12 +8,12 @@ named in a sentence, and read only after an explicit opt-in by environment
 variable.
 """
 
-import contextlib
 import errno
 import logging
 import os
 import os.path as osp
 import re
+from functools import wraps
 from pickle import UnpicklingError
 from typing import Any, Callable, ContextManager, List, Optional, Union
 from urllib.parse import urlparse
@@ -23,20 +23,20 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
+from .checkpoint_form import CheckpointError, check_archive, check_content
+from .checksum import is_intact, save_checkpoint
+from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
+                          trusts_pickles)
+from .reading import ReadError
+from .tensor_files import TensorFileError, load_tensors
+
 #: Classes whose methods a checkpoint may name, and which.
 _METHODS = {
     HistoryBuffer: ('current', 'max', 'mean', 'min'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
 MapLocation = Optional[Union[str, torch.device, Callable, dict]]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: damaged, or of the wrong kind."""
 
 
 class UntrustedPickleError(CheckpointError):
@@ -58,6 +58,24 @@ def register_loaders() -> None:
         mmengine_checkpoint._safe_torch_load = load_pickle
     # and torchvision, open-mmlab and mmcls through this one
     mmengine_checkpoint.load_from_http = load_from_http
+    _replace_writer(mmengine_checkpoint.save_checkpoint)
+
+
+def _replace_writer(original: Callable) -> None:
+    """Let mmengine write local checkpoints as we do. Idempotent."""
+    if hasattr(original, 'writes_whole'):
+        return
+
+    @wraps(original)
+    def save(checkpoint: Any, filename: str, *args: Any,
+             **kwargs: Any) -> None:
+        if any(args) or any(kwargs.values()) or '://' in str(filename):
+            original(checkpoint, filename, *args, **kwargs)  # elsewhere
+        else:
+            save_checkpoint(checkpoint, filename)
+
+    save.writes_whole = True
+    replace_everywhere('save_checkpoint', original, save)
 
 
 def load_from_safetensors(filename: str,
@@ -75,11 +93,12 @@ def load_from_safetensors(filename: str,
     """
     path = _existing(filename)
     try:
-        state_dict = load_file(path)
-    except SafetensorError as error:
+        state_dict = load_tensors(path)
+    except TensorFileError as error:
         raise CheckpointError(
             f'{path} is truncated or not a safetensors file ({error}): '
             'fetch or write it again.') from error
+    _check_intact(path)
     if isinstance(map_location, (str, torch.device)):
         state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
     return dict(state_dict=state_dict)
@@ -98,7 +117,15 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
         UntrustedPickleError: The file holds objects beyond tensors, plain
             containers, numpy arrays and mmengine's training records.
     """
-    return load_pickle(_existing(filename), map_location=map_location)
+    path = _existing(filename)
+    try:
+        size = check_archive(path)
+    except ReadError as error:
+        raise CheckpointError(f'{path}: {error}.') from None
+    _check_intact(path)
+    content = load_pickle(path, map_location=map_location)
+    check_content(content, path, size, str(map_location) == 'meta')
+    return content
 
 
 def load_from_http(filename: str,
@@ -137,6 +164,11 @@ def load_pickle(file: Any,
         CheckpointError: The file is damaged or no torch checkpoint.
         UntrustedPickleError: It holds objects beyond the allow-list.
     """
+    if not torch_reads_safely():
+        return _load_trusted(
+            file, map_location, f'{file} is a pickle, and torch '
+            f'{torch.__version__} can be made to run any code by reading one '
+            '(CVE-2025-32434); torch >= 2.6 cannot')
     try:
         with _allowed():
             return torch.load(
@@ -154,11 +186,24 @@ def load_pickle(file: Any,
             raise CheckpointError(
                 f'{file} is truncated or not a torch checkpoint '
                 f'({_first_line(error)}): fetch or write it again.') from error
-        if os.environ.get(TRUST_ENV) != '1':
-            raise UntrustedPickleError(_refusal(file, refused)) from error
+        return _load_trusted(
+            file, map_location, f'{file} is a pickle that would build '
+            f'{", ".join(refused)} while it is read, which can run any code',
+            error)
+
+
+def _load_trusted(file: Any,
+                  map_location: MapLocation,
+                  reason: str,
+                  error: Optional[Exception] = None) -> Any:
+    """Read a pickle without restrictions, if its reader has said so."""
+    if not trusts_pickles():
+        raise UntrustedPickleError(
+            f'{reason}. It was not loaded: if you trust where it comes from, '
+            f'set {TRUST_ENV}=1; '
+            'better, convert it to .safetensors once.') from error
     print_log(
-        f'{TRUST_ENV}=1: reading the pickle {file} UNSAFELY. It holds '
-        f'{", ".join(refused)} and can run any code on this machine.',
+        f'{TRUST_ENV}=1: reading it UNSAFELY, though {reason}.',
         logger='current',
         level=logging.WARNING)
     return torch.load(file, map_location=map_location, weights_only=False)
@@ -170,6 +215,13 @@ def _existing(filename: str) -> str:
         raise FileNotFoundError(
             f'There is no checkpoint file {path}: check the path.')
     return path
+
+
+def _check_intact(path: str) -> None:
+    if is_intact(path) is False:
+        raise CheckpointError(
+            f'{path} is damaged: its bytes are not those that its checksum is '
+            'of; take another copy or another checkpoint.')
 
 
 def _first_line(error: Exception) -> str:
@@ -188,33 +240,15 @@ def _refused_globals(file: Any, error: Exception) -> List[str]:
     try:
         with _allowed():
             found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:
-        # torch < 2.6 has no such scan; it reads zip archives only, undamaged
+    except Exception:  # it scans zip archives only, undamaged
         found = []
     if hasattr(file, 'seek'):
         file.seek(0)
     return found or re.findall(r'GLOBAL (\S+)', str(error))
 
 
-def _refusal(file: Any, refused: List[str]) -> str:
-    hint = '' if _can_allow() else (
-        ' Training checkpoints of mmengine need torch >= 2.6 to be read '
-        'safely.')
-    return (f'{file} is a pickle that would build {", ".join(refused)} while '
-            f'it is read, which can run any code. It was not loaded.{hint} If '
-            f'you trust where it comes from, set {TRUST_ENV}=1; better, '
-            'convert it to .safetensors once.')
-
-
-def _can_allow() -> bool:
-    # older versions have no allow-list that takes names
-    return hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
-
-
 def _allowed() -> ContextManager:
     """What mmengine's Runner puts into checkpoints besides tensors."""
-    if not _can_allow():
-        return contextlib.nullcontext()
     core = np._core if hasattr(np, '_core') else np.core
     allowed = [
         *_METHODS, np.ndarray, np.dtype, slice, bytes,

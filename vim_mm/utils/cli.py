@@ -5,18 +5,23 @@ A user's mistake is one sentence, not a traceback.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
 import traceback
-from typing import Callable, NoReturn, Optional, Union
+from typing import Any, Callable, NoReturn, Optional, Union
 
 from mmengine.dist import is_distributed
 from rich.console import Console
 
 from .dist import leave_group, quit_group
+from .files import shipped
+from .messages import cut, printable
 
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
+#: Characters of what an error says; what is longer loses its middle.
+_SENTENCE = 4000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -81,7 +86,7 @@ def _sentence(error: Exception) -> str:
     said = str(error)
     if said.startswith('Caught ') and 'worker process' in said:
         said = said.rstrip().splitlines()[-1].partition(': ')[2] or said
-    return said
+    return cut(printable(said, '\n\t'), _SENTENCE)
 
 
 def _stdout_closed() -> bool:
@@ -128,6 +133,19 @@ def table_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+def print_json(value: Any) -> None:
+    """Print JSON, in ASCII where a terminal would obey what is in it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if text != printable(text):
+        text = json.dumps(value, indent=2)
+    print(text)
+
+
+def visible(value: Any, limit: int = 1000) -> str:
+    """One line of a stranger's text, for a terminal."""
+    return cut(printable(str(value), keep=''), limit)
+
+
 def is_user_error(error: Exception) -> bool:
     """Whether ``error`` is about the user's input rather than a bug."""
     ours = type(error).__module__.split('.')[0] == 'vim_mm'
@@ -136,6 +154,7 @@ def is_user_error(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    tool_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    script_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
+    own = (_PACKAGE, str(shipped('tools')), script_dir)
     return os.path.abspath(raised_in).startswith(
-        (_PACKAGE + os.sep, tool_dir + os.sep))
+        tuple(folder + os.sep for folder in own))

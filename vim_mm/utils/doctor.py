@@ -286,9 +286,9 @@ def _resolve(base: str) -> str:
     """Read a config in a foreign folder that inherits ``base``."""
     from mmengine.config import Config
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'inherits.py'
-        path.write_text(f'_base_ = {base!r}\n')
-        cfg = Config.fromfile(path)
+        draft = Path(folder) / 'inherits.py'
+        draft.write_text(f'_base_ = {base!r}\n')
+        cfg = Config.fromfile(draft)
     return f'inherits {len(cfg)} settings'
 
 

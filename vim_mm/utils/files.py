@@ -1,12 +1,23 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Files and folders that appear all at once, and their hashes."""
+"""The one writer: files and folders that appear all at once, and hashes.
+
+Whatever is to be read again is written through here: first under another
+name, flushed to the disk, and then moved into its place. So a reader, and
+whoever comes after a crash, finds the old or the new, complete.
+"""
 
 import hashlib
 import os
+import re
 import shutil
-from contextlib import contextmanager
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Optional, Type, Union
+from typing import BinaryIO, Callable, Iterator, Optional, Type, Union
+
+#: A file's content, or what writes it into the open file.
+Content = Union[str, bytes, Callable[[BinaryIO], None]]
+_DRAFT = re.compile(r'\..+\.\d+\.draft')
 
 
 def sha256(source: Union[bytes, Path]) -> str:
@@ -20,34 +31,42 @@ def sha256(source: Union[bytes, Path]) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, content: Union[str, bytes]) -> None:
+def write_atomic(path: Path,
+                 content: Content,
+                 draft: Optional[Path] = None) -> None:
     """Write a file so that readers see the old or the new, never half.
 
     Args:
         path (Path): The file; its folder must exist.
-        content (str | bytes): Its content; text is written as UTF-8.
+        content (str | bytes | Callable): Its content; text is written as
+            UTF-8, and a function is called with the open file.
+        draft (Path, optional): A neighbour that nobody else writes; it does
+            not stay. Defaults to one of this process.
     """
-    if isinstance(content, str):
-        content = content.encode('utf-8')
-    new_file(path, content, path.with_name(f'.{path.name}.{os.getpid()}'))
-
-
-def new_file(path: Path, content: bytes, draft: Path) -> None:
-    """Write and flush a draft, then move it into its place.
-
-    Args:
-        path (Path): The file; its folder must exist.
-        content (bytes): Its content.
-        draft (Path): A neighbour that nobody else writes; it does not stay.
-    """
+    draft = draft or path.with_name(f'.{path.name}.{os.getpid()}.draft')
     try:
         with draft.open('wb') as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode('utf-8') if isinstance(
+                    content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+        sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the drafts of :func:`write_atomic` that a crash left.
+
+    Only for folders that one process writes.
+    """
+    for path in folder.iterdir():
+        if _DRAFT.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -82,7 +101,7 @@ def new_folder(dst: Path,
     draft.mkdir(parents=True)
     try:
         yield draft
-        sync_folder(draft)
+        _sync_all(draft)
         if dst.is_dir():
             discard(old)
             os.replace(dst, old)
@@ -92,15 +111,42 @@ def new_folder(dst: Path,
         if old.is_dir() and not dst.is_dir():
             os.replace(old, dst)
         discard(draft)
-    discard(old)
+    with suppress(PermissionError):  # a colleague's, who can delete it
+        discard(old)
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder, or a link to one, if it is there."""
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
+    """Delete a folder, or what stands in its place, if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
+def share(path: Path, like: Path) -> None:
+    """Let all who may read or write a folder do so with what is new in it.
+
+    A colleague's umask would else shut others out of what they share.
+
+    Args:
+        path (Path): The new file or folder.
+        like (Path): The folder.
+    """
+    if os.name == 'posix':
+        given = stat.S_IMODE(like.stat().st_mode)
+        given &= 0o777 if path.is_dir() else 0o666
+        os.chmod(path, stat.S_IMODE(path.stat().st_mode) | given)
+
+
+def _sync_all(folder: Path) -> None:
+    """Flush all files of a folder, and all folders in it."""
+    if os.name != 'posix':
+        return
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with Path(where, name).open('rb') as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(where))
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,3 +157,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def shipped(part: str) -> Path:
+    """Where ``configs`` or ``tools`` are that came with this package.
+
+    Args:
+        part (str): Name of the folder. It is in the package that is
+            installed, and beside it in a source tree.
+    """
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / part
+    return installed if installed.is_dir() else package.with_name(part)

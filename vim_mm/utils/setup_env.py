@@ -1,19 +1,23 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Setup of the OpenMMLab stack by ``import vim_mm``."""
 
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 from .import_hooks import install_ops_finder, when_imported
+from .plain_files import register_readers, restrict_arrays, restrict_pickles
 from .quiet_logs import drop_debug_prints
 
 if TYPE_CHECKING:
     from mmengine.registry import Registry
 
 OWN_SCOPE = 'vim_mm'
+#: Parts of the stack that read pickles, and arrays of objects, by themselves.
+PICKLES = ('mmpretrain.datasets.cifar', 'mmseg.utils.io')
+ARRAYS = 'mmdet.datasets.openimages'
 
 
 def prepare_stack() -> None:
@@ -33,6 +37,10 @@ def prepare_stack() -> None:
     install_ops_finder()
     when_imported('mmengine.runner.checkpoint', make_loading_safe)
     when_imported('mmengine.dataset.base_dataset', name_unreadable_files)
+    when_imported('mmengine.fileio.io', register_readers)
+    for module in PICKLES:
+        when_imported(module, partial(restrict_pickles, module))
+    when_imported(ARRAYS, partial(restrict_arrays, ARRAYS))
     when_imported('mmpretrain.utils.dependency', leave_multimodal_out)
 
 

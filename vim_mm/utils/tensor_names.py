@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ['Layout', 'fuse_qkv']
 
+#: Towers that a file may hold, for one to be found.
+TOWERS = 16
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -47,11 +50,17 @@ class Layout:
 
         Returns:
             dict[str, int]: Prefixes, and how many tensors each finds.
+
+        Raises:
+            ValueError: If there are too many.
         """
         prefixes = {
             key.removesuffix(self.mark)
             for key in state if f'.{key}'.endswith(f'.{self.mark}')
         }
+        if len(prefixes) > TOWERS:
+            raise ValueError(f'it holds {len(prefixes)} towers: save the '
+                             'tensors of one')
         return {
             prefix:
             sum(
@@ -84,7 +93,7 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Stack separate ``attn.q``, ``attn.k`` and ``attn.v`` as ``attn.qkv``.
 
     Raises:
-        ValueError: If one of the three is missing.
+        ValueError: If one of the three is missing, or of another shape.
     """
     fused = {}
     for key, tensor in state.items():
@@ -97,6 +106,9 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"no tensor in the file became '{missing[0]}': "
                              'it is cut short, fetch it again')
         if part[2] == 'q':
+            if len({state[n].shape for n in names}) > 1:
+                raise ValueError(f"'{key}' and what belongs to it have other "
+                                 'shapes: it is damaged')
             fused[f'{part[1]}qkv.{part[3]}'] = torch.cat(
                 [state[n] for n in names])
     return fused

@@ -8,13 +8,15 @@ from typing import Any, Optional
 from mmengine.dataset.base_dataset import Compose
 from PIL import Image
 
+from .messages import InputError
+
 #: Where a sample keeps the paths of what its stages read.
 _PATHS = ('img_path', 'seg_map_path')
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
              '.tiff', '.webp')
 
 
-class UnreadableFileError(ValueError):
+class UnreadableFileError(InputError):
     """A file of a data set that is empty or damaged."""
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, fields
 from typing import (Any, ClassVar, Dict, Mapping, NoReturn, Sequence, Type,
                     TypeVar, Union)
 
+from vim_mm.utils.messages import InputError, cut, printable, short
+from vim_mm.utils.reading import ReadError, check_plain, parse_json
 from vim_mm.version import __version__
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
@@ -15,7 +17,7 @@ _SHA256 = re.compile(r'[0-9a-f]{64}')
 Self = TypeVar('Self', bound='Card')
 
 
-class ZooError(ValueError):
+class ZooError(InputError):
     """A zoo, a module, its trunk or another published folder is not valid."""
 
 
@@ -33,7 +35,7 @@ def check_name(name: Any, what: str = 'module') -> str:
     """
     if not is_name(name):
         raise ZooError(
-            f'{name!r} cannot name a {what}: use letters, digits, "_" '
+            f'{short(name)} cannot name a {what}: use letters, digits, "_" '
             'and "-", start with a letter or digit, 100 characters at most.')
     return name
 
@@ -67,8 +69,8 @@ class Card:
         for key, types in self.TYPES.items():
             value = getattr(self, key)
             if not isinstance(value, types) or isinstance(value, bool):
-                self._fail(f'its {key!r} is {value!r}, which is not of the '
-                           'right type')
+                self._fail(f'its {key!r} is {short(value)}, which is not of '
+                           'the right type')
         if self.format_version != self.VERSION:
             self._fail(f'its format_version is {self.format_version}, and '
                        f'vim_mm {__version__} reads and writes '
@@ -91,6 +93,10 @@ class Card:
                 self._fail(f'its {item.name!r} cannot be written as JSON '
                            f'({error})')
             object.__setattr__(self, item.name, plain)
+        try:
+            check_plain(dict(vars(self)))
+        except ReadError as error:
+            self._fail(f'its card could not be read again, as {error}')
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the fields as plain JSON types, in their order."""
@@ -113,32 +119,32 @@ class Card:
         if not isinstance(data, Mapping):
             raise ZooError(f'A {cls.WHAT} card is a JSON object, and this is '
                            f'{type(data).__name__}.')
-        name = data.get('name', '(nameless)')
+        name = short(data.get('name', '(nameless)'))
         version = data.get('format_version')
         if type(version) is not int or version != cls.VERSION:
             raise ZooError(
-                f'The card of {cls.WHAT} {name!r} has the format_version '
-                f'{version!r}, and vim_mm {__version__} reads '
+                f'The card of {cls.WHAT} {name} has the format_version '
+                f'{short(version)}, and vim_mm {__version__} reads '
                 f'{cls.VERSION}; install the vim_mm that wrote it '
-                f'({data.get("vim_mm_version", "unknown")}) or a newer one.')
+                f'({short(data.get("vim_mm_version"))}) or a newer one.')
         missing = [key for key in cls.ON_DISK if data.get(key) in (None, '')]
         if missing:
-            raise ZooError(f'The card of {cls.WHAT} {name!r} lacks '
+            raise ZooError(f'The card of {cls.WHAT} {name} lacks '
                            f'{", ".join(map(repr, missing))}.')
         unknown = sorted(str(key) for key in data if key not in cls.TYPES)
         if unknown:
             warnings.warn(
-                f'The card of {cls.WHAT} {name!r} has fields that vim_mm '
+                f'The card of {cls.WHAT} {name} has fields that vim_mm '
                 f'{__version__} does not know and ignores: '
-                f'{", ".join(unknown)}.')
+                f'{printable(cut(", ".join(unknown), 200), "")}.')
         return cls(**{key: data[key] for key in cls.TYPES if key in data})
 
     @classmethod
     def from_json(cls: Type[Self], text: Union[str, bytes]) -> Self:
         """Read the text of a ``card.json``; see :meth:`from_dict`."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ZooError(f'The {cls.WHAT} card is not valid JSON '
-                           f'({error}).') from None
+            data = parse_json(text)
+        except ReadError as error:
+            raise ZooError(f'The {cls.WHAT} card cannot be used: {error}.'
+                           ) from None
         return cls.from_dict(data)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Union
 
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.messages import short
 from vim_mm.version import __version__
 from .base_card import Card, ZooError, check_name, is_name, is_sha256
 
 __all__ = ['Dims', 'ModuleCard', 'ZooError', 'check_name', 'is_name']
 
 FORMAT_VERSION = 1
+#: Slots of a module, and characters of the name of one.
+SLOTS, NAME = 10_000, 400
 _SLOT = re.compile(r'\w+(\.\w+)*', re.ASCII)
 # a card on disk is complete; one in memory gets these two when it is saved
 _ON_DISK = ('name', 'kind', 'adapter', 'slots', 'dims', 'trunk', 'num_params',
@@ -28,6 +31,9 @@ _TYPES = dict(
     num_train=(int, type(None)),
     metrics=list,
     licence=(str, type(None)),
+    classes=list,
+    image_size=(list, type(None)),
+    parts=list,
     version=str,
     training=dict,
     num_params=int,
@@ -58,7 +64,11 @@ class ModuleCard(Card):
         num_train: Number of training images.
         metrics: Each a dict of ``name``, ``value`` and ``n``, the number of
             test images behind it.
-        licence: Licence of the weights.
+        licence: Licence of the weights, and of all that they were made of.
+        classes: Names of the classes it was trained on, in order.
+        image_size: Height and width that images were brought to.
+        parts: What it was made of, each a dict of ``name``, ``task``,
+            ``dataset``, ``licence`` and, of modules, ``sha256``.
         version: Version of the module itself.
         training: Config name, seconds, iterations and the like.
         num_params: Number of floating values; filled in on saving.
@@ -82,6 +92,9 @@ class ModuleCard(Card):
     num_train: Optional[int] = None
     metrics: List[Dict[str, Any]] = field(default_factory=list)
     licence: Optional[str] = None
+    classes: List[str] = field(default_factory=list)
+    image_size: Optional[List[int]] = None
+    parts: List[Dict[str, Any]] = field(default_factory=list)
     version: str = '1'
     training: Dict[str, Any] = field(default_factory=dict)
     num_params: int = 0
@@ -100,12 +113,13 @@ class ModuleCard(Card):
         self._check_adapter_and_trunk()
         self._check_slots()
         self._check_results()
+        self._check_data()
 
     def _check_adapter_and_trunk(self) -> None:
         kind = self.adapter.get('type')
         if not isinstance(kind, str) or kind.split('.')[-1] != self.kind:
-            self._fail(f'its kind is {self.kind!r} but its adapter has the '
-                       f'type {kind!r}')
+            self._fail(f'its kind is {short(self.kind)} but its adapter has '
+                       f'the type {short(kind)}')
         for key in ('type', 'fingerprint'):
             if not isinstance(self.trunk.get(key), str):
                 self._fail(f"its 'trunk' lacks {key!r}")
@@ -114,8 +128,12 @@ class ModuleCard(Card):
         if not self.slots:
             self._fail('it names no slot')
         for slot in self.slots:
-            if not isinstance(slot, str) or not _SLOT.fullmatch(slot):
-                self._fail(f'{slot!r} is not the name of a submodule')
+            if not isinstance(slot, str) or len(
+                    slot) > NAME or not _SLOT.fullmatch(slot):
+                self._fail(f'{short(slot)} is not the name of a submodule')
+        if len(self.slots) > SLOTS:
+            self._fail(f'it names {len(self.slots):,} slots, and {SLOTS:,} '
+                       'are the most that a module has')
         if len(set(self.slots)) != len(self.slots):
             self._fail('it names a slot twice')
         if set(self.dims) != set(self.slots):
@@ -123,8 +141,23 @@ class ModuleCard(Card):
         for slot, dims in self.dims.items():
             sizes = dims if isinstance(dims, list) else [dims]
             if not sizes or not all(type(s) is int and s > 0 for s in sizes):
-                self._fail(f'the dims of slot {slot!r} are {dims!r}, not '
+                self._fail(f'the dims of slot {slot!r} are {short(dims)}, not '
                            'positive integers')
+
+    def _check_data(self) -> None:
+        if not all(isinstance(name, str) for name in self.classes):
+            self._fail(f"its 'classes' are {self.classes!r}, not names")
+        size = self.image_size
+        if size is not None and (len(size) != 2 or not all(
+                type(side) is int and side > 0 for side in size)):
+            self._fail(f"its 'image_size' is {size!r}, not a height and a "
+                       'width in pixels')
+        for part in self.parts:
+            if not isinstance(part, dict) or not isinstance(
+                    part.get('name'), str) or not isinstance(
+                        part.get('licence'), (str, type(None))):
+                self._fail(f"the part {part!r} needs a 'name' and a "
+                           "'licence'")
 
     def _check_results(self) -> None:
         if self.task is not None and self.task not in KINDS:
@@ -135,7 +168,7 @@ class ModuleCard(Card):
                     metric.get('name'), str) or not all(
                         type(metric.get(key)) in (int, float)
                         for key in ('value', 'n')):
-                self._fail(f"the metric {metric!r} needs 'name', 'value' "
+                self._fail(f"the metric {short(metric)} needs 'name', 'value' "
                            "and 'n' (the number of test images)")
         for key in ('num_train', 'num_params'):
             if (getattr(self, key) or 0) < 0:

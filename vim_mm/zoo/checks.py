@@ -1,12 +1,16 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Checks of a module's tensors against its card."""
 
+import math
 from typing import Dict, List, Mapping, Optional
 
 import torch
 from torch import Tensor
 
 from .card import Dims, ModuleCard, ZooError
+
+#: Problems after which no more are looked for.
+MANY = 100
 
 
 def count_params(tensors: Mapping[str, Tensor]) -> int:
@@ -40,9 +44,11 @@ def check_module(card: ModuleCard, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ZooError: If a name, shape, dtype or value cannot be right.
     """
-    problems = []
+    problems: List[str] = []
     by_slot: Dict[str, Dict[str, Tensor]] = {slot: {} for slot in card.slots}
     for key, value in tensors.items():
+        if len(problems) > MANY:
+            break
         owner = _owner(key, by_slot)
         if owner is None:
             problems.append(f'tensor {key!r} belongs to no slot of the card')
@@ -54,16 +60,18 @@ def check_module(card: ModuleCard, tensors: Mapping[str, Tensor]) -> None:
                             'modules are kept in float32')
     first = card.slots[0]
     for slot, params in by_slot.items():
+        if len(problems) > MANY:
+            break
         odd = sorted(params.keys() ^ by_slot[first].keys())
         if not params:
             problems.append(f'slot {slot!r} has no tensors')
         elif odd:
             problems.append(f'slot {slot!r} and slot {first!r} have '
-                            f'different parameters ({", ".join(odd)})')
+                            f'different parameters ({", ".join(odd[:5])})')
         elif not _has_dims(card.dims[slot], params):
             problems.append(f'no tensor of slot {slot!r} has an axis of its '
                             f'dims, {card.dims[slot]}')
-    problems += not_finite(tensors)
+    problems = problems or not_finite(tensors)
     if not problems and count_params(tensors) != card.num_params:
         problems.append(f'the card promises {card.num_params} parameters, '
                         f'and the file holds {count_params(tensors)}')
@@ -82,8 +90,16 @@ def not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
     return [
         f'tensor {key!r} holds NaN or infinity'
         for key, value in tensors.items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        if value.is_floating_point() and not _is_finite(value)
     ]
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.element_size() == 1:  # formats that nothing is computed with
+        value = value.float()
+    # NaN is the extreme of all; torch.isfinite would make two copies
+    return not value.numel() or all(
+        math.isfinite(each) for each in value.detach().aminmax())
 
 
 def _has_dims(dims: Dims, params: Mapping[str, Tensor]) -> bool:

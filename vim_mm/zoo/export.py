@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .card import ModuleCard, ZooError
 from .fingerprint import trunk_fingerprint
+from .parts import of_parts
 from .zoo import Zoo
 
 
@@ -40,13 +41,14 @@ def save_module(backbone: nn.Module,
             written; see :meth:`Zoo.save`.
     """
     allowed = ('trunk', 'task', 'dataset', 'num_train', 'metrics', 'licence',
-               'version', 'training')
+               'classes', 'image_size', 'version', 'training')
     unknown = sorted(set(card_fields).difference(allowed))
     if unknown:
         raise ZooError(f'The card of module {name!r} cannot be given '
                        f'{", ".join(unknown)}; it takes '
                        f'{", ".join(allowed)}.')
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
+    card_fields = of_parts(card_fields, backbone.made_of.get(name, []))
     adapter = backbone.bank.adapter_cfg(name)
     slots = list(backbone.bank.slots_of(name))
     trunk = dict(

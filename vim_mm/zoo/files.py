@@ -3,23 +3,31 @@
 
 An overwrite (:func:`new_folder`) renames the present folder to ``.NAME.old``
 before the new one takes its place. A reader that finds a ``.NAME.old`` and no
-NAME reads the former, so one complete version can be read at any time.
+NAME reads the former, so one complete version can be read at any time. What
+a change that was killed leaves is put right by the next change of the zoo.
 """
 
 import os
-from contextlib import contextmanager
+import re
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, TypeVar
 
 import filelock
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from vim_mm.utils.files import discard, new_folder, sync_folder
-from .card import ZooError
+from vim_mm.utils import tensor_files
+from vim_mm.utils.files import discard, new_folder, share, sync_folder
+from vim_mm.utils.reading import OpenFolder
+from .card import ZooError, is_name
 
 LOCK_SECONDS = 60
+#: Looks at a folder that may be in exchange.
+LOOKS = 10
+Read = TypeVar('Read')
+_HIDDEN = re.compile(r'\.(.+)\.(?:new|old)')
 
 
 def check_writable(root: Path) -> None:
@@ -56,42 +64,163 @@ def unpack(data: bytes, path: Path) -> Dict[str, torch.Tensor]:
         ZooError: If they are anything else. Nothing is ever unpickled.
     """
     try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        return tensor_files.unpack(data)
+    except tensor_files.TensorFileError as error:
         raise ZooError(f'{str(path)!r} is not a valid safetensors file '
                        f'({error}); get it again from its source.') from None
-    return dict(sorted(tensors.items()))
 
 
-def locate(root: Path, name: str) -> Optional[Path]:
-    """Return the folder that holds a complete version of NAME, or None."""
-    final, old = root / name, root / f'.{name}.old'
-    # the second look at `final` is for an overwrite that ends meanwhile
-    for folder in (final, old, final):
-        if folder.is_dir():
-            return folder
-    return None
+def check(data: bytes, name: str) -> None:
+    """Refuse to write what no reader would take.
+
+    Raises:
+        ZooError: If the bytes of a safetensors file are out of its bounds.
+    """
+    try:
+        tensor_files.check(data)
+    except tensor_files.TensorFileError as error:
+        raise ZooError(f'Module {name!r} cannot be written: {error}.'
+                       ) from None
+
+
+# ------------------------------------------------------------------ reading
+
+
+def names_in(root: Path) -> List[str]:
+    """Names under which there may be a module: links and leftovers, too.
+
+    Raises:
+        OSError: If the directory cannot be read.
+    """
+    found = set()
+    # a name that is in exchange while one listing passes is in the next
+    for _ in range(2):
+        for entry in os.listdir(root):
+            hidden = _HIDDEN.fullmatch(entry)
+            found.add(hidden[1] if hidden else entry)
+    return sorted(filter(is_name, found))
+
+
+def _versions(root: Path, name: str) -> List[Path]:
+    """Where NAME may be, the later looks for overwrites that end meanwhile."""
+    return [root / name, root / f'.{name}.old'] * LOOKS
+
+
+def is_folder(root: Path, name: str) -> bool:
+    """Whether NAME is there, though perhaps not readable."""
+    for path in _versions(root, name):
+        try:
+            if stat.S_ISDIR(os.stat(path).st_mode):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # such as a loop of links
+            return True
+    return False
+
+
+def holds_any(root: Path, name: str, files: Iterable[str]) -> bool:
+    """Whether NAME holds one of some files, of any kind, or cannot be read."""
+    for path in _versions(root, name)[:3]:
+        for file in files:
+            try:
+                os.lstat(path / file)
+                return True
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                return True
+    return False
+
+
+def read_version(root: Path, name: str,
+                 read: Callable[[OpenFolder], Read]) -> Read:
+    """What is read of NAME, all of it of one version.
+
+    An error counts only if that version is still the one to be read: it may
+    have been replaced, or removed, meanwhile.
+
+    Args:
+        root: The directory.
+        name: Name of the folder.
+        read: Reads the open folder; raises a ZooError if it cannot.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ZooError: If it may not be read, or see ``read``.
+    """
+    while True:
+        with _open(root, name) as folder:
+            try:
+                return read(folder)
+            except ZooError:
+                if _is_current(root, name, folder):
+                    raise
+
+
+def _open(root: Path, name: str) -> OpenFolder:
+    """Open a complete version of NAME."""
+    for path in _versions(root, name):
+        try:
+            return OpenFolder(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ZooError(f'{str(path)!r} cannot be read ({error.strerror}); '
+                           'ask its owner for the right to.') from None
+    raise FileNotFoundError(f'There is no folder {str(root / name)!r}.')
+
+
+def _is_current(root: Path, name: str, folder: OpenFolder) -> bool:
+    """Whether an open folder is still the version that others find."""
+    return folder.is_at(root / name) or (not is_folder(root, name) and
+                                         folder.is_at(root / f'.{name}.old'))
+
+
+# ------------------------------------------------------------------ writing
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time change a zoo; a crash frees the lock."""
+    """Let one process at a time change a zoo; a crash frees the lock.
+
+    What a crash left is cleared away first.
+    """
     check_writable(root)
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(str(root / '.lock'), timeout=LOCK_SECONDS):
-            yield
+        lock = filelock.FileLock(_lock_file(root), timeout=LOCK_SECONDS)
+        lock.acquire()
     except filelock.Timeout:
         raise ZooError(f'Another process has been changing the zoo '
                        f'{str(root)!r} for {LOCK_SECONDS} s; try again when '
                        'it has ended.') from None
+    except OSError as error:
+        raise ZooError(
+            f'The lock of the zoo {str(root)!r} cannot be opened '
+            f'({error.strerror}); ask the owner of its file .lock for the '
+            'right to write it.') from None
+    try:
+        _sweep(root)
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_file(root: Path) -> str:
+    """The lock, which all who may write the zoo may take."""
+    path = root / '.lock'
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        share(path, root)
+    return str(path)
 
 
 def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
     """Make ``root/name`` a folder of exactly these files, all or nothing.
 
     Call it within :func:`locked`. An older version stays readable until the
-    new one is complete.
+    new one is complete. All who may read the zoo may read it.
     """
     _recover(root, name)
     with new_folder(root / name, mark='') as draft:
@@ -100,6 +229,8 @@ def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            share(draft / file_name, root)
+        share(draft, root)
 
 
 def withdraw(root: Path, name: str) -> None:
@@ -108,7 +239,17 @@ def withdraw(root: Path, name: str) -> None:
     doomed = root / f'.{name}.new'
     os.replace(root / name, doomed)
     sync_folder(root)
-    discard(doomed)
+    with suppress(PermissionError):  # it is gone; who may clears it away
+        discard(doomed)
+
+
+def _sweep(root: Path) -> None:
+    """Put right what changes that were killed left."""
+    for entry in os.listdir(root):
+        hidden = _HIDDEN.fullmatch(entry)
+        if hidden and is_name(hidden[1]):
+            with suppress(OSError):  # a colleague's, who will
+                _recover(root, hidden[1])
 
 
 def _recover(root: Path, name: str) -> None:

@@ -3,14 +3,15 @@
 
 import hashlib
 import re
-from typing import Dict, Mapping, MutableMapping, Sequence, Tuple, Union
+from typing import (Dict, Mapping, MutableMapping, Optional, Sequence, Tuple,
+                    Union)
 from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from .card import ZooError
+from .card import Dims, ModuleCard, ZooError
 
 #: what a module beside the trunk reads, its output levels
 _OUTPUT = re.compile(r'outputs\.\d+')
@@ -107,6 +108,45 @@ def same_trunk(trunk: nn.Module, other: Union[nn.Module, str],
     if not isinstance(other, str):
         other = trunk_fingerprint(other, slots)
     return trunk_fingerprint(trunk, slots) == other
+
+
+def check_trunk(card: ModuleCard,
+                trunk: nn.Module,
+                dims: Optional[Mapping[str, Dims]] = None) -> None:
+    """Refuse a trunk with other weights than the module was trained with.
+
+    Args:
+        card: Card of the module.
+        trunk: The trunk, with its weights loaded.
+        dims: Channels of the trunk's slots, where they are known; they
+            give a clearer sentence than the fingerprint.
+
+    Raises:
+        ZooError: If a slot is missing or has other dims, or the weights
+            differ.
+    """
+    who = f'Module {card.name!r} does not fit this trunk'
+    for slot in card.slots:
+        try:
+            get_slot(trunk, slot)
+        except ZooError as error:
+            raise ZooError(f'{who}. {error}') from None
+    for slot in card.slots:
+        if dims is not None and dims.get(slot) != card.dims[slot]:
+            raise ZooError(
+                f'{who}: slot {slot!r} has the dims {dims.get(slot)}, and '
+                f'the module was made for {card.dims[slot]}.')
+    if not same_trunk(trunk, card.trunk['fingerprint'], card.slots):
+        own = trunk_fingerprint(trunk, card.slots)
+        found = {
+            key: value
+            for key, value in card.trunk.items() if key != 'fingerprint'
+        }
+        raise ZooError(
+            f'{who}: the weights in its slots differ (fingerprint '
+            f'{own[:12]}…, and the module was trained beside '
+            f'{card.trunk["fingerprint"][:12]}…). Load the pretrained '
+            f'weights that its card describes: {found}.')
 
 
 def _digest(states: Mapping[str, Dict[str, Tensor]]) -> str:

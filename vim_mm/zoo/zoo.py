@@ -1,20 +1,29 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A directory of modules: reading, checking and changing it."""
 
+import os
+import warnings
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple, Union
+from tempfile import TemporaryDirectory
+from typing import (Callable, Dict, Iterable, List, Mapping, Optional, Tuple,
+                    TypeVar, Union)
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vim_mm.utils.files import sha256
+from vim_mm.utils.reading import JSON_BYTES, OpenFolder
 from vim_mm.version import __version__
 from . import files
-from .card import Dims, ModuleCard, ZooError, check_name, is_name
+from .card import ModuleCard, ZooError, check_name, is_name
 from .checks import check_head, check_module, count_params
-from .fingerprint import get_slot, same_trunk, trunk_fingerprint
-from .folder import CARD, HEAD, MODULE, read_card, read_head, read_module
+from .fingerprint import check_trunk
+from .folder import (CARD, HEAD, MODULE, InvalidModule, check_all, named_card,
+                     read_all, read_head, read_module)
+from .parcel import open_parcel, read_parcel, write_parcel
+
+Read = TypeVar('Read')
 
 
 class Zoo:
@@ -22,12 +31,14 @@ class Zoo:
 
     ``<root>/<name>/`` holds ``card.json``, ``module.safetensors`` and, if the
     task head that was trained with the module is kept, ``head.safetensors``.
-    Adding, overwriting and removing touch that one folder only, each in one
-    step, independent of the size of the zoo.
+    Adding, overwriting and removing change that one folder only, each in one
+    step, and read no other. A reader sees the old or the new version, whole.
 
     Args:
         root: The directory. The first save or add creates it.
     """
+
+    check_trunk = staticmethod(check_trunk)
 
     def __init__(self, root: Union[str, Path]) -> None:
         self.root = Path(root).expanduser()
@@ -36,28 +47,28 @@ class Zoo:
         return f'Zoo({str(self.root)!r})'
 
     def __contains__(self, name: object) -> bool:
-        return is_name(name) and files.locate(self.root, name) is not None
+        return is_name(name) and files.is_folder(self.root, name)
 
     def names(self) -> List[str]:
-        """Return the names of all modules, sorted.
+        """Return the names of all modules, sorted, unreadable ones included.
 
         Raises:
-            ZooError: If the directory does not exist.
+            ZooError: If the directory does not exist or cannot be read.
         """
-        if not self.root.is_dir():
+        try:
+            found = files.names_in(self.root)
+        except (FileNotFoundError, NotADirectoryError):
             raise ZooError(
                 f'There is no zoo at {str(self.root)!r}: the directory does '
                 'not exist. Set `model.backbone.zoo` to the right one, or '
-                'learn a module first (a midstream config).')
-        names = set()
-        for folder in self.root.iterdir():
-            name = folder.name
-            if name.startswith('.') and name.endswith('.old'):
-                name = name[1:-len('.old')]
-            files = [folder / file for file in (CARD, MODULE)]
-            if is_name(name) and any(file.exists() for file in files):
-                names.add(name)
-        return sorted(names)
+                'learn a module first (a midstream config).') from None
+        except OSError as error:
+            raise ZooError(f'The zoo {str(self.root)!r} cannot be read '
+                           f'({error.strerror}).') from None
+        return [
+            name for name in found
+            if files.holds_any(self.root, name, (CARD, MODULE))
+        ]
 
     def card(self, name: str) -> ModuleCard:
         """Return the card of a module.
@@ -65,16 +76,25 @@ class Zoo:
         Raises:
             ZooError: If there is no such module or its card is invalid.
         """
-        folder = self._folder(name)
-        card = read_card(folder)
-        if card.name != name:
-            raise ZooError(f'The folder of module {name!r} holds the card of '
-                           f'{card.name!r}; add the module again.')
-        return card
+        return self._read(name, lambda folder: named_card(folder, name))
 
-    def cards(self) -> List[ModuleCard]:
-        """Return all cards, sorted by name."""
-        return [self.card(name) for name in self.names()]
+    def cards(self,
+              problems: Optional[Dict[str, str]] = None) -> List[ModuleCard]:
+        """Return all cards, sorted by name.
+
+        Args:
+            problems: Takes what is wrong with modules whose card cannot be
+                read, by name. A warning says it when None.
+        """
+        found, bad = [], {}
+        for name in self.names():
+            try:
+                found.append(self.card(name))
+            except ZooError as error:
+                if name in self:  # else it was removed meanwhile
+                    bad[name] = str(error)
+        _tell(bad, problems)
+        return found
 
     def load(self, name: str) -> Tuple[ModuleCard, Dict[str, Tensor]]:
         """Read a module and check it against its card.
@@ -89,8 +109,11 @@ class Zoo:
             ZooError: If the module is unknown, damaged, or does not fit its
                 card. Nothing is ever unpickled.
         """
-        card = self.card(name)
-        return card, read_module(self._folder(name), card)[1]
+        def read(folder: OpenFolder) -> Tuple[ModuleCard, Dict[str, Tensor]]:
+            card = named_card(folder, name)
+            return card, read_module(folder, card)[1]
+
+        return self._read(name, read)
 
     def load_head(self, name: str) -> Dict[str, Tensor]:
         """Read the task head that was trained with a module.
@@ -105,8 +128,8 @@ class Zoo:
             ZooError: If the module is unknown or has no head, or the file is
                 damaged.
         """
-        card = self.card(name)
-        _, head = read_head(self._folder(name), card)
+        _, head = self._read(
+            name, lambda folder: read_head(folder, named_card(folder, name)))
         if head is None:
             raise ZooError(f'Module {name!r} was saved without a task head.')
         return head
@@ -142,38 +165,121 @@ class Zoo:
             vim_mm_version=__version__)
         check_module(card, tensors)
         check_head(card.name, head or {})
+        for content in filter(None, (data, head_data)):
+            files.check(content, card.name)
         self._publish(card, data, head_data, overwrite)
         return card
 
     def add(self,
             source: Union[str, Path],
-            name: Optional[str] = None) -> List[str]:
+            name: Optional[str] = None,
+            problems: Optional[Dict[str, str]] = None) -> List[str]:
         """Copy modules from elsewhere, each verified before it is written.
+
+        Of another zoo all valid modules are taken. Those that are here
+        already, the very same, count as taken, so that what was interrupted
+        is gone on with by repeating it.
 
         Args:
             source: The folder of a module, or another zoo to take all of.
             name: A new name, for a single module.
+            problems: Takes why modules of a zoo were not added, by name. A
+                warning says it when None.
 
         Returns:
             The names under which they are now known.
 
         Raises:
-            ZooError: If the source holds no valid module, or a name is taken;
-                then nothing is added.
+            ZooError: If the source holds no module that can be added, or is
+                the folder of one whose name is taken.
         """
-        folders = _module_folders(Path(source))
-        if name is not None and len(folders) != 1:
-            raise ZooError(f'{str(source)!r} holds {len(folders)} modules; '
+        source = Path(os.path.abspath(source))
+        if files.holds_any(source.parent, source.name, (CARD, )):
+            card, *content = files.read_version(source.parent, source.name,
+                                                read_all)
+            card = replace(card, name=check_name(name or card.name))
+            self._publish(card, *content)
+            return [card.name]
+        found = Zoo(source).names()
+        if not found:
+            raise ZooError(f'{str(source)!r} is neither the folder of a '
+                           f'module (with a {CARD}) nor a zoo with modules.')
+        if name is not None and len(found) != 1:
+            raise ZooError(f'{str(source)!r} holds {len(found)} modules; '
                            'give the folder of one to rename it.')
-        names = []
-        for folder in folders:
-            card, _, _ = _read_all(folder)
-            names.append(check_name(name or card.name))
-            self._demand_free(names[-1])
-        for folder, new_name in zip(folders, names):
-            card, data, head_data = _read_all(folder)
-            self._publish(replace(card, name=new_name), data, head_data)
-        return names
+        files.check_writable(self.root)
+        added, bad = self._add_each(Zoo(source), found, name)
+        if not added and problems is None:
+            raise ZooError(f'None of the {len(bad)} modules of '
+                           f'{str(source)!r} can be added: '
+                           f'{" ".join(bad.values())}')
+        _tell(bad, problems)
+        return added
+
+    def _add_each(self, source: 'Zoo', names: Iterable[str],
+                  new_name: Optional[str]) -> Tuple[List[str], Dict[str, str]]:
+        """The modules that are added, and what is wrong with the others."""
+        added, bad = [], {}
+        for name in names:
+            try:
+                card, *content = source._read(name, read_all)
+                card = replace(card, name=new_name or card.name)
+                self._publish(card, *content, again=True)
+                added.append(card.name)
+            except ZooError as error:
+                bad[name] = str(error)
+        return added, bad
+
+    def push(self, name: str, path: Union[str, Path]) -> str:
+        """Write a module, verified, into one tar to hand on.
+
+        Args:
+            name: Its name.
+            path: The tar, whose name ends in ``.tar``.
+
+        Returns:
+            The sha256 of the tar, to be told to who gets it.
+
+        Raises:
+            ZooError: If there is no such module, it is damaged, or the tar
+                cannot be written.
+        """
+        content = _content(*self._read(name, read_all))
+        return write_parcel(path, name, content)
+
+    def pull(self,
+             source: str,
+             digest: Optional[str] = None,
+             name: Optional[str] = None) -> Tuple[str, str]:
+        """Add the module in a tar, verified before it is written.
+
+        Args:
+            source: Path of the tar, or its URL (file, http, https).
+            digest: The sha256 that the tar must have; any when None.
+            name: A new name; its own when None.
+
+        Returns:
+            The name under which it is now known, and the tar's sha256.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ZooError: If it cannot be read, is no valid module or another one
+                than was meant, or the name is taken; nothing is added then.
+        """
+        found, data = read_parcel(source, digest)
+        content = open_parcel(data, source)
+        with TemporaryDirectory() as folder:
+            for file, part in content.items():
+                Path(folder, file).write_bytes(part)
+            try:
+                with OpenFolder(Path(folder)) as opened:
+                    card, *parts = read_all(opened)
+            except ZooError as error:
+                raise ZooError(f"'{source}' holds no valid module. "
+                               f'{error}') from error
+        card = replace(card, name=check_name(name or card.name))
+        self._publish(card, *parts)
+        return card.name, found
 
     def remove(self, name: str) -> None:
         """Delete a module.
@@ -181,9 +287,9 @@ class Zoo:
         Raises:
             ZooError: If there is no such module.
         """
-        self._folder(name)
+        self._demand(name)
         with files.locked(self.root):
-            self._folder(name)
+            self._demand(name)
             files.withdraw(self.root, name)
 
     def verify(self, name: Optional[str] = None) -> List[str]:
@@ -198,73 +304,47 @@ class Zoo:
         Raises:
             ZooError: If there is no such module or zoo.
         """
-        if name is None:
-            return [
-                problem for each in self.names()
-                for problem in self.verify(each)
-            ]
-        folder = self._folder(name)
-        try:
-            card = self.card(name)
-        except ZooError as error:
-            return [str(error)]
+        if name is not None:
+            return self._problems(name)
         problems = []
-        for read in (read_module, read_head):
+        for each in self.names():
             try:
-                read(folder, card)
-            except ZooError as error:
-                problems.append(str(error))
+                problems += self._problems(each)
+            except ZooError:
+                continue  # it was removed meanwhile
         return problems
 
-    @staticmethod
-    def check_trunk(card: ModuleCard,
-                    trunk: nn.Module,
-                    dims: Optional[Mapping[str, Dims]] = None) -> None:
-        """Refuse a trunk with other weights than the module was trained with.
+    def _problems(self, name: str) -> List[str]:
+        self._demand(name)
+        try:
+            self._read(name, lambda folder: check_all(folder, name))
+        except InvalidModule as error:
+            return error.problems
+        except ZooError as error:
+            if name not in self:
+                raise
+            return [str(error)]
+        return []
 
-        Args:
-            card: Card of the module.
-            trunk: The trunk, with its weights loaded.
-            dims: Channels of the trunk's slots, where they are known; they
-                give a clearer sentence than the fingerprint.
+    def _read(self, name: str, read: Callable[[OpenFolder], Read]) -> Read:
+        """What is read of one version of a module."""
+        try:
+            return files.read_version(self.root, check_name(name), read)
+        except FileNotFoundError:
+            raise self._unknown(name) from None
 
-        Raises:
-            ZooError: If a slot is missing or has other dims, or the weights
-                differ.
-        """
-        who = f'Module {card.name!r} does not fit this trunk'
-        for slot in card.slots:
-            try:
-                get_slot(trunk, slot)
-            except ZooError as error:
-                raise ZooError(f'{who}. {error}') from None
-        for slot in card.slots:
-            if dims is not None and dims.get(slot) != card.dims[slot]:
-                raise ZooError(
-                    f'{who}: slot {slot!r} has the dims {dims.get(slot)}, and '
-                    f'the module was made for {card.dims[slot]}.')
-        if not same_trunk(trunk, card.trunk['fingerprint'], card.slots):
-            own = trunk_fingerprint(trunk, card.slots)
-            found = {
-                key: value
-                for key, value in card.trunk.items() if key != 'fingerprint'
-            }
-            raise ZooError(
-                f'{who}: the weights in its slots differ (fingerprint '
-                f'{own[:12]}…, and the module was trained beside '
-                f'{card.trunk["fingerprint"][:12]}…). Load the pretrained '
-                f'weights that its card describes: {found}.')
+    def _demand(self, name: str) -> None:
+        check_name(name)
+        if name not in self:
+            raise self._unknown(name)
 
-    def _folder(self, name: str) -> Path:
-        folder = files.locate(self.root, check_name(name))
-        if folder is not None:
-            return folder
+    def _unknown(self, name: str) -> ZooError:
         names = self.names()
         near = get_close_matches(name, names, cutoff=0.5)
         hint = (f'did you mean {" or ".join(near)}?' if near else
                 f'it holds: {", ".join(names[:20]) or "no module yet"}.')
-        raise ZooError(f'The zoo {str(self.root)!r} has no module {name!r}; '
-                       f'{hint}')
+        return ZooError(f'The zoo {str(self.root)!r} has no module {name!r}; '
+                        f'{hint}')
 
     def _demand_free(self, name: str) -> None:
         if name in self:
@@ -276,29 +356,51 @@ class Zoo:
                  card: ModuleCard,
                  data: bytes,
                  head_data: Optional[bytes],
-                 overwrite: bool = False) -> None:
-        content = {CARD: card.to_json().encode(), MODULE: data}
-        if head_data is not None:
-            content[HEAD] = head_data
+                 overwrite: bool = False,
+                 again: bool = False) -> None:
+        """Write a module; with ``again`` the very same may be here already."""
+        content = _content(card, data, head_data)
         with files.locked(self.root):
+            here = card.name in self
+            if again and here and self._is(card):
+                return
+            if not here and os.path.lexists(self.root / card.name):
+                raise ZooError(f'{str(self.root / card.name)!r} is no folder, '
+                               'so no module can be there; move it away.')
             if not overwrite:
                 self._demand_free(card.name)
             files.publish(self.root, card.name, content)
 
-
-def _module_folders(source: Path) -> List[Path]:
-    """Return the folder of one module, or those of all in a zoo."""
-    if (source / CARD).exists():
-        return [source]
-    zoo = Zoo(source)
-    folders = [files.locate(source, name) for name in zoo.names()]
-    if not folders:
-        raise ZooError(f'{str(source)!r} is neither the folder of a module '
-                       f'(with a {CARD}) nor a zoo with modules.')
-    return folders
+    def _is(self, card: ModuleCard) -> bool:
+        """Whether a module here is the one of a card."""
+        try:
+            return self.card(card.name) == card
+        except ZooError:
+            return False
 
 
-def _read_all(folder: Path) -> Tuple[ModuleCard, bytes, Optional[bytes]]:
-    """Return a card and the verified bytes of the module and its head."""
-    card = read_card(folder)
-    return card, read_module(folder, card)[0], read_head(folder, card)[0]
+def _content(card: ModuleCard, data: bytes,
+             head_data: Optional[bytes]) -> Dict[str, bytes]:
+    """The files of a module, by name.
+
+    Raises:
+        ZooError: If the card could not be read again.
+    """
+    content = {CARD: card.to_json().encode(), MODULE: data}
+    if head_data is not None:
+        content[HEAD] = head_data
+    if len(content[CARD]) > JSON_BYTES:
+        raise ZooError(
+            f'The card of module {card.name!r} has {len(content[CARD]):,} '
+            f'bytes, and with more than {JSON_BYTES:,} it cannot be read '
+            'again; shorten its texts.')
+    return content
+
+
+def _tell(bad: Mapping[str, str], problems: Optional[Dict[str, str]]) -> None:
+    """Hand on what is wrong with modules, or warn of it, a line each."""
+    if problems is not None:
+        problems.update(bad)
+        return
+    for name, problem in bad.items():
+        warnings.warn(f'{name}: {problem}', stacklevel=3)

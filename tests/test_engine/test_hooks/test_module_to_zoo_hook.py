@@ -131,7 +131,7 @@ def test_an_adaptation_is_published_by_the_tool(tmp_path: Path) -> None:
     cfg.neck = dict(type='mmpretrain.GlobalAveragePooling')
     hook = dict(CARD, type='vim_mm.ModuleToZooHook', zoo=str(tmp_path / 'z'))
     run = build_runner('cls', cfg, tmp_path / 'run', custom_hooks=[hook])
-    with pytest.raises(ValueError, match='`python tools/zoo.py save') as error:
+    with pytest.raises(ValueError, match='`vim-mm zoo save') as error:
         run.train()
     assert '\n' not in str(error.value) and run.iter == 0
 

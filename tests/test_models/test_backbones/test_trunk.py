@@ -72,7 +72,7 @@ def test_position_embeddings_are_resized(tmp_path: Path,
 
 def test_wrong_files_are_refused(tmp_path: Path,
                                  trunk: torch.nn.Module) -> None:
-    with pytest.raises(FileNotFoundError, match='convert_trunk.py'):
+    with pytest.raises(FileNotFoundError, match='vim-mm convert-trunk'):
         build(tmp_path / 'absent.pth')
     path = tmp_path / 'weights.pth'
     state = dict(trunk.state_dict())

@@ -1,5 +1,6 @@
 """A distiller's files are its student's, and its help stays outside."""
 
+import json
 from copy import deepcopy
 
 import pytest
@@ -133,14 +134,30 @@ def test_a_run_leaves_an_ordinary_model(tmp_path):
     run = runner(tmp_path, 1)
     run.train()
     folder = tmp_path / 'student'
-    assert sorted(p.name
-                  for p in folder.iterdir()) == ['student.pth', 'student.py']
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'card.json', 'student.pth', 'student.py']
     cfg = Config.fromfile(folder / 'student.py')
     model = ROOT.build(cfg.model)
     saved = torch.load(folder / 'student.pth', weights_only=True)
     model.load_state_dict(saved['state_dict'])
     assert same(snapshot(model), snapshot(run.model.student))
     assert 'vim_mm' not in (folder / 'student.py').read_text()
+
+
+def test_its_card_keeps_the_licences_of_what_it_learned_from(tmp_path):
+    run = runner(
+        tmp_path, 1, module_card=dict(dataset='squares', licence='CC0-1.0'))
+    teacher = build_outside(
+        dict(model=plain('cls')), 'teacher')
+    teacher.card = dict(licence='CC BY-NC-SA 4.0', dataset='cells')
+    run.model.add_outside('teacher', teacher)
+    run.model.add_outside('other', build_outside(dict(model=plain('cls'))))
+    run.train()
+    card = json.loads((tmp_path / 'student/card.json').read_text())
+    assert card['licence'] == 'CC0-1.0 AND CC BY-NC-SA 4.0 AND not stated'
+    assert (card['dataset'], card['task']) == ('squares', 'cls')
+    assert card['classes'] == ['square'] and card['num_params'] > 0
+    assert [part['name'] for part in card['parts']] == ['teacher', 'other']
 
 
 @pytest.mark.parametrize('ema', [False, True])

@@ -169,7 +169,7 @@ class Holder(nn.Module):
 @pytest.mark.parametrize('theirs, mine, words', [
     ('pruned', 'nothing', 'chooses from 8 of 8 experts.*from . of 8 experts, '
      'which was pruned.*load_moe'),
-    ('nothing', 'pruned', 'this model is pruned.*tools/moe.py extract'),
+    ('nothing', 'pruned', 'this model is pruned.*vim-mm moe extract'),
     ('extended', 'nothing', 'there are 8 experts, 11 in the checkpoint'),
     ('much', 'nothing', 'chooses from 8 of 8'),
     ('extended', 'pruned', 'this model is pruned'),

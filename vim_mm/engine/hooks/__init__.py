@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
+from .exact_hook import ExactHook
 from .finite_loss_hook import FiniteLossHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
@@ -11,13 +12,14 @@ from .norm_eval_hook import NormEvalHook
 from .proxy_hook import ProxyHook
 from .routing_log_hook import RoutingLogHook
 from .score_gates_hook import ScoreGatesHook
+from .stop_hook import StopHook
 from .student_hook import StudentHook
 from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'BetterGatesHook', 'CostHook', 'FiniteLossHook', 'GateLogHook',
-    'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook',
-    'NormEvalHook', 'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook',
-    'StudentHook', 'SummaryHook', 'WarmHeadHook'
+    'BetterGatesHook', 'CostHook', 'ExactHook', 'FiniteLossHook',
+    'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
+    'ModuleToZooHook', 'NormEvalHook', 'ProxyHook', 'RoutingLogHook',
+    'ScoreGatesHook', 'StopHook', 'StudentHook', 'SummaryHook', 'WarmHeadHook'
 ]

@@ -1,5 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-import re
 from typing import Optional
 
 from mmengine.config import Config
@@ -16,10 +15,12 @@ from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
+from vim_mm.utils.checkpoint_form import check_whole, state_of
 from ..batch_watch import BatchWatch
 from ..loaded import note_loaded
 from ..rates import refuse_idle_run
 from ..resume import check_counters, keep_numbers
+from ..schedules import check_schedules, say_which_rates
 
 
 @HOOKS.register_module()
@@ -83,6 +84,7 @@ class GuardHook(Hook):
                 model or the data set that it is to be judged by.
         """
         file = runner._load_from or 'The checkpoint'
+        check_whole(checkpoint, file)
         model = unwrap(runner.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
@@ -94,16 +96,15 @@ class GuardHook(Hook):
                                  'one cannot go on with; start from it with '
                                  '`load_from`.')
             check_counters(checkpoint, file)
+            check_schedules(runner, checkpoint, file)
+            say_which_rates(runner, checkpoint, file)
         if 'state_dict' in checkpoint:
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)
         if loop is None:
             note_loaded(runner, checkpoint, file)
             return
-        state = {
-            re.sub(r'^module\.', '', key): value
-            for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
+        state = state_of(checkpoint, file)
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
         _check_classes(metainfo, checkpoint.get('meta') or {}, file)
         check_fit(model, state, file, whole=split)

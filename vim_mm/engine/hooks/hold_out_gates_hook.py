@@ -19,6 +19,7 @@ from vim_mm.features.cache import (CachedBatch, check_filled, finite,
                                    preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
+from vim_mm.utils.progress import track
 from vim_mm.utils.seeds import seeded
 from ..loaded import spared
 from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
@@ -26,6 +27,7 @@ from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            running_parameters, weighs_levels)
 from ..module_trials import keep_better
 from ..rates import check_optimizer
+from ..stopping import stop_if_asked
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import average_gradients
 
@@ -150,10 +152,12 @@ class HoldOutGatesHook(Hook):
     def _train(self, runner: Runner, model: BaseModel, loader: DataLoader,
                params: List[nn.Parameter], optimizer: Optimizer) -> None:
         groups = self._groups(finite(loader))
-        for step, group in enumerate(islice(groups, self.steps), 1):
+        steps = track(islice(groups, self.steps), 'Learning gates', self.steps)
+        for step, group in enumerate(steps, 1):
             optimizer.zero_grad()
             loss = self._average(model, group, params)
             optimizer.step()
+            stop_if_asked()
             if step % max(1, self.steps // 5) == 0:
                 runner.logger.info(f'HoldOutGatesHook: step {step}/'
                                    f'{self.steps}, held-out loss {loss:.4f}')

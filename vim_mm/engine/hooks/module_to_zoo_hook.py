@@ -18,6 +18,7 @@ from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
+from vim_mm.utils.described import image_size
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
 from ..gradients import Gradients
@@ -70,8 +71,8 @@ class ModuleToZooHook(Hook):
             raise ValueError(
                 'ModuleToZooHook saves a `new_module` beside a frozen trunk, '
                 'and this run trains experts themselves; leave the hook out '
-                'and publish routers and experts afterwards, `python '
-                'tools/zoo.py save CONFIG CHECKPOINT ZOO`.')
+                'and publish routers and experts afterwards, `vim-mm '
+                'zoo save CONFIG CHECKPOINT ZOO`.')
         if name is None:
             raise ValueError('ModuleToZooHook has nothing to save: set '
                              '`model.backbone.new_module` to the name of the '
@@ -86,7 +87,7 @@ class ModuleToZooHook(Hook):
         check_writable(Zoo(self.zoo).root)
         if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
-                           'already; remove it (tools/zoo.py remove), rename '
+                           'already; remove it (`vim-mm zoo remove`), rename '
                            'the new one, or set overwrite=True.')
         if runner.max_iters == 0:
             raise ValueError(
@@ -163,6 +164,8 @@ class ModuleToZooHook(Hook):
             overwrite=self.overwrite,
             num_train=_num_pictures(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
+            classes=_classes(runner.train_dataloader.dataset),
+            image_size=image_size(runner.cfg),
             trunk=dict(
                 weights=osp.basename(model.backbone.trunk_weights or '')),
             training=dict(
@@ -197,6 +200,11 @@ def _num_pictures(dataset: Dataset) -> int:
     while isinstance(dataset, RepeatDataset):
         dataset = dataset.dataset
     return len(dataset)
+
+
+def _classes(dataset: Dataset) -> List[str]:
+    metainfo = getattr(dataset, 'metainfo', {})
+    return list(map(str, metainfo.get('classes') or []))
 
 
 def _last_metrics(runner: Runner) -> List[dict]:

@@ -19,6 +19,7 @@ from ..loaded import spared
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
 from ..rates import check_optimizer
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -93,6 +94,7 @@ class ProxyHook(Hook):
             stores = self._open(model, dataset)
             start = time.perf_counter()
             fill(runner, model, dataset, stores)
+            stop_if_asked()
             runner.logger.info(
                 f"ProxyHook: the store '{self.store}' holds "
                 f'{len(dataset)} views, after '

@@ -14,6 +14,7 @@ from vim_mm.utils.seeds import seeded
 from ..loaded import spared
 from ..model_parts import fusing_part, gates_of, part_of, restart_averages
 from ..module_trials import HEAD_OPTIMIZER, ModuleTrials
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -92,6 +93,7 @@ class ScoreGatesHook(Hook):
                              'such as EnsMoE; set `model.backbone.fusion`.')
         with seeded(0), in_eval(model):
             choice = self.trials(runner, model, loader).choose()
+        stop_if_asked()
         runner.logger.info(f'ScoreGatesHook: {choice}')
         if not any(choice.weights.values()) and (reason := must_run(
                 model, part)):

@@ -1,9 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import json
 import os.path as osp
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
@@ -11,10 +11,15 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
-from vim_mm.models.distillers import BaseDistiller
+from vim_mm.models.distillers import BaseDistiller, Outside
 from vim_mm.registry import HOOKS
+from vim_mm.utils.checksum import save_checkpoint
 from vim_mm.utils.config import library_of
-from vim_mm.utils.files import new_folder
+from vim_mm.utils.described import card_fields
+from vim_mm.utils.files import new_folder, write_atomic
+from vim_mm.utils.kinds import KINDS
+from vim_mm.version import __version__
+from vim_mm.zoo.parts import of_parts, together
 
 #: What a checkpoint of a distillation keeps beside the student.
 HELP = 'distiller'
@@ -33,8 +38,10 @@ class StudentHook(Hook):
     Checkpoints of a run hold the student alone; what learned beside it is
     kept next to it, for ``--resume``. After training ``WORK_DIR/student/``
     holds ``student.pth``, the weights (the best ones if the run kept these,
-    averaged ones if it averaged) and ``student.py``, a plain config of the
-    student's library to test it with. Every run of a distiller has this hook.
+    averaged ones if it averaged), ``student.py``, a plain config of the
+    student's library to test it with, and ``card.json``, which names classes,
+    data and the licences of all that it learned from. Every run of a
+    distiller has this hook.
 
     Args:
         folder (str): The folder's name in the run's. Defaults to 'student'.
@@ -80,13 +87,53 @@ class StudentHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         folder = Path(runner.work_dir, FOLDER)
         with new_folder(folder) as draft:
-            torch.save(
+            save_checkpoint(
                 dict(
                     meta=dict(dataset_meta=dict(meta)),
                     state_dict=_trained(runner)), draft / 'student.pth')
             if 'model' in runner.cfg:  # not of a runner made from parts
                 student_config(runner.cfg).dump(draft / 'student.py')
+            card = json.dumps(student_card(runner), indent=2)
+            write_atomic(draft / 'card.json', card + '\n')
         runner.logger.info(f'StudentHook: {folder} holds an ordinary model')
+
+
+def student_card(runner: Runner) -> Dict[str, Any]:
+    """What is said of a student: its task, its data, and licences.
+
+    Data set and licence are those of the config's ``module_card``; what the
+    networks that it learned from bring along is added.
+
+    Args:
+        runner (Runner): The run of a distiller.
+    """
+    model, cfg = unwrap(runner.model), runner.cfg
+    student, said = model.student, card_fields(cfg)
+    metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+    library = type(student).__module__.partition('.')[0]
+    fields = dict(
+        model=type(student).__name__,
+        task=next((name for name, kind in KINDS.items()
+                   if kind.scope == library), None),
+        dataset=said.get('dataset'),
+        licence=said.get('licence'),
+        classes=list(map(str, metainfo.get('classes') or [])),
+        image_size=said.get('image_size'),
+        num_params=sum(p.numel() for p in student.parameters()),
+        vim_mm_version=__version__)
+    return of_parts(
+        fields,
+        together(
+            _parts(name, outside)
+            for name, outside in model.outside.items()))
+
+
+def _parts(name: str, outside: Outside) -> List[Dict[str, Any]]:
+    """A frozen network and the modules in it."""
+    own = {key: outside.card.get(key)
+           for key in ('task', 'dataset', 'licence')}
+    made_of = getattr(outside.network.backbone, 'made_of', {})
+    return [*together(made_of.values()), dict(own, name=name)]
 
 
 def _trained(runner: Runner) -> Dict[str, Tensor]:

@@ -40,6 +40,13 @@ class SummaryHook(Hook):
         self._speaks = any(backbones(model))
         if self._speaks:
             runner.logger.info('What is trained:\n' + table_of(model))
+            preprocessor = getattr(model, 'data_preprocessor', None)
+            # a library's own default stacks images, and no more
+            if not getattr(preprocessor, '_enable_normalize', True):
+                runner.logger.warning(
+                    'Images reach the trunk as they are, from 0 to 255: the '
+                    '`data_preprocessor` has no `mean` and `std`; give those '
+                    "of the trunk (`trunk_normalization` of its config).")
 
     def after_train_iter(self,
                          runner: Runner,

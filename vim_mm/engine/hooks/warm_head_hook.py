@@ -24,6 +24,7 @@ from ..loaded import spared
 from ..model_parts import (first_neck, head_parameters, learning_only, part_of,
                            restart_averages)
 from ..rates import check_optimizer
+from ..stopping import stop_if_asked
 
 
 @HOOKS.register_module()
@@ -134,6 +135,7 @@ class WarmHeadHook(Hook):
         if not learns and not fits:
             return
         cached = self._cache(runner, model, loader)
+        stop_if_asked()
         if fits:
             device = next(model.parameters()).device
             neck.fit(to_device(batch.features, device) for batch in cached)
@@ -184,6 +186,7 @@ class WarmHeadHook(Hook):
                     nn.utils.clip_grad_norm_(params, self.clip_grad)
                 optimizer.step()
                 schedule.step()
+                stop_if_asked()
                 total += loss.detach()
             if (epoch + 1) % max(1, self.epochs // 5) == 0:
                 loss = float(total) / len(cached)

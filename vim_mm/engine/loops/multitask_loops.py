@@ -41,6 +41,9 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
         ValueError: If a task, weight, loader or data set does not fit.
     """
 
+    #: ExactHook leaves random numbers to it.
+    draws_by_step = True
+
     def __init__(self,
                  runner: Runner,
                  dataloader: Mapping[str, dict],

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from safetensors.torch import save
 from torch import Tensor
 
-from vim_mm.utils.checkpoint import CheckpointError
-from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.checksum import BLANK, NAME, save_tensors
+from vim_mm.utils.files import sha256
+from vim_mm.utils.messages import VALUE, cut
+from vim_mm.utils.meta import without_memory
+from vim_mm.utils.tensor_files import NAME as LONGEST
+from vim_mm.utils.tensor_files import TENSORS
 from vim_mm.version import __version__
 from .clip import CLIP, CLIP_GELU
 from .davit import TIMM_DAVIT
@@ -75,14 +78,17 @@ def convert_trunk(family: str,
     kind = FAMILIES[family]
     try:
         path, source = _locate(kind, src)
-        state = kind.convert(kind.read(path, trust))
+        state = kind.convert(_named(kind.read(path, trust)))
         backbone = kind.backbone(state) if kind.backbone else None
         if backbone:
             _check(state, backbone)
-    except (ConversionError, CheckpointError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:
+        # what is said of tensors that no publisher would have written
+        said = error if isinstance(error, ValueError) else repr(error)
         subject = f"'{src}'" if src else 'the installed package'
         raise ConversionError(
-            f"cannot convert {subject} as '{family}': {error}") from None
+            f"cannot convert {subject} as '{family}': {said}") from None
     metadata = dict(
         format='pt',
         family=family,
@@ -99,6 +105,18 @@ def convert_trunk(family: str,
         f'{dst.name}: {len(state)} tensors, {parameters:,} numbers, {checked}',
         logger='current')
     return dst
+
+
+def _named(state: StateDict) -> StateDict:
+    """The tensors, if names are such as parts of a network have.
+
+    Raises:
+        ConversionError: If they are not, or there are too many.
+    """
+    if len(state) > TENSORS or any(len(name) > LONGEST for name in state):
+        raise ConversionError(f'it holds {len(state):,} tensors, or names '
+                              'longer than any of a network')
+    return state
 
 
 def _locate(kind: Family,
@@ -122,8 +140,13 @@ def _check(state: StateDict, backbone: dict) -> None:
     the position embedding silently.
     """
     MODELS.get(backbone['type'])  # imports its library, outside of 'meta'
-    with torch.device('meta'):
-        own = MODELS.build(backbone).state_dict()
+    try:
+        with without_memory(1000 + 20 * len(state)):
+            own = MODELS.build(backbone).state_dict()
+    except Exception as error:  # of sizes that no tensor should have had
+        raise ConversionError(f'no {backbone["type"]} has its sizes '
+                              f'({cut(str(error), VALUE)}): it is damaged'
+                              ) from None
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     for keys, what in ((missing, 'lacks'), (extra, 'has in excess')):
         if keys:
@@ -141,7 +164,8 @@ def _check(state: StateDict, backbone: dict) -> None:
 def _write(state: StateDict, metadata: dict[str, str], dst: Path) -> None:
     dst.parent.mkdir(parents=True, exist_ok=True)
     # save_file of safetensors makes files that other users cannot read
-    write_atomic(dst, save({k: _plain(v) for k, v in state.items()}, metadata))
+    save_tensors({k: _plain(v) for k, v in state.items()},
+                 dict(metadata, **{NAME: BLANK}), dst)
 
 
 def _plain(tensor: Tensor) -> Tensor:

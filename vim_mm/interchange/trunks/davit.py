@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 
 from .family import Family, StateDict
 from .sources import ConversionError
+from .vit import count_blocks
 
 __all__ = ['TIMM_DAVIT']
 
@@ -51,14 +52,15 @@ def _rename(key: str) -> str:
 
 def backbone(state: StateDict) -> dict:
     """Config of the dense ``vim_mm.MoEDaViT`` for given tensors."""
-    depths: list[set] = [set() for _ in range(4)]
-    for key in state:
-        if block := re.match(r'stages\.(\d)\.blocks\.(\d+)\.', key):
-            depths[int(block[1])].add(block[2])
-    dims = state['patch_embed.projection.weight'].shape[0]
+    depths = [count_blocks(state, f'stages.{i}.blocks.') for i in range(4)]
+    stem = state['patch_embed.projection.weight']
+    if not stem.ndim or stem.shape[0] % HEAD_DIMS:
+        raise ConversionError(f'its stem has the shape {tuple(stem.shape)}: '
+                              'it is damaged or of another family')
+    dims = stem.shape[0]
     arch = dict(
         embed_dims=dims,
-        depths=[len(blocks) for blocks in depths],
+        depths=depths,
         num_heads=[dims * 2**i // HEAD_DIMS for i in range(4)])
     return dict(
         type='vim_mm.MoEDaViT',

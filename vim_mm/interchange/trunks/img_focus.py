@@ -45,7 +45,8 @@ def read_onnx(path: Path, trust: bool = False) -> StateDict:
             'reading ONNX files needs the package onnx: run '
             '`pip install onnx`') from None
     try:
-        graph = onnx.load(str(path)).graph
+        # no file beside it, which it might name
+        graph = onnx.load(str(path), load_external_data=False).graph
     except DecodeError:
         raise ConversionError(
             'this is no whole ONNX file: reinstall the package with `pip '

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from vim_mm.utils.checkpoint import load_from_local, load_from_safetensors
+from vim_mm.utils.checkpoint_form import check_archive
+from vim_mm.utils.messages import InputError
 from vim_mm.utils.state_dicts import strip_shells, unwrap
 
 __all__ = [
@@ -17,7 +19,7 @@ __all__ = [
 ]
 
 
-class ConversionError(ValueError):
+class ConversionError(InputError):
     """Weights that cannot be converted; the message names the fix."""
 
 
@@ -103,6 +105,7 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: Path) -> bool:
+    check_archive(str(path))
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

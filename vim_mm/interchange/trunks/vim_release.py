@@ -48,8 +48,8 @@ def read_release(path: Path, trust: bool = False) -> dict[str, Any]:
     except UntrustedPickleError as error:
         if not trust:
             raise ConversionError(
-                f'{str(error).partition(" If you trust")[0]} If you trust its '
-                'origin pass --trust (`trust=True`)') from None
+                f'{str(error).partition(": if you trust")[0]}. If you trust '
+                'its origin pass --trust (`trust=True`)') from None
         print_log(
             f'{path} is read UNSAFELY, as --trust asks: it can run any code '
             'on this machine',

@@ -2,7 +2,7 @@
 """Published tensor names of vision transformers, and the one of mmpretrain."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
 
 from mmengine.logging import print_log
@@ -59,8 +59,11 @@ def convert_vit(state: Mapping[str, Tensor],
     except ValueError as error:
         raise ConversionError(str(error)) from None
     for name in {'cls_token', 'pos_embed'} & converted.keys():
-        dims = converted[name].shape[-1]
-        converted[name] = converted[name].reshape(1, -1, dims)
+        if not converted[name].numel():
+            raise ConversionError(f"its tensor '{name}' is empty: it is "
+                                  'damaged')
+        dims = converted[name].shape[-1:] or (1, )
+        converted[name] = converted[name].reshape(1, -1, *dims)
     return converted
 
 
@@ -86,11 +89,15 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         raise ConversionError(
             f'no tensor in the file became {error}: it is cut short or of '
             'another family') from None
+    except (IndexError, ValueError):
+        raise ConversionError(
+            'its tensors have other axes than those of a vision transformer: '
+            'it is damaged or of another family') from None
     if dims not in SIXTEEN_HEADS and dims % HEAD_DIMS:
         raise ConversionError(
             f'how many heads a transformer of width {dims} has is not known: '
             'take one of tiny, small, base, large, huge or giant size')
-    depth = 1 + max(int(k.split('.')[1]) for k in state if k[:7] == 'layers.')
+    depth = count_blocks(state, 'layers.')
     arch = dict(
         embed_dims=dims,
         num_layers=depth,
@@ -102,6 +109,27 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         img_size=isqrt(tokens - 1) * patch,
         patch_size=patch,
         **cfg)
+
+
+def count_blocks(names: Iterable[str], start: str) -> int:
+    """How many blocks there are, which are numbered from zero.
+
+    Args:
+        names (Iterable[str]): Names of tensors.
+        start (str): What comes before the number of a block.
+
+    Raises:
+        ConversionError: If a number is missing.
+    """
+    found = {
+        name[len(start):].partition('.')[0]
+        for name in names if name.startswith(start)
+    }
+    missing = [n for n in map(str, range(len(found))) if n not in found]
+    if missing:
+        raise ConversionError(f'it lacks block {missing[0]} and has others: '
+                              'it is damaged')
+    return len(found)
 
 
 def _detect(state: Mapping[str, Tensor],

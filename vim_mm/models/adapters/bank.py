@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import refuse_init_cfg
+from vim_mm.utils.messages import short
+from vim_mm.utils.meta import check_shapes, shapes
 from .base_adapter import BaseAdapter, Grid
-from .building import Dims, build_adapter
+from .building import Dims, build_adapter, shapes_of
 from .group import Group
 
 #: by group of modules, what its rungs hand from level to level
@@ -129,6 +131,8 @@ class AdapterBank(nn.Module):
             raise ValueError(f"'{name}' cannot name a module; start with a "
                              "letter or digit, use letters, digits, '_' and "
                              "'-', 100 at most, and no torch method name.")
+        if tensors is not None:
+            self._check_tensors(name, adapter_cfg, dims, tensors)
         adapters = nn.ModuleDict({
             _key(slot): build_adapter(adapter_cfg, width)
             for slot, width in dims.items()
@@ -141,18 +145,30 @@ class AdapterBank(nn.Module):
             for full_name, tensor in tensors.items():
                 slot, param = self._split(full_name, dims)
                 state[f'{_key(slot)}.{param}'] = tensor
-            try:
-                adapters.load_state_dict(state)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"The weights of module '{name}' do not fit its adapter "
-                    f'config {dict(adapter_cfg)}: {error}') from error
+            adapters.load_state_dict(state)
         adapters.requires_grad_(trainable)
         self.members[name] = adapters
         self._cfgs[name] = deepcopy(dict(adapter_cfg))
         self._dims[name] = dict(dims)
         self.changes += 1
         self.train(self.training)
+
+    def _check_tensors(self, name: str, adapter_cfg: dict,
+                       dims: Mapping[str, Dims],
+                       tensors: Mapping[str, Tensor]) -> None:
+        """Refuse weights of another config before any memory is taken.
+
+        Raises:
+            ValueError: If they do not fit it.
+        """
+        for full_name in tensors:
+            self._split(full_name, dims)
+        try:
+            check_shapes(shapes_of(adapter_cfg, dims), shapes(tensors))
+        except ValueError as error:
+            raise ValueError(
+                f"The weights of module '{name}' do not fit its adapter "
+                f'config {short(dict(adapter_cfg))}: {error}.') from error
 
     @staticmethod
     def _split(full_name: str, slots: Mapping[str, Dims]) -> Sequence[str]:

@@ -18,7 +18,8 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
     the trunk unchanged.
 
     Subclasses register themselves in ``MODELS`` and are built with ``dims``,
-    the width of the slot, as a keyword argument.
+    the width of the slot, as a keyword argument. They are built without memory
+    (on torch's meta device) first, to compare a module's weights with them.
 
     Class attributes:
         linear (bool): Whether its slots are the trunk's linear layers, whose

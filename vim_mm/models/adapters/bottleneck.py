@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_width
+from vim_mm.utils.arguments import check_finite, check_width
 from .base_adapter import Grid
 from .conv_pass import quick_gelu
 from .low_rank_adapter import Activation, LowRankAdapter, Packed
@@ -50,6 +50,7 @@ class BottleneckAdapter(LowRankAdapter):
             raise ValueError(f'act={act!r} is unknown to BottleneckAdapter; '
                              f'use one of {sorted(ACTIVATIONS)}.')
         check_width(hidden_dims, 'hidden_dims')
+        check_finite(scale, 'scale')
         self.hidden_dims = hidden_dims
         self.act = act
         self.scale = scale

@@ -1,10 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Adapters from configs, which may be a stranger's."""
 
-from typing import Mapping, Sequence, Type, Union
+from typing import Any, Dict, Mapping, Sequence, Type, Union
+
+import torch
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_arguments, check_is_config
+from vim_mm.utils.arguments import (check_arguments, check_is_config,
+                                    refuse_init_cfg)
+from vim_mm.utils.messages import VALUE, cut, short
+from vim_mm.utils.meta import shapes, without_memory
 from .base_adapter import BaseAdapter
 
 #: width of a slot, or the widths of its input and output
@@ -53,4 +58,39 @@ def build_adapter(cfg: dict, dims: Dims) -> BaseAdapter:
         raise ValueError(
             f'{cls.__name__} cannot sit beside a layer that maps {dims[0]} '
             f'channels to {dims[1]}; narrow its `slots` pattern, or use LoRA.')
-    return cls(dims=dims, **args)
+    try:
+        return cls(dims=dims, **args)
+    except ValueError:
+        raise
+    except Exception as error:  # what settings of a wrong type lead to
+        raise ValueError(
+            f'{cls.__name__} cannot be built from {short(args)}: '
+            f'{cut(str(error), VALUE)}.') from error
+
+
+def shapes_of(cfg: dict, dims: Mapping[str, Dims]) -> Dict[str, torch.Size]:
+    """Shapes of the tensors of a module, found without memory.
+
+    Args:
+        cfg (dict): Config of its adapters.
+        dims (Mapping[str, Dims]): Width of each slot it occupies.
+
+    Returns:
+        dict: By ``'<slot>.<param>'``.
+
+    Raises:
+        ValueError: See :func:`build_adapter`.
+    """
+    # many slots are alike
+    known: Dict[Any, Dict[str, torch.Size]] = {}
+    found: Dict[str, torch.Size] = {}
+    with without_memory():
+        for slot, width in dims.items():
+            key = width if isinstance(width, int) else tuple(width)
+            if key not in known:
+                adapter = build_adapter(cfg, width)
+                refuse_init_cfg(adapter, 'the adapter of a module')
+                known[key] = shapes(adapter.state_dict())
+            found.update((f'{slot}.{name}', shape)
+                         for name, shape in known[key].items())
+    return found

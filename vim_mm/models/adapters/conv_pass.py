@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_width
+from vim_mm.utils.arguments import check_finite, check_width
 from .base_adapter import Grid
 from .low_rank_adapter import LowRankAdapter, Packed
 
@@ -135,6 +135,7 @@ class ConvPass(LowRankAdapter):
                 f"conv_init={conv_init!r} is unknown to ConvPass; use "
                 "'identity' or 'xavier'.")
         check_width(hidden_dims, 'hidden_dims')
+        check_finite(scale, 'scale')
         self.hidden_dims = hidden_dims
         self.scale = scale
         self.down = nn.Linear(dims, hidden_dims)
@@ -147,6 +148,8 @@ class ConvPass(LowRankAdapter):
     @torch.no_grad()
     def reset_parameters(self, conv_init: str) -> None:
         """Initialise so that the delta is exactly zero (``W_up = 0``)."""
+        if self.conv.weight.is_meta:  # each tap takes its time
+            return
         nn.init.xavier_uniform_(self.down.weight)
         nn.init.zeros_(self.down.bias)
         if conv_init == 'identity':

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_width
+from vim_mm.utils.arguments import check_finite, check_width
 from .base_adapter import Grid
 from .low_rank_adapter import LowRankAdapter, Packed
 
@@ -45,6 +45,7 @@ class LoRA(LowRankAdapter):
         in_dims, out_dims = (dims, dims) if isinstance(dims, int) else dims
         self.rank = rank
         self.alpha = rank if alpha is None else alpha
+        check_finite(self.alpha, 'alpha')
         self.scale = self.alpha / rank
         self.down = nn.Linear(in_dims, rank, bias=False)
         self.up = nn.Linear(rank, out_dims, bias=False)

@@ -1,8 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Dict, List, Mapping, Optional, Sequence, Set
 
 from vim_mm.utils.arguments import check_is_config
-from vim_mm.zoo import Zoo
+from vim_mm.zoo import ModuleCard, Zoo, ZooError
+from vim_mm.zoo.parts import part_of
 from ..adapters import AdapterBank, adapter_class
 from ..moe.selection import check_selection
 from .slots import match_slots
@@ -25,6 +26,8 @@ class PluggedTrunk(SlottedTrunk):
         self._tuned: List[str] = []
         #: names of modules that loaded ones were baked from
         self.baked_from: Set[str] = set()
+        #: by module, what it was made of, for cards
+        self.made_of: Dict[str, List[dict]] = {}
 
     def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
                     adapter: Optional[dict]) -> None:
@@ -90,6 +93,7 @@ class PluggedTrunk(SlottedTrunk):
             ValueError: If there is no module of that name.
         """
         self.bank.remove(name)
+        self.made_of.pop(name, None)
         if name in self._tuned:
             self._tuned.remove(name)
         if name == self.new_module:
@@ -122,16 +126,19 @@ class PluggedTrunk(SlottedTrunk):
         for name in modules:
             card, tensors = Zoo(zoo).load(name)
             Zoo(zoo).check_trunk(card, self.trunk)
-            origin = card.training.get('baked_from', {})
-            self.baked_from.update(*origin.get('weights', {}).values())
+            self.baked_from.update(_origin(card))
             self._find_slots(card.slots)
             self._check_levels(name, card.adapter.get('levels'))
             widths = {n: spec.widths for n, spec in self.slots.items()}
             Zoo(zoo).check_trunk(card, self.trunk, widths)
             check_selection(card, self.trunk, tasks)
-            self.bank.add(name, card.adapter,
-                          {slot: card.dims[slot] for slot in card.slots},
-                          tensors, trainable)
+            dims = {slot: card.dims[slot] for slot in card.slots}
+            try:
+                self.bank.add(name, card.adapter, dims, tensors, trainable)
+            except ValueError as error:
+                raise ZooError(f'Module {name!r} cannot be used: {error}'
+                               ) from error
+            self.made_of[name] = part_of(card)
             if trainable:
                 self._tuned.append(name)
                 self._tune(name, True)
@@ -167,6 +174,17 @@ class PluggedTrunk(SlottedTrunk):
                 f'Of the modules {list(names)} some sit in the trunk and some '
                 'beside it, which run in passes of their own; leave out '
                 '`fusion` and weigh their streams with ViMFusionNeck.')
+
+
+def _origin(card: ModuleCard) -> Set[str]:
+    """Names of the modules that a module was baked from."""
+    origin = card.training.get('baked_from')
+    weights = origin.get('weights') if isinstance(origin, Mapping) else None
+    names: Set[str] = set()
+    for each in weights.values() if isinstance(weights, Mapping) else ():
+        if isinstance(each, (Mapping, list)):
+            names.update(name for name in each if isinstance(name, str))
+    return names
 
 
 def split_adapter(adapter: dict) -> tuple:

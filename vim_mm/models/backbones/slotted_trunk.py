@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
+from vim_mm.utils.messages import short
 from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
@@ -182,9 +183,10 @@ class SlottedTrunk(BaseModule):
         Raises:
             ValueError: If it was.
         """
-        if levels is not None and list(levels) != self.levels:
+        if levels is not None and (not isinstance(levels, (list, tuple))
+                                   or list(levels) != self.levels):
             raise ValueError(
-                f"Module '{module}' reads the trunk's stages {list(levels)}, "
+                f"Module '{module}' reads the trunk's stages {short(levels)}, "
                 f'and this trunk gives out {self.levels}; set '
                 '`model.backbone.trunk.out_indices` to what it reads.')
 
@@ -208,8 +210,10 @@ class SlottedTrunk(BaseModule):
                 f'Images arrive as a {type(x).__name__} and not as one batch: '
                 'the model has no data preprocessor that stacks them; set '
                 '`data_preprocessor`, such as dict(type='
-                "'mmdet.DetDataPreprocessor'), with `mean`, `std` and "
-                f'`pad_size_divisor={patch}`.')
+                "'mmdet.DetDataPreprocessor'), "
+                "'mmseg.SegDataPreProcessor' or "
+                "'mmpretrain.ClsDataPreprocessor', with `mean` and `std`, of "
+                f'detectors with `pad_size_divisor={patch}`.')
         height, width = x.shape[-2:]
         if (height % patch or width % patch) and not self._pads:
             raise ValueError(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (check_is_config, check_is_list,
                                     refuse_init_cfg)
+from vim_mm.zoo.parts import together
 from ..fusion import FusionHolder, build_fusion
 from .blank_image import ProbeSize
 from .compiling import compile_options
@@ -153,13 +154,17 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         """
         self._check_no_context()
         kept, _ = gates_to_fold(self)
-        before = self.bank.names
+        before, used = self.bank.names, set().union(*kept.values())
+        made_of = together(
+            self.made_of.get(member, [dict(name=member)])
+            for member in before if member in used)
         self.bank.add(name, *fold(self, kept), trainable=False)
         self.bank.to(self.device)
         self.fusion = None
         self.changes += 1
         for member in before:
             super().remove(member)
+        self.made_of[name] = made_of
 
     def status(self) -> Status:
         """What is plugged in, what of it runs, and what learns.

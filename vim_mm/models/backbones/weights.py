@@ -1,26 +1,27 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Weights of a trunk, loaded as its own library loads them, and checked."""
 
-import json
 import os.path as osp
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Mapping, Optional
 
-import torch
 from mmcv.cnn import is_norm
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.messages import InputError, cut
+from vim_mm.utils.meta import without_memory
 from vim_mm.utils.plain_config import check_config
+from vim_mm.utils.reading import parse_json
 from vim_mm.utils.state_dicts import (common_prefix, strip_prefix,
                                       strip_shells, unwrap)
+from vim_mm.utils.tensor_files import read_header
 from ..moe.ffn import description
 from ..moe.foreign_files import check_kind
 from .output_norms import norms_of_outputs
@@ -105,7 +106,7 @@ def read_weights(checkpoint: str) -> Dict[str, Tensor]:
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(
             f"The trunk weights '{checkpoint}' do not exist; make them with "
-            '`python tools/model_converters/convert_trunk.py`, or point '
+            '`vim-mm convert-trunk`, or point '
             '`model.backbone.trunk.init_cfg.checkpoint` at your file.')
     return unwrap(
         CheckpointLoader.load_checkpoint(
@@ -252,7 +253,7 @@ def _hint(trunk: nn.Module) -> str:
         other = not trunk.convert_weights
         return (f'`model.backbone.trunk.convert_weights={other}` for '
                 f'{"official" if other else "OpenMMLab"} files')
-    return 'tools/model_converters/convert_trunk.py'
+    return '`vim-mm convert-trunk`'
 
 
 def _mend(trunk: nn.Module, error: Exception) -> str:
@@ -278,24 +279,28 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
     """
     if '://' in checkpoint or not checkpoint.endswith('.safetensors'):
         return
-    with safe_open(osp.expanduser(checkpoint), 'pt') as file:
-        recipe = json.loads((file.metadata() or {}).get('backbone', 'null'))
-    if recipe is None:
+    header = read_header(osp.expanduser(checkpoint))
+    if 'backbone' not in header.metadata:
         return
     try:
+        recipe = parse_json(header.metadata['backbone'])
+        if recipe is None:
+            return
         check_config(recipe, 'the config in it')
-    except ValueError as error:
-        raise ValueError(f"The weights '{checkpoint}' cannot be used: "
-                         f'{error}; get or convert them again.') from None
-    with torch.device('meta'):
-        right = dict(MODELS.build(recipe).named_modules())
+        # every layer has tensors, and some parts without any
+        with without_memory(1000 + 20 * len(header.shapes)):
+            right = dict(MODELS.build(recipe).named_modules())
+    except Exception as error:  # a stranger's config may lead to any
+        raise InputError(
+            f"The weights '{checkpoint}' cannot be used: "
+            f'{said(error)}; get or convert them again.') from None
     for name, layer in trunk.named_modules():
         if list(layer.children()) or isinstance(layer, _DropoutNd):
             continue
         own, other = map(description, (layer, right.get(name, layer)))
         if own != other and not issubclass(own[0], _DropoutNd):
             own, other = ('{0.__name__}({1})'.format(*d) for d in (own, other))
-            raise ValueError(
+            raise InputError(
                 f"The weights '{checkpoint}' were trained with {other} as "
                 f"'{name}', but this {type(trunk).__name__} has {own}; "
-                f'set `model.backbone.trunk` like {recipe}.')
+                f'set `model.backbone.trunk` like {cut(str(recipe), 600)}.')

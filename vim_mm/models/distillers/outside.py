@@ -9,7 +9,9 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
 
 from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import read_config
+from vim_mm.utils.described import card_fields
 from ..build import build_model
 from ..fit import check_fit
 from ..pixels import Normalizer
@@ -26,16 +28,20 @@ class Outside:
         network (BaseModel): Any mm* model. It is frozen.
         classes (Sequence[str], optional): Those that it was trained on, if
             its checkpoint says so. Defaults to None.
+        card (dict, optional): What its config says of data and licence.
+            Defaults to None.
     """
 
     def __init__(self,
                  network: BaseModel,
-                 classes: Optional[Sequence[str]] = None) -> None:
+                 classes: Optional[Sequence[str]] = None,
+                 card: Optional[dict] = None) -> None:
         network.requires_grad_(False)
         network.eval()
         self._network = network
         self.normalizer = Normalizer.of(network.data_preprocessor)
         self.classes = classes
+        self.card = card or {}
 
     @property
     def network(self) -> BaseModel:
@@ -87,7 +93,7 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
             f'`{what}` does not say how its images are normalised, so it '
             'would read them as another network does; give its model a '
             '`data_preprocessor` with `mean` and `std`.')
-    return Outside(network, classes)
+    return Outside(network, classes, card_fields(whole))
 
 
 def load_whole(network: BaseModel, file: str) -> dict:
@@ -100,8 +106,7 @@ def load_whole(network: BaseModel, file: str) -> dict:
         ValueError: If it is of another model.
     """
     loaded: Any = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
-    state = loaded.get('state_dict', loaded)
-    state = {key.removeprefix('module.'): v for key, v in state.items()}
+    state = state_of(loaded, f"The checkpoint '{file}'")
     check_fit(network, state, f"The checkpoint '{file}'", whole=True)
     network.load_state_dict(state, strict=False)
     return loaded.get('meta') or {}

@@ -1,5 +1,4 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-import json
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.kinds import KINDS
+from .about import OnnxFileError, read_about
 from .decoders import decode
 
 #: Data samples of the kinds of tasks; only the library needed is imported.
@@ -23,8 +23,6 @@ SAMPLES = dict(
     cls='mmpretrain.structures.DataSample',
     det='mmdet.structures.DetDataSample',
     seg='mmseg.structures.SegDataSample')
-#: Metadata that is text; the rest is JSON.
-PLAIN = ('kind', 'channels', 'producer')
 
 
 @MODELS.register_module()
@@ -63,7 +61,12 @@ class OnnxModel(BaseModel):
         about = read_about(self.session, fspath(file))
         with DefaultScope.overwrite_default_scope(
                 KINDS[about['kind']].scope):
-            super().__init__(data_preprocessor=about['data_preprocessor'])
+            try:
+                super().__init__(data_preprocessor=about['data_preprocessor'])
+            except Exception as error:  # of settings of a wrong type
+                raise OnnxFileError(
+                    f"The data_preprocessor of '{fspath(file)}' cannot be "
+                    f'built: {error}') from error
         self.about = about
         self.kind: str = about['kind']
         self.outputs = [each.name for each in self.session.get_outputs()]
@@ -155,7 +158,11 @@ class OnnxModel(BaseModel):
                     scales) for real in [labels >= 0]
             ]
         else:
-            found = decode(outputs, self.about['decoder'], sizes, scales)
+            try:
+                found = decode(outputs, self.about['decoder'], sizes, scales)
+            except (LookupError, TypeError, ValueError) as error:
+                raise OnnxFileError('The decoder in the metadata does not fit '
+                                    f'the outputs: {error!r}.') from error
         for sample, each in zip(samples, found):
             sample.pred_instances = InstanceData(
                 **{name: torch.from_numpy(v) for name, v in each.items()})
@@ -172,7 +179,11 @@ class OnnxModel(BaseModel):
         """
         samples: List[BaseDataElement] = []
         with DefaultScope.overwrite_default_scope(KINDS[self.kind].scope):
-            pipeline = Compose(list(_with_tuples(self.about['pipeline'])))
+            try:
+                pipeline = Compose(list(_with_tuples(self.about['pipeline'])))
+            except Exception as error:  # of settings of a wrong type
+                raise OnnxFileError('The pipeline in the metadata cannot be '
+                                    f'built: {error}') from error
             for start in range(0, len(images), batch_size):
                 batch = [
                     pipeline(_as_input(image, index))
@@ -233,19 +244,3 @@ def open_session(file: Union[str, PathLike, bytes], num_threads: int = 0):
         what = 'The graph' if isinstance(file, bytes) else f"'{file}'"
         raise ValueError(f'{what} cannot be run by onnxruntime: '
                          f'{str(error).splitlines()[0]}') from error
-
-
-def read_about(session: Any, file: str) -> Dict[str, Any]:
-    """The metadata of a file of ours.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    about = session.get_modelmeta().custom_metadata_map
-    if about.get('kind') not in KINDS:
-        raise ValueError(f"'{file}' says neither its kind of task nor its "
-                         'classes; make it with tools/export.py.')
-    return {
-        key: value if key in PLAIN else json.loads(value)
-        for key, value in about.items()
-    }

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .about import PLAIN
 from .decoders import decode
 from .graphs import Detector, Graph, traceable
-from .onnx_model import PLAIN, open_session
+from .onnx_model import open_session
 
 #: Version of ONNX that files are written in, which runtimes have known long.
 OPSET = 17

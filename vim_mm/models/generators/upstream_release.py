@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Union
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.files import new_folder, sha256
+from vim_mm.utils.messages import cut
+from vim_mm.utils.meta import without_memory
+from vim_mm.utils.reading import JSON_BYTES, ReadError, read_regular
+from vim_mm.utils.tensor_files import HEADER_BYTES
 from vim_mm.version import __version__
 from vim_mm.zoo.base_card import Card, ZooError, is_sha256
 from vim_mm.zoo.checks import demand, not_finite
@@ -21,6 +25,8 @@ from .vq_autoencoder import VQAutoEncoder
 
 CARD = 'card.json'
 PARTS = ('encoder', 'codebook', 'decoder')
+#: Modules of an auto-encoder; one of two blocks has some forty.
+PARTS_BUILT = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +142,13 @@ def read_upstream_card(folder: Union[str, Path]) -> UpstreamCard:
     """
     path = Path(folder) / CARD
     try:
-        return UpstreamCard.from_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.is_dir():
+            raise FileNotFoundError
+        return UpstreamCard.from_json(read_regular(path, JSON_BYTES))
+    except FileNotFoundError:
         raise ZooError(f"'{folder}' holds no {CARD}: name the folder of an "
                        'upstream release.') from None
-    except ZooError as error:
+    except (ReadError, ZooError) as error:
         raise ZooError(f"'{path}': {error}") from None
 
 
@@ -161,28 +169,50 @@ def load_upstream_release(
     """
     folder = Path(folder)
     card = card or read_upstream_card(folder)
-    model = VQAutoEncoder(**card.architecture)
-    for part in PARTS:
+    found = {}
+    for part, expected in _expected(card).items():
         path = folder / f'{part}.safetensors'
-        tensors = _read(path, card.sha256[part])
-        if part == 'codebook':
-            _check(tensors, dict(codebook=model.codebook), path)
-            model.codebook = tensors['codebook']
-        else:
-            module: nn.Module = getattr(model, part)
-            _check(tensors, module.state_dict(), path)
-            module.load_state_dict(tensors)
+        found[part] = _read(path, card.sha256[part], expected)
+        _check(found[part], expected, path)
+    model = VQAutoEncoder(**card.architecture)
+    model.encoder.load_state_dict(found['encoder'])
+    model.codebook = found['codebook']['codebook']
+    model.decoder.load_state_dict(found['decoder'])
     model.requires_grad_(False)
     return model.eval()
 
 
-def _read(path: Path, digest: str) -> Dict[str, Tensor]:
-    """Read a tensor file once: what is hashed is what is parsed."""
+def _expected(card: UpstreamCard) -> Dict[str, Dict[str, Tensor]]:
+    """The tensors of each part as a card describes them, without memory.
+
+    Raises:
+        ZooError: If it describes no auto-encoder.
+    """
     try:
-        data = path.read_bytes()
+        with without_memory(PARTS_BUILT):
+            model = VQAutoEncoder(**card.architecture)
+    except Exception as error:  # what sizes of a stranger lead to
+        raise ZooError(
+            f'The upstream release {card.name!r} cannot be built as its card '
+            f'says ({cut(str(error), 200)}).') from None
+    return dict(
+        encoder=model.encoder.state_dict(),
+        codebook=dict(codebook=model.codebook),
+        decoder=model.decoder.state_dict())
+
+
+def _read(path: Path, digest: str,
+          expected: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Read a tensor file once: what is hashed is what is parsed."""
+    limit = HEADER_BYTES + sum(each.nbytes for each in expected.values())
+    try:
+        data = read_regular(path, limit)
     except FileNotFoundError:
         raise ZooError(f"'{path}' is missing, but an upstream release has it; "
                        'get it again from its source.') from None
+    except ReadError as error:
+        raise ZooError(f"'{path}': {error}; get it again from its source."
+                       ) from None
     if sha256(data) != digest:
         raise ZooError(f"'{path}' is damaged or was exchanged: its sha256 is "
                        'not the one on the card; get it again from its '
@@ -193,13 +223,13 @@ def _read(path: Path, digest: str) -> Dict[str, Tensor]:
 def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
            path: Path) -> None:
     """Refuse tensors that are not those of the card's architecture."""
-    problems = not_finite(tensors)
-    problems += [
+    problems = [
         f'tensor {key!r} is {_describe(tensors.get(key))} and should be '
         f'{_describe(expected.get(key))}'
         for key in sorted({*tensors, *expected})
         if _describe(tensors.get(key)) != _describe(expected.get(key))
     ]
+    problems = problems or not_finite(tensors)
     demand(problems, f"'{path}'")
 
 

@@ -12,14 +12,18 @@ from typing import Any, Dict, List, Mapping, Optional
 import torch
 from torch import Tensor, nn
 
+from vim_mm.utils.meta import check_shapes, shapes, without_memory
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, trunk_fingerprint
 from .experts import Experts
 from .moe_layer import MoELayer, moe_layers
+from .routers import Router
 from .selection import check_selection, selection_of
 from .structure import check_columns, structure_in
 from .surgery import experts_of
 
 KIND = 'MoEAdaptation'
+#: how often a task may have the same expert
+COPIES = 4
 #: stands for the whole trunk, see :func:`trunk_fingerprint`
 _WHOLE = ['outputs.0']
 
@@ -112,24 +116,24 @@ def load_adaptation(trunk: nn.Module, zoo: str, name: str) -> str:
             'but other layers differ; load the moe file that it was trained '
             f'with: {card.trunk}.')
     if card.slots != list(layers) or not isinstance(
-            k, list) or len(k) != len(layers):
-        raise ZooError(f'Module {name!r} does not say `k` for all of the '
-                       f'{len(layers)} layers of experts; get it again from '
-                       'its source.')
+            task, str) or not isinstance(k, list) or len(k) != len(
+                layers) or not all(type(each) is int for each in k):
+        raise ZooError(f'Module {name!r} does not say its task and `k` for '
+                       f'all of the {len(layers)} layers of experts; get it '
+                       'again from its source.')
     states = {
         key:
         _state(
-            layer, task, {
+            layer, task, each, {
                 part[len(key) + 1:]: value
                 for part, value in tensors.items()
                 if part.startswith(f'{key}.')
             }, name)
-        for key, layer in layers.items()
+        for (key, layer), each in zip(layers.items(), k)
     }
     for (key, layer), each in zip(layers.items(), k):
         state, stored = states[key]
-        shapes = {part: value.shape for part, value in state.items()}
-        layer.restructure(structure_in(shapes), [task])
+        layer.restructure(structure_in(shapes(state)), [task])
         # an attention has layers of its own, which stay
         rest = {
             part: value
@@ -160,7 +164,7 @@ def _check_shared(trunk: nn.Module, base: nn.Module, name: str) -> None:
             f'{len(changed)} tensors beside routers and experts were trained, '
             f"such as '{changed[0]}', so {name!r} is no module beside its "
             'trunk; train routers and experts alone (`train` of load_moe), or '
-            'keep the whole trunk as a moe file (`tools/moe.py extract`).')
+            'keep the whole trunk as a moe file (`vim-mm moe extract`).')
 
 
 def _difference(layer: MoELayer, base: MoELayer) -> Dict[str, Tensor]:
@@ -197,29 +201,72 @@ def _digests(experts: Experts) -> List[bytes]:
     ]
 
 
-def _state(layer: MoELayer, task: str, parts: Dict[str, Tensor],
+def _state(layer: MoELayer, task: str, k: int, parts: Dict[str, Tensor],
            name: str) -> tuple:
     """The state of a layer as a module says, and which experts it brings."""
     try:
         source = parts['source']
-        stored = (source < 0).nonzero().flatten()
+        stored = _stored(layer, source, parts)
         state = {}
         for key, value in layer.experts.gathered(
                 source.clamp(min=0).tolist()).state_dict().items():
-            value[stored] = parts[f'experts.{key}'].to(value)
+            given = parts[f'experts.{key}']
+            if given.shape != value[stored].shape:
+                raise ValueError(f'its experts.{key} has another shape')
+            value[stored] = given.to(value)
             state[f'experts.groups.0.{key}'] = value
         for key, value in parts.items():
             if key.startswith('router.'):
                 state[f'routers.{task}.{key[len("router."):]}'] = value
-        shapes = {key: value.shape for key, value in state.items()}
-        shape = structure_in(shapes).routers[task]
+        structure = structure_in(shapes(state))
+        shape = structure.routers[task]
         if shape.kept != len(source):
             raise ValueError('its router chooses from other experts')
-        check_columns(structure_in(shapes), state)
+        check_columns(structure, state)
         if shape.kept == shape.width:
             del state[f'routers.{task}.columns']
+        _check_router(layer, task, k, state)
     except (IndexError, KeyError, RuntimeError, ValueError) as error:
         raise ZooError(f'Module {name!r} cannot be used: '
                        f'{str(error).rstrip(".")}; get it again from its '
                        'source.') from error
     return state, stored.tolist()
+
+
+def _check_router(layer: MoELayer, task: str, k: int,
+                  state: Mapping[str, Tensor]) -> None:
+    """Compare a router with what its layer would build, without memory.
+
+    Raises:
+        ValueError: If it differs, or cannot choose ``k`` experts.
+    """
+    start = f'routers.{task}.'
+    given = {
+        key: value.shape
+        for key, value in state.items() if key.startswith(start)
+    }
+    with without_memory():
+        router = Router.shaped(layer.dims, structure_in(given).routers[task])
+    check_shapes(shapes(router.state_dict(prefix=start)), given)
+    if not 1 <= k <= router.num_places:
+        raise ValueError(f'its `k` is {k}, and there are {router.num_places} '
+                         'experts to choose from')
+
+
+def _stored(layer: MoELayer, source: Tensor, parts: Dict[str,
+                                                         Tensor]) -> Tensor:
+    """Which of a task's experts a module brings; the others are the trunk's.
+
+    Raises:
+        ValueError: If it says anything else.
+    """
+    if source.ndim != 1 or source.dtype != torch.int64:
+        raise ValueError('its source is no row of numbers')
+    stored = (source < 0).nonzero().flatten()
+    if (source >= len(layer.experts)).any() or len(stored) != len(
+            parts['experts.w1']):
+        raise ValueError('its source names experts that there are not')
+    # copies that were not trained are the same expert again
+    if len(source) > COPIES * (len(layer.experts) + len(stored)):
+        raise ValueError(f'its source names {len(source):,} experts')
+    return stored

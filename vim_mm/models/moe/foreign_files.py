@@ -9,7 +9,7 @@ from typing import Iterable, Mapping
 
 from torch import nn
 
-from .moe_file import MoEFileError, opened
+from .moe_file import MoEFileError, header_of
 from .moe_layer import moe_layers
 from .structure import holds_experts
 
@@ -28,9 +28,7 @@ def check_init(model: nn.Module) -> None:
         for entry in [entries] if isinstance(entries, Mapping) else entries:
             path = os.path.expanduser(str(entry.get('checkpoint')))
             if path.endswith('.safetensors') and os.path.isfile(path):
-                with opened(path) as file:
-                    names = file.keys()
-                check_kind(part, path, names, name)
+                check_kind(part, path, header_of(path).shapes, name)
 
 
 def check_kind(part: nn.Module, path: str, names: Iterable[str],
@@ -51,4 +49,4 @@ def check_kind(part: nn.Module, path: str, names: Iterable[str],
             f"The weights '{path}' are of a trunk with experts, but `{what}` "
             f'({type(part).__name__}) has none, and its MLPs would stay '
             "random; take `dict(type='vim_mm.load_moe', checkpoint=…)` with "
-            'a moe file (`tools/moe.py extract`) in its place.')
+            'a moe file (`vim-mm moe extract`) in its place.')

@@ -8,6 +8,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.meta import check_shapes, shapes, without_memory
 from ..tasks import learn_tasks, select_task
 from . import surgery
 from .adaptation import load_adaptation
@@ -77,26 +78,35 @@ def build_from(file: MoEFile) -> nn.Module:
     Raises:
         MoEFileError: If its tensors do not fit its config.
     """
-    config = dict(file.backbone)
     try:
-        with DefaultScope.overwrite_default_scope(config.pop('_scope_', None)):
-            trunk = MODELS.build(config)
-        layers = surgery.experts_of(trunk)
-        if layers.keys() != file.layers.keys():
-            raise ValueError('it describes other layers of experts than its '
-                             f'{type(trunk).__name__} has')
-        for name, layer in layers.items():
-            info = file.layers[name]
-            layer.gate_scale = info.gate_scale
-            layer.restructure(info.structure, info.tasks)
-            layer.set_k(info.k)
+        # every layer has tensors, and some parts without any
+        with without_memory(1000 + 20 * len(file.shapes)):
+            check_shapes(shapes(_structured(file).state_dict()), file.shapes)
+        trunk = _structured(file)
         trunk.load_state_dict(file.tensors())
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a stranger's config may lead to any
         said = ' '.join(str(error).split()).rstrip('.')
         raise MoEFileError(f'{file.path} cannot be used: {said}; get or write '
                            'it again.') from error
     # an ordinary model's `init_weights` passes over it
     trunk.is_init = True
+    return trunk
+
+
+def _structured(file: MoEFile) -> nn.Module:
+    """The trunk with its experts and routers, its weights fresh."""
+    config = dict(file.backbone)
+    with DefaultScope.overwrite_default_scope(config.pop('_scope_', None)):
+        trunk = MODELS.build(config)
+    layers = surgery.experts_of(trunk)
+    if layers.keys() != file.layers.keys():
+        raise ValueError('it describes other layers of experts than its '
+                         f'{type(trunk).__name__} has')
+    for name, layer in layers.items():
+        info = file.layers[name]
+        layer.gate_scale = info.gate_scale
+        layer.restructure(info.structure, info.tasks)
+        layer.set_k(info.k)
     return trunk
 
 

@@ -59,7 +59,7 @@ def check_selection(card: ModuleCard,
     for key, theirs in stored.items():
         mine = own.get(key)
         chosen = _chosen(moe_layers(trunk).values(), tasks)
-        if mine != theirs and not (key == 'task' and theirs in chosen):
+        if mine != theirs and not (key == 'task' and theirs in list(chosen)):
             raise ZooError(
                 f'Module {card.name!r} does not fit this trunk: it was '
                 f'trained with the {key} {theirs!r} of its experts, and here '

@@ -258,7 +258,8 @@ def saved_usage(state: Mapping[str, Tensor]) -> Usage:
     usage: Dict[str, Dict[str, Tensor]] = {}
     for key, value in state.items():
         found = _USAGE.fullmatch(key)
-        if found and state[found['row'] + 'count'] > 0:
+        count = state.get(found['row'] + 'count') if found else None
+        if count is not None and count.numel() == 1 and count > 0:
             layer = found['layer'].replace('/', '.')
             usage.setdefault(layer, {})[found['task']] = value
     return usage

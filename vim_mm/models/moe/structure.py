@@ -84,6 +84,11 @@ def structure_in(shapes: Mapping[str, Sequence[int]],
         if not name.startswith(prefix):
             continue
         name = name[len(prefix):]
+        if name.startswith(('experts.', 'routers.')) and (
+                not shape or (shape[0] and 0 in shape)):
+            raise ValueError(f"The tensor '{prefix}{name}' has the shape "
+                             f'{tuple(shape)}, which is none of a layer of '
+                             'experts; get the file again.')
         match = _EXPERTS.match(name)
         if match:
             groups.setdefault(int(match[2]), shape[0])
@@ -209,4 +214,4 @@ def _refuse(layer: str, mine: str, theirs: str, lacks: bool) -> None:
     raise ValueError(
         f'In `{layer}` {mine}, {theirs}: this model is pruned or lacks new '
         'ones; load a checkpoint of this very model, or extract it anew from '
-        'the full one (`tools/moe.py extract`).')
+        'the full one (`vim-mm moe extract`).')

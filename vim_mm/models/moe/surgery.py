@@ -249,7 +249,7 @@ def usage_of(usage: Optional[Usage], name: str, layer: MoELayer,
         if counts is None or not counts.sum() > 0:
             raise ValueError(
                 f"How often task '{task}' uses the experts of `{name}` is not "
-                'known; measure it (`tools/moe.py extract` does), or give a '
+                'known; measure it (`vim-mm moe extract` does), or give a '
                 'file that says so.')
         experts = layer.routers[task].num_experts
         if len(counts) != experts:

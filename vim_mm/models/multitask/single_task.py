@@ -176,7 +176,7 @@ def task_checkpoint(checkpoint: Dict[str, Any],
         raise ValueError(
             f'{file} is of a model of the tasks {tasks}; say which of them is '
             'meant (`task`), or make a checkpoint of one '
-            '(tools/model_converters/split_task.py).')
+            '(`vim-mm split-task`).')
     if 'ema_state_dict' in checkpoint:  # names begin with `module.`
         averaged = checkpoint['ema_state_dict']
         inner = {

@@ -1,0 +1,283 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A run that a signal asks to stop has lost nothing when it is resumed."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmengine.hooks import Hook
+from mmengine.runner import FlexibleRunner, Runner
+
+from _runs import learned, run, unlike, validation
+from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, Stopped
+from vim_mm.utils.cli import run_cli
+
+
+class Asks(Hook):
+    """Sends this process a signal once.
+
+    Args:
+        point (str): Where: the name of a hook's method.
+        at (int): Steps, or batches of validation, before.
+        name (str): The signal.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, point: str, at: int = 0,
+                 name: str = 'SIGTERM') -> None:
+        self.at, self.name, self.calls = at, name, 0
+        setattr(self, point, self.ask)
+
+    def ask(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self.calls == self.at:
+            self.send(getattr(signal, self.name))
+        self.calls += 1
+
+    def send(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+
+
+class AsksGroup(Asks):
+    """Another process signals this one, and those that it has started."""
+
+    def send(self, number: int) -> None:
+        other = os.fork()
+        if not other:
+            os.killpg(os.getpgid(0), number)
+            os._exit(0)
+        os.waitpid(other, 0)
+
+
+def stop(folder: Path, asks: Asks, **kwargs: Any) -> Runner:
+    hooks = [*kwargs.pop('custom_hooks', []), asks]
+    runner = run(folder, custom_hooks=hooks, **kwargs)
+    with pytest.raises(Stopped) as ended:
+        runner.train()
+    assert ended.value.code == EXIT_CODE == 75
+    return runner
+
+
+EMA = dict(custom_hooks=[dict(type='EMAHook')])
+RARE = dict(checkpoint=dict(interval=100))
+EPOCHS = dict(by_epoch=True, steps=2, **RARE)
+FINITE = dict(data=dict(sampler='DefaultSampler'))
+RATES = dict(param_scheduler=dict(
+    type='CosineAnnealingLR', by_epoch=False, T_max=6))
+IN_VAL = 'before_val_iter'
+
+
+@pytest.mark.parametrize(('asks', 'saved', 'settings'), [
+    (('before_train_iter', 2), 'iter_3', dict(**RARE)),
+    (('after_train_iter', 2, 'SIGHUP'), 'iter_3', dict(**RARE, **EMA)),
+    (('before_train_iter', 0), 'iter_1', dict(**RARE, **RATES)),
+    (('after_train_iter', 5), 'iter_6', dict(**RARE, **validation())),
+    (('before_train_iter', 1), 'iter_2', dict(**RARE, **validation(), **EMA)),
+    (('before_val', 0), 'iter_2', dict(**RARE, **validation(), **EMA)),
+    ((IN_VAL, 1), 'iter_2', dict(**RARE, **validation(), **EMA)),
+    ((IN_VAL, 5, 'SIGHUP'), 'iter_6', dict(**RARE, **validation())),
+    (('after_val_iter', 3), 'iter_4', dict(**RARE, **validation())),
+    (('before_train_iter', 1), 'iter_2', dict(**EPOCHS, **RATES)),
+    (('before_train_iter', 2), 'iter_3', dict(**EPOCHS, **validation())),
+    (('before_train_iter', 4), 'iter_5', dict(**EPOCHS, **EMA)),
+    ((IN_VAL, 0), 'epoch_1', dict(**EPOCHS, **validation(), **EMA)),
+    ((IN_VAL, 3), 'epoch_2', dict(**EPOCHS, **validation(), **EMA)),
+    (('before_train_iter', 2), 'iter_3', dict(**RARE, **FINITE)),
+])
+def test_it_goes_on_as_if_never_stopped(tmp_path: Path, asks: tuple,
+                                        saved: str, settings: dict,
+                                        monkeypatch: Any) -> None:
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    one = run(tmp_path / 'one', **settings)
+    one.train()
+    folder = tmp_path / 'two'
+    stop(folder, Asks(*asks), **settings)
+    assert [p.name for p in folder.glob('*.pth')] == [f'{saved}.pth']
+    two = run(folder, resume=True, **settings)
+    two.train()
+    assert not unlike(learned(one), learned(two))
+    # a file between two epochs goes when the next one is complete
+    names = [sorted(p.name for p in (tmp_path / d).glob('*.pth'))
+             for d in ('one', 'two')]
+    if settings.get('by_epoch'):
+        assert set(names[1]) - set(names[0]) <= {'epoch_1.pth'}
+
+
+def test_a_step_in_parts_is_finished_first(tmp_path: Path) -> None:
+    wrapper = dict(
+        type='OptimWrapper',
+        accumulative_counts=2,
+        optimizer=dict(type='AdamW', lr=5e-3))
+    settings = dict(optim_wrapper=wrapper, **RARE)
+    one = run(tmp_path / 'one', **settings)
+    one.train()
+    stop(tmp_path / 'two', Asks('before_train_iter', 2), **settings)
+    assert (tmp_path / 'two' / 'iter_4.pth').exists()
+    two = run(tmp_path / 'two', resume=True, **settings)
+    two.train()
+    assert not unlike(learned(one), learned(two))
+
+
+@pytest.mark.parametrize('flexible', [False, True])
+def test_runners_alike(tmp_path: Path, flexible: bool,
+                       monkeypatch: Any) -> None:
+    if flexible:
+        monkeypatch.setattr('_tiny.Runner', FlexibleRunner)
+    for point, name in (('before_train_iter', 'iter_1'), (IN_VAL, 'iter_2')):
+        folder = tmp_path / name
+        stop(folder, Asks(point), **RARE, **validation())
+        saved = torch.load(folder / f'{name}.pth', weights_only=False)
+        assert saved['meta']['iter'] == int(name[-1])
+
+
+@pytest.mark.parametrize('hook', [
+    dict(type='vim_mm.WarmHeadHook', epochs=2),
+    dict(type='vim_mm.WarmHeadHook', epochs=2, evaluate=True),
+])
+def test_a_preparation_is_begun_anew(tmp_path: Path, hook: dict) -> None:
+    settings = dict(custom_hooks=[hook], steps=2, **RARE, **validation())
+    one = run(tmp_path / 'one', **settings)
+    one.train()
+    points = ['before_train']
+    if hook.get('evaluate'):
+        points.append(IN_VAL)
+    for point in points:
+        folder = tmp_path / point
+        stopped = stop(folder, Asks(point), **settings)
+        assert stopped.iter == 0 and not list(folder.glob('*.pth'))
+        two = run(folder, resume=True, **settings)
+        two.train()
+        assert not unlike(learned(one), learned(two))
+
+
+def test_handlers_are_put_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(getattr(signal, name)) for name in SIGNALS]
+    assert before == [signal.SIG_DFL] * 2
+    stop(tmp_path / 'a', Asks('before_train_iter'), steps=2, **RARE)
+    run(tmp_path / 'b', steps=1, **RARE).train()
+    assert before == [
+        signal.getsignal(getattr(signal, name)) for name in SIGNALS]
+    assert Stop.current is None
+
+
+@pytest.mark.parametrize('kept', [signal.SIG_IGN, 'own'])
+def test_handlers_of_the_user_are_left_alone(tmp_path: Path,
+                                             kept: Any) -> None:
+    """``nohup`` lets SIGHUP be ignored."""
+    seen = []
+    handler = (lambda *args: seen.append(args)) if kept == 'own' else kept
+    signal.signal(signal.SIGHUP, handler)
+    try:
+        runner = run(tmp_path, steps=2, data=dict(workers=1),
+                     custom_hooks=[Asks('before_train_iter', 0, 'SIGHUP')])
+        runner.train()
+        assert runner.iter == 2 and len(seen) == (kept == 'own')
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def in_a_group(rank: int, folder: str) -> None:
+    """Slurm signals all processes of a job, the workers of loaders too."""
+    os.setsid()
+    torch.set_num_threads(1)
+    asks = AsksGroup('before_train_iter', 1)
+    stop(Path(folder), asks, data=dict(workers=2), **RARE)
+
+
+def test_workers_outlive_the_signal(tmp_path: Path) -> None:
+    mp.start_processes(in_a_group, (str(tmp_path), ), 1, start_method='fork')
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['iter_2.pth']
+
+
+def test_the_exit_code_of_a_tool(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_cli(run(tmp_path, steps=3, **RARE,
+                    custom_hooks=[Asks('before_train_iter')]).train)
+    assert ended.value.code == EXIT_CODE
+
+
+# --------------------------------------------------------- several processes
+
+
+def train(rank: int, port: int, folder: str, by_epoch: bool) -> None:
+    from mmengine.config import Config
+
+    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE='2',
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES='')
+    torch.set_num_threads(1)
+    cfg = Config(dict())
+    prepare_cpu_dist(cfg, 'pytorch')
+
+    def build(name: str, *hooks: Hook, **kwargs: Any) -> Runner:
+        return run(
+            Path(folder, name),
+            steps=2 if by_epoch else 4,
+            by_epoch=by_epoch,
+            data=dict(batch_size=2),
+            launcher='pytorch',
+            env_cfg=cfg.env_cfg,
+            experiment_name=f'{name}{len(hooks)}',
+            cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg),
+            custom_hooks=[dict(type='EMAHook'), *hooks],
+            **RARE,
+            **uneven(),
+            **kwargs)
+
+    def save(runner: Runner, name: str) -> None:
+        # curves of losses are those of the first process
+        torch.save({k: v for k, v in learned(runner).items()
+                    if not k.startswith(('train/', 'val/'))},
+                   f'{folder}/{name}{rank}.pth')
+
+    whole = build('whole')
+    whole.train()
+    save(whole, 'whole')
+    for name, (signalled, *asks) in ASKED.items():
+        first = build(name, *[Asks(*asks)] * (rank in signalled))
+        with pytest.raises(Stopped):
+            first.train()
+        again = build(name, resume=True)
+        again.train()
+        save(again, name)
+    leave_group()
+
+
+def uneven() -> dict:
+    """One process has a batch of validation more than the other."""
+    cfg = validation(9)
+    cfg['val_dataloader'].update(
+        batch_size=1,
+        sampler=dict(type='DefaultSampler', shuffle=False, round_up=False))
+    return cfg
+
+
+#: Which processes get a signal, and where.
+ASKED = dict(
+    one=((1, ), 'before_train_iter', 2),
+    both=((0, 1), 'before_train_iter', 0),
+    validating=((1, ), IN_VAL, 1))
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        port = sock.getsockname()[1]
+    mp.start_processes(
+        train, (port, str(tmp_path), by_epoch), 2, start_method='fork')
+    for rank in range(2):
+        whole = torch.load(tmp_path / f'whole{rank}.pth')
+        for name in ASKED:
+            assert not unlike(
+                whole, torch.load(tmp_path / f'{name}{rank}.pth')), name

@@ -1,0 +1,275 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Boxes in COCO's format: one json for each split, or one to be split."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
+                       check_images, held_out, median_size, short, size_of)
+
+LISTS = ('images', 'annotations', 'categories')
+
+
+class CocoFile:
+    """One json, checked, and completed by what mmdet reads of it.
+
+    Args:
+        path (Path): The file.
+        folders (Sequence[Path]): Where its images may be; looked for around
+            the file if there are none.
+
+    Raises:
+        FileNotFoundError: If the file or images do not exist.
+        OwnDataError: If it is damaged, or no boxes can be learned from.
+    """
+
+    def __init__(self, path: Path, folders: Sequence[Path]) -> None:
+        self.path = path
+        self.notes: List[str] = []
+        self.data = _read(path)
+        self.images = {image.get('id'): image for image in self.data['images']}
+        self.names = _category_names(path, self.data['categories'])
+        self.folder = self._find_images(folders)
+        self.completed = self._complete()
+        self._check_references()
+        self.boxes = self._count_boxes()
+
+    @property
+    def files(self) -> List[Path]:
+        """Its images."""
+        return [self.folder / image['file_name']
+                for image in self.images.values()]
+
+    def _find_images(self, folders: Sequence[Path]) -> Path:
+        if not self.images:
+            raise OwnDataError(f'{self.path} lists no images; export it '
+                               'again.')
+        names = [image.get('file_name') for image in self.images.values()]
+        if not all(isinstance(name, str) and name for name in names):
+            raise OwnDataError(f'{self.path} lists images without a '
+                               '`file_name`; export it again.')
+        for folder in folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f'There is no folder {folder}: check '
+                                        '--images.')
+        places = list(folders) or list(_around(self.path))
+        counts = [sum((place / name).is_file() for name in names[:50])
+                  for place in places]
+        best = places[counts.index(max(counts))]
+        check_images([best / name for name in names], str(self.path),
+                     'name their folder by --images')
+        return best
+
+    def _complete(self) -> bool:
+        """Fill in what mmdet and its metric read and can be computed."""
+        added: Counter = Counter()
+        for image in self.images.values():
+            if not image.get('width') or not image.get('height'):
+                image['height'], image['width'] = size_of(
+                    self.folder / image['file_name'])
+                added['width and height of images'] += 1
+        for index, box in enumerate(self.data['annotations']):
+            given = box.get('bbox')
+            if not isinstance(given, list) or len(given) != 4:
+                raise OwnDataError(
+                    f'Annotation {box.get("id", index)} of {self.path} has '
+                    f'the bbox {given!r}, and it is x, y, width and height in '
+                    'pixels; correct or remove it.')
+            for key, value in (('area', given[2] * given[3]), ('iscrowd', 0),
+                               ('id', index + 1)):
+                if key not in box:
+                    box[key] = value
+                    added[f'`{key}`'] += 1
+        if added:
+            self.notes.append(
+                f'{self.path.name} lacks {", ".join(added)}, which mmdet '
+                'reads: a completed copy is beside the config.')
+        return bool(added)
+
+    def _check_references(self) -> None:
+        ids = [image.get('id') for image in self.data['images']]
+        if len(set(ids)) < len(ids):
+            raise OwnDataError(f'{self.path} gives two images one id, such as '
+                               f'{Counter(ids).most_common(1)[0][0]}; export '
+                               'it again.')
+        ids = [box['id'] for box in self.data['annotations']]
+        if len(set(ids)) < len(ids):
+            raise OwnDataError(
+                f'{self.path} gives two annotations one id, such as '
+                f'{Counter(ids).most_common(1)[0][0]}; export it again.')
+        for key, known in (('image_id', self.images),
+                           ('category_id', self.names)):
+            lost = [box.get(key) for box in self.data['annotations']
+                    if box.get(key) not in known]
+            if lost:
+                raise OwnDataError(
+                    f'{len(lost)} annotations of {self.path} name a {key} '
+                    f'such as {lost[0]}, which it does not list; export it '
+                    'again.')
+
+    def _count_boxes(self) -> Counter:
+        """Boxes by class that mmdet takes."""
+        boxes = self.data['annotations']
+        taken = Counter(self.names[box['category_id']] for box in boxes
+                        if self._is_taken(box))
+        left_out = len(boxes) - sum(taken.values())
+        if not taken:
+            raise OwnDataError(
+                f'Of the {len(boxes)} boxes of {self.path} none can be '
+                'learned from; each is x, y, width and height in pixels, '
+                'inside its image and a pixel or larger.')
+        if left_out:
+            self.notes.append(f'{left_out} of {len(boxes)} boxes of '
+                              f'{self.path.name} are crowds, outside of their '
+                              'images or smaller than a pixel, and are left '
+                              'out.')
+        bare = len(self.images) - len({box['image_id'] for box in boxes})
+        if bare:
+            self.notes.append(f'{bare} of {len(self.images)} images of '
+                              f'{self.path.name} have no box; they are kept, '
+                              'as images of background.')
+        return taken
+
+    def _is_taken(self, box: Dict[str, Any]) -> bool:
+        image = self.images[box['image_id']]
+        x, y, width, height = box['bbox']
+        inside = (min(x + width, image['width']) > max(x, 0)
+                  and min(y + height, image['height']) > max(y, 0))
+        return (inside and min(width, height) >= 1 and box['area'] > 0
+                and not box['iscrowd'] and not box.get('ignore'))
+
+    def part(self, images: List[dict]) -> str:
+        """The text of a json with some of the images."""
+        ids = {image['id'] for image in images}
+        boxes = [box for box in self.data['annotations']
+                 if box['image_id'] in ids]
+        return json.dumps(dict(self.data, images=images, annotations=boxes))
+
+
+def read_coco(files: Sequence[Path], folders: Sequence[Path]) -> OwnData:
+    """Read and check boxes.
+
+    Args:
+        files (Sequence[Path]): The json to learn from and the one to judge
+            by, or one for both, which is split.
+        folders (Sequence[Path]): Where images are, one for both or one each;
+            looked for if there are none.
+
+    Raises:
+        FileNotFoundError: If a file or an image does not exist.
+        OwnDataError: If something cannot be learned from.
+    """
+    if len(files) > 2 or len(folders) > 2:
+        raise OwnDataError('--coco takes one json, or one to learn from and '
+                           'one to judge by, and --images as many folders.')
+    several = len(folders) == len(files) == 2
+    parts = [CocoFile(path, folders[index:index + 1] if several else folders)
+             for index, path in enumerate(files)]
+    train, val = parts[0], parts[-1]
+    classes = [name for name in train.names.values() if name in train.boxes]
+    data = OwnData(
+        kind='det',
+        classes=check_classes(classes, str(train.path)),
+        train=Split(_dataset(train), len(train.images)),
+        val=Split(_dataset(val), len(val.images)),
+        size=median_size(train.files),
+        licence=_licence(train.data))
+    for part in parts:
+        data.notes += part.notes
+    if len(parts) == 1:
+        _split(data, train)
+    else:
+        _check_val(data, train, val)
+        for name, split, part in (('train.json', data.train, train),
+                                  ('val.json', data.val, val)):
+            if part.completed:
+                data.files[name] = json.dumps(part.data)
+                split.dataset['ann_file'] = Path(name)
+    unused = [name for name in train.names.values() if name not in classes]
+    if unused:
+        data.notes.append(f'Classes without a box in {train.path.name} are '
+                          f'left out: {short(unused)}.')
+    return data
+
+
+def _split(data: OwnData, part: CocoFile) -> None:
+    images = list(part.images.values())
+    if len(images) < 2:
+        raise OwnDataError(f'{part.path} has one image, and one more is '
+                           'needed to judge by; add some.')
+    for split, name, chosen in zip((data.train, data.val),
+                                   ('train.json', 'val.json'),
+                                   held_out(images)):
+        data.files[name] = part.part(chosen)
+        split.num = len(chosen)
+        split.dataset = dict(split.dataset, ann_file=Path(name))
+    data.notes.append(SPLIT_NOTE)
+
+
+def _check_val(data: OwnData, train: CocoFile, val: CocoFile) -> None:
+    known = [name for name in val.names.values() if name in data.classes]
+    lacking = [name for name in data.classes if name not in known]
+    if lacking:
+        raise OwnDataError(
+            f'{val.path} does not list the categories {short(lacking)} of '
+            f'{train.path}, so mmdet would number classes otherwise; let both '
+            'list all of them, in the same order.')
+    if known != data.classes:
+        raise OwnDataError(
+            f'{val.path} lists the categories of {train.path} in another '
+            'order, by which mmdet numbers them; let both list them alike.')
+    new = [name for name in val.boxes if name not in data.classes]
+    if new:
+        data.notes.append(f'Classes of {val.path.name} that {train.path.name} '
+                          f'has no box of are not judged: {short(new)}.')
+    same = {path.resolve() for path in train.files} & {
+        path.resolve() for path in val.files}
+    if same:
+        data.notes.append(f'{len(same)} images are in both files, so results '
+                          'will look too good.')
+
+
+def _read(path: Path) -> Dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no file {path}: check the path.')
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise OwnDataError(f'{path} is no valid JSON ({error}); export it '
+                           'again.') from None
+    lists = [key for key in LISTS if isinstance(data, dict) and isinstance(
+        data.get(key), list) and all(isinstance(x, dict) for x in data[key])]
+    if len(lists) < len(LISTS):
+        raise OwnDataError(f'{path} is not in COCO\'s format, which lists '
+                           f'{", ".join(LISTS)}; export it as COCO.')
+    return data
+
+
+def _category_names(path: Path, categories: List[dict]) -> Dict[Any, str]:
+    names = check_classes([each.get('name', '') for each in categories],
+                          str(path))
+    return {each.get('id'): name for each, name in zip(categories, names)}
+
+
+def _around(path: Path) -> Iterator[Path]:
+    """Folders where images of a json commonly are."""
+    for place in (path.parent, path.absolute().parent.parent):
+        yield place
+        if os.access(place, os.R_OK):
+            yield from sorted(filter(os.path.isdir, place.iterdir()))
+
+
+def _dataset(part: CocoFile) -> Dict[str, Any]:
+    return dict(ann_file=part.path, data_prefix=dict(img=part.folder))
+
+
+def _licence(data: Dict[str, Any]) -> Optional[str]:
+    """Names of the licences that a json lists."""
+    listed = data.get('licenses')
+    names = [str(each.get('name') or each.get('url') or '').strip()
+             for each in listed if isinstance(each, dict)] if isinstance(
+                 listed, list) else []
+    return ' AND '.join(dict.fromkeys(filter(None, names))) or None
