@@ -331,7 +331,7 @@ def keep_better(trials: ModuleTrials, start: Dict[str, Tensor],
         fusion.load_state_dict(learned)
     if not must_run and not trials.compare_final(kept, trunk).is_real:
         kept = TRUNK
-        fusion.set_strength(part.task, 0.)
+        fusion.turn_off(part.task)
     values = ', '.join(f'{name} {value:.3f}'
                        for name, value in scores.items())
     return f'on held-out images {values}; kept: {kept}'

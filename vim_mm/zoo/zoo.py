@@ -268,11 +268,11 @@ class Zoo:
         """
         found, data = read_parcel(source, digest)
         content = open_parcel(data, source)
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as draft:
             for file, part in content.items():
-                Path(folder, file).write_bytes(part)
+                Path(draft, file).write_bytes(part)
             try:
-                with OpenFolder(Path(folder)) as opened:
+                with OpenFolder(Path(draft)) as opened:
                     card, *parts = read_all(opened)
             except ZooError as error:
                 raise ZooError(f"'{source}' holds no valid module. "

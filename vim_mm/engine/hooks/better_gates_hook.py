@@ -41,8 +41,9 @@ class BetterGatesHook(Hook):
             Defaults to None, for a model of one task.
     """
 
-    # after hooks that start gates, and before checkpoints are written
-    priority = 'LOW'
+    # after hooks that start gates (40, 45), before WarmHeadHook (50), which
+    # trains those of a neck, and before checkpoints are written
+    priority = 47
 
     def __init__(self,
                  dataloader: Optional[dict] = None,
