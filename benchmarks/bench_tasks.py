@@ -109,7 +109,7 @@ def one_image(adapter: dict, settings: Settings) -> Iterator[Result]:
     x = settings.images(1)
 
     def ours() -> Dict[str, Any]:
-        return served([image] * num, True, num, task=names)
+        return served(image, True, num, task=names)
 
     @torch.no_grad()
     def one_pass() -> List[Any]:

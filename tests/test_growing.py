@@ -440,5 +440,5 @@ def test_inside_the_inferencer(folder: Path, tmp_path: Path) -> None:
     new = served(images, task=NEW)['predictions']
     assert new != served(images, task='cls')['predictions']
     # mixed with the new task in one call, they answer as before
-    mixed = served([images[0]] * 2, task=[NEW, 'cls'])['predictions']
+    mixed = served(images[0], task=[NEW, 'cls'])['predictions']
     assert mixed[1] == served(images[0], task='cls')['predictions'][0]

@@ -109,10 +109,9 @@ def answer(args: argparse.Namespace) -> dict:
     held, apart = (size / 2**20 for size in inferencer.memory())
     print(f'{len(inferencer.tasks)} tasks in {held:.0f} MB of weights, '
           f'{apart:.0f} MB as separate models.')
-    tasks = args.task or list(inferencer.tasks)
-    return inferencer([one for one in args.inputs for _ in tasks],
+    return inferencer(args.inputs,
                       batch_size=args.batch_size,
-                      task=tasks * len(args.inputs),
+                      task=args.task or list(inferencer.tasks),
                       out_dir=args.out_dir,
                       show=args.show,
                       pred_score_thr=args.score_thr)

@@ -7,6 +7,7 @@ import re
 import weakref
 from copy import deepcopy
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import count
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from _tiny import (DIMS, KINDS, SCOPES, SIZE, add_modules, build_backbone,
                    fill, fusion_neck, model_cfg, save_trunk)
 from vim_mm.apis import ViMInferencer
-from vim_mm.apis.inputs import file_names
+from vim_mm.apis.inputs import file_names, list_requests
 from vim_mm.apis.results import Painter, describe, words
 from vim_mm.apis.serving import colours
 from vim_mm.apis.sharing import memory, tensors
@@ -203,8 +204,7 @@ def test_a_mixed_call_answers_as_each_model_alone(
     asked = [('det', zero), ('seg', zero), ('cls', wide), ('det', wide),
              ('cls', two), ('seg', three), ('det', two), ('cls', zero)]
     results = served(
-        [path for _, path in asked],
-        task=[task for task, _ in asked],
+        [(path, task) for task, path in asked],
         batch_size=2,
         return_datasamples=True)
     answers = dict(zip(asked, results['predictions']))
@@ -279,7 +279,7 @@ def test_modules_that_differ_stay_a_tasks_own(folder: Path,
     assert not torch.equal(states[0][key], states[1][key])
     assert torch.equal(states[1][key], stored['state_dict'][key])
     before, after = served(
-        [paths(folder)[0]] * 2, task=list(both),
+        paths(folder)[0], task=list(both),
         return_datasamples=True)['predictions']
     assert not equal(before, after)
     assert equal(before, alone(folder, 'cls', [paths(folder)[0]])[0])
@@ -298,7 +298,7 @@ def test_tasks_of_one_model_answer_by_name(folder: Path, heads: list) -> None:
     }, 'cpu', show_progress=False)
     picture = paths(folder)[0]
     answers = served(
-        [picture] * 3, task=['x', 'y', 'third'],
+        picture, task=['x', 'y', 'third'],
         return_datasamples=True)['predictions']
     cfg = Config.fromfile(saved[0])
     for name, sample in zip('xyy', answers):
@@ -328,17 +328,32 @@ def test_arrays_folders_and_lists(folder: Path,
         for pair in zip(first['predictions'], second['predictions']):
             assert equal(*pair)
     # a folder among other entries takes its task for all its pictures
-    mixed = served([arrays[0], str(folder / 'pictures')],
-                   task=['seg', 'cls'])['predictions']
+    mixed = served([(arrays[0], 'seg'), (str(folder / 'pictures'), ['cls'])])
+    mixed = mixed['predictions']
     assert [one['task'] for one in mixed] == ['seg'] + ['cls'] * 4
     assert mixed[0]['img_path'] is None
     assert mixed[1:] == from_folder
 
 
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_several_tasks_answer_every_input(batch_size: int, folder: Path,
+                                          served: ViMInferencer) -> None:
+    entries = [paths(folder)[0], folder / 'pictures']
+    tasks = ['seg', 'cls', 'seg']  # once is enough
+    answers = served(entries, task=tasks, batch_size=batch_size)
+    answers = answers['predictions']
+    seen = [(one['img_path'], one['task']) for one in answers]
+    pictures = paths(folder)[:1] + paths(folder)
+    assert seen == [(path, task) for path in pictures
+                    for task in ('seg', 'cls')]
+    alone = served(entries, task='cls', batch_size=batch_size)
+    assert answers[1::2] == alone['predictions']
+
+
 def test_plain_predictions(folder: Path, served: ViMInferencer) -> None:
     picture = paths(folder)[1]
-    samples = served([picture] * 3, task=KINDS, return_datasamples=True)
-    results = served([picture] * 3, task=KINDS)
+    samples = served(picture, task=KINDS, return_datasamples=True)
+    results = served(picture, task=KINDS)
     cls, det, seg = results['predictions']
     sample = samples['predictions'][0]
     assert cls['pred_scores'] == sample.pred_score.tolist()
@@ -363,8 +378,8 @@ def test_results_are_written_and_drawn(folder: Path, served: ViMInferencer,
                                        tmp_path: Path) -> None:
     pictures, out = paths(folder)[:2], tmp_path / 'out'
     results = served(
-        [path for path in pictures for _ in KINDS],
-        task=KINDS * 2,
+        pictures,
+        task=KINDS,
         out_dir=str(out),
         return_vis=True)
     written = {str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()}
@@ -400,9 +415,8 @@ def test_a_broken_picture_is_named_and_the_others_answered(
     broken.write_bytes(b'\x89PNG\r\n\x1a\nno more')
     good = paths(folder)[0]
     out = tmp_path / 'out'
-    results = served([good, str(broken), good],
-                     task=['cls', 'cls', 'det'],
-                     batch_size=2, out_dir=str(out))
+    results = served([(good, 'cls'), str(broken), (good, 'det')],
+                     task='cls', batch_size=2, out_dir=str(out))
     assert sorted(results['errors']) == [1]
     assert str(broken) in results['errors'][1]
     assert "Task 'cls'" in results['errors'][1]
@@ -490,7 +504,12 @@ def test_mistakes_are_named_before_anything_runs(
     cases = [
         (good, 'birds', "no task 'birds'.*'cls', 'det', 'seg'"),
         (good, None, 'which `task`'),
-        ([good, good], ['cls'], '1 tasks for 2 inputs'),
+        (good, [], '`task` is empty'),
+        (good, ['cls', 'birds'], "no task 'birds'"),
+        ([(good, 'birds')], 'cls', "no task 'birds'"),
+        ([good, (good, 'seg')], None, 'which `task`'),
+        ([(good, 'seg', 'cls')], None, 'is a tuple; .* a pair'),
+        ([(good, good, good)], 'cls', 'is a tuple; .* a pair'),
         (str(tmp_path / 'empty'), 'cls', 'empty holds no image'),
         ([], 'cls', 'no image'),
         (np.zeros((4, 4), np.uint8), 'cls', r'ndarray \(4, 4\)'),
@@ -760,17 +779,19 @@ def test_a_head_with_more_outputs_than_names(kind: str, folder: Path,
 
 def test_names_of_files_do_not_clash() -> None:
     array = np.zeros((1, 1, 3), np.uint8)
-    pictures = ['x/a.png', 'y/a.png', array, 'a.jpg', 'x/a.png', array]
-    tasks = ['t', 't', 't', 'u', 't', 't']
-    assert file_names(pictures, tasks, 3) == [
-        'a', 'a_2', 'array_00000003', 'a', 'a_3', 'array_00000004'
-    ]
-    clash = ['a_2.png', 'a.png', 'x/a.png', 'y/a.png', 'x/a_2.png']
-    assert file_names(clash, ['t'] * 5, 0) == [
+    asked = [(array, 'u'), (array, ['t', 'u']), (array, 'u')]
+    names = [(one.task, one.name)
+             for one in list_requests(asked, None, ['t', 'u'], count(3))]
+    assert names == [('u', 'array_00000003'), ('t', 'array_00000004'),
+                     ('u', 'array_00000004'), ('u', 'array_00000005')]
+    wanted = [('t', 'a'), ('t', 'a'), ('u', 'a'), ('t', 'a')]
+    assert file_names(wanted) == ['a', 'a_2', 'a', 'a_3']
+    clash = ['a_2', 'a', 'a', 'a', 'a_2']
+    assert file_names([('t', stem) for stem in clash]) == [
         'a_2', 'a', 'a_3', 'a_4', 'a_2_2'
     ]
     # folders of frames have many pictures of one name
-    many = file_names(['f/0.png'] * 20_000, ['t'] * 20_000, 0)
+    many = file_names([('t', '0')] * 20_000)
     assert many[-1] == '0_20000' and len(set(many)) == 20_000
 
 

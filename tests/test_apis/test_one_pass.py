@@ -190,11 +190,9 @@ def test_tasks_beside_a_trunk_share_its_pass(beside: Path) -> None:
     # two sizes, and more pictures than a batch takes
     pictures = images(SIZE, 70, SIZE, SIZE)
     names = list(tasks)
-    asked = [(picture, name) for picture in pictures for name in names]
     for batch_size, passes in ((1, 4), (2, 3), (8, 2)):
         counted.passes = 0
-        answers = together([picture for picture, _ in asked],
-                           True, batch_size, task=[name for _, name in asked])
+        answers = together(pictures, True, batch_size, task=names)
         assert counted.passes == passes
         for place, name in enumerate(names):
             alone = serve({name: tasks[name]})(pictures, True, batch_size)

@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, RepeatDataset
 from torch import nn
+from torch.utils.data import DataLoader
 
 from _tiny import KINDS, build_model, build_runner, fusion_neck, model_cfg, vit
 from vim_mm.engine.rates import check_rates, refuse_idle_run
@@ -163,7 +164,7 @@ def test_a_detector_without_boxes_is_refused(boxes: int, wrap: bool,
     fed = SimpleNamespace(
         model=run.model,
         optim_wrapper=None,
-        train_dataloader=SimpleNamespace(dataset=dataset))
+        train_dataloader=DataLoader(dataset))
     if boxes:
         refuse_idle_run(fed)
         return

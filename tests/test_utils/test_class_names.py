@@ -89,6 +89,69 @@ def test_of_xml_files(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('classes', 'sentence'), [
+    (('fox', 'raccoon'), None),
+    (('fox', 'bear'), None),  # of which there is no box
+    (('fox', 'racoon'), "class 'racoon', which .* but 'raccoon', whose boxes"),
+    (('fox', 'Raccoon'), "class 'Raccoon', which .* but 'raccoon'"),
+])
+def test_a_misspelt_name_of_xml_files(classes: tuple, sentence: Optional[str],
+                                      tmp_path: Path) -> None:
+    (tmp_path / 'Annotations').mkdir()
+    (tmp_path / 'ids.txt').write_text('0\n1\n')
+    for index, name in enumerate(('raccoon', 'fox')):
+        (tmp_path / f'Annotations/{index}.xml').write_text(
+            f'<annotation><object><name>{name}</name></object></annotation>')
+    given = dict(ann_file='ids.txt', data_prefix=dict(sub_data_root=''))
+    if sentence is None:
+        check(tmp_path, 'XMLDataset', classes, **given)
+        return
+    with pytest.raises(ValueError, match=sentence):
+        check(tmp_path, 'XMLDataset', classes, **given)
+
+
+@pytest.mark.parametrize(('value', 'said'), [
+    ('NaN', 'NaN'), ('Infinity', 'Infinity'), ('-Infinity', '-Infinity'),
+    ('"NaN"', None), ('1e400', None), ('"a, NaN."', None)])
+def test_numbers_that_are_none(value: str, said: Optional[str],
+                               tmp_path: Path) -> None:
+    coco(tmp_path, 'a')
+    path = tmp_path / 'ann.json'
+    path.write_text(path.read_text().replace(
+        '"images": []', f'"annotations": [{{"bbox": [1, {value}]}}]'))
+    given = dict(ann_file='ann.json')
+    if said is None:
+        check(tmp_path, 'CocoDataset', ('a', ), **given)
+        return
+    with pytest.raises(ValueError, match=f'ann.json holds {said} at byte'):
+        check(tmp_path, 'CocoDataset', ('a', ), **given)
+
+
+@pytest.mark.parametrize(('second', 'agrees'), [
+    (('a', 'b'), True), (('a', ), True), (('a', 'b', 'c'), True),
+    (None, True), (('b', 'a'), False), (('a', 'c'), False), (('B', ), False)])
+def test_training_and_validation_number_alike(second: Optional[tuple],
+                                              agrees: bool) -> None:
+    cfg = dict(default_scope='mmseg')
+    for part, names in ((PART, ('a', 'b')), ('val_dataloader', second)):
+        meta = dict(classes=names) if names else {}
+        cfg[part] = dict(dataset=dict(type='BaseSegDataset', metainfo=meta))
+    if agrees:
+        check_data(cfg, (PART, 'val_dataloader'))
+        return
+    with pytest.raises(ValueError, match="Class [01] is '[ab]' in `train_"):
+        check_data(cfg, (PART, 'val_dataloader'))
+    check_data(cfg, (PART, ))
+
+
+def test_names_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / 'names.txt').write_text('a\nb\n')
+    given = dict(ann_file=coco(tmp_path, *'ba'))
+    path = str(tmp_path / 'names.txt')
+    with pytest.raises(ValueError, match='numbers its classes b, a'):
+        check(tmp_path, 'CocoDataset', path, **given)
+
+
+@pytest.mark.parametrize(('classes', 'sentence'), [
     (('ant', 'bee'), None),
     (('Ameise', 'Biene'), None),  # folders of ImageNet are not its names
     (None, None),

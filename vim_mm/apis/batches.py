@@ -1,14 +1,20 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Images of several tasks in batches, and those that have no answer."""
+"""Images of several tasks in batches, and those that have no answer.
+
+Whatever goes wrong with an image is noted, and all others go on.
+"""
 
 import logging
 from collections import defaultdict
 from itertools import zip_longest
-from typing import Dict, Iterable, Iterator, List, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
 
 from .inputs import Request, and_more
+
+Forward = Callable[[List[Request]], List[BaseDataElement]]
 
 
 def group_by_size(requests: Iterable[Request],
@@ -73,3 +79,33 @@ class Failures:
         for sentence in errors.values():
             print_log(sentence, logger='current', level=logging.WARNING)
         return errors
+
+
+def read_each(requests: Iterable[Request], read: Callable[[Request], None],
+              failures: Failures) -> Iterator[Request]:
+    """The images that can be read, as they are asked for."""
+    for one in requests:
+        try:
+            read(one)
+        except Exception as error:  # loaders raise all kinds
+            failures.add([one], error)
+            continue
+        yield one
+
+
+def answer_each(
+    batches: Iterable[List[Request]], forward: Forward, failures: Failures
+) -> Iterator[Tuple[Request, BaseDataElement]]:
+    """What a model says of batches, image by image if a batch fails."""
+    for batch in batches:
+        samples: Optional[List[BaseDataElement]] = None
+        try:
+            samples = forward(batch)
+        except Exception as error:  # models raise all kinds
+            if len(batch) == 1:
+                failures.add(batch, error)
+                continue
+        if samples is None:
+            yield from answer_each([[one] for one in batch], forward, failures)
+        else:
+            yield from zip(batch, samples)

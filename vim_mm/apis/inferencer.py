@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import re
-from typing import (Any, Dict, Iterable, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple, Union)
+from itertools import count
+from typing import (Any, Dict, Iterator, List, Mapping, Optional, Sequence,
+                    Tuple, Union)
 
 import numpy as np
 from mmengine.config import Config
@@ -12,9 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from vim_mm.registry import INFERENCERS
-from .batches import Failures, group_by_size
-from .inputs import (Inputs, Request, check_device, list_requests, make_folder,
-                     tasks_of)
+from .batches import Failures, answer_each, group_by_size, read_each
+from .inputs import (Inputs, Request, Tasks, check_device, list_requests,
+                     make_folder, tasks_of)
 from .results import Painter, ResultFolder, describe, words
 from .serving import ServedTask
 from .sharing import memory
@@ -58,7 +59,8 @@ class ViMInferencer(BaseInferencer):
         ...     'flowers': ('flowers.py', 'flowers.pth'),
         ...     'roads': ('roads.py', 'roads.pth')})
         >>> inferencer('photos/', task='flowers', out_dir='out')
-        >>> inferencer(['a.jpg', 'b.jpg'], task=['flowers', 'roads'])
+        >>> inferencer('photos/', task=['flowers', 'roads'])
+        >>> inferencer([('a.jpg', 'flowers'), ('b.jpg', 'roads')])
         >>> inferencer = ViMInferencer('mtht.py', 'mtht.pth', task='det')
     """
 
@@ -89,7 +91,7 @@ class ViMInferencer(BaseInferencer):
         self.compile = compile
         self.tasks: Dict[str, ServedTask] = {}
         self.painters: Dict[str, Painter] = {}
-        self._num_arrays = 0
+        self._numbers = count()  # of arrays, over all calls
         for name, source in tasks.items():
             self.add_task(name, *source)
 
@@ -137,22 +139,23 @@ class ViMInferencer(BaseInferencer):
                  return_datasamples: bool = False,
                  batch_size: int = 1,
                  *,
-                 task: Union[str, Sequence[str], None] = None,
+                 task: Optional[Tasks] = None,
                  out_dir: str = '',
                  **kwargs) -> Dict[str, Any]:
-        """Answer images; tasks may be mixed within a call.
+        """Answer images, each by all tasks that it is asked for.
 
         A batch holds images of one task and one size, so that no image
         is padded for the sake of another.
 
         Args:
             inputs: A path, a folder, a URL, a (H, W, 3) uint8 array in BGR
-                order, or a list of these.
+                order, or a list of these. An entry of a list may be a pair
+                with tasks of its own, ``('a.jpg', 'roads')``.
             return_datasamples (bool): Return data samples of the task's
                 library instead of plain values. Defaults to False.
             batch_size (int): Images a batch. Defaults to 1.
-            task (str | Sequence[str], optional): The task, or one for every
-                entry of ``inputs``. May be None if one task is served.
+            task (str | Sequence[str], optional): The task, or the tasks that
+                all answer every image. May be None if one task is served.
             out_dir (str): Where to write ``vis/TASK/*.png`` and
                 ``preds/TASK/*.json``; nothing is written when empty.
             return_vis (bool): Return the drawings, RGB. Defaults to False.
@@ -167,9 +170,9 @@ class ViMInferencer(BaseInferencer):
         Returns:
             dict: ``predictions``, see
             :func:`~vim_mm.apis.results.describe`, and ``visualization``, one
-            entry an image in the order of the inputs, and ``errors``, index
-            to sentence. An image that cannot be answered is None in both
-            lists and leaves no file.
+            entry an answer, in the order of the inputs and, of one image, of
+            its tasks; and ``errors``, index to sentence. Where there is no
+            answer both lists hold None, and no file is left.
 
         Raises:
             FileNotFoundError: If a path does not exist.
@@ -180,76 +183,55 @@ class ViMInferencer(BaseInferencer):
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size}: use at least 1.')
         requests = list_requests(inputs, task, list(self.tasks),
-                                 self._num_arrays)
-        self._num_arrays += sum(one.path is None for one in requests)
+                                 self._numbers)
         num = len(requests)
         keep = bool(out_dir) and not saving.get('no_save_vis')
         if out_dir:
             make_folder(out_dir)
         results = dict(predictions=[None] * num, visualization=[None] * num)
-        self._failures = Failures()
-        batches = self.preprocess(requests, batch_size)
+        failures = Failures()
+        batches = self.preprocess(requests, batch_size, failures)
         if self.show_progress:
             batches = track(batches, 'Inference', console=Console(stderr=True))
-        for one, sample in self._samples(batches):
+        for one, sample in self._samples(batches, failures):
             try:
                 drawing, = self.visualize([one], [sample], keep, **drawing_of)
                 answer = self.postprocess([sample], [drawing],
                                           return_datasamples, [one], out_dir,
                                           **saving)
             except Exception as error:  # drawing may fail at any of them
-                self._failures.add([one], error)
+                failures.add([one], error)
                 continue
             results['predictions'][one.index], = answer['predictions']
             if drawing_of.get('return_vis'):
                 results['visualization'][one.index] = drawing
-        results['errors'] = self._failures.report(num)
+        results['errors'] = failures.report(num)
         return results
 
     def _samples(
-        self, batches: Iterable[List[Request]]
-    ) -> Iterator[Tuple[List[Request], List[BaseDataElement]]]:
-        """Batches with what their tasks say of them."""
+            self, batches: Iterator[List[Request]],
+            failures: Failures) -> Iterator[Tuple[Request, BaseDataElement]]:
+        """Images with what their tasks say of them."""
         passes = [task.trunk_pass for task in self.tasks.values()]
         with read_once(filter(None, passes)):
-            for batch in batches:
-                yield from self._answer(batch)
-
-    def _answer(
-        self, batch: List[Request]
-    ) -> Iterator[Tuple[Request, BaseDataElement]]:
-        samples: Optional[List[BaseDataElement]] = None
-        try:
-            samples = self.forward(batch)
-        except Exception as error:  # models raise all kinds
-            if len(batch) == 1:
-                self._failures.add(batch, error)
-                return
-        if samples is not None:
-            yield from zip(batch, samples)
-            return
-        for one in batch:
-            yield from self._answer([one])
+            yield from answer_each(batches, self.forward, failures)
 
     def preprocess(self,
                    inputs: List[Request],
                    batch_size: int = 1,
+                   failures: Optional[Failures] = None,
                    **kwargs) -> Iterator[List[Request]]:
         """Read images and group them, see :func:`group_by_size`.
 
         What cannot be read is noted, and the others go on.
         """
-        return group_by_size(self._read(inputs), batch_size)
+        failures = Failures() if failures is None else failures
+        return group_by_size(
+            read_each(inputs, self._read, failures), batch_size)
 
-    def _read(self, requests: List[Request]) -> Iterator[Request]:
-        for one in requests:
-            read = self.tasks[one.task].read
-            try:
-                one.data, one.loaded = read(one.picture, one.index)
-            except Exception as error:  # loaders raise all kinds
-                self._failures.add([one], error)
-                continue
-            yield one
+    def _read(self, one: Request) -> None:
+        one.data, one.loaded = self.tasks[one.task].read(
+            one.picture, one.index)
 
     def forward(self, inputs: List[Request],
                 **kwargs) -> List[BaseDataElement]:

@@ -6,7 +6,7 @@ import os.path as osp
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.utils.config import read_config
 
 Picture = Union[str, np.ndarray]
-Inputs = Union[Picture, os.PathLike, Sequence[Union[Picture, os.PathLike]]]
+Entry = Union[Picture, os.PathLike]
+Tasks = Union[str, Sequence[str]]
+Inputs = Union[Entry, Sequence[Union[Entry, Tuple[Entry, Tasks]]]]
 
 
 @dataclass
@@ -45,43 +47,75 @@ class Request:
         return self.picture if isinstance(self.picture, str) else None
 
 
-def list_requests(inputs: Inputs, task: Union[str, Sequence[str], None],
-                  served: List[str], counted: int) -> List[Request]:
-    """What an inferencer is asked, image by image.
+def list_requests(inputs: Inputs, task: Optional[Tasks], served: List[str],
+                  numbers: Iterator[int]) -> List[Request]:
+    """What an inferencer is asked, image by image, each by all its tasks.
 
     Args:
-        inputs: Paths, folders, URLs, arrays, or a list of these.
-        task (str | Sequence[str], optional): The task, or one for every entry
-            of ``inputs``; may be None if one task is served.
+        inputs: Paths, folders, URLs, arrays, or a list of these; an entry of
+            a list may be a pair with tasks of its own.
+        task (str | Sequence[str], optional): The tasks of all others; may be
+            None if one task is served.
         served (list[str]): The tasks there are.
-        counted (int): Number of arrays that have names from earlier calls.
+        numbers (Iterator[int]): Gives the number of each array.
 
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If there is no image, or a task is not served.
     """
-    groups = [list_pictures(one) for one in as_list(inputs)]
+    asked = []
+    for entry in as_list(inputs):
+        own = task
+        if isinstance(entry, tuple):
+            entry, own = _pair(entry)
+        tasks = list_tasks(own, served)
+        asked += [(picture, tasks) for picture in list_pictures(entry)]
+    pictures = [picture for picture, _ in asked]
+    check_files(pictures)
+    stems = [
+        Path(picture).stem if isinstance(picture, str) else
+        f'array_{next(numbers):08d}' for picture in pictures
+    ]
+    each = [(name, picture, stem)
+            for (picture, tasks), stem in zip(asked, stems) for name in tasks]
+    names = file_names([(name, stem) for name, _, stem in each])
+    return [
+        Request(index, name, picture, file)
+        for index, ((name, picture, _), file) in enumerate(zip(each, names))
+    ]
+
+
+def list_tasks(task: Optional[Tasks], served: List[str]) -> List[str]:
+    """The tasks that are to answer.
+
+    Raises:
+        ValueError: If none is given and several are served, or one is not.
+    """
     if task is None:
         if len(served) != 1:
             raise ValueError(
                 f'Say which `task` is to answer; served are {served}.')
-        task = served[0]
-    given = [task] * len(groups) if isinstance(task, str) else list(task)
-    if len(given) != len(groups):
-        raise ValueError(f'There are {len(given)} tasks for {len(groups)} '
-                         'inputs; give one for each, or one for all.')
-    for name in given:
+        return list(served)
+    tasks = [task] if isinstance(task, str) else list(dict.fromkeys(task))
+    for name in tasks:
         if name not in served:
             raise ValueError(f"There is no task '{name}'; served are "
                              f'{served}.')
-    pictures = [picture for group in groups for picture in group]
-    check_files(pictures)
-    tasks = [name for name, group in zip(given, groups) for _ in group]
-    names = file_names(pictures, tasks, counted)
-    return [
-        Request(index, *one)
-        for index, one in enumerate(zip(tasks, pictures, names))
-    ]
+    if not tasks:
+        raise ValueError(f'`task` is empty; served are {served}.')
+    return tasks
+
+
+def _pair(entry: tuple) -> Tuple[Entry, Tasks]:
+    """An entry with its own tasks.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if len(entry) != 2 or not isinstance(entry[1], (str, list, tuple)):
+        raise ValueError('An input is a tuple; give an image, or a pair of an '
+                         "image and its tasks, ('a.jpg', 'digits').")
+    return entry
 
 
 def as_list(inputs: Inputs) -> list:
@@ -96,7 +130,7 @@ def as_list(inputs: Inputs) -> list:
     return inputs
 
 
-def list_pictures(entry: Union[Picture, os.PathLike]) -> List[Picture]:
+def list_pictures(entry: Entry) -> List[Picture]:
     """The images one entry stands for; those of a folder in name order.
 
     Raises:
@@ -195,24 +229,17 @@ def make_folder(path: str) -> None:
                          f'{error}; give another `out_dir`.') from error
 
 
-def file_names(pictures: Sequence[Union[str, np.ndarray]], tasks: List[str],
-               counted: int) -> List[str]:
-    """A file name, without suffix, for every image's results.
+def file_names(wanted: Sequence[Tuple[str, str]]) -> List[str]:
+    """A file name, without suffix, for every answer.
 
-    Images of one stem in one task get a number; arrays are numbered.
+    Images of one stem in one task get a number.
 
     Args:
-        pictures (Sequence[str | np.ndarray]): Paths or arrays.
-        tasks (list[str]): The task of each.
-        counted (int): Number of arrays that have names from earlier calls.
+        wanted (Sequence[tuple[str, str]]): The task and the stem of each.
     """
     last: Dict[Tuple[str, str], int] = {}  # number given to a name so far
     names = []
-    for picture, task in zip(pictures, tasks):
-        if isinstance(picture, str):
-            stem = Path(picture).stem
-        else:
-            stem, counted = f'array_{counted:08d}', counted + 1
+    for task, stem in wanted:
         name = stem
         while (task, name) in last:
             last[task, stem] += 1

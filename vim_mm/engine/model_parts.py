@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.distillers import BaseDistiller
-from vim_mm.models.fusion import FusionHolder
+from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import holders, idle, select_task
@@ -60,6 +60,13 @@ def ordinary(model: BaseModel,
     return next(iter(learning.values()))
 
 
+def is_own(model: nn.Module) -> bool:
+    """Whether a model has a part of ours, rather than be a library's own."""
+    return any(
+        type(part).__module__.partition('.')[0] == 'vim_mm'
+        for part in model.modules())
+
+
 def first_neck(model: BaseModel) -> Optional[nn.Module]:
     """The neck that reads the backbone: the first where several are listed."""
     neck = getattr(model, 'neck', None)
@@ -79,6 +86,13 @@ def fusing_part(model: BaseModel) -> FusionHolder:
     if part is not model.backbone:
         part.check_streams(model.backbone.bank.names)
     return part
+
+
+def gates_of(part: FusionHolder) -> List[nn.Parameter]:
+    """What weighs the modules of the task that runs, if that is learned."""
+    fusion = part.fusion
+    return fusion.parameters_of(part.task) if isinstance(
+        fusion, LearnedFusion) else []
 
 
 def fused_features(model: BaseModel, inputs: Tensor) -> tuple:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from vim_mm.datasets import Views
 from vim_mm.features.cache import preprocess, unmixed
+from vim_mm.features.places import Memory, Room, size_of
 from vim_mm.features.rows import IGNORED, patch_labels
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
@@ -47,6 +48,11 @@ class Stored:
         }
 
 
+class _AllInMemory(Memory):
+    thins = False
+    instead = 'give ProxyHook a `store`, a folder on a disk'
+
+
 class InMemory:
     """Features of images by their index in the data set, computed now.
 
@@ -54,15 +60,20 @@ class InMemory:
         runner (Runner): The run.
         model (TDMRDistiller): With the foundation models.
         dataset (Dataset): The training set.
+
+    Raises:
+        ValueError: If there is no room for all of them.
     """
 
     def __init__(self, runner: Runner, model: TDMRDistiller,
                  dataset: Dataset) -> None:
-        parts = [
-            {name: x.cpu() for name, x in model.look(**data).items()}
-            for _, data in batches(runner, model, dataset,
-                                   list(range(len(dataset))))
-        ]
+        parts, indices = [], list(range(len(dataset)))
+        size = runner.train_dataloader.batch_sampler.batch_size
+        room = Room(_AllInMemory(), 1, -(-len(indices) // size))
+        for _, data in batches(runner, model, dataset, indices):
+            parts.append(
+                {name: x.cpu() for name, x in model.look(**data).items()})
+            room.take(size_of(parts[-1]))
         self.features = {
             name: torch.cat([part[name] for part in parts])
             for name in parts[0]

@@ -7,14 +7,21 @@ alone, which are new and need the full rate.
 """
 
 import logging
+from difflib import get_close_matches
 from typing import Any, Dict, Iterator, Tuple
 
 from mmengine.logging import print_log
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
-from vim_mm.features.cache import unwrap
+from vim_mm.features.cache import check_filled, unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.class_counts import check_head
+from vim_mm.utils.arguments import (check_arguments, check_is_config,
+                                    check_number, passes_on)
+from vim_mm.utils.config import class_of
+from vim_mm.utils.misspelt import no_type
 
 #: What constructors that decay rates by layer are given.
 _DECAYS = ('decay_rate', 'layer_decay_rate')
@@ -35,7 +42,10 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
     """
     if not isinstance(optim_wrapper, dict):
         return
+    _check_wrapper(optim_wrapper)
     paramwise = optim_wrapper.get('paramwise_cfg') or {}
+    if any(backbones(unwrap(model))):
+        _check_keys(unwrap(model), paramwise.get('custom_keys') or {})
     for prefix, backbone in backbones(unwrap(model)):
         _refuse_decay(optim_wrapper.get('constructor'), paramwise)
         slow = _slowed(prefix, backbone, paramwise.get('custom_keys') or {})
@@ -60,28 +70,62 @@ def refuse_idle_run(runner: Runner) -> None:
     """Refuse a run with a frozen trunk in which nothing would be learned.
 
     Raises:
-        ValueError: If nothing requires gradients, each rate is zero, or no
-            image of a detector has a box.
+        ValueError: If nothing requires gradients, a rate is zero for all, or
+            for all modules or gates, what would be learned is not saved, the
+            data fills no batch, no image of a detector has a box, or the head
+            is built for fewer classes.
     """
     model = unwrap(runner.model)
     if not any(backbones(model)):
         return
-    if _has_no_box(runner.train_dataloader.dataset):
+    loader = runner.train_dataloader
+    check_filled(loader)
+    if _has_no_box(loader.dataset):
         raise ValueError(
             'No image of the training set has a box of the classes that '
             '`train_dataloader` names, so nothing would be learned; give '
             "`metainfo` the names in its annotations, and look at the data's "
             'filters.')
+    check_head(model, loader.dataset)
     if not any(param.requires_grad for param in model.parameters()):
         raise ValueError(
             'Nothing of the model requires gradients, so nothing would learn; '
             'set `model.backbone.new_module` or `model.backbone.fusion`, or '
             'unfreeze its head.')
+    _check_optimized(runner, model)
+
+
+def _check_optimized(runner: Runner, model: nn.Module) -> None:
     groups = getattr(runner.optim_wrapper, 'param_groups', None) or []
-    rates = [g.get('initial_lr', g.get('lr')) for g in groups]
-    if rates and not any(rates):
+    rates = {
+        id(param): group.get('initial_lr', group.get('lr'))
+        for group in groups for param in group['params']
+    }
+    if rates and not any(rates.values()):
         raise ValueError('All learning rates are 0, so nothing would learn; '
-                         'set `optim_wrapper.optimizer.lr`.')
+                         'set `optim_wrapper.optimizer.lr`, or `eta_max` of a '
+                         'OneCycleLR.')
+    for prefix, backbone in backbones(model):
+        if not backbone.save_trunk and any(
+                param.requires_grad for param in backbone.trunk.parameters()):
+            raise ValueError(
+                f'The trunk of `{prefix}` requires gradients, and checkpoints '
+                'leave it out, so what it learns would be lost; freeze it '
+                '(`requires_grad_(False)`), or set '
+                f'`model.{prefix}.save_trunk=True`.')
+        for part in _PARTS:
+            learns = [
+                param for param in getattr(
+                    getattr(backbone, part), 'parameters', tuple)()
+                if param.requires_grad
+            ]
+            if rates and learns and not any(
+                    rates.get(id(param)) for param in learns):
+                raise ValueError(
+                    f'The optimizer moves nothing of `{prefix}.{part}`, since '
+                    'its rate is 0 or the optimizer does not know it; set '
+                    f"`paramwise_cfg.custom_keys['{prefix}.{part}']"
+                    '=dict(lr_mult=1.0)`, or let it not learn.')
 
 
 def backbones(model: nn.Module) -> Iterator[Tuple[str, ViMBackbone]]:
@@ -98,6 +142,66 @@ def _has_no_box(dataset: Any) -> bool:
         return False
     # the first image has some, but for the case that is looked for
     return not any(look(i)['instances'] for i in range(len(dataset)))
+
+
+def check_optimizer(cfg: Any, what: str) -> None:
+    """Refuse an optimizer that there is not, and rates that are no numbers.
+
+    Args:
+        cfg (dict): Its config.
+        what (str): Where it stands, for messages.
+
+    Raises:
+        ValueError: If its type or a setting of it is unknown, or a number is
+            none.
+    """
+    check_is_config(cfg, what)
+    if 'type' not in cfg:
+        raise ValueError(f"`{what}` has no `type`; give one, such as 'AdamW'.")
+    kind = class_of(cfg, OPTIMIZERS)
+    if kind is None:
+        raise no_type(OPTIMIZERS, cfg['type'])
+    if isinstance(kind, type) and not passes_on(kind):
+        check_arguments(kind, set(cfg) - {'type', '_scope_'}, ['params'])
+    for key in ('lr', 'weight_decay', 'momentum'):
+        if cfg.get(key) is not None:
+            check_number(cfg[key], f'{what}.{key}')
+
+
+def _check_wrapper(optim_wrapper: dict) -> None:
+    if isinstance(optim_wrapper.get('optimizer'), dict):
+        check_optimizer(optim_wrapper['optimizer'], 'optim_wrapper.optimizer')
+    paramwise = optim_wrapper.get('paramwise_cfg') or {}
+    for name, own in (paramwise.get('custom_keys') or {}).items():
+        for key in ('lr_mult', 'decay_mult'):
+            if key in own:
+                check_number(
+                    own[key],
+                    f"optim_wrapper.paramwise_cfg.custom_keys['{name}'].{key}")
+
+
+def _check_keys(model: nn.Module, keys: Dict[str, dict]) -> None:
+    """Name keys of rates that move nothing; refuse those that are misspelt."""
+    learns = {n: p.requires_grad for n, p in model.named_parameters()}
+    prefixes = {
+        name.rsplit('.', levels)[0]
+        for name in learns for levels in range(1, name.count('.') + 1)
+    }
+    for key, own in keys.items():
+        held = [each for name, each in learns.items() if key in name]
+        if held and not any(held) and 'lr_mult' in own:
+            print_log(
+                f"`paramwise_cfg.custom_keys['{key}']` is the rate of "
+                f'{len(held)} parameters that are frozen, so it moves '
+                'nothing.',
+                logger='current',
+                level=logging.WARNING)
+        alike = [p for p in prefixes if p.count('.') == key.count('.')]
+        near = [] if held else get_close_matches(key, alike, 1, 0.85)
+        if near:
+            raise ValueError(
+                f"`paramwise_cfg.custom_keys['{key}']` is the rate of no "
+                f"parameter; perhaps '{near[0]}' is meant.")
 
 
 def _refuse_decay(constructor: Any, paramwise: dict) -> None:

@@ -4,19 +4,23 @@
 import logging
 from contextlib import nullcontext
 from functools import wraps
-from typing import Callable, Tuple, Union
+from typing import Any, Callable, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import (EpochBasedTrainLoop, FlexibleRunner,
+                             IterBasedTrainLoop, Runner, TestLoop, ValLoop)
 from torch import nn
+from torch.utils.data import DataLoader
 
+from vim_mm.utils.arguments import check_arguments
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
+from vim_mm.utils.keys import check_keys
 from vim_mm.utils.quiet_logs import drop_frozen
 from .resume import choose_checkpoint
 from .stopping import stoppable
@@ -38,8 +42,10 @@ def build_runner(cfg: Config,
 
     Raises:
         FileNotFoundError: If data is missing.
-        ValueError: If the launcher's environment variables are missing.
+        ValueError: If a key is misspelt, or the launcher's environment
+            variables are missing.
     """
+    check_keys(cfg)
     check_data(cfg, parts)
     prepare_cpu_dist(cfg, cfg.launcher)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -52,11 +58,15 @@ def guard_runner() -> None:
     alone would come too late. Idempotent.
     """
     for runner in (Runner, FlexibleRunner):
+        # the first that the constructor of each calls
+        first = 'setup_env' if runner is Runner else 'register_hooks'
+        _precede(runner, first, _check_keys)
         _precede(runner, 'register_hooks', _add_guard)
         _precede(runner, 'train', _before_training, stoppable)
         _precede(runner, 'val', _before_validation)
         _precede(runner, 'test', _before_testing)
         _precede(runner, 'load_or_resume', choose_checkpoint)
+        _check_loaders(runner)
 
 
 def _precede(cls: type,
@@ -85,12 +95,68 @@ def _precede(cls: type,
     setattr(cls, method, guarded)
 
 
+def _check_loaders(cls: type) -> None:
+    """Let a class of runners build no loader of an empty data set.
+
+    An endless sampler of none would never give its first index.
+    """
+    original = cls.build_dataloader
+    if hasattr(original, 'checks'):
+        return
+
+    @wraps(original)
+    def build(dataloader: Union[DataLoader, dict], *args,
+              **kwargs) -> DataLoader:
+        given = dataloader.get('dataset') if isinstance(
+            dataloader, dict) else None
+        try:
+            loader = original(dataloader, *args, **kwargs)
+        except ValueError as error:
+            # mmengine's data sets join their annotations
+            if 'at least one array to concatenate' not in str(error):
+                raise
+            raise ValueError(_empty(given)) from error
+        if not _num_images(loader):
+            raise ValueError(_empty(given or loader.dataset))
+        return loader
+
+    build.checks = True
+    cls.build_dataloader = staticmethod(build)
+
+
+def _empty(dataset: Any) -> str:
+    """The sentence on a data set, as a config or as what it has noted."""
+    while isinstance(dataset, dict) and 'dataset' in dataset:
+        dataset = dataset['dataset']  # inside of a wrapper
+    if not isinstance(dataset, dict):
+        dataset = dict(vars(dataset), type=type(dataset))
+    where = [
+        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
+        if dataset.get(key)
+    ]
+    return (f'The data set {type_name(dataset)}({", ".join(where)}) is empty; '
+            'look at its annotations, `data_prefix`, class names and '
+            '`filter_cfg`.')
+
+
+def _num_images(loader: DataLoader) -> int:
+    try:
+        return len(loader.dataset)
+    except TypeError:  # a stream has no length
+        return 1
+
+
+def _check_keys(runner: Runner) -> None:
+    check_keys(runner.cfg)
+
+
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
     runner.register_hook(dict(type='vim_mm.ExactHook'))
     runner.register_hook(dict(type='vim_mm.StopHook'))
-    # they do nothing where there is no frozen trunk, or no student
+    # they do nothing where there is no part of ours
+    runner.register_hook(dict(type='vim_mm.FiniteLossHook'))
     runner.register_hook(dict(type='vim_mm.SummaryHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))
 
@@ -120,7 +186,7 @@ def _before_testing(runner: Runner) -> None:
 
 
 def _check_loops(runner: Runner, *stages: str) -> None:
-    """Refuse loaders by task for a loop that knows one task only."""
+    """Refuse loaders by task, and settings, that a loop does not know."""
     for stage in stages:
         loader = getattr(runner, f'_{stage}_dataloader')
         loop = getattr(runner, f'_{stage}_loop')
@@ -131,6 +197,18 @@ def _check_loops(runner: Runner, *stages: str) -> None:
                 f'`{stage}_dataloader` has no `dataset`; give it one, or, if '
                 f'it is by task, set `{stage}_cfg.type` to '
                 f"'vim_mm.MultiTask{stage.capitalize()}Loop'.")
+        if isinstance(loop, dict) and 'type' not in loop:
+            # mmengine builds it by itself
+            if stage == 'train' and 'by_epoch' not in loop:
+                raise ValueError(
+                    '`train_cfg` has neither `type` nor `by_epoch`; set '
+                    '`train_cfg.by_epoch`, True with `max_epochs`, False with '
+                    '`max_iters`.')
+            kind = dict(val=ValLoop, test=TestLoop).get(stage)
+            kind = kind or (EpochBasedTrainLoop if loop.get('by_epoch', True)
+                            else IterBasedTrainLoop)
+            check_arguments(kind, set(loop) - {'by_epoch'},
+                            ('runner', 'dataloader', 'evaluator'))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -3,19 +3,22 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_world_size
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.utils import apply_to
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vim_mm.datasets import SoftOnly
+from vim_mm.models.class_counts import check_labels
 from vim_mm.models.layouts import Streams
 from vim_mm.utils.progress import track
+from .places import Memory, Room, agreed_length, size_of
 
 
 @dataclass
@@ -45,7 +48,12 @@ def to_device(data: object, device: torch.device) -> object:
 
 
 def preprocess(model: BaseModel, data: dict) -> dict:
-    """Collate, move and normalise one batch as the model's training does."""
+    """Collate, move and normalise one batch as the model's training does.
+
+    Raises:
+        ValueError: If it has labels that the model's head has no place for.
+    """
+    check_labels(model, data)
     return model.data_preprocessor(data, training=True)
 
 
@@ -77,13 +85,14 @@ def finite(dataloader: DataLoader) -> DataLoader:
     Its one stream of indices would never end, and cannot be left halfway
     without ending it for the training that follows. Images that a student
     learns from by its teacher alone (:class:`vim_mm.SoftOnly`) are left out.
+    A last batch that is not full is dropped where the loader drops it, unless
+    it is the only one: an endless sampler fills it with images seen before.
 
     Raises:
         ValueError: If there are no others.
     """
     batches, dataset = dataloader.batch_sampler, labelled(dataloader.dataset)
-    kinds = {kind.__name__ for kind in type(batches.sampler).__mro__}
-    if dataset is dataloader.dataset and not kinds & set(ENDLESS):
+    if dataset is dataloader.dataset and not is_endless(dataloader):
         return dataloader
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
@@ -107,7 +116,14 @@ def _sampled(dataloader: DataLoader, sampler: DefaultSampler) -> DataLoader:
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         worker_init_fn=dataloader.worker_init_fn,
-        drop_last=batches.drop_last)
+        drop_last=getattr(batches, 'drop_last', False)
+        and len(sampler) >= batches.batch_size)
+
+
+def is_endless(dataloader: DataLoader) -> bool:
+    """Whether a loader's one stream of indices never ends."""
+    sampler = getattr(dataloader.batch_sampler, 'sampler', None)
+    return any(kind.__name__ in ENDLESS for kind in type(sampler).__mro__)
 
 
 def labelled(dataset: Dataset) -> Dataset:
@@ -133,7 +149,7 @@ def check_filled(dataloader: DataLoader) -> None:
     Raises:
         ValueError: If the loader has no batch.
     """
-    if not len(dataloader):
+    if not len(dataloader) and not is_endless(dataloader):
         raise ValueError('The training images do not fill one batch of '
                          f'{dataloader.batch_sampler.batch_size}, and '
                          'train_dataloader drops the last; set '
@@ -145,13 +161,13 @@ def cache_features(model: BaseModel,
                    dataloader: DataLoader,
                    views: int = 1,
                    max_batches: Optional[int] = None,
-                   change: Optional[Callable[[dict], dict]] = None
-                   ) -> List[CachedBatch]:
+                   change: Optional[Callable[[dict], dict]] = None,
+                   place: Optional[Memory] = None) -> List[CachedBatch]:
     """Run the backbone over a data set once (or ``views`` times).
 
     Random augmentation is frozen at what the pass drew, labels alike, so
     features and annotations always belong together; more ``views`` hold more
-    of it.
+    of it. Where all would not fit, less is cached, and a line says so.
 
     Args:
         model (BaseModel): An mm* model with a ``backbone``, not wrapped.
@@ -160,30 +176,48 @@ def cache_features(model: BaseModel,
         max_batches (int, optional): Stop a pass after so many batches.
         change (Callable, optional): What is done to each batch as the
             pipeline gives it. Defaults to None.
+        place (Memory, optional): Where the features are kept. Defaults to
+            None, which is memory.
 
     Returns:
-        list[CachedBatch]: On CPU, in the order of the passes.
+        list[CachedBatch]: On CPU, in the order of the passes; as many in all
+        processes.
+
+    Raises:
+        ValueError: If there is no batch, or not even room for one.
     """
-    training = model.training
+    place = place or Memory()
+    loader = finite(dataloader)
+    check_filled(loader)
+    limit = len(loader) if max_batches is None else max_batches
+    room = Room(place, views, min(limit, len(loader)))
+    training, cached = model.training, []
     model.eval()
-    cached = []
-    dataloader = finite(dataloader)
-    number = len(dataloader)
-    if max_batches is not None:
-        number = min(number, max_batches)
-    for _ in range(views):
-        for data in track(
-                islice(dataloader, number), 'Caching features', number):
-            batch = preprocess(model, change(data) if change else data)
-            features = model.backbone(batch['inputs'])
-            cached.append(
-                CachedBatch(
-                    features=to_device(features, torch.device('cpu')),
-                    data_samples=to_device(batch['data_samples'],
-                                           torch.device('cpu')),
-                    input_shape=batch['inputs'].shape))
+    passes = track(
+        _passes(loader, room), 'Caching features', room.views * room.batches)
+    for data in passes:
+        batch = preprocess(model, change(data) if change else data)
+        features = to_device(
+            model.backbone(batch['inputs']), torch.device('cpu'))
+        samples = to_device(batch['data_samples'], torch.device('cpu'))
+        if not room.take(size_of((features, samples))):
+            break
+        cached.append(
+            CachedBatch(*place.keep(features, samples), batch['inputs'].shape))
     model.train(training)
+    del cached[agreed_length(len(cached)):]
     return cached
+
+
+def _passes(loader: DataLoader, room: Room) -> Iterator[dict]:
+    """The batches of all passes; how many there are is known later."""
+    done = 0
+    while done < room.views:
+        for number, data in enumerate(loader, 1):
+            yield data
+            if number >= room.batches:
+                break
+        done += 1
 
 
 def split(batch: CachedBatch) -> List[CachedBatch]:
@@ -237,3 +271,30 @@ def cached_loss(model: BaseModel, batch: CachedBatch) -> Tensor:
     with replay(model, to_device(batch.features, device)):
         losses = model.loss(inputs, to_device(batch.data_samples, device))
     return model.parse_losses(losses)[0]
+
+
+@contextmanager
+def steady_norms(model: nn.Module) -> Iterator[None]:
+    """Within this context no batch norm fails that sees one value a channel.
+
+    So it does where it comes after pooling and the last batch of a pass is one
+    image. That has no statistics, so the norm uses its running ones.
+    """
+    norms = [
+        part for part in model.modules()
+        if isinstance(part, _BatchNorm) and part.training
+        # together the processes see more
+        and not (isinstance(part, nn.SyncBatchNorm) and get_world_size() > 1)
+    ]
+    handles = [norm.register_forward_pre_hook(_steady) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm in norms:
+            norm.train()
+
+
+def _steady(norm: nn.Module, inputs: tuple) -> None:
+    norm.train(inputs[0].numel() > inputs[0].shape[1])

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
 
+from .misspelt import explained
 from .own_types import check_own, explain
 
 AUTO = 'auto'
@@ -64,9 +65,11 @@ def watch_builds(load: Callable[[], Callable]) -> None:
             return original(self, cfg, *args, **kwargs)
         except (KeyError, TypeError) as error:
             said = explain(self, cfg, error)
-            if said is None:
+            better = explained(self, cfg, error) if said is None \
+                else ValueError(said)
+            if better is None:
                 raise
-            raise ValueError(said) from error
+            raise better from error
 
     @wraps(original)
     def build(self: Registry, cfg: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,13 +10,17 @@ import mmap
 import os
 import os.path as osp
 import re
-from typing import Any, Iterator, List, Optional, Sequence
+from difflib import get_close_matches
+from typing import Any, Iterable, Iterator, List, Optional, Sequence
 from xml.etree import ElementTree
+
+from mmengine.fileio import list_from_file
 
 from vim_mm.registry import DATASETS
 from .config import class_of
 
 _CHUNK = 1 << 16
+_NO_NUMBER = re.compile(rb'[\[,:]\s*(NaN|-?Infinity)\s*[\],}]')
 
 
 def check_class_names(key: str, dataset: dict) -> None:
@@ -30,15 +34,10 @@ def check_class_names(key: str, dataset: dict) -> None:
         ValueError: If no class of the config is found, or those that are
             found would be numbered otherwise.
     """
-    kind = class_of(dataset, DATASETS) if 'type' in dataset else None
-    if not isinstance(kind, type):
+    own = names_of(dataset)
+    if own is None:
         return
-    metainfo = {**(getattr(kind, 'METAINFO', None) or {}),
-                **(dataset.get('metainfo') or {})}
-    own = dataset.get('classes') or metainfo.get('classes')
-    if not isinstance(own, (list, tuple)) or not own:
-        return
-    own = list(map(str, own))
+    kind = class_of(dataset, DATASETS)
     bases = [base.__name__ for base in kind.__mro__]
     if 'CocoDataset' in bases:
         _check_coco(key, dataset, kind, own)
@@ -47,6 +46,48 @@ def check_class_names(key: str, dataset: dict) -> None:
     elif _reads_as(kind, 'CustomDataset') and (dataset.get('data_prefix') or
                                                bases[0] == 'CustomDataset'):
         _check_folders(key, dataset, own)
+
+
+def names_of(dataset: dict) -> Optional[List[str]]:
+    """The class names that a data set's config gives, None if it has none.
+
+    Args:
+        dataset (dict): The config, with the scope of its type.
+    """
+    kind = class_of(dataset, DATASETS) if 'type' in dataset else None
+    if not isinstance(kind, type):
+        return None
+    metainfo = {**(getattr(kind, 'METAINFO', None) or {}),
+                **(dataset.get('metainfo') or {})}
+    own = dataset.get('classes') or metainfo.get('classes')
+    if isinstance(own, str) and osp.isfile(own):
+        own = list_from_file(own)
+    if not isinstance(own, (list, tuple)) or not own:
+        return None
+    return list(map(str, own))
+
+
+def check_same_names(first: str, names: Sequence[str], second: str,
+                     others: Sequence[str]) -> None:
+    """Refuse two data sets of a run that number their classes otherwise.
+
+    One may know more classes than the other, behind those of both.
+
+    Args:
+        first (str): Where the config of one stands.
+        names (Sequence[str]): Its classes.
+        second (str): Where the config of the other stands.
+        others (Sequence[str]): Its classes.
+
+    Raises:
+        ValueError: If a number is that of two classes.
+    """
+    for index, (name, other) in enumerate(zip(names, others)):
+        if name != other:
+            raise ValueError(
+                f"Class {index} is '{name}' in `{first}` ({_short(names)}), "
+                f"and '{other}' in `{second}` ({_short(others)}); give both "
+                'the same classes, in one order.')
 
 
 def _reads_as(kind: type, base: str) -> bool:
@@ -65,6 +106,7 @@ def _check_coco(key: str, dataset: dict, kind: type,
     found = [name for name in theirs if name in own]
     if not found:
         raise ValueError(_none(key, own, path, theirs))
+    _refuse_no_numbers(path)
     # data sets that read their file in a way of their own number as they do
     if found == list(own) or not _reads_as(kind, 'CocoDataset'):
         return
@@ -82,6 +124,7 @@ def _check_coco(key: str, dataset: dict, kind: type,
 
 
 def _check_xml(key: str, dataset: dict, own: Sequence[str]) -> None:
+    """Names of XML files, read until all classes of the config were found."""
     root = dataset.get('data_root') or ''
     path = osp.join(root, dataset.get('ann_file') or '')
     prefix = dataset.get('data_prefix') or {}
@@ -89,13 +132,29 @@ def _check_xml(key: str, dataset: dict, own: Sequence[str]) -> None:
                       dataset.get('ann_subdir', 'Annotations'))
     if not osp.isfile(path):
         return
-    theirs = set()
+    missing, theirs = set(own), set()
     for name in _xml_names(path, folder):
-        if name in own:
-            return
+        missing.discard(name)
         theirs.add(name)
-    if theirs:
+        if not missing:
+            return
+    if theirs and missing == set(own):
         raise ValueError(_none(key, own, folder, sorted(theirs)))
+    # a class may have no box, as long as no other name looks like it
+    for name in sorted(missing):
+        near = _meant(name, theirs - set(own))
+        if near:
+            raise ValueError(
+                f"`{key}` names the class '{name}', which no file of {folder} "
+                f"has, but '{near}', whose boxes would be left out; correct "
+                f'`{key}.metainfo`.')
+
+
+def _meant(name: str, others: Iterable[str]) -> Optional[str]:
+    """The one of some names that this one may be misspelt for."""
+    folded = {other.lower(): other for other in others}
+    near = get_close_matches(name.lower(), folded, 1, 0.75)
+    return folded[near[0]] if near else None
 
 
 def _check_folders(key: str, dataset: dict, own: Sequence[str]) -> None:
@@ -103,8 +162,14 @@ def _check_folders(key: str, dataset: dict, own: Sequence[str]) -> None:
     if isinstance(prefix, dict):
         prefix = prefix.get('img_path', '')
     root = osp.join(dataset.get('data_root') or '', prefix)
-    if dataset.get('ann_file') or not dataset.get(
-            'with_label', True) or not osp.isdir(root):
+    if not dataset.get('with_label', True):
+        return
+    if dataset.get('ann_file'):
+        _check_lines(
+            key,
+            osp.join(dataset.get('data_root') or '', dataset['ann_file']), own)
+        return
+    if not osp.isdir(root):
         return
     theirs = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if len(theirs) != len(own):
@@ -118,6 +183,21 @@ def _check_folders(key: str, dataset: dict, own: Sequence[str]) -> None:
             f'The folder {root} numbers its classes {_short(theirs)}, and '
             f'`{key}` {_short(own)}: mmpretrain goes by the folders, so '
             'results would bear wrong names; give `classes` their order.')
+
+
+def _check_lines(key: str, path: str, own: Sequence[str]) -> None:
+    """Labels of a file of lines 'IMAGE NUMBER'."""
+    if not osp.isfile(path):
+        return
+    with open(path, encoding='utf-8', errors='replace') as lines:
+        for number, line in enumerate(lines, 1):
+            label = line.strip().rpartition(' ')[2]
+            if not (label.isdecimal() and int(label) < len(own)):
+                raise ValueError(
+                    f"Line {number} of {path} ends in the label '{label}', "
+                    f'and `{key}` names {len(own)} classes, '
+                    f'{_short(own)}: labels are whole numbers from 0 to '
+                    f'{len(own) - 1}; correct the file or the classes.')
 
 
 def coco_names(path: str) -> Optional[List[str]]:
@@ -141,6 +221,23 @@ def coco_names(path: str) -> Optional[List[str]]:
                     for one in listed):
                 return [str(one['name']) for one in listed]
     return None
+
+
+def _refuse_no_numbers(path: str) -> None:
+    """Refuse boxes of NaN or infinity, which Python's JSON takes.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    with open(path, 'rb') as file, mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _NO_NUMBER.search(data)
+        if found:
+            value = data[found.start(1):found.end(1)].decode()
+            raise ValueError(
+                f'The annotation file {path} holds {value} at byte '
+                f'{found.start(1)}, which is no number, and the loss would '
+                'be none either; correct the box.')
 
 
 def _decoded(data: mmap.mmap, start: int) -> Any:

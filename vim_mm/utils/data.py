@@ -1,13 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import glob
 import os.path as osp
-from typing import Iterator, Optional, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 from mmengine.config import Config
 
 from vim_mm.registry import DATASETS
 from .arguments import arguments_of
-from .class_names import check_class_names
+from .class_names import check_class_names, check_same_names, names_of
 from .config import task_scopes, type_name
 
 
@@ -24,8 +24,10 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
         FileNotFoundError: If the data root, an annotation file or a folder
             of a data set or its evaluator is not there; names the option
             that says where to look.
-        ValueError: If annotations know other classes than the config.
+        ValueError: If annotations know other classes than the config, or
+            the data sets of a run number theirs otherwise.
     """
+    first: Dict[str, Tuple[str, List[str]]] = {}
     for part in parts:
         for loader, scope, task in _loaders(cfg, part):
             for key, dataset in _datasets(f'{part}{task}.dataset',
@@ -33,6 +35,10 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
                 if not _downloads(dataset):
                     _check(key, dataset)
                     check_class_names(key, dataset)
+                names = names_of(dataset)
+                if names is not None:
+                    check_same_names(*first.setdefault(task, (key, names)),
+                                     key, names)
         evaluator = part.replace('dataloader', 'evaluator')
         if evaluator != part and isinstance(cfg.get(part), dict):
             _check_evaluator(evaluator, cfg.get(evaluator))

@@ -3,6 +3,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Sequence
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from mmengine.dataset import BaseDataset, RepeatDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
+from torch import nn
 
-from _tiny import (Pictures, build_backbone, build_runner, fusion_neck,
+from _tiny import (Pictures, build_backbone, build_runner, fill, fusion_neck,
                    model_cfg, same, save_trunk, snapshot, vit)
+from vim_mm.engine.gradients import Gradients
 from vim_mm.engine.hooks import ModuleToZooHook
 from vim_mm.engine.hooks.module_to_zoo_hook import _num_pictures
 from vim_mm.models.moe import save_moe
@@ -141,13 +145,44 @@ def test_what_learned_nothing_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / 'zoo' / 'n').exists()
 
 
+def test_what_weight_decay_alone_moved_is_not_saved(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    fill(run.model.backbone.bank)
+    for param in run.model.backbone.bank.parameters():
+        param.register_hook(torch.zeros_like)
+    before = run.model.backbone.bank.export('n')
+    with pytest.raises(ZooError, match='no gradient has reached it'):
+        run.train()
+    assert not same(before, run.model.backbone.bank.export('n'))
+    assert not (tmp_path / 'zoo' / 'n').exists()
+
+
+@pytest.mark.parametrize('first', [1, 60, 501])
+def test_a_gradient_may_come_late(first: int) -> None:
+    layer = nn.Linear(2, 2)
+    wrapper = OptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1))
+    gradients = Gradients(
+        SimpleNamespace(optim_wrapper=wrapper), layer.parameters())
+    for step in range(1, 600):
+        wrapper.update_params(layer.weight.sum() * (step == first))
+        assert gradients.came() == (step >= first)
+
+
+def test_a_run_without_a_step_is_refused_at_once(tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    run._train_loop['max_iters'] = 0
+    with pytest.raises(ValueError, match='The run has no iteration'):
+        run.train()
+
+
 @pytest.mark.parametrize('adapter', [
     'ConvPass', 'BottleneckAdapter', 'LoRA', 'SideLadder'])
 def test_what_never_ran_is_not_saved(adapter: str, tmp_path: Path) -> None:
     run = runner(tmp_path, adapter=dict(type=adapter))
     hook, = (h for h in run.hooks if isinstance(h, ModuleToZooHook))
     hook.before_train(run)
-    with pytest.raises(ZooError, match=r"'n' adds nothing .* after 0"):
+    with pytest.raises(ZooError, match="'n' has learned nothing in 0 iter.*"
+                       'the run has made no step'):
         hook.after_train(run)
     assert not (tmp_path / 'zoo' / 'n').exists()
     # weight decay alone moves what comes before the up projection

@@ -7,11 +7,12 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from _tiny import (DIMS, KINDS, build_runner, fusion_neck, losses, model_cfg,
-                   same, save_trunk, snapshot)
+from _tiny import (DIMS, KINDS, SIZE, Pictures, build_runner, fusion_neck,
+                   losses, model_cfg, same, save_trunk, snapshot, vit)
 from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.engine.hooks.warm_head_hook import head_parameters
-from vim_mm.features.cache import finite
+from vim_mm.features import places
+from vim_mm.features.cache import cache_features, finite
 
 
 def runner(kind: str, folder: Path, neck: dict = None, **kwargs) -> Runner:
@@ -69,3 +70,121 @@ def test_parameters_of_the_head(tmp_path: Path) -> None:
     expected = {id(run.model.head.fc.weight)} | {
         id(p) for p in run.model.neck.parameters()}
     assert {id(p) for p in head_parameters(run.model)} == expected
+
+
+class Pooled(Pictures):
+    """Nine images: the last batch of two or four has one."""
+
+    def __init__(self, kind: str, num: int = 9) -> None:
+        super().__init__(kind, num, 28 if kind == 'det' else SIZE)
+
+
+def normed(kind: str, norm: str) -> dict:
+    """A model whose head normalises what is pooled to one value."""
+    neck = fusion_neck(kind)
+    model = model_cfg(kind, dict(trunk=vit(), new_module='n'), neck)
+    if kind == 'cls':
+        model.head = dict(
+            type='mmpretrain.StackedLinearClsHead',
+            num_classes=2,
+            in_channels=DIMS,
+            mid_channels=[8],
+            norm_cfg=dict(type=norm.replace('BN', 'BN1d')))
+    elif kind == 'seg':
+        del model.decode_head.num_convs, model.decode_head.concat_input
+        model.decode_head.update(
+            type='mmseg.PSPHead', pool_scales=(1, 2), norm_cfg=dict(type=norm))
+    else:
+        model.bbox_head.update(norm_cfg=dict(type=norm), strides=[28])
+        model.neck.update(scales=[0.5])
+    return model
+
+
+@pytest.mark.parametrize('num', [1, 9])
+@pytest.mark.parametrize(('kind', 'norm'), [
+    ('cls', 'BN'), ('seg', 'BN'), ('seg', 'SyncBN'), ('det', 'BN')])
+def test_a_last_batch_of_one_image(kind: str, norm: str, num: int,
+                                   tmp_path: Path) -> None:
+    run = build_runner(
+        kind, normed(kind, norm), tmp_path,
+        custom_hooks=[dict(type='vim_mm.WarmHeadHook', epochs=2)])
+    run._train_dataloader['dataset'] = Pooled(kind, num)
+    run.train_loop  # builds it
+    norms = [part for part in run.model.modules()
+             if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    before = [norm.running_mean.clone() for norm in norms]
+    heads = snapshot(run.model)
+    run.call_hook('before_train')
+    assert norms and all(norm.training for norm in norms)
+    assert not any(norm._forward_pre_hooks for norm in norms)
+    assert not same(snapshot(run.model), heads)
+    if num > 1:  # statistics are those of the other batches
+        assert not any(map(torch.equal, before,
+                           [norm.running_mean for norm in norms]))
+
+
+@pytest.mark.parametrize(('sampler', 'drop_last', 'num', 'sizes'), [
+    ('DefaultSampler', True, 9, [4, 4]),
+    ('DefaultSampler', False, 9, [4, 4, 1]),
+    ('InfiniteSampler', True, 9, [4, 4]),
+    ('InfiniteSampler', False, 9, [4, 4, 1]),
+    ('InfiniteSampler', True, 3, [3]),  # the training repeats them
+])
+def test_the_loader_says_whether_the_last_batch_counts(
+        sampler: str, drop_last: bool, num: int, sizes: list,
+        tmp_path: Path) -> None:
+    run = runner('cls', tmp_path)
+    run._train_dataloader.update(
+        dataset=Pooled('cls', num), drop_last=drop_last,
+        sampler=dict(type=sampler, shuffle=True))
+    cached = cache_features(run.model, run.train_dataloader)
+    assert [len(batch.data_samples) for batch in cached] == sizes
+
+
+def test_what_fills_no_batch_is_refused(tmp_path: Path) -> None:
+    run = runner('cls', tmp_path)
+    run._train_dataloader.update(
+        dataset=Pooled('cls', 3), drop_last=True,
+        sampler=dict(type='DefaultSampler', shuffle=True))
+    with pytest.raises(ValueError, match='do not fill one batch of 4'):
+        WarmHeadHook(epochs=1).before_train(run)
+
+
+@pytest.mark.parametrize('free', [3 * 10**4, 10**3])
+def test_features_that_do_not_fit(free: int, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, 'free_memory', lambda: free)
+    lines: list = []
+    monkeypatch.setattr(places, 'print_log',
+                        lambda text, **_: lines.append(text))
+    run = runner('cls', tmp_path, batch_size=1)
+    before = snapshot(run.model.head)
+    hook = WarmHeadHook(epochs=2, views=3)
+    if free == 10**3:
+        with pytest.raises(ValueError, match='batches need .*`max_batches`'):
+            hook.before_train(run)
+        return
+    hook.before_train(run)
+    assert not same(snapshot(run.model.head), before)
+    said, = lines
+    assert 'views=1' in said and '`max_batches=2`' in said
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_features_on_a_disk(kind: str, tmp_path: Path) -> None:
+    learned = []
+    for name, folder in (('a', None), ('b', str(tmp_path / 'cache'))):
+        (tmp_path / name).mkdir()
+        run = runner(kind, tmp_path / name)
+        WarmHeadHook(epochs=3, folder=folder).before_train(run)
+        learned.append(snapshot(run.model))
+    assert learned[0].keys() == learned[1].keys()
+    for key in learned[0]:
+        torch.testing.assert_close(learned[0][key], learned[1][key])
+    assert not any((tmp_path / 'cache').iterdir())
+
+
+@pytest.mark.parametrize('number', [0, -1, 2.5, '3'])
+def test_a_wrong_number_of_batches(number: object) -> None:
+    with pytest.raises(ValueError, match='WarmHeadHook.max_batches'):
+        WarmHeadHook(epochs=1, max_batches=number)

@@ -74,10 +74,10 @@ MISTAKES = dict(
                                  '`val_dataloader.det` has no `batch_size`'),
     empty=(dict(
         train_dataloader=loaders(det=loader('det', dataset=dict(num=0)))),
-           'data set of `train_dataloader.det` is empty'),
+           r'data set \w+\(.*\) is empty'),
     empty_validation=(dict(
         val_dataloader=loaders(seg=loader('seg', dataset=dict(num=0)))),
-                      'data set of `val_dataloader.seg` is empty'),
+                      r'data set \w+\(.*\) is empty'),
     own_sampler=(dict(
         train_dataloader=loaders(
             det=loader('det', sampler=dict(type='vim_mm.OwnSampler')))),

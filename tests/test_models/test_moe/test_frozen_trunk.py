@@ -390,7 +390,7 @@ def test_inferencer(tmp_path: Path) -> None:
                          str(tmp_path / f'{task}.pth'))
     served = ViMInferencer(sources, 'cpu', show_progress=False)
     samples = served(
-        [str(image)] * 2, task=['cls', 'seg'],
+        str(image), task=['cls', 'seg'],
         return_datasamples=True)['predictions']
     for sample, task in zip(samples, sources):
         alone = ViMInferencer({task: sources[task]}, 'cpu',

@@ -2,6 +2,7 @@
 from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
 from .exact_hook import ExactHook
+from .finite_loss_hook import FiniteLossHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
@@ -17,8 +18,8 @@ from .summary_hook import SummaryHook
 from .warm_head_hook import WarmHeadHook
 
 __all__ = [
-    'BetterGatesHook', 'CostHook', 'ExactHook', 'GateLogHook', 'GuardHook',
-    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
-    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StopHook', 'StudentHook',
-    'SummaryHook', 'WarmHeadHook'
+    'BetterGatesHook', 'CostHook', 'ExactHook', 'FiniteLossHook',
+    'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
+    'ModuleToZooHook', 'NormEvalHook', 'ProxyHook', 'RoutingLogHook',
+    'ScoreGatesHook', 'StopHook', 'StudentHook', 'SummaryHook', 'WarmHeadHook'
 ]

@@ -16,6 +16,8 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
+from ..batch_watch import BatchWatch
+from ..loaded import note_loaded
 from ..rates import refuse_idle_run
 from ..resume import check_counters, keep_numbers
 from ..schedules import check_schedules, say_which_rates
@@ -34,6 +36,8 @@ class GuardHook(Hook):
 
     priority = 'HIGHEST'
 
+    _watch: Optional[BatchWatch] = None
+
     def before_run(self, runner: Runner) -> None:
         """Let no reentrant checkpoint end the graph of a frozen trunk.
 
@@ -49,9 +53,28 @@ class GuardHook(Hook):
         """Refuse a run with a frozen trunk that would learn nothing.
 
         Raises:
-            ValueError: If it is one.
+            ValueError: If it is one, or its head is built for fewer classes
+                than its data has.
         """
         refuse_idle_run(runner)
+        self._watch = BatchWatch(runner)
+
+    def before_train_iter(self,
+                          runner: Runner,
+                          batch_idx: int,
+                          data_batch: Optional[dict] = None) -> None:
+        """See :class:`BatchWatch`."""
+        if self._watch is not None:
+            self._watch.look(data_batch)
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Optional[dict] = None,
+                         outputs: Optional[dict] = None) -> None:
+        """See :class:`BatchWatch`."""
+        if self._watch is not None:
+            self._watch.look_at_rates()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.
@@ -79,6 +102,7 @@ class GuardHook(Hook):
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)
         if loop is None:
+            note_loaded(runner, checkpoint, file)
             return
         state = state_of(checkpoint, file)
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})

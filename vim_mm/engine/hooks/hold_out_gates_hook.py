@@ -22,9 +22,11 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.progress import track
 from vim_mm.utils.seeds import seeded
 from ..better_gates import keep_better
-from ..model_parts import (extra_tokens, fused_features, fusing_part,
+from ..loaded import spared
+from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
+from ..rates import check_optimizer
 from ..stopping import stop_if_asked
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import average_gradients
@@ -70,6 +72,8 @@ class HoldOutGatesHook(Hook):
             start, or than no module, go back to it. Defaults to True.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        keep_loaded (bool): Whether gates that were loaded from ``load_from``
+            stay as they are. Defaults to True.
     """
 
     # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
@@ -83,7 +87,9 @@ class HoldOutGatesHook(Hook):
                  l2: float = 0.1,
                  num_extra_tokens: Optional[int] = None,
                  keep_better: bool = True,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 keep_loaded: bool = True) -> None:
+        check_optimizer(optimizer, 'HoldOutGatesHook.optimizer')
         self.steps = steps
         self.batches = batches
         self.deals = deals
@@ -92,6 +98,7 @@ class HoldOutGatesHook(Hook):
         self.num_extra_tokens = num_extra_tokens
         self.keep_better = keep_better
         self.task = task
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Train the current task's gates.
@@ -102,6 +109,9 @@ class HoldOutGatesHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'HoldOutGatesHook') as (model, loader):
+            if spared(runner, 'HoldOutGatesHook', gates_of(fusing_part(model)),
+                      self.keep_loaded):
+                return
             self._learn(runner, model, loader)
         restart_averages(runner)
 

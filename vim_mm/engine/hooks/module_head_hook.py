@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import Zoo, ZooError, is_head
+from ..loaded import spared
 from ..model_parts import part_of, restart_averages
 
 
@@ -17,7 +18,8 @@ class ModuleHeadHook(Hook):
     For a downstream task that is the task of a module, most of all in
     detection, where much of what was learned lies in the head. Ours, not the
     paper's, which throws midstream heads away. The model needs the neck and
-    head of the midstream config. Skipped when a run is resumed.
+    head of the midstream config. Skipped when a run is resumed; what the
+    checkpoint of ``load_from`` holds stays as it is there.
 
     Runs before WarmHeadHook, which would train the loaded head further on the
     few images, and fit standardising necks anew: leave WarmHeadHook out to
@@ -28,6 +30,8 @@ class ModuleHeadHook(Hook):
         zoo (str): Directory of the zoo.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        keep_loaded (bool): Whether what was loaded from ``load_from`` stays
+            as it is. Defaults to True.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -35,10 +39,12 @@ class ModuleHeadHook(Hook):
     def __init__(self,
                  module: str,
                  zoo: str,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 keep_loaded: bool = True) -> None:
         self.module = module
         self.zoo = zoo
         self.task = task
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Load the head.
@@ -51,7 +57,8 @@ class ModuleHeadHook(Hook):
         with part_of(runner, self.task, 'ModuleHeadHook') as (model, _):
             own = {
                 key: value
-                for key, value in model.state_dict().items() if is_head(key)
+                for key, value in model.state_dict(keep_vars=True).items()
+                if is_head(key)
             }
         head = {
             key: value
@@ -59,10 +66,13 @@ class ModuleHeadHook(Hook):
             if is_head(key)
         }
         self._check(own, head)
-        for key, value in head.items():
-            own[key].copy_(value)
+        kept = spared(runner, 'ModuleHeadHook', own.values(),
+                      self.keep_loaded)
+        start = [key for key in head if id(own[key]) not in kept]
+        for key in start:
+            own[key].data.copy_(head[key])
         restart_averages(runner)
-        runner.logger.info(f"ModuleHeadHook: {len(head)} tensors of neck and "
+        runner.logger.info(f"ModuleHeadHook: {len(start)} tensors of neck and "
                            f"head start from module '{self.module}'.")
 
     def _check(self, own: Dict[str, Tensor], head: Dict[str, Tensor]) -> None:

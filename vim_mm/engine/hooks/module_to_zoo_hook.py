@@ -21,6 +21,7 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
+from ..gradients import Gradients
 from ..model_parts import ordinary, refuse_tasks
 
 
@@ -88,6 +89,10 @@ class ModuleToZooHook(Hook):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (`vim-mm zoo remove`), rename '
                            'the new one, or set overwrite=True.')
+        if runner.max_iters == 0:
+            raise ValueError(
+                'The run has no iteration, so its module would learn nothing; '
+                'set `train_cfg.max_epochs` or `train_cfg.max_iters`.')
         # a card with what is known now; it names a wrong field
         ModuleCard(
             name=name,
@@ -99,6 +104,8 @@ class ModuleToZooHook(Hook):
             **self.card)
         self._start = time.time()
         self._fresh = runner.iter, backbone.bank.export(name)
+        self._gradients = Gradients(runner,
+                                    backbone.bank.members[name].parameters())
 
     def after_train(self, runner: Runner) -> None:
         """Check that all processes agree, then write on the first one.
@@ -123,16 +130,23 @@ class ModuleToZooHook(Hook):
         """Refuse a module that is no better than none.
 
         Raises:
-            ZooError: If it is as it was before, or adds nothing.
+            ZooError: If no gradient moved it, or it adds nothing.
         """
         name, (first, fresh) = backbone.new_module, self._fresh
-        if runner.iter > first and all(
+        why = None
+        if runner.iter > first and not self._gradients.came():
+            why = 'no gradient has reached it'
+        elif runner.iter > first and all(
                 torch.equal(fresh[key], learned[key]) for key in learned):
+            why = 'its learning rate is 0'
+        elif not runner.iter:
+            why = 'the run has made no step'
+        if why:
             raise ZooError(
-                f"Module '{name}' is what it was {runner.iter - first} "
-                'iterations before, so it was not saved: no gradient has '
-                'reached it. Look for what keeps it from learning, such as '
-                'activation checkpoints or a rate of zero.')
+                f"Module '{name}' has learned nothing in "
+                f'{runner.iter - first} iterations, so it was not saved: '
+                f'{why}. Look for what keeps it from learning, such as images '
+                'without labels, activation checkpoints or a rate of zero.')
         if backbone.bank.adds_nothing(name):
             raise ZooError(
                 f"Module '{name}' adds nothing to its trunk after "

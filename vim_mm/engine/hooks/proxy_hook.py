@@ -15,8 +15,10 @@ from vim_mm.features.source import source_of
 from vim_mm.features.store import FeatureStore, StoreError, StoreWriter
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
+from ..loaded import spared
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
+from ..rates import check_optimizer
 from ..stopping import stop_if_asked
 
 
@@ -46,6 +48,9 @@ class ProxyHook(Hook):
             Defaults to 0.
         domain_loss (dict): Config of that loss: vim_mm.LinearCKA, or
             vim_mm.MMD where the proxy space has the student's width.
+        keep_loaded (bool): Whether a last layer of the student that was
+            loaded from ``load_from`` stays as it is, rather than start as
+            the proxy classifier. Defaults to True.
     """
 
     priority = 'NORMAL'
@@ -58,8 +63,9 @@ class ProxyHook(Hook):
             store: Optional[str] = None,
             dtype: str = 'float32',
             domain: float = 0.,
-            domain_loss: dict = dict(type='vim_mm.LinearCKA')
-    ) -> None:
+            domain_loss: dict = dict(type='vim_mm.LinearCKA'),
+            keep_loaded: bool = True) -> None:
+        check_optimizer(optimizer, 'ProxyHook.optimizer')
         self.epochs = epochs
         self.batch_size = batch_size
         self.optimizer = optimizer
@@ -67,6 +73,7 @@ class ProxyHook(Hook):
         self.dtype = dtype
         self.domain = domain
         self.domain_loss = domain_loss
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Fill the store, and train the proxy space unless resumed.
@@ -105,7 +112,9 @@ class ProxyHook(Hook):
                              self.batch_size, self.optimizer, self.domain,
                              self.domain_loss)
         runner.message_hub.update_info('proxy', report)
-        model.start_sharing()
+        if not spared(runner, 'ProxyHook', model.classifier.parameters(),
+                      self.keep_loaded):
+            model.start_sharing()
         restart_averages(runner)
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:

@@ -11,7 +11,8 @@ from vim_mm.models.backbones.blank_image import in_eval
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
 from vim_mm.utils.seeds import seeded
-from ..model_parts import fusing_part, part_of, restart_averages
+from ..loaded import spared
+from ..model_parts import fusing_part, gates_of, part_of, restart_averages
 from ..module_trials import HEAD_OPTIMIZER, ModuleTrials
 from ..stopping import stop_if_asked
 
@@ -44,6 +45,8 @@ class ScoreGatesHook(Hook):
             to None.
         task (str, optional): The task of a multi-task model to work on.
             Defaults to None, for a model of one task.
+        keep_loaded (bool): Whether gates that were loaded from ``load_from``
+            stay as they are. Defaults to True.
 
     The scores are kept in ``runner.message_hub`` as ``module_scores``, and
     what was chosen as ``module_weights``.
@@ -57,12 +60,14 @@ class ScoreGatesHook(Hook):
                  num_extra_tokens: Optional[int] = None,
                  max_pictures: int = 2000,
                  cache: Optional[str] = None,
-                 task: Optional[str] = None) -> None:
+                 task: Optional[str] = None,
+                 keep_loaded: bool = True) -> None:
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures
         self.cache = cache
         self.task = task
+        self.keep_loaded = keep_loaded
 
     def before_train(self, runner: Runner) -> None:
         """Score the task's modules and start its gates.
@@ -74,6 +79,9 @@ class ScoreGatesHook(Hook):
         if runner.iter > 0:  # resumed
             return
         with part_of(runner, self.task, 'ScoreGatesHook') as (model, loader):
+            if spared(runner, 'ScoreGatesHook', gates_of(fusing_part(model)),
+                      self.keep_loaded):
+                return
             self._start(runner, model, loader)
         restart_averages(runner)
 

@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The data of each task of a run, built in its library and checked."""
 
-from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional
 
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.class_counts import class_counts, head_counts
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_same_tasks
 from vim_mm.utils.arguments import check_by_task, check_is_config
@@ -100,14 +101,10 @@ def build_loader(runner: Runner, cfg: Any, scope: Optional[str],
             raise ValueError(f'`{what}` has no `batch_size`; say how many of '
                              'its samples a batch has.')
     with DefaultScope.overwrite_default_scope(scope):
-        loader = runner.build_dataloader(
+        return runner.build_dataloader(
             cfg,
             seed=runner.seed,
             diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))
-    if not len(loader.dataset):
-        raise ValueError(f'The data set of `{what}` is empty; check its '
-                         'annotations, `data_prefix` and `filter_cfg`.')
-    return loader
 
 
 # -------------------------------------------------------------------- heads
@@ -134,25 +131,6 @@ def check_heads(model: MultiTaskModel, datasets: Mapping[str, Dataset],
                     f'classes, but `model.tasks.{task}.{name}` is built for '
                     f'{count}; set its `num_classes`, or the classes of the '
                     'data set in `metainfo`.')
-
-
-def class_counts(dataset: Dataset) -> Tuple[int, ...]:
-    """Numbers of classes that a data set may be said to have."""
-    meta = getattr(dataset, 'metainfo', None) or {}
-    # panoptic ones have things and stuff beside all classes
-    keys = sorted((key for key in meta if key.endswith('classes')), key=len)
-    return tuple(
-        len(meta[key]) for key in keys if isinstance(meta[key], (list, tuple)))
-
-
-def head_counts(model: nn.Module) -> Iterator[Tuple[str, int]]:
-    """The parts of a model that tell classes apart, and how many."""
-    for name, part in model.named_modules():
-        count = getattr(part, 'num_classes', None)
-        # a proposal network tells objects only
-        if (name and isinstance(count, int) and 'rpn' not in name
-                and not name.startswith('data_preprocessor')):
-            yield name, count
 
 
 def check_same_classes(first: Mapping[str, Dataset],

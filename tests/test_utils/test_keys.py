@@ -1,0 +1,43 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Keys that are nearly one that is read are refused, helpers are not."""
+
+from typing import Optional
+
+import pytest
+from mmengine.config import Config
+
+from vim_mm.utils.keys import check_keys
+
+
+@pytest.mark.parametrize(('cfg', 'meant'), [
+    # helpers of configs of the libraries
+    (dict(train_pipeline=[], dataset_type='x', data_root='y'), None),
+    (dict(val_evaluator={}, val_evaluator_abs={}), None),
+    (dict(model={}, models=[]), None),
+    (dict(optimizer={}, conv_cfg={}, optimizer_config={}), None),
+    (dict(resume_from=None), None),
+    (dict(randomness=dict(seed=1), env_cfg=dict(own=1)), None),
+    (dict(default_hooks=dict(mine={}, checkpoint={})), None),
+    (dict(train_dataloader=dict(cls={}, det={})), None),
+    (dict(optim_wrapper=dict(paramwise_cfg=dict(decay_rate=.9))), None),
+    # slips
+    (dict(custom_hook=[]), 'custom_hooks'),
+    (dict(custom_hooks=[], custom_hoks=[]), 'custom_hooks'),
+    (dict(param_schedulers=[]), 'param_scheduler'),
+    (dict(resume_from='x'), '`load_from` and'),
+    (dict(lr_config={'a': 1}), '`param_scheduler`'),
+    (dict(default_hooks=dict(loger={})), 'default_hooks.logger'),
+    (dict(auto_scale_lr=dict(enabled=True)), 'auto_scale_lr.enable'),
+    (dict(test_dataloader=dict(dataset={}, batch_sizes=1)),
+     'test_dataloader.batch_size'),
+    (dict(optim_wrapper=dict(clip_grad=dict(maxnorm=1))), 'grad.max_norm'),
+    (dict(optim_wrapper=dict(paramwise_cfg=dict(
+        custom_keys={'a.b': dict(decay_mul=0.)}))),
+     r"custom_keys\['a.b'\].decay_mult"),
+])
+def test_of_a_config(cfg: dict, meant: Optional[str]) -> None:
+    if meant is None:
+        check_keys(Config(cfg))
+        return
+    with pytest.raises(ValueError, match=meant):
+        check_keys(Config(cfg))

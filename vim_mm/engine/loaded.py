@@ -1,0 +1,95 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a run has from the checkpoint that it starts from.
+
+Hooks that prepare a model before training start its gates, neck and head. A
+run that starts from a checkpoint, by ``load_from`` or the ``init_cfg`` of the
+whole model, has these already, as they were trained, so hooks leave alone what
+the file held.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Dict, Iterable, MutableMapping, Set, Tuple
+from weakref import WeakKeyDictionary
+
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor
+
+from vim_mm.features.cache import unwrap
+
+
+@dataclass
+class _Note:
+    """What a file held: its name, and the shape of each tensor."""
+    file: str
+    shapes: Dict[str, Tuple[int, ...]]
+
+
+_notes: MutableMapping[Runner, _Note] = WeakKeyDictionary()
+
+
+def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
+    """Note what a checkpoint holds that a run is about to start from.
+
+    Args:
+        runner (Runner): The run.
+        checkpoint (Mapping): The checkpoint.
+        file (str): Its name, for messages.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    _notes[runner] = _Note(
+        file, {
+            re.sub(r'^module\.', '', key): tuple(value.shape)
+            for key, value in state.items() if isinstance(value, Tensor)
+        })
+
+
+def spared(runner: Runner, who: str, tensors: Iterable[Tensor],
+           keep_loaded: bool) -> Set[int]:
+    """Which tensors of a model a preparing hook leaves as they were loaded.
+
+    A line of the log says so.
+
+    Args:
+        runner (Runner): The run.
+        who (str): The name of the hook.
+        tensors (Iterable[Tensor]): What it would start: parameters and
+            buffers of the run's model.
+        keep_loaded (bool): Whether it is to keep anything.
+
+    Returns:
+        set[int]: The ``id`` of each.
+    """
+    if not keep_loaded:
+        return set()
+    model = unwrap(runner.model)
+    if runner not in _notes:
+        _note_pretrained(runner, model)
+    note = _notes[runner]
+    held = {
+        id(value)
+        for key, value in model.state_dict(keep_vars=True).items()
+        # what is of another shape was not loaded
+        if isinstance(value, Tensor)
+        and note.shapes.get(key) == tuple(value.shape)
+    } if note.shapes else set()
+    kept = held.intersection(map(id, tensors))
+    if kept:
+        runner.logger.info(
+            f'{who}: {len(kept)} tensors stay as they are in {note.file}, '
+            'from which the run starts; set `keep_loaded=False` of the hook '
+            'to start them anew.')
+    return kept
+
+
+def _note_pretrained(runner: Runner, model: BaseModel) -> None:
+    """Note what came with the ``init_cfg`` of the whole model, if any."""
+    given = getattr(model, 'init_cfg', None) or []
+    for cfg in given if isinstance(given, (list, tuple)) else [given]:
+        if cfg.get('type') == 'Pretrained' and not cfg.get('prefix'):
+            file = cfg['checkpoint']
+            loaded = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
+            return note_loaded(runner, loaded, file)
+    note_loaded(runner, {}, '')

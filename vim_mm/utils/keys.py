@@ -1,0 +1,90 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Keys of a whole config that nobody reads, as they are misspelt.
+
+A config may hold names of its own, such as ``train_pipeline``, so mmengine
+passes over whatever it does not know.
+"""
+
+import inspect
+from difflib import get_close_matches
+from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
+
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner, Runner
+from torch.utils.data import DataLoader
+
+#: Names of the first generation of runners, and what stands for them now.
+_FORMER = dict(
+    resume_from='`load_from` and `resume=True`',
+    checkpoint_config='`default_hooks.checkpoint`',
+    lr_config='`param_scheduler`')
+#: What is read inside of keys that no registry builds.
+_INSIDE: Dict[str, Tuple[str, ...]] = {
+    'default_hooks': ('runtime_info', 'timer', 'sampler_seed', 'logger',
+                      'param_scheduler', 'checkpoint', 'visualization'),
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg'),
+    'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'optim_wrapper.clip_grad': ('type', 'max_norm', 'norm_type', 'clip_value',
+                                'error_if_nonfinite', 'foreach'),
+    'optim_wrapper.paramwise_cfg':
+    ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
+     'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
+     'bypass_duplicate'),
+}
+_RATES = ('lr_mult', 'decay_mult')
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def check_keys(cfg: Config) -> None:
+    """Refuse a key that is nearly one that is read.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Raises:
+        ValueError: If there is one; names what was probably meant.
+    """
+    known = {
+        name for runner in (Runner, FlexibleRunner)
+        for name in inspect.signature(runner.__init__).parameters
+    }
+    for key in sorted(set(cfg) - known):
+        if key in _FORMER and cfg[key]:
+            raise ValueError(f'`{key}` is read no more; use {_FORMER[key]}.')
+    # helpers are called `val_evaluator_full` beside `val_evaluator`
+    _check('', [
+        key for key in cfg if not any(
+            key != name and key.startswith(name) for name in known & set(cfg))
+    ], known)
+    for where, inside, names in _nested(cfg):
+        _check(f'{where}.', inside, names)
+
+
+def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
+    """Parts of a config, where they stand, and what is read in them."""
+    for where, names in _INSIDE.items():
+        yield where, _mapping(cfg, where), names
+    keys = 'optim_wrapper.paramwise_cfg.custom_keys'
+    for name, own in _mapping(cfg, keys).items():
+        if isinstance(own, Mapping):
+            yield f"{keys}['{name}']", own, _RATES
+    loaded = [*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch']
+    for where in _LOADERS:
+        if 'dataset' in _mapping(cfg, where):  # and not by task
+            yield where, cfg[where], loaded
+
+
+def _mapping(cfg: Any, where: str) -> Mapping:
+    for key in where.split('.'):  # a Config is no mapping itself
+        cfg = cfg.get(key) if isinstance(cfg, (Config, Mapping)) else None
+    return cfg if isinstance(cfg, Mapping) else {}
+
+
+def _check(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    for key in sorted(set(keys) - set(known)):
+        near = get_close_matches(key, known, 1, 0.85)
+        if near:
+            raise ValueError(
+                f'Nobody reads `{where}{key}`; perhaps `{where}{near[0]}` is '
+                'meant. Correct it, or give a helper another name.')
