@@ -13,8 +13,7 @@ import vim_mm  # noqa: F401,I001 isort:skip
 import argparse
 from typing import List, Optional
 
-from vim_mm.apis.new_task import (in_words, known_trunks, new_task,
-                                  read_data)
+from vim_mm.apis.new_task import in_words, known_trunks, new_task, read_data
 from vim_mm.utils.cli import run_cli
 
 

@@ -20,8 +20,7 @@ from vim_mm.models import build_model
 from vim_mm.models.moe import load_moe
 from vim_mm.models.moe.counting import Cost, count_moe, count_rest
 from vim_mm.models.moe.load_moe import adapt
-from vim_mm.utils.cli import (add_experts_per_token, run_cli,
-                              table_console)
+from vim_mm.utils.cli import add_experts_per_token, run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
 
 OPTIONS = ('task', 'like', 'train', 'k', 'threshold')
