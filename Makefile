@@ -19,7 +19,7 @@ CONSTRAINTS := requirements/constraints.txt
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
 	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
-	@echo 'make demo-student  small models from few images, as ONNX files'
+	@echo 'make demo-student  small models from few images, as ONNX files; 25 minutes'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
 	@echo 'make matrix  a short selection beside other versions (network, about an hour)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'

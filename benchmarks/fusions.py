@@ -39,13 +39,14 @@ from rich.table import Table
 from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
 from vim_mm.evaluation.ridge import held_out_scores
 from vim_mm.features.module_rows import TRUNK
+from vim_mm.report.verdicts import spread
 from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.files import write_atomic
 
 from few_shot import FewShot, Rows, accuracy, draw, scorable  # isort:skip
 from methods import (CHOSEN, FIXED, METHODS, ORACLE, Method,  # isort:skip
-                     Result, spread)
+                     Result)
 
 #: What fits two CPU cores and a few minutes at 98 px.
 DEFAULT_CONFIG = 'configs/demo/downstream_digits_cls.py'

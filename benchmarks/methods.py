@@ -2,8 +2,7 @@
 """What ``fusions.py`` compares, and what it notes of each."""
 
 from dataclasses import dataclass, field
-from statistics import mean, stdev
-from typing import Dict, List, Sequence
+from typing import Dict, List
 
 ORACLE, CHOSEN = 'best single by test (oracle)', 'single chosen by score'
 
@@ -73,9 +72,3 @@ class Result:
         self.seconds.append(round(seconds, 2))
         self.passes.append(passes)
         self.backward.append(backward)
-
-
-def spread(values: Sequence[float], sign: str = '') -> str:
-    """Mean and sample deviation, for people."""
-    deviation = f' ± {stdev(values):.3f}' if len(values) > 1 else ''
-    return f'{mean(values):{sign}.3f}{deviation}'

@@ -19,12 +19,10 @@ from typing import Dict, List, Tuple
 
 from rich.table import Table
 
-from vim_mm.demo.common import PREPARE
+from vim_mm.report.verdicts import spread
 from vim_mm.utils.cli import run_cli, table_console
 
-from methods import spread  # isort:skip
-
-#: by step, then method: a value for each report
+#: by step, task and metric, then method: a value for each report
 Values = Dict[str, Dict[str, List[float]]]
 
 
@@ -42,11 +40,12 @@ def read(paths: List[Path]) -> Values:
     """
     reports = [json.loads(path.read_text()) for path in paths]
     common = set.intersection(*({row['step'] for row in rows}
-                                for rows in reports)) - {PREPARE}
+                                for rows in reports))
     values: Values = {}
     for row in (row for rows in reports for row in rows):
         if row['step'] in common:
-            methods = values.setdefault(row['step'], {})
+            methods = values.setdefault(
+                f"{row['step']}, {row['task']}, {row['metric']}", {})
             methods.setdefault(row['method'], []).append(row['value'])
     for step, methods in values.items():
         for method, found in methods.items():

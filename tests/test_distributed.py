@@ -87,9 +87,9 @@ def spawn(kind: str,
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(WORLD)]
 
 
-def save_modules(folder: Path, trunk: dict) -> dict:
+def save_modules(folder: Path, trunk: dict, std: float = .2) -> dict:
     midstream = build_backbone(trunk)
-    add_modules(midstream, 'a', 'b')
+    add_modules(midstream, 'a', 'b', std=std)
     for name in ('a', 'b'):
         save_module(midstream, name, str(folder / 'zoo'))
     return dict(zoo=str(folder / 'zoo'), modules=['a', 'b'])
@@ -178,3 +178,15 @@ def test_levels_may_stay_unread(tmp_path: Path) -> None:
     assert same(
         *({k: v for k, v in r['rest'].items() if 'bank' in k or 'neck' in k}
           for r in (first, second)))
+
+
+def test_modules_that_do_not_help_leave_nobody_waiting(
+        tmp_path: Path) -> None:
+    """Gates that are off still get the gradients that wrappers wait for."""
+    trunk = save_trunk(tmp_path / 'trunk.pth')
+    backbone = dict(trunk=trunk, fusion=dict(type='EnsMoE'),
+                    **save_modules(tmp_path, trunk, std=1e-4))
+    first, second = spawn('cls', tmp_path, backbone, HOOKS)
+    assert same(first['rest'], second['rest'])
+    assert first['rest']['backbone.fusion.strength_of_default'] == 0
+    assert (first['rest']['backbone.fusion.logits.default'] == 0).all()

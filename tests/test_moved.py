@@ -23,7 +23,7 @@ INSIDE = [
 USED = [
     ('apis.comparison', 'Variant'), ('apis.demo', 'PREPARE'),
     ('apis.evidence', 'agreement'), ('apis.evidence', 'usefulness'),
-    ('apis.pictures', 'draw_predictions'), ('apis.report', 'write_report'),
+    ('apis.report', 'write_report'),
     ('datasets.prepare', 'digits_recipe'),
     ('datasets.prepare.common', 'run_recipe'),
     ('engine.feature_cache', 'cache_features'),

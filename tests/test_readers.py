@@ -170,6 +170,6 @@ def test_ranks_of_an_adapter_are_alike(tmp_path: Path,
     tensors[up] = torch.ones(len(tensors[up]), 60)
     reader.write(save(tensors))
     reader.read()
-    monkeypatch.setattr('vim_mm.interchange.peft_adapter.SPARE', -50_000)
+    monkeypatch.setattr('vim_mm.interchange.peft_changes.SPARE', -50_000)
     with pytest.raises(ZooError, match='Its ranks go up to 60'):
         reader.read()

@@ -16,11 +16,11 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 #: Old module or package to the new ones, by their names in ``vim_mm``.
 MODULES: Dict[str, Tuple[str, ...]] = {
-    'apis.comparison': ('report.comparison', ),
+    'apis.comparison': ('report.comparison', 'report.variants'),
     'apis.demo': ('demo.steps', 'demo.common'),
     'apis.evidence': ('report.evidence', ),
     'apis.pictures': ('report.pictures', ),
-    'apis.report': ('report.page', ),
+    'apis.report': ('report.page', 'report.steps'),
     'datasets.prepare': ('demo.data', ),
     'datasets.prepare.common': ('demo.data.recipe', ),
     'engine.feature_cache': ('features.cache', ),

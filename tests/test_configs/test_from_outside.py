@@ -16,6 +16,13 @@ if not (Path(vim_mm.__file__).parent / '.mim').exists():
                 allow_module_level=True)
 
 
+@pytest.fixture(autouse=True)
+def quick_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds each, to report compilers and to lay out configs as text."""
+    monkeypatch.setattr(Runner, '_log_env', lambda self, env: None)
+    monkeypatch.setattr(Config, 'pretty_text', '')
+
+
 def scopes(cfg: object) -> list:
     """All ``_scope_`` that are noted in a config."""
     if isinstance(cfg, dict):

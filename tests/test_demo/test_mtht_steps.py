@@ -23,7 +23,7 @@ def finish(name: str, work_dir: Path) -> None:
     path = work_dir / name / 'result.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     key = mtht.fingerprint(name, work_dir)
-    path.write_text(json.dumps(dict(fingerprint=key)))
+    path.write_text(json.dumps(dict(fingerprint=key, format=common.FORMAT)))
 
 
 @pytest.mark.parametrize('name', list(mtht.STEPS))

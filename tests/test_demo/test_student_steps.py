@@ -23,7 +23,7 @@ def finish(name: str, work_dir: Path, seed: int = 0) -> None:
     path = work_dir / name / 'result.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     key = student.fingerprint(name, work_dir, seed)
-    path.write_text(json.dumps(dict(fingerprint=key)))
+    path.write_text(json.dumps(dict(fingerprint=key, format=common.FORMAT)))
 
 
 @pytest.mark.parametrize('name', list(student.STEPS))

@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""Baselines differ from the fused config in what they say, and no more."""
+"""Variants run from one start, and are judged as they stand."""
 
 import mmap
 from pathlib import Path
@@ -12,63 +12,9 @@ from mmengine.runner import Runner
 from _tiny import (Pictures, build_runner, fusion_neck, model_cfg, same,
                    snapshot, vit)
 from vim_mm.report import comparison
-from vim_mm.report.comparison import (SameHeadHook, Variant, peak_memory_mb,
-                                      reset_peak_memory, run_variant, variants)
-
-
-def fused() -> Config:
-    return Config(
-        dict(
-            model=dict(
-                head=dict(type='H'),
-                backbone=dict(
-                    modules=['a', 'b'],
-                    fusion=dict(type='LinearMoE', learn=True))),
-            train_cfg=dict(max_epochs=3),
-            test_dataloader=dict(dataset='test'),
-            test_evaluator=dict(type='E'),
-            param_scheduler=dict(type='S'),
-            custom_hooks=[
-                dict(type='vim_mm.ScoreGatesHook'),
-                dict(type='vim_mm.HoldOutGatesHook'),
-                dict(type='vim_mm.BetterGatesHook'),
-                dict(type='vim_mm.WarmHeadHook', epochs=7)
-            ]))
-
-
-def hooks(cfg: Config) -> set:
-    return {hook['type'].split('.')[-1] for hook in cfg.custom_hooks}
-
-
-def test_variants() -> None:
-    cfg = fused()
-    found = {v.methods: v.cfg for v in variants(cfg)}
-    assert list(found) == [
-        ('frozen trunk', ), ('single: a', ), ('single: b', ),
-        ('uniform gates', 'Ens-MoE, trained from uniform'),
-        ('score-started gates', 'trained from scores')
-    ]
-    for methods, variant in found.items():
-        backbone = variant.model.backbone
-        trained = len(methods) == 2
-        assert backbone.modules == {
-            'frozen trunk': [],
-            'single: a': ['a'],
-            'single: b': ['b']
-        }.get(methods[0], ['a', 'b'])
-        assert (backbone.fusion and dict(backbone.fusion)) == {
-            'uniform gates': dict(type='vim_mm.EnsMoE'),
-            'score-started gates': dict(type='LinearMoE', learn=True)
-        }.get(methods[0])
-        starts = {'ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook'}
-        assert len(starts & hooks(variant)) == 3 * ('score' in methods[0])
-        warm = variant.custom_hooks[-1]
-        # every head sees the few pictures in as many epochs
-        assert warm.epochs + variant.train_cfg.max_epochs == 10
-        assert (variant.train_cfg.max_epochs == 3) == trained
-        assert warm.evaluate and variant.val_dataloader == cfg.test_dataloader
-        assert variant.model.head == cfg.model.head
-    assert cfg.to_dict() == fused().to_dict()  # the input is not touched
+from vim_mm.report.comparison import (SameHeadHook, peak_memory_mb,
+                                      reset_peak_memory, run_variant)
+from vim_mm.report.variants import Variant
 
 
 def test_a_variant_is_judged_after_warm_up_and_after_training(

@@ -12,7 +12,7 @@ from vim_mm.utils import commands
 from vim_mm.utils.cli import is_user_error
 
 WANTED = ('train', 'test', 'infer', 'rank', 'bake', 'zoo', 'doctor',
-          'new-task', 'export', 'generate', 'release', 'moe',
+          'new-task', 'compare', 'export', 'generate', 'release', 'moe',
           'convert-trunk', 'draw-gates')
 
 

@@ -19,6 +19,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 PREFIX = 'gates/'
+#: Points that are marked, since a line hardly shows them.
+FEW = 3
+#: Where a module does not sit, a blank.
+NOTHING = float('nan')
 #: Gates of one step: slot to module to weight.
 Gates = Dict[str, Dict[str, float]]
 
@@ -47,8 +51,9 @@ def read_gates(path: Path) -> Dict[int, Gates]:
                 gates = steps.setdefault(record['step'], {})
                 gates.setdefault(slot, {})[module] = weight
     if not steps:
-        raise ValueError(f"'{path}' holds no gates; add "
-                         "dict(type='vim_mm.GateLogHook') to `custom_hooks`.")
+        raise ValueError(
+            f"'{path}' holds no gates: either the run weighs no modules, or "
+            "its `custom_hooks` lack dict(type='vim_mm.GateLogHook'); add it.")
     return steps
 
 
@@ -82,28 +87,40 @@ def draw_lines(axes: Axes, steps: Dict[int, Gates],
                modules: List[str]) -> None:
     """A thick line for each module's mean over slots, a thin one a slot."""
     x = sorted(steps)
-    marker = 'o' if len(x) == 1 else None
+    slots = list(steps[x[-1]])
+    # few points make no line that is seen
+    marker = 'o' if len(x) <= FEW else None
     for index, module in enumerate(modules):
-        rows = [[row[module] for row in steps[step].values() if module in row]
-                for step in x]
+        rows = [[steps[step].get(slot, {}).get(module, NOTHING)
+                 for slot in slots] for step in x]
         color = plt.get_cmap('tab10')(index % 10)
         axes.plot(
             x, rows, color=color, alpha=0.2, linewidth=0.7, marker=marker)
-        mean = [sum(row) / len(row) for row in rows]
         axes.plot(
-            x, mean, color=color, linewidth=2.5, marker=marker, label=module)
+            x, [mean(row) for row in rows],
+            color=color,
+            linewidth=2.5,
+            marker=marker,
+            label=module)
+    axes.axhline(0, color='gray', linewidth=0.7)
     axes.set(
         xlabel='iteration',
         ylabel='gate',
         title='every slot (thin) and the mean over slots')
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc='best', fontsize='small')
     axes.grid(alpha=0.3)
 
 
+def mean(row: List[float]) -> float:
+    """Of the slots in which a module sits, or sat then."""
+    known = [value for value in row if value == value]
+    return sum(known) / len(known) if known else NOTHING
+
+
 def draw_map(axes: Axes, gates: Gates, modules: List[str]) -> None:
     """The gates at the end, a row a slot and a column a module."""
-    nothing = float('nan')  # where a module does not sit, a blank
-    values = [[row.get(module, nothing) for module in modules]
+    values = [[row.get(module, NOTHING) for module in modules]
               for row in gates.values()]
     low, high = limits([list(row.values()) for row in gates.values()])
     image = axes.imshow(
@@ -117,6 +134,8 @@ def draw_map(axes: Axes, gates: Gates, modules: List[str]) -> None:
     axes.set_title('at the end')
     for row, line in enumerate(values):
         for column, value in enumerate(line):
+            if value != value:  # the module does not sit there
+                continue
             axes.text(
                 column,
                 row,

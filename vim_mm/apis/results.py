@@ -4,7 +4,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 import cv2
 import mmcv
@@ -151,8 +151,10 @@ class Painter:
                  name: str = '',
                  show: bool = False,
                  wait_time: float = 0,
-                 pred_score_thr: float = 0.3) -> np.ndarray:
-        """Draw a prediction.
+                 pred_score_thr: float = 0.3,
+                 side: str = 'pred',
+                 labels: bool = True) -> np.ndarray:
+        """Draw a prediction, or the annotation.
 
         Args:
             picture (np.ndarray): (H, W, 3) uint8, BGR.
@@ -161,42 +163,61 @@ class Painter:
             show (bool): Whether to open a window. Defaults to False.
             wait_time (float): Seconds it stays; 0 waits for a key.
             pred_score_thr (float): Boxes from this score on are drawn.
+            side (str): 'pred', or 'gt' for the annotation; this lies where a
+                prediction would. Defaults to 'pred'.
+            labels (bool): Whether maps are labelled. Defaults to True.
 
         Returns:
             np.ndarray: The drawing, RGB; small images come out enlarged.
         """
         kind = kind_of(sample)
-        times = -(-MIN_SIDE // max(picture.shape[:2]))
-        sample = enlarged(sample, kind, times)
-        picture = np.ascontiguousarray(picture[..., ::-1])
-        picture = mmcv.imrescale(
-            picture, float(times), interpolation='bicubic')
+        picture, times = enlarge(picture[..., ::-1])
+        sample = enlarged(sample, kind, times, side)
         visualizer = self._visualizer(kind)
         draw = getattr(visualizer, 'visualize_cls', None)
         given = dict(name=name, image=picture, data_sample=sample)
         given.update(draw_gt=False, show=show, wait_time=wait_time)
+        if side == 'gt':
+            given.update(draw_gt=True, draw_pred=False)
         if kind != 'cls' or draw is None:
             draw = visualizer.add_datasample
-        if 'pred_score_thr' in inspect.signature(draw).parameters:
-            given['pred_score_thr'] = pred_score_thr
+        # by the release of mmseg
+        options = dict.fromkeys(('with_labels', 'withLabels'), labels)
+        options.update(pred_score_thr=pred_score_thr)
+        known = inspect.signature(draw).parameters
+        given.update((k, v) for k, v in options.items() if k in known)
         draw(**given)
         return visualizer.get_image()
 
 
-def enlarged(sample: BaseDataElement, kind: str,
-             times: int) -> BaseDataElement:
-    """A copy of a prediction on an image enlarged a whole number of times."""
-    sample = sample.clone()
+def enlarge(picture: np.ndarray) -> Tuple[np.ndarray, int]:
+    """An image of at least :data:`MIN_SIDE`, and how many times it grew."""
+    times = -(-MIN_SIDE // max(picture.shape[:2]))
+    picture = np.ascontiguousarray(picture)
+    return mmcv.imrescale(
+        picture, float(times), interpolation='bicubic'), times
+
+
+def enlarged(sample: BaseDataElement,
+             kind: str,
+             times: int,
+             side: str = 'pred') -> BaseDataElement:
+    """A copy of a prediction on an image enlarged a whole number of times.
+
+    With the side 'gt' it is the annotation that grows.
+    """
+    sample, field = sample.clone(), getattr(KINDS[kind], side)
     if kind == 'seg':
-        data = sample.pred_sem_seg.data.numpy()
-        sample.pred_sem_seg = type(sample.pred_sem_seg)(
-            data=_repeat(data, times))
+        own = sample.get(field)
+        grown = type(own)(data=_repeat(own.data.numpy(), times))
+        setattr(sample, field, grown)
     elif kind == 'det':
         # a clone holds the very same instances
-        sample.pred_instances = instances = sample.pred_instances.clone()
+        instances = sample.get(field).clone()
         instances.bboxes = instances.bboxes * times
         if 'masks' in instances:
             instances.masks = _repeat(instances.masks.numpy(), times)
+        setattr(sample, field, instances)
     return sample
 
 

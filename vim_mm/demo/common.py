@@ -4,18 +4,20 @@
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 import vim_mm
 from vim_mm.interchange.trunks import convert_trunk
-from vim_mm.report import Row, Step
+from vim_mm.report import Chart, Gallery, Made, Row, Step
 from vim_mm.report.comparison import peak_memory_mb, reset_peak_memory
-from vim_mm.report.pictures import draw_predictions
+from vim_mm.report.origin import origin
+from vim_mm.report.pictures import add_answers
 from vim_mm.utils.files import sha256, write_atomic
 from .data import Recipe, default_out, digits_recipe
 from .data import prepare as prepare_dataset
@@ -28,9 +30,8 @@ CONFIGS = next(
                        _PACKAGE.parent / 'configs') if path.is_dir()))
 PREPARE = 'prepare'
 
-
-class DemoError(RuntimeError):
-    """A step of the demo failed; the sentence says where its log is."""
+#: Of results on disk; those of another are made anew.
+FORMAT = 2
 
 
 def trunk_path() -> Path:
@@ -47,36 +48,36 @@ def prepare(work_dir: Path, say: Callable[[str], None]) -> Step:
         say (Callable): Receives a line for each.
 
     Returns:
-        Step: A row for each, with the cost of the run that made it.
+        Step: An entry for each, with the cost of the run that made it.
 
     Raises:
         PreparationError: If a package is missing; names it and the fix.
         ValueError: The same, for the trunk.
     """
     known = {}
-    if (work_dir / PREPARE / 'result.json').is_file():
-        known = {row.method: row for row in load(PREPARE, work_dir).rows}
+    if stored(PREPARE, work_dir):
+        known = {each.name: each for each in load(PREPARE, work_dir).made}
     recipes = (tree_crowns_recipe(), solar_cells_recipe(), digits_recipe())
     makers = {'trunk weights': _make_trunk}
     for recipe in recipes:
         makers[recipe.name] = partial(_make_dataset, recipe)
-    rows = []
+    found = []
     for name, make in makers.items():
         reset_peak_memory()
         start = time.perf_counter()
         files, reused = make()
         say(f'   {name}: {"reused" if reused else "written"}')
         if not reused or name not in known:
-            known[name] = Row(PREPARE, 'data', name, 'files', files, 0, 0,
-                              round(time.perf_counter() - start, 1),
-                              round(peak_memory_mb(), 1))
-        rows.append(known[name])
+            known[name] = Made(name, files,
+                               round(time.perf_counter() - start, 1),
+                               round(peak_memory_mb(), 1))
+        found.append(known[name])
     step = Step(
-        'Preparation', 'Trunk weights and images, made from pip packages.',
-        rows,
-        seconds=round(sum(row.seconds for row in rows), 1),
-        ranked=False)
-    write_result(work_dir, PREPARE, step=asdict(step))
+        'Preparation',
+        'Trunk weights and images, made from pip packages.',
+        made=found,
+        seconds=round(sum(each.seconds for each in found), 1))
+    write_result(work_dir, PREPARE, step)
     return step
 
 
@@ -105,30 +106,63 @@ def inputs() -> List[str]:
 def stored(name: str, work_dir: Path) -> dict:
     """What a finished step has written; empty if it has not finished."""
     path = work_dir / name / 'result.json'
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found if found.get('format') == FORMAT else {}
 
 
 def load(name: str, work_dir: Path) -> Step:
     """The finished result of a step."""
-    step = stored(name, work_dir)['step']
-    step['rows'] = [Row(**row) for row in step['rows']]
-    return Step(**step)
+    return Step.from_dict(stored(name, work_dir)['step'])
 
 
-def write_result(work_dir: Path, name: str, **content: object) -> None:
+def write_result(work_dir: Path, name: str, step: Step,
+                 **content: object) -> None:
     """Write what a step found, as its last act."""
     path = work_dir / name / 'result.json'
     path.parent.mkdir(parents=True, exist_ok=True)
+    step.origin = origin()
+    content.update(format=FORMAT, step=asdict(step))
     write_atomic(path, json.dumps(content, indent=1))
 
 
-def pictures_of(runner: Runner, work_dir: Path, name: str,
-                method: str) -> List[Dict[str, str]]:
-    """Predictions painted on a few validation images, with captions."""
-    folder = work_dir / name / 'pictures'
-    paths = draw_predictions(
-        runner, runner.val_dataloader, folder, method, num=3)
-    return [
-        dict(file=str(path.relative_to(work_dir)), caption=caption)
-        for path, caption in paths
-    ]
+def ask(gallery: Gallery,
+        runner: Runner,
+        work_dir: Path,
+        name: str,
+        method: str,
+        dataloader: Optional[DataLoader] = None) -> Gallery:
+    """Let a model answer on a few validation images of a step."""
+    return add_answers(gallery, runner, dataloader or runner.val_dataloader,
+                       work_dir, f'{name}/pictures', method)
+
+
+@dataclass
+class Found:
+    """What a step of a demo gives to the report.
+
+    Attributes:
+        rows (list[Row]): Its numbers.
+        galleries (list[Gallery]): Answers on test images.
+        charts (list[Chart]): Figures.
+    """
+    rows: List[Row]
+    galleries: List[Gallery] = field(default_factory=list)
+    charts: List[Chart] = field(default_factory=list)
+
+    def step(self, about: Any, start: float, ranked: bool) -> Step:
+        """The part of the report.
+
+        Args:
+            about: Has the step's ``title``, ``text`` and ``contrast``.
+            start (float): ``time.perf_counter()`` when it began.
+            ranked (bool): Whether its rows compete.
+        """
+        return Step(
+            about.title,
+            about.text,
+            self.rows,
+            galleries=self.galleries,
+            charts=self.charts,
+            contrast=about.contrast,
+            seconds=round(time.perf_counter() - start, 1),
+            ranked=ranked)

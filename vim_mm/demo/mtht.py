@@ -2,14 +2,14 @@
 """The steps of ``tools/demo.py mtht``: what each runs, reuses and shows."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict
 
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from vim_mm.report import Step
+from vim_mm.report import Contrast
 from vim_mm.utils.files import sha256
 from .common import CONFIGS, inputs, stored, write_result
 from .mtht_runs import RUNS, trunk_file
@@ -22,6 +22,18 @@ INTRO = (
     'the trunk is adapted to a new task, and a new task is added without '
     'forgetting. One seed ({seed}), small test sets: directions, not '
     'benchmarks. Bold: the best row of a table.')
+TERMS = {
+    'experts': 'small networks in the place of an MLP, of which a token uses '
+    'a few',
+    'router': 'chooses the experts of each token; every task has its own',
+    'dense start, warmed head': 'experts that start as copies of the MLP, and '
+    'a head trained on their features',
+    'I(T;E)': 'mutual information of tasks and experts: 0 if all tasks use '
+    'the same experts',
+    'own part': 'the experts that a task uses often enough, as a model of its '
+    'own',
+}
+DOCS = ['mtht.md', 'multitask.md', 'adapting_experts.md']
 
 
 @dataclass(frozen=True)
@@ -32,10 +44,12 @@ class MthtStep:
         title (str): Heading.
         config (str): What it trains, or what it evaluates.
         text (str): A few words on data and method.
+        contrast (Contrast): What it is about.
     """
     title: str
     config: str
     text: str
+    contrast: Contrast
 
 
 STEPS: Dict[str, MthtStep] = {
@@ -44,23 +58,29 @@ STEPS: Dict[str, MthtStep] = {
         'One backbone, three data sets of three kinds', 'demo_cls-det-seg',
         'Digits on photographs (classes), tree crowns from the air (boxes), '
         'digits on photographs (masks), one of them in each step, each with '
-        'the pipeline, head and metric of its library.'),
+        'the pipeline, head and metric of its library.',
+        Contrast('What learning together adds', 'learned together',
+                 'dense start, warmed head')),
     'extraction':
     MthtStep(
         'Each task as a smaller model of its own', 'demo_cls-det-seg',
         'Experts that a task hardly uses are dropped, with the other tasks\' '
         'routers and heads; nothing is trained. The part is an ordinary '
-        'backbone in mmpretrain, mmdet or mmseg.'),
+        'backbone in mmpretrain, mmdet or mmseg.',
+        Contrast('What taking a task out costs', 'own part', 'whole trunk')),
     'adaptation':
     MthtStep(
         'A new task: solar cells', 'demo_adapt-solar-cells',
         'Mono-crystalline cells of the ELPV data set, functional or '
-        'defective. What learns, beside a new head, is a switch.'),
+        'defective. What learns, beside a new head, is a switch.',
+        Contrast('What adapting adds', 'routers + 1 new expert',
+                 'a new head alone')),
     'continual':
     MthtStep(
         'A fourth task, and nothing forgotten', 'demo_continual-solar-cells',
         'Solar cells are added with routers, one new expert a layer and a '
-        'head. The other tasks\' outputs stay the same, bit for bit.'),
+        'head. The other tasks\' outputs stay the same, bit for bit.',
+        Contrast('What a fourth task does to the others', 'after', 'before')),
 }
 
 
@@ -96,18 +116,11 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
     start = time.perf_counter()
     cfg = step_config(name, work_dir, seed)
     key = fingerprint(name, work_dir, seed)
-    rows, pictures = RUNS[name](cfg, work_dir)
+    found = RUNS[name](cfg, work_dir, seed)
     step = STEPS[name]
+    # rows of different tasks do not compete
     write_result(
         work_dir,
         name,
-        fingerprint=key,
-        step=asdict(
-            Step(
-                step.title,
-                step.text,
-                rows,
-                pictures=pictures,
-                seconds=round(time.perf_counter() - start, 1),
-                # rows of different tasks do not compete
-                ranked=name == 'adaptation')))
+        found.step(step, start, ranked=name == 'adaptation'),
+        fingerprint=key)

@@ -17,13 +17,12 @@ from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
 from vim_mm.models.moe.load_moe import build_from
 from vim_mm.models.multitask.single_task import task_state
 from vim_mm.models.tasks import select_task
-from vim_mm.report import Row
+from vim_mm.report import Chart, Gallery, Row
 from vim_mm.report.comparison import (Stage, StageHook, peak_memory_mb,
                                       reset_peak_memory)
-from vim_mm.report.pictures import draw_predictions
 from vim_mm.report.routing import (draw_information, draw_usage,
                                    read_information)
-from .common import CONFIGS, load
+from .common import CONFIGS, Found, ask, load
 
 
 @dataclass(frozen=True)
@@ -76,22 +75,24 @@ def trunk_file(work_dir: Path) -> Path:
 # -------------------------------------------------------------------- steps
 
 
-def joint(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
+def joint(cfg: Config, work_dir: Path, seed: int) -> Found:
     """Train three tasks in one model, and write its trunk."""
     runner, stages = _train(cfg)
     model = unwrap(runner.model)
-    rows = _rows('joint', JOINT, 'dense start, warmed head', runner, stages[0])
-    rows += _rows('joint', JOINT, 'learned together', runner, stages[-1])
+    rows = []
+    for method, stage in (('dense start, warmed head', stages[0]),
+                          ('learned together', stages[-1])):
+        rows += _rows('joint', JOINT, method, runner, stage, seed)
     meta = runner.train_dataloader.dataset.metainfo
     save_moe(model.backbone, cfg.model.backbone, trunk_file(work_dir),
              model.routing.usage(), moe_card(cfg, JOINT, meta))
-    return rows, [
-        *_routing_pictures(model.routing.usage(), work_dir),
-        *_predictions(runner, JOINT, work_dir, 'joint')
-    ]
+    return Found(
+        rows, _galleries(runner, JOINT, work_dir, 'joint',
+                         'learned together'),
+        _routing_charts(model.routing.usage(), work_dir))
 
 
-def extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
+def extraction(cfg: Config, work_dir: Path, seed: int) -> Found:
     """Take each task out, with all experts and with those it uses."""
     file = read_moe(trunk_file(work_dir))
     rows = []
@@ -109,8 +110,8 @@ def extraction(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
             part.model.backbone = dict(
                 type='vim_mm.load_moe', checkpoint=str(path), task=task)
             part.work_dir = str(work_dir / 'extraction' / task)
-            rows.append(_evaluate(part, task, name, work_dir))
-    return rows, []
+            rows.append(_evaluate(part, task, name, work_dir, seed))
+    return Found(rows)
 
 
 def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
@@ -122,7 +123,8 @@ def _write_part(file: MoEFile, task: str, threshold: float, path: Path) -> int:
     return read_moe(path).num_params
 
 
-def _evaluate(cfg: Config, task: str, method: str, work_dir: Path) -> Row:
+def _evaluate(cfg: Config, task: str, method: str, work_dir: Path,
+              seed: int) -> Row:
     """Evaluate an ordinary model with the head of the joint one."""
     reset_peak_memory()
     start = time.perf_counter()
@@ -141,10 +143,10 @@ def _evaluate(cfg: Config, task: str, method: str, work_dir: Path) -> Row:
         for k, v in metrics.items()
     }, round(time.perf_counter() - start, 1), round(peak_memory_mb(), 1))
     return _row('extraction', task, method, stage, 0,
-                len(runner.val_dataloader.dataset))
+                len(runner.val_dataloader.dataset), seed)
 
 
-def adaptation(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
+def adaptation(cfg: Config, work_dir: Path, seed: int) -> Found:
     """Let a new task learn, one way after the other."""
     rows = []
     for way, settings in WAYS.items():
@@ -162,29 +164,28 @@ def adaptation(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
             rows.append(
                 _row('adaptation', 'solar', method, stage,
                      len(runner.train_dataloader.dataset),
-                     len(runner.val_dataloader.dataset)))
-    return rows, []
+                     len(runner.val_dataloader.dataset), seed))
+    return Found(rows)
 
 
-def continual(cfg: Config, work_dir: Path) -> Tuple[List[Row], List[dict]]:
+def continual(cfg: Config, work_dir: Path, seed: int) -> Found:
     """Add a task, and judge all of them before and after."""
     # the last of a task is the trained one
     before = {row.task: row for row in load('joint', work_dir).rows}
     runner, stages = _train(cfg)
-    rows = _rows('continual', list(TASKS), 'after', runner, stages[-1])
+    rows = _rows('continual', list(TASKS), 'after', runner, stages[-1], seed)
     both = []
     for row in rows:
         if row.task in before:
             both.append(
                 replace(
-                    before[row.task],
-                    step='continual',
-                    method=f'{row.task}, before'))
-        both.append(replace(row, method=f'{row.task}, after'))
-    return both, _predictions(runner, ['solar'], work_dir, 'continual')
+                    before[row.task], step='continual', method='before'))
+        both.append(row)
+    return Found(
+        both, _galleries(runner, ['solar'], work_dir, 'continual', 'after'))
 
 
-#: by step, what it does with its config, and the rows and pictures it gives
+#: by step, what it does with its config, and what it gives to the report
 RUNS = dict(
     joint=joint,
     extraction=extraction,
@@ -214,43 +215,39 @@ def _last(work_dir: Path) -> Dict[str, Tensor]:
 
 
 def _rows(step: str, tasks: Sequence[str], method: str, runner: Runner,
-          stage: Stage) -> List[Row]:
+          stage: Stage, seed: int) -> List[Row]:
     loaders = runner.train_loop.dataloader.loaders
     return [
-        _row(step, task, f'{TASKS[task].name}, {method}', stage,
+        _row(step, task, method, stage,
              len(loaders[task].dataset) if task in loaders else 0,
-             len(runner.val_dataloader.of(task).dataset)) for task in tasks
+             len(runner.val_dataloader.of(task).dataset), seed)
+        for task in tasks
     ]
 
 
 def _row(step: str, task: str, method: str, stage: Stage, n_train: int,
-         n_test: int) -> Row:
+         n_test: int, seed: int) -> Row:
     one = TASKS[task]
     # mmdet has no metric where nothing at all was found
     value = float(stage.metrics.get(f'{task}/{one.key}', 0.))
     return Row(step, one.name, method, one.metric, round(value * one.scale, 4),
-               n_train, n_test, stage.seconds, stage.peak_mb)
+               n_train, n_test, stage.seconds, stage.peak_mb, seed)
 
 
-def _predictions(runner: Runner, tasks: Sequence[str], work_dir: Path,
-                 step: str) -> List[dict]:
-    pictures = []
+def _galleries(runner: Runner, tasks: Sequence[str], work_dir: Path,
+               step: str, method: str) -> List[Gallery]:
+    galleries = []
     for task in tasks:
         select_task(runner.model, task)
-        drawn = draw_predictions(
-            runner,
-            runner.val_dataloader.of(task),
-            work_dir / step / 'pictures',
-            task,
-            num=3)
-        pictures += [
-            dict(file=str(path.relative_to(work_dir)), caption=caption)
-            for path, caption in drawn
-        ]
-    return pictures
+        galleries.append(
+            ask(
+                Gallery(TASKS[task].name), runner, work_dir,
+                f'{step}/{task}', method,
+                runner.val_dataloader.of(task)))
+    return galleries
 
 
-def _routing_pictures(usage: dict, work_dir: Path) -> List[dict]:
+def _routing_charts(usage: dict, work_dir: Path) -> List[Chart]:
     folder = work_dir / 'joint' / 'pictures'
     folder.mkdir(parents=True, exist_ok=True)
     draw_usage(usage, folder / 'usage.png')
@@ -258,13 +255,10 @@ def _routing_pictures(usage: dict, work_dir: Path) -> List[dict]:
         read_information(work_dir / 'joint'), folder / 'information.png',
         len(JOINT))
     return [
-        dict(
-            file='joint/pictures/usage.png',
-            caption='How often each task uses each expert, layer by layer.',
-            kind='chart'),
-        dict(
-            file='joint/pictures/information.png',
-            caption='Mutual information I(T;E) of tasks and experts while '
-            'the trunk learns.',
-            kind='chart')
+        Chart('joint/pictures/usage.png',
+              'How often each task uses each expert, layer by layer.'),
+        Chart(
+            'joint/pictures/information.png',
+            'Mutual information I(T;E) of tasks and experts while the trunk '
+            'learns.')
     ]

@@ -1,18 +1,21 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The steps of ``tools/demo.py``: what each runs, reuses and shows."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 from torch import Tensor
 
-from vim_mm.report import (Row, Step, Variant, VariantResult, run_variant,
-                           variants)
+from vim_mm.features.module_rows import TRUNK
+from vim_mm.report import (Contrast, Gallery, Row, Step, Variant,
+                           VariantResult, run_variant, variants)
+from vim_mm.report.steps import SINGLE
 from vim_mm.utils.files import sha256
 from vim_mm.zoo import Zoo
-from .common import CONFIGS, inputs, pictures_of, stored, write_result
+from .common import CONFIGS, ask, inputs, stored, write_result
 
 TITLE = 'vim_mm demo'
 INTRO = (
@@ -22,6 +25,25 @@ INTRO = (
     'baselines with the same head and the same images. One seed ({seed}), '
     'small test sets: directions, not benchmarks. Bold: the best row of a '
     'table.')
+TERMS = {
+    'frozen trunk': 'a foundation model whose weights never change; only a '
+    'head is learned on its features',
+    'module': 'small layers beside the trunk, learned on one midstream data '
+    'set and frozen since',
+    'warmed head': 'a head trained on features of the trunk that were '
+    'computed once',
+    'single: NAME': 'trunk and one module at the strength it was trained at',
+    'gates': 'the weights of the modules in each layer and branch',
+    'uniform gates': 'each module weighs 1 / N',
+    'Ens-MoE': "the paper's fusion: a softmax over learned gates",
+    'score-started gates': 'gates set from how well each module separates '
+    'the training images, before any training (LinearMoE)',
+}
+DOCS = ['fusion.md', 'get_started.md']
+#: What the steps are about.
+MODULE = Contrast('What a module adds', 'with the module',
+                  'frozen trunk, warmed head')
+FUSING = Contrast('What fusing adds', 'trained from scores', TRUNK)
 
 
 @dataclass(frozen=True)
@@ -133,41 +155,59 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
     """Run a step in this process and write its ``result.json`` last."""
     kind, cfg = STEPS[name], step_config(name, work_dir, seed)
     key = fingerprint(name, work_dir, seed)
-    runs = [
-        Variant(('frozen trunk, warmed head', 'with the module'), cfg)
+    contrast, runs = MODULE, [
+        Variant((MODULE.against, MODULE.result), cfg)
     ]
     if kind.fuses:
-        runs = variants(cfg)
+        contrast, runs = FUSING, variants(cfg)
     rows: List[Row] = []
-    gates, pictures, seconds = None, [], 0.
+    gates, gallery, seconds = None, Gallery(), 0.
     head: Dict[str, Tensor] = {}
     for variant in runs:
         result, runner = run_variant(variant, str(work_dir / name), head)
-        found = _rows(name, kind, result)
+        found = _rows(name, kind, result, seed)
         for row in found:
             runner.logger.info(
                 f'Method {row.method}: {row.metric} {row.value:.4f}')
         rows += found
         gates = result.gates if kind.fuses else None
         seconds += found[-1].seconds
-        if variant in (runs[0], runs[-1]):
-            pictures += pictures_of(runner, work_dir, name, found[-1].method)
+        _ask(gallery, runner, work_dir, rows)
         del runner  # its memory is not the next method's
-    step = Step(kind.title, kind.text, rows, gates, pictures,
-                round(seconds, 1))
+    step = Step(
+        kind.title,
+        kind.text,
+        rows,
+        gates, [gallery],
+        contrast=contrast,
+        seconds=round(seconds, 1))
     write_result(
         work_dir,
         name,
+        step,
         fingerprint=key,
-        module=module_hash(cfg.model.backbone.get('new_module'), work_dir),
-        step=asdict(step))
+        module=module_hash(cfg.model.backbone.get('new_module'), work_dir))
 
 
-def _rows(name: str, kind: DemoStep, result: VariantResult) -> List[Row]:
+def _ask(gallery: Gallery, runner: Runner, work_dir: Path,
+         rows: List[Row]) -> None:
+    """Answers of the latest method; of single modules the best one's stay."""
+    latest = rows[-1]
+    if latest.method.startswith(SINGLE):
+        others = [row for row in rows[:-1] if row.method.startswith(SINGLE)]
+        if any(row.value >= latest.value for row in others):
+            return
+        for row in others:
+            gallery.drop(row.method)
+    ask(gallery, runner, work_dir, latest.step, latest.method)
+
+
+def _rows(name: str, kind: DemoStep, result: VariantResult,
+          seed: int) -> List[Row]:
     key, metric = kind.metric
     return [
         Row(name, kind.task, method, metric,
             round(stage.metrics[key] * kind.scale, 4), result.n_train,
-            result.n_test, stage.seconds, stage.peak_mb)
+            result.n_test, stage.seconds, stage.peak_mb, seed)
         for method, stage in result.stages.items()
     ]

@@ -2,12 +2,12 @@
 """The steps of ``tools/demo.py student``: what each runs, reuses and shows."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 from vim_mm.interchange.trunks import convert_trunk
-from vim_mm.report import Step
+from vim_mm.report import Contrast
 from vim_mm.utils.files import sha256
 from .common import inputs, stored, trunk_path, write_result
 from .student_runs import RUNS, config
@@ -20,6 +20,19 @@ INTRO = (
     'from a detector with a plug-in module. Students end as ONNX files. One '
     'seed ({seed}), small test sets: directions, not benchmarks. Bold: the '
     'best row of a table.')
+TERMS = {
+    'teacher, student': 'a large network, and a small one that learns from '
+    'it',
+    'KD': "distillation: the student follows the teacher's outputs",
+    're-represented': 'an image as the published auto-encoder gives it back',
+    'IRF': 'head on re-represented images first, then all on originals',
+    'LP-FT': 'head first, then all, both on originals',
+    'DIGG': 'images generated from the few and the teacher',
+    'TDMR': 'distillation from a small space between the foundation models '
+    'and the task',
+    'ONNX': 'a file that runs without PyTorch',
+}
+DOCS = ['students.md']
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,14 @@ class StudentStep:
         text (str): A few words on data and method.
         after (tuple[str]): Steps whose results it reads.
         ranked (bool): Whether its rows compete.
+        contrast (Contrast, optional): What it is about.
     """
     title: str
     configs: Tuple[str, ...]
     text: str
     after: Tuple[str, ...] = ()
     ranked: bool = False
+    contrast: Optional[Contrast] = None
 
 
 TEACHER, OTA = 'ota/demo_teacher_solar-cells', 'ota/demo_student_solar-cells'
@@ -57,7 +72,8 @@ STEPS: Dict[str, StudentStep] = {
         'Its head learns on re-represented images, then all of it on the '
         'originals. LP-FT, with originals in both, is the control.',
         ('release', ),
-        ranked=True),
+        ranked=True,
+        contrast=Contrast('What IRF adds', 'IRF', 'LP-FT')),
     'generation':
     StudentStep(
         'DIGG: images guided by the few', (TEACHER, ),
@@ -70,19 +86,24 @@ STEPS: Dict[str, StudentStep] = {
         (OTA, TEACHER),
         'All students start alike and learn for 100 steps; labels count for '
         'the real images alone.', ('release', 'teacher', 'generation'),
-        ranked=True),
+        ranked=True,
+        contrast=Contrast('What OTA adds', 'OTA', 'student alone')),
     'tdmr':
     StudentStep(
         'TDMR: a small model from a proxy space', (TDMR, ),
         'Two foundation models run once for each view of an image and are '
         'never back-propagated; a small net leads from their features to the '
-        'task, and the student follows it, less and less.'),
+        'task, and the student follows it, less and less.',
+        contrast=Contrast('What TDMR adds', 'TDMR',
+                          'KD from a linear probe')),
     'detection':
     StudentStep(
         'Boxes: a small detector from a large one', TREES,
         'The teacher is a frozen trunk with a module; scores and the features '
         'that its heads read are distilled.',
-        ranked=True),
+        ranked=True,
+        contrast=Contrast('What distilling a detector adds',
+                          'student with KD', 'student alone')),
     'export':
     StudentStep(
         'ONNX: the students, ready to deploy', (TDMR, TREES[1]),
@@ -131,17 +152,6 @@ def run(name: str, work_dir: Path, seed: int = 0) -> None:
     start = time.perf_counter()
     prepare_trunks()
     key = fingerprint(name, work_dir, seed)
-    rows, pictures = RUNS[name](work_dir, seed)
     step = STEPS[name]
-    write_result(
-        work_dir,
-        name,
-        fingerprint=key,
-        step=asdict(
-            Step(
-                step.title,
-                step.text,
-                rows,
-                pictures=pictures,
-                seconds=round(time.perf_counter() - start, 1),
-                ranked=step.ranked)))
+    found = RUNS[name](work_dir, seed).step(step, start, step.ranked)
+    write_result(work_dir, name, found, fingerprint=key)

@@ -19,25 +19,29 @@ from vim_mm.apis.export import export_onnx, latency, load_for_export
 from vim_mm.apis.generate import generate
 from vim_mm.apis.release import publish_upstream, re_represent_folder
 from vim_mm.registry import DATASETS
-from vim_mm.report import Row
+from vim_mm.report import Chart, Gallery, Row
 from vim_mm.report.comparison import (StageHook, peak_memory_mb,
                                       reset_peak_memory)
 from vim_mm.utils.files import write_atomic
-from .common import CONFIGS, pictures_of
+from .common import CONFIGS, Found, ask
 
 SOLAR, TREES = 'solar cells (cls)', 'tree crowns (det)'
 #: images of a strip
 SHOWN = 6
 #: of small detectors; their config has more
 EPOCHS = 10
-Found = Tuple[List[Row], List[Dict[str, str]]]
 
 
 class Costs:
-    """Wall time and peak memory since it was made."""
+    """Wall time and peak memory since it was made.
 
-    def __init__(self) -> None:
+    Args:
+        seed (int): Of the run, for its rows.
+    """
+
+    def __init__(self, seed: int) -> None:
         reset_peak_memory()
+        self.seed = seed
         self.start = time.perf_counter()
 
     def row(self, step: str, task: str, method: str, metric: str,
@@ -45,7 +49,7 @@ class Costs:
         """A row with what has been spent so far."""
         return Row(step, task, method, metric, value, n_train, n_test,
                    round(time.perf_counter() - self.start, 1),
-                   round(peak_memory_mb(), 1))
+                   round(peak_memory_mb(), 1), self.seed)
 
 
 def config(name: str, work_dir: Path, seed: int) -> Config:
@@ -74,7 +78,8 @@ def train(cfg: Config, folder: Path) -> Tuple[Runner, List[float], Costs]:
     gc.collect()  # the run before holds gigabytes in circles
     cfg.work_dir = str(folder)
     cfg.experiment_name = f'{folder.name}_{time.time_ns()}'
-    costs, hook = Costs(), StageHook(time.perf_counter())
+    costs = Costs(cfg.randomness.seed)
+    hook = StageHook(time.perf_counter())
     runner = Runner.from_cfg(cfg)
     runner.register_hook(hook)
     runner.train()
@@ -99,7 +104,7 @@ def sizes(runner: Runner) -> Tuple[int, int]:
 def release(work_dir: Path, seed: int) -> Found:
     """Publish codes of photographs, and apply them to the few images."""
     root = work_dir / 'release'
-    costs = Costs()
+    costs = Costs(seed)
     cfg = config('ota/demo_release', work_dir, seed)
     cfg.work_dir = str(root / 'run')
     for made in ('published', 'copies', 'few'):
@@ -122,13 +127,14 @@ def release(work_dir: Path, seed: int) -> Found:
     ]
     copies = [root / 'copies' / path.relative_to(root / 'few') for path in few]
     strip = _strip([few[:SHOWN], copies[:SHOWN]], root / 're-represented.png')
-    return rows, [
-        dict(
-            file=str(strip.relative_to(work_dir)),
-            kind='chart',
-            caption='The first of the few images (above), and what encoder, '
-            'codebook and decoder make of them (below)')
-    ]
+    return Found(
+        rows,
+        charts=[
+            Chart(
+                str(strip.relative_to(work_dir)),
+                'The first of the few images (above), and what encoder, '
+                'codebook and decoder make of them (below)')
+        ])
 
 
 def _write_few(cfg: Config, folder: Path) -> List[Path]:
@@ -167,7 +173,8 @@ def teacher(work_dir: Path, seed: int) -> Found:
             rows.append(
                 costs.row('teacher', SOLAR, name, 'accuracy', value,
                           *sizes(runner)))
-    return rows, pictures_of(runner, work_dir, 'teacher', 'teacher')
+    gallery = ask(Gallery(), runner, work_dir, 'teacher', 'IRF')
+    return Found(rows, [gallery])
 
 
 def generation(work_dir: Path, seed: int) -> Found:
@@ -176,7 +183,7 @@ def generation(work_dir: Path, seed: int) -> Found:
     cfg.generate.seed = seed
     folder = work_dir / 'generation' / 'solar-cells'
     shutil.rmtree(folder, ignore_errors=True)
-    costs = Costs()
+    costs = Costs(seed)
     report = generate(
         cfg,
         find_latest_checkpoint(str(work_dir / 'teacher' / 'IRF')),
@@ -190,12 +197,13 @@ def generation(work_dir: Path, seed: int) -> Found:
         costs.row('generation', SOLAR, 'DIGG', metric, value, report.total, 0)
         for metric, value in values.items()
     ]
-    return rows, [
-        dict(
-            file=str((folder / 'sheet.png').relative_to(work_dir)),
-            kind='chart',
-            caption='Guides, and the images generated from them')
-    ]
+    return Found(
+        rows,
+        charts=[
+            Chart(
+                str((folder / 'sheet.png').relative_to(work_dir)),
+                'Guides, and the images generated from them')
+        ])
 
 
 def ota(work_dir: Path, seed: int) -> Found:
@@ -230,29 +238,30 @@ def tdmr(work_dir: Path, seed: int) -> Found:
             cfg.model.proxy = dict(reprogram=False)
             cfg.model.schedule = dict(feature=0.)
         found.append((method, cfg))
-    rows, pictures = _students(found, work_dir, 'tdmr')
+    result = _students(found, work_dir, 'tdmr')
     costs = [
         json.loads((work_dir / 'tdmr' / _slug(method) /
                     'cost.json').read_text()) for method, _ in found
     ]
-    last = rows[-1]
+    last = result.rows[-1]
     for metric in ('forwards', 'backwards'):  # of the two, one store
-        rows.append(
+        result.rows.append(
             Row('tdmr', SOLAR, 'both', f'foundation models: {metric}',
                 sum(cost[metric] for cost in costs), last.n_train, 0,
-                last.seconds, last.peak_mb))
-    return rows, pictures
+                last.seconds, last.peak_mb, seed))
+    return result
 
 
 def _students(found: List[Tuple[str, Config]], work_dir: Path,
               step: str) -> Found:
-    rows = []
+    rows, gallery = [], Gallery()
     for method, cfg in found:
         runner, values, costs = train(cfg, work_dir / step / _slug(method))
         rows.append(
             costs.row(step, SOLAR, method, 'accuracy', values[-1],
                       *sizes(runner)))
-    return rows, pictures_of(runner, work_dir, step, method)
+        ask(gallery, runner, work_dir, step, method)
+    return Found(rows, [gallery])
 
 
 def _slug(method: str) -> str:
@@ -269,7 +278,7 @@ def detection(work_dir: Path, seed: int) -> Found:
         costs.row('detection', TREES, 'teacher: ViT-S/14 with a module',
                   'AP50', values[-1], *sizes(runner))
     ]
-    pictures = pictures_of(runner, work_dir, 'detection', 'teacher')
+    gallery = ask(Gallery(), runner, work_dir, 'detection', 'teacher')
     for method in ('student alone', 'student with KD'):
         cfg = config('kd/tree-crowns_mobilenet-v2', work_dir, seed)
         cfg.model.teacher.update(
@@ -284,8 +293,8 @@ def detection(work_dir: Path, seed: int) -> Found:
         rows.append(
             costs.row('detection', TREES, method, 'AP50', values[-1],
                       *sizes(runner)))
-        pictures += pictures_of(runner, work_dir, 'detection', method)
-    return rows, pictures
+        ask(gallery, runner, work_dir, 'detection', method)
+    return Found(rows, [gallery])
 
 
 def export(work_dir: Path, seed: int) -> Found:
@@ -298,7 +307,7 @@ def export(work_dir: Path, seed: int) -> Found:
         (TREES, 'AP50', work_dir / 'detection' / 'student-with-KD',
          config('demo/midstream_tree-crowns_det', work_dir, seed),
          work_dir / 'detection' / 'teacher')):
-        student, costs = trained / 'student', Costs()
+        student, costs = trained / 'student', Costs(seed)
         file = work_dir / 'export' / f'{task.split()[0]}.onnx'
         file.parent.mkdir(parents=True, exist_ok=True)
         written = export_onnx(
@@ -323,7 +332,7 @@ def export(work_dir: Path, seed: int) -> Found:
             rows.append(
                 costs.row('export', task, f'{task.split()[0]}.onnx', name, of,
                           0, count))
-    return rows, []
+    return Found(rows)
 
 
 def _judge(config_file: Path, file: Path, work_dir: Path) -> Tuple[float, int]:

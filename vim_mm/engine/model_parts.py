@@ -2,7 +2,7 @@
 """What hooks that prepare a model before training have in common."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
@@ -86,6 +86,17 @@ def fused_features(model: BaseModel, inputs: Tensor) -> tuple:
     features = model.backbone(inputs)
     part = fusing_part(model)
     return features if part is model.backbone else tuple(part.fuse(features))
+
+
+def shown_gates(model: BaseModel) -> Dict[str, Dict[str, float]]:
+    """What the running task gives each module, for people: by slot.
+
+    A softmax with a zero module shows the weight of that, too.
+    """
+    part = fusing_part(model)
+    if part.fusion is None:
+        return part.gates()
+    return part.fusion.shown_gates(part.task)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Which modules help a task, tried on held-out halves of its images."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -20,7 +19,6 @@ from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
 from vim_mm.features.module_rows import TRUNK, UNIFORM, ModuleFeatures
 from vim_mm.features.rows import kind_of
 from vim_mm.features.score_cache import ScoreCache, digest
-from vim_mm.models.fusion import FusionHolder
 from .head_scores import OwnHead, outside_backbone
 from .model_parts import extra_tokens, fused_features, fusing_part
 
@@ -304,34 +302,3 @@ def _weights(setting: Setting) -> Optional[Weights]:
 def tells_apart(x: Tensor) -> bool:
     """Whether features of rows, (n, d), are finite and not all the same."""
     return bool(torch.isfinite(x).all() and (x != x[0]).any())
-
-
-def keep_better(trials: ModuleTrials, start: Dict[str, Tensor],
-                part: FusionHolder, must_run: str) -> str:
-    """Keep learned gates if they help more than their start and the trunk.
-
-    Args:
-        trials (ModuleTrials): Of the task.
-        start (dict[str, Tensor]): State of the fusion before they learned.
-        part (FusionHolder): It holds the fusion.
-        must_run (str): Why the task cannot do without modules, if so.
-
-    Returns:
-        str: What was kept, and why.
-    """
-    fusion, trunk = part.fusion, trials.features.bare
-    learned = deepcopy(fusion.state_dict())
-    scores = {'learned': trials.final('learned')}
-    fusion.load_state_dict(start)
-    scores['start'] = trials.final('start')
-    scores[TRUNK] = trials.final(trunk)
-    kept = 'start'
-    if trials.compare_final('learned', 'start').is_real:
-        kept = 'learned'
-        fusion.load_state_dict(learned)
-    if not must_run and not trials.compare_final(kept, trunk).is_real:
-        kept = TRUNK
-        fusion.set_strength(part.task, 0.)
-    values = ', '.join(f'{name} {value:.3f}'
-                       for name, value in scores.items())
-    return f'on held-out images {values}; kept: {kept}'

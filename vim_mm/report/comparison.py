@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""A fused task and its baselines, each an ordinary config."""
+"""Variants of a config, each trained and evaluated."""
 
 import os.path as osp
 import resource
@@ -16,20 +16,16 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor
 
+from vim_mm.engine.model_parts import shown_gates
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.backbones.trunk import build_trunk
+from .steps import Gates, slug
+from .variants import Variant
 
-
-@dataclass
-class Variant:
-    """One trained config, evaluated once or twice.
-
-    Attributes:
-        methods (tuple[str]): Its name in reports: after the head's warm-up,
-            and after training if it goes on to train.
-        cfg (Config): The whole config.
-    """
-    methods: Tuple[str, ...]
-    cfg: Config
+#: What runs need.
+LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models',
+             'mmdet.datasets', 'vim_mm.models', 'vim_mm.engine.hooks')
 
 
 @dataclass
@@ -60,7 +56,7 @@ class VariantResult:
     stages: Dict[str, Stage]
     n_train: int
     n_test: int
-    gates: Dict[str, Dict[str, float]] = field(default_factory=dict)
+    gates: Gates = field(default_factory=dict)
 
 
 class StageHook(Hook):
@@ -119,67 +115,24 @@ def _outside_backbone(model: BaseModel) -> Dict[str, Tensor]:
     }
 
 
-def variants(cfg: Config) -> List[Variant]:
-    """The baselines of a fused downstream config, and the config itself.
+class TrunkHook(Hook):
+    """Let a plain backbone start from the weights of a trunk.
 
-    All warm the same head from the same values on cached features with the
-    same settings. Fused
-    ones then learn gates and head together; for as many epochs more the other
-    heads learn on cached features, so that none has seen the few images
-    more often than another.
+    They are read as a frozen trunk reads them, so that both start alike.
 
     Args:
-        cfg (Config): Has a fusion that learns in its ``ViMBackbone``, and
-            ``ScoreGatesHook`` and ``WarmHeadHook`` among its hooks.
-
-    Returns:
-        list[Variant]: Frozen trunk; each single module; the paper's Ens-MoE,
-        whose gates start uniform, before and after training; the config's own
-        fusion, which starts from scores, likewise.
+        trunk (dict): Config of the trunk, with its weights.
     """
-    cfg = deepcopy(cfg)
-    # all are evaluated on the test images, and none is chosen by them
-    cfg.val_cfg = dict(type='ValLoop')
-    cfg.val_dataloader = cfg.test_dataloader
-    cfg.val_evaluator = cfg.test_evaluator
-    _warm_up(cfg).evaluate = True
-    result = [Variant(('frozen trunk', ), _unfused(cfg, []))]
-    for name in cfg.model.backbone.modules:
-        result.append(Variant((f'single: {name}', ), _unfused(cfg, [name])))
-    uniform = deepcopy(cfg)
-    uniform.custom_hooks = _without_gates(cfg)
-    fusion = dict(type='vim_mm.EnsMoE')
-    if 'tasks' in cfg.model.backbone.fusion:
-        fusion['tasks'] = cfg.model.backbone.fusion.tasks
-    uniform.model.backbone.fusion = fusion
-    return result + [
-        Variant(('uniform gates', 'Ens-MoE, trained from uniform'), uniform),
-        Variant(('score-started gates', 'trained from scores'), cfg),
-    ]
 
+    priority = 'VERY_HIGH'
 
-def _without_gates(cfg: Config) -> List[dict]:
-    """The hooks, except those that start gates."""
-    return [
-        h for h in cfg.custom_hooks if h['type'].split('.')[-1] not in
-        ('ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook')
-    ]
+    def __init__(self, trunk: dict) -> None:
+        self.trunk = trunk
 
-
-def _warm_up(cfg: Config) -> dict:
-    return next(
-        h for h in cfg.custom_hooks if h['type'].endswith('WarmHeadHook'))
-
-
-def _unfused(cfg: Config, modules: List[str]) -> Config:
-    cfg = deepcopy(cfg)
-    cfg.model.backbone.modules = modules
-    cfg.model.backbone.fusion = None
-    cfg.custom_hooks = _without_gates(cfg)
-    _warm_up(cfg).epochs += cfg.train_cfg.max_epochs
-    cfg.train_cfg.max_epochs = 0
-    cfg.param_scheduler = None
-    return cfg
+    def before_train(self, runner: Runner) -> None:
+        """Set the weights."""
+        state = build_trunk(self.trunk).state_dict()
+        unwrap(runner.model).backbone.load_state_dict(state)
 
 
 def run_variant(variant: Variant, work_dir: str,
@@ -201,21 +154,32 @@ def run_variant(variant: Variant, work_dir: str,
         variant.cfg.to_dict(),
         filename=variant.cfg.filename,
         format_python_code=False)
-    slug = ''.join(c if c.isalnum() else '-' for c in variant.methods[-1])
-    cfg.work_dir = osp.join(work_dir, slug)
-    cfg.experiment_name = f'{Path(work_dir).name}_{slug}_{time.time_ns()}'
+    name = slug(variant.methods[-1])
+    cfg.work_dir = osp.join(work_dir, name)
+    cfg.experiment_name = f'{Path(work_dir).name}_{name}_{time.time_ns()}'
     reset_peak_memory()
     recorder = StageHook(time.perf_counter())
     runner = Runner.from_cfg(cfg)
     runner.register_hook(recorder)
+    if variant.trunk is not None:
+        runner.register_hook(TrunkHook(variant.trunk))
     runner.register_hook(SameHeadHook(head))
     runner.train()
+    if not recorder.stages:  # a schedule of no epoch
+        runner.val()
     result = VariantResult(
         stages=dict(zip(variant.methods, recorder.stages, strict=True)),
         n_train=len(runner.train_dataloader.dataset),
         n_test=len(runner.val_dataloader.dataset),
-        gates=unwrap(runner.model).backbone.gates())
+        gates=_gates(unwrap(runner.model)))
     return result, runner
+
+
+def _gates(model: BaseModel) -> Gates:
+    """The weights of what a model fuses, empty if it fuses nothing."""
+    if not isinstance(model.backbone, ViMBackbone):
+        return {}
+    return shown_gates(model)
 
 
 def reset_peak_memory() -> None:

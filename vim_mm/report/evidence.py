@@ -16,7 +16,10 @@ REPORT_BYTES = 16 << 20
 METHODS = {
     TRUNK: TRUNK,
     'uniform gates': UNIFORM,
-    'score-started gates': FUSED
+    'score-started gates': FUSED,
+    # as tools/compare.py calls them
+    'uniform': UNIFORM,
+    'recommended': FUSED
 }
 
 

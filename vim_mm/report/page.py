@@ -1,174 +1,239 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Report of a set of runs: one self-contained page and one JSON file."""
 
-import base64
 import html
 import json
+import os
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
 from vim_mm.utils.files import write_atomic
+from .figure_parts import chart, gallery, heat_map
+from .origin import docs_folder
+from .steps import Row, Step
+from .style import STYLE
+from .verdicts import ONE_SEED, Claim, by_method, claims, gain, spread
 
-Gates = Dict[str, Dict[str, float]]
-
-_STYLE = '''
-:root{color-scheme:light;--ink:#1c2430;--soft:#5b6675;--line:#dde3ea;
---bar:#4477aa;--best:#0b6e4f}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);max-width:62rem;
-margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;
-border-top:1px solid var(--line);padding-top:1.2rem}
-p,figcaption{color:var(--soft);margin:.3rem 0 .8rem}
-table{border-collapse:collapse;margin:.6rem 0}
-.wide{overflow-x:auto}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid
-var(--line);white-space:nowrap}
-th{font-weight:600;color:var(--soft)}td.n{text-align:right;
-font-variant-numeric:tabular-nums}
-tr.best td{font-weight:700;color:var(--best)}
-.bar{display:inline-block;height:.7rem;background:var(--bar);
-border-radius:2px;vertical-align:middle}
-.gates td{border:2px solid #fff;text-align:center;min-width:4.2rem;
-padding:.1rem .4rem;font-size:.85rem}
-.gates th{border:0;padding:.1rem .5rem;font-size:.85rem}
-.images{display:flex;flex-wrap:wrap;gap:.7rem}
-figure{margin:0}figure img{height:11rem;display:block;border-radius:4px}
-figcaption{font-size:.8rem;max-width:16rem}
-figure.chart{flex-basis:100%}figure.chart img{height:auto;max-width:100%}
-figure.chart figcaption{max-width:none}
-'''
+#: What metrics and signs mean, where a page shows them.
+METRICS = {
+    'accuracy': 'share of the images whose class is found',
+    'AP50': 'average precision of boxes: how many are found, and how few '
+    'others; a box counts if it overlaps the true one by half',
+    'AP': 'average precision of boxes, mean over overlaps with the true one '
+    'of 50 to 95 %',
+    'mIoU': 'overlap of found and true pixels divided by their union, mean '
+    'over the classes',
+}
+_SPREAD = {
+    '±': 'in the tables the standard deviation over the seeds; of a '
+    'difference its standard error, seed by seed'
+}
 
 
 @dataclass
-class Row:
-    """One measured value and its cost.
+class Page:
+    """What is the same for all steps of a report.
 
     Attributes:
-        step (str): The step of the demo.
-        task (str): What is learned, and its kind.
-        method (str): What the row distinguishes within the step.
-        metric (str): Name of the metric.
-        value (float): Its value.
-        n_train (int): Images learned from.
-        n_test (int): Images behind the value.
-        seconds (float): Wall time of the method.
-        peak_mb (float): Peak memory of the method, in MB.
-    """
-    step: str
-    task: str
-    method: str
-    metric: str
-    value: float
-    n_train: int
-    n_test: int
-    seconds: float
-    peak_mb: float
-
-
-@dataclass
-class Step:
-    """The part of a report for one step.
-
-    Attributes:
-        title (str): Heading.
-        text (str): A few words on data and method.
-        rows (list[Row]): Its numbers; the first row's metric is drawn.
-        gates (dict, optional): Slot name to module name to weight.
-        pictures (list[dict]): ``{file, caption}``, PNG files; with ``kind``
-            ``'chart'`` in full width.
-        seconds (float): Wall time of the whole step.
-        ranked (bool): Whether its rows compete; the best is then bold.
+        title (str): Title of the page.
+        intro (str): What was run, on what.
+        terms (dict[str, str]): A word, and what it means in a line.
+        docs (list[str]): Pages of the documentation to read on.
     """
     title: str
-    text: str
-    rows: List[Row]
-    gates: Optional[Gates] = None
-    pictures: List[Dict[str, str]] = field(default_factory=list)
-    seconds: float = 0.
-    ranked: bool = True
+    intro: str
+    terms: Dict[str, str] = field(default_factory=dict)
+    docs: List[str] = field(default_factory=list)
 
 
-def write_report(folder: str, title: str, intro: str,
-                 steps: Sequence[Step]) -> None:
+def write_report(folder: Path, page: Page, steps: Sequence[Step]) -> None:
     """Write ``report.json`` and ``report.html`` into a folder.
 
     Args:
-        folder (str): Where to write; images of steps are relative to it.
-        title (str): Title of the page.
-        intro (str): What was run, on what.
+        folder (Path): Where to write; images of steps are relative to it.
+        page (Page): Title, introduction and terms.
         steps (Sequence[Step]): Finished steps, in order.
     """
-    rows = [asdict(row) for step in steps for row in step.rows]
     folder = Path(folder)
+    rows = [asdict(row) for step in steps for row in step.rows]
     write_atomic(folder / 'report.json', json.dumps(rows, indent=1) + '\n')
-    body = '\n'.join(_section(folder, step) for step in steps)
-    page = (f'<!doctype html><html lang="en"><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width">'
-            f'<title>{html.escape(title)}</title><style>{_STYLE}</style>'
-            f'<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>'
-            f'{body}</html>\n')
-    write_atomic(folder / 'report.html', page)
+    title = html.escape(page.title)
+    body = '\n'.join([
+        f'<h1>{title}</h1><p>{html.escape(page.intro)}</p>',
+        _origin(folder, page, steps),
+        _headline(steps),
+        *(_section(folder, step, len(_origins(steps)) > 1)
+          for step in steps),
+        _terms(page, steps)
+    ])
+    text = (f'<!doctype html><html lang="en"><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width,'
+            f'initial-scale=1"><title>{title}</title>'
+            f'<style>{STYLE}</style>{body}</html>\n')
+    write_atomic(folder / 'report.html', text)
 
 
-def _section(folder: Path, step: Step) -> str:
+# ------------------------------------------------------------------ headline
+
+
+def _headline(steps: Sequence[Step]) -> str:
+    """The claims of all steps, under the question that they answer."""
+    questions: Dict[str, List[Claim]] = {}
+    for step in steps:
+        if step.contrast is not None:
+            found = questions.setdefault(step.contrast.what, [])
+            found += claims(step.rows, step.contrast)
+    return ''.join(
+        f'<div class=claims><h3>{html.escape(what)}</h3>'
+        f'{"".join(map(_claim, found))}{_noise(found)}</div>'
+        for what, found in questions.items() if found)
+
+
+def _noise(found: Sequence[Claim]) -> str:
+    alone = all(claim.gain.seeds == 1 for claim in found)
+    return f'<p>{ONE_SEED}</p>' * alone
+
+
+def _claim(claim: Claim) -> str:
+    *others, result = claim.bars
+    top = max(*claim.bars.values(), 1e-9)
+    kind = 'up' * claim.gain.better or 'down' * claim.gain.worse
+    seeds = f'{claim.gain.seeds} seed{"s" * (claim.gain.seeds > 1)}'
+    bars = ''.join(
+        f'<b>{html.escape(name)}</b><div><span'
+        f'{" class=top" * (name == result)} style="width:'
+        f'{100 * max(value, 0) / top:.1f}%"></span></div><i>{value:.3f}</i>'
+        for name, value in claim.bars.items())
+    return (f'<div class=claim><p><b>{html.escape(claim.task)}</b>, '
+            f'{html.escape(claim.metric)}: <b class="{kind}">{claim.gain}</b> '
+            f'over {html.escape(others[0])} ({claim.n_test} test images, '
+            f'{seeds})</p><div class=bars>{bars}</div>'
+            f'<p>{html.escape(claim.verdict)}</p></div>')
+
+
+def _origin(folder: Path, page: Page, steps: Sequence[Step]) -> str:
+    python = ['python'] * sys.argv[0].endswith('.py')
+    command = ' '.join([*python, sys.argv[0], shlex.join(sys.argv[1:])])
+    command = command.strip()
+    said = [html.escape(each) for each in _origins(steps)]
+    if len(said) > 1:
+        said = ['commits, dates or machines differ: see the steps']
+    said.append(f'command: <code>{html.escape(command)}</code>')
+    said += [_link(folder, name) for name in page.docs]
+    return f'<p class=origin>{"; ".join(said)}</p>'
+
+
+def _origins(steps: Sequence[Step]) -> List[str]:
+    return list(dict.fromkeys(s.origin for s in steps if s.origin))
+
+
+def _link(folder: Path, name: str) -> str:
+    """A page of the documentation, as a link where there is one."""
+    path = docs_folder() / name
+    if not path.is_file():
+        return f'docs/{html.escape(name)}'
+    target = os.path.relpath(path, folder.resolve())
+    return f'<a href="{html.escape(target)}">docs/{html.escape(name)}</a>'
+
+
+def _terms(page: Page, steps: Sequence[Step]) -> str:
+    shown = {row.metric for step in steps for row in step.rows}
+    terms = dict(page.terms)
+    terms.update((k, text) for k, text in METRICS.items() if k in shown)
+    if any(_several_seeds(step) for step in steps):
+        terms.update(_SPREAD)
+    lines = ''.join(f'<dt>{html.escape(word)}<dd>{html.escape(text)}'
+                    for word, text in terms.items())
+    return f'<section><h2>Words</h2><dl>{lines}</dl></section>' * bool(terms)
+
+
+# ------------------------------------------------------------------ sections
+
+
+def _section(folder: Path, step: Step, origins_differ: bool) -> str:
+    took = [f'This step took {step.seconds:.0f} s'] * bool(step.seconds)
+    origin = [html.escape(step.origin)] * origins_differ * bool(step.origin)
     parts = [
         f'<section><h2>{html.escape(step.title)}</h2>'
-        f'<p>{html.escape(step.text)} '
-        f'This step took {step.seconds:.0f} s.</p>',
-        _table(step.rows, step.ranked)
+        f'<p>{html.escape(step.text)}</p>'
+        f'<p class=origin>{"; ".join(took + origin)}</p>'
     ]
+    if step.rows:
+        parts.append(_table(step))
+    if step.made:
+        parts.append(_made(step))
+    parts += [gallery(folder, each) for each in step.galleries]
     if step.gates:
-        parts.append(_heat_map(step.gates))
-    if step.pictures:
-        figures = ''.join(_figure(folder, p) for p in step.pictures)
-        parts.append(f'<div class="images">{figures}</div>')
+        parts.append(heat_map(step.gates))
+    parts += [chart(folder, each) for each in step.charts]
     return ''.join(parts) + '</section>'
 
 
-def _table(rows: Sequence[Row], ranked: bool) -> str:
-    top = max((row.value for row in rows), default=0) if ranked else 0
+def _table(step: Step) -> str:
+    """A row for each task, method and metric; seeds are averaged."""
+    groups: Dict[tuple, List[Row]] = {}
+    for row in step.rows:
+        key = row.task, row.method, row.metric
+        groups.setdefault(key, []).append(row)
+    means = {key: _mean([r.value for r in own]) for key, own in groups.items()}
+    best = max(means.values()) if step.ranked and means else None
+    gains = _gains(step) if _several_seeds(step) else {}
+    several = len({row.task for row in step.rows}) > 1
+    heads = ['task'] * several + ['method', 'metric', 'value', '']
+    heads += ['gain', 'seeds'] * bool(gains)
+    heads += ['train', 'test', 'seconds', 'peak MB']
+    lines = ['<div class="wide"><table><tr>', *(f'<th>{h}' for h in heads)]
+    for key, own in groups.items():
+        task, method, metric = map(html.escape, key)
+        width = 7 * means[key] / best if best and best > 0 else 0
+        top = step.ranked and means[key] == best
+        lines += [
+            f'<tr{" class=best" * top}>', f'<td>{task}' * several,
+            f'<td>{method}<td>{metric}'
+            f'<td class=n>{spread([row.value for row in own])}<td>'
+            f'<span class=bar style="width:{max(width, 0):.2f}rem"></span>'
+        ]
+        if gains:
+            lines.append(f'<td class=n>{gains.get(key[:2], "")}'
+                         f'<td class=n>{len(own)}')
+        lines += [
+            f'<td class=n>{own[0].n_train}<td class=n>{own[0].n_test}'
+            f'<td class=n>{_mean([row.seconds for row in own]):.0f}'
+            f'<td class=n>{_mean([row.peak_mb for row in own]):.0f}'
+        ]
+    return ''.join(lines) + '</table></div>'
+
+
+def _several_seeds(step: Step) -> bool:
+    return len({row.seed for row in step.rows}) > 1
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _gains(step: Step) -> Dict[tuple, str]:
+    """By task and method, the difference from the baseline."""
+    found = {}
+    for task in {row.task for row in step.rows}:
+        methods = by_method([row for row in step.rows if row.task == task])
+        base = methods.get(step.contrast.against) if step.contrast else None
+        for method, values in methods.items():
+            if base and values is not base:
+                found[task, method] = str(gain(values, base) or '')
+    return found
+
+
+def _made(step: Step) -> str:
     lines = [
-        '<div class="wide"><table><tr><th>method<th>metric<th>value<th>'
-        '<th>train<th>test<th>seconds<th>peak MB</tr>'
+        '<div class="wide"><table><tr><th>what<th>files<th>seconds'
+        '<th>peak MB'
+    ] + [
+        f'<tr><td>{html.escape(each.name)}<td class=n>{each.files}'
+        f'<td class=n>{each.seconds:.0f}<td class=n>{each.peak_mb:.0f}'
+        for each in step.made
     ]
-    for row in rows:
-        width = 7 * row.value / top if top > 0 else 0
-        lines.append(
-            f'<tr{" class=best" if ranked and row.value == top else ""}>'
-            f'<td>{html.escape(row.method)}<td>{html.escape(row.metric)}'
-            f'<td class=n>{row.value:.3f}<td><span class=bar '
-            f'style="width:{max(width, 0):.2f}rem"></span>'
-            f'<td class=n>{row.n_train}<td class=n>{row.n_test}'
-            f'<td class=n>{row.seconds:.0f}<td class=n>{row.peak_mb:.0f}</tr>')
     return ''.join(lines) + '</table></div>'
-
-
-def _heat_map(gates: Gates) -> str:
-    modules = list(dict.fromkeys(m for row in gates.values() for m in row))
-    lines = [
-        '<p>Gates of the last method, per layer and branch (rows) and '
-        'module (columns).</p><div class="wide"><table class=gates><tr><th>'
-    ] + [f'<th>{html.escape(m)}' for m in modules] + ['</tr>']
-    for slot, row in gates.items():
-        lines.append(f'<tr><th>{html.escape(slot)}')
-        for module in modules:
-            if module not in row:  # it does not sit in this slot
-                lines.append('<td>')
-                continue
-            weight = row[module]
-            shade = min(max(weight, 0.), 1.)
-            ink = '#fff' if shade > .55 else '#1c2430'
-            lines.append(f'<td style="background:rgba(11,110,79,{shade:.2f});'
-                         f'color:{ink}">{weight:.2f}')
-        lines.append('</tr>')
-    return ''.join(lines) + '</table></div>'
-
-
-def _figure(folder: Path, picture: Dict[str, str]) -> str:
-    data = base64.b64encode((folder / picture['file']).read_bytes()).decode()
-    caption = html.escape(picture['caption'])
-    kind = html.escape(picture.get('kind', 'image'))
-    return (f'<figure class="{kind}"><img alt="{caption}" '
-            f'src="data:image/png;base64,{data}">'
-            f'<figcaption>{caption}</figcaption></figure>')

@@ -157,9 +157,9 @@ def check_plain(value: Any,
 def _check_number(value: Any, finite: bool) -> None:
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise ReadError(f'it holds a number of {len(str(value))} digits, '
-                        'which no float holds')
+                        'which is not finite as a float')
     if finite and isinstance(value, float) and not math.isfinite(value):
-        raise ReadError(f'it holds the number {value}')
+        raise ReadError(f'it holds the number {value}, which is not finite')
 
 
 class OpenFolder:

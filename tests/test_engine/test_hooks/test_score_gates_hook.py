@@ -13,7 +13,7 @@ from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, losses, model_cfg, same, save_trunk,
                    snapshot)
 from vim_mm.engine import module_trials
-from vim_mm.engine.hooks import ScoreGatesHook
+from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
 from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.evaluation.paired import HeldOut
 from vim_mm.models.fusion import FusionHolder
@@ -263,3 +263,16 @@ def test_an_averaged_model_starts_from_the_same_gates(
     gates = run.model.backbone.fusion.gates('t')
     assert gates.sum() > 0
     assert torch.equal(averaged.backbone.fusion.gates('t'), gates)
+
+
+def test_several_labels_an_image(tmp_path: Path) -> None:
+    run = runner(tmp_path, task=None, fusion=dict(type='vim_mm.LinearMoE'))
+    for index, sample in enumerate(run.train_dataloader.dataset.samples):
+        labels = [[0], [1, 2], [0, 2], []][index % 4]
+        sample['data_samples'].set_gt_label(torch.tensor(labels).long())
+    for kind in (ScoreGatesHook, HoldOutGatesHook):
+        part(run).fusion.set_weights('default', torch.tensor([.5, .5]))
+        kind(**HOOK).before_train(run)
+        assert part(run).fusion.gates('default').isfinite().all()
+    scores = run.message_hub.get_info('module_scores')
+    assert all(0 <= score <= 1 for score in scores.values())

@@ -14,8 +14,8 @@ from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.models.tasks import let_learn
 from vim_mm.registry import HOOKS
 from vim_mm.utils.seeds import seeded
+from ..better_gates import keep_better
 from ..model_parts import fusing_part, part_of, restart_averages
-from ..module_trials import keep_better
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import WarmHeadHook
 
@@ -41,8 +41,9 @@ class BetterGatesHook(Hook):
             Defaults to None, for a model of one task.
     """
 
-    # after hooks that start gates, and before checkpoints are written
-    priority = 'LOW'
+    # after hooks that start gates (40, 45), before WarmHeadHook (50), which
+    # trains those of a neck, and before checkpoints are written
+    priority = 47
 
     def __init__(self,
                  dataloader: Optional[dict] = None,

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task
 from vim_mm.registry import HOOKS
-from ..model_parts import fusing_part, ordinary
+from ..model_parts import ordinary, shown_gates
 
 
 @HOOKS.register_module()
@@ -17,7 +17,8 @@ class GateLogHook(Hook):
 
     Scalars are named ``gates/<slot>/<module>``, of a multi-task model, whose
     tasks are all logged, ``gates/<task>/<slot>/<module>``, and reach whichever
-    visualizer backends the config declares. Of a router they are the gates of
+    visualizer backends the config declares: those that the run starts with,
+    and those that it ends with, too. Of a router they are the gates of
     an image that it has nothing to say about: the task's own.
 
     Args:
@@ -63,6 +64,6 @@ def _scalars(model: BaseModel, name: str) -> Dict[str, float]:
     """The gates of what runs, under names that begin with one."""
     return {
         f'{name}/{slot}/{module}': weight
-        for slot, row in fusing_part(model).gates().items()
+        for slot, row in shown_gates(model).items()
         for module, weight in row.items()
     }

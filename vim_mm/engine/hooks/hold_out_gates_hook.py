@@ -21,11 +21,11 @@ from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
 from vim_mm.utils.progress import track
 from vim_mm.utils.seeds import seeded
+from ..better_gates import keep_better
 from ..model_parts import (extra_tokens, fused_features, fusing_part,
                            learning_only, part_of, restart_averages,
                            running_parameters, weighs_levels)
 from ..stopping import stop_if_asked
-from ..module_trials import keep_better
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import average_gradients
 

@@ -163,6 +163,10 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
             for slot, row in zip(self.task_slots[task], rows)
         }
 
+    def shown_gates(self, task: str) -> Dict[str, Dict[str, float]]:
+        """The same for people, with what belongs to no module."""
+        return self.named_gates(task)
+
     def rows(self, task: str) -> Callable[[int, Tensor], Tensor]:
         """A task's weights slot by slot, which may depend on the image.
 

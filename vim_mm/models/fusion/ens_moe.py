@@ -9,6 +9,8 @@ from vim_mm.utils.arguments import check_width
 from .base_fusion import Occupied, Tasks
 from .learned_fusion import LearnedFusion
 
+#: What weights are shown under that a softmax gives to no module.
+ZERO_MODULE = 'zero module'
 #: The share of a module that is left out at the start: a softmax has no zero.
 NOTHING = 1e-4
 
@@ -75,11 +77,11 @@ class EnsMoE(LearnedFusion):
         What they lack to one is the zero module's; without one, or if their
         sum is larger, it is the strength of the task.
         """
-        total = float(weights.sum())
-        rest = self.zero_module and self.top_k is None and 0 < total <= 1
-        self.set_strength(task, 1. if rest else total)
+        total = round(float(weights.double().sum()), 6)
         if not total:
-            return
+            return self.turn_off(task)
+        rest = self.zero_module and self.top_k is None and total <= 1
+        self.set_strength(task, 1. if rest else total)
         shares = weights if rest else weights / total
         if self.zero_module:
             last = 1 - total if rest else 0.
@@ -100,6 +102,16 @@ class EnsMoE(LearnedFusion):
         less beside a zero module.
         """
         return self.weights(self.logits[task], len(self.task_modules[task]))
+
+    def shown_gates(self, task: str) -> Dict[str, Dict[str, float]]:
+        """See :meth:`BaseFusion.shown_gates`; with the zero module's."""
+        shown = super().shown_gates(task)
+        if self.zero_module:
+            logits = self.logits[task].detach()
+            rest = 1 - self.weights(logits, logits.shape[1] - 1).sum(-1)
+            for row, weight in zip(shown.values(), rest.tolist()):
+                row[ZERO_MODULE] = weight
+        return shown
 
     def weights(self, logits: Tensor, num: int) -> Tensor:
         """Weights of the first ``num`` columns of (..., C) logits."""

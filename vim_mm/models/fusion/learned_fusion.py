@@ -17,7 +17,7 @@ class LearnedFusion(BaseFusion):
     whatever order these have. All weights of a task are multiplied by its
     ``strengths[task]``, which is one unless :meth:`set_weights` says
     otherwise, and does not learn. At zero the task is off: no module runs, and
-    its numbers stay as they are.
+    its numbers do not learn.
 
     Args:
         modules, tasks, init_cfg: See :class:`BaseFusion`.
@@ -170,6 +170,13 @@ class LearnedFusion(BaseFusion):
         self.strengths[task] = float(strength)
         getattr(self, f'strength_of_{task}').fill_(strength)
         self.changes += 1
+
+    def turn_off(self, task: str) -> None:
+        """Weigh no module of a task; its numbers are as at first."""
+        self.set_strength(task, 0.)
+        self.set_logits(task,
+                        self.start_values(task)['logits'].to(
+                            self.logits[task]))
 
     @abstractmethod
     def set_weights(self, task: str, weights: Tensor) -> None:

@@ -27,7 +27,9 @@ class LinearMoE(LearnedFusion):
 
     def set_weights(self, task: str, weights: Tensor) -> None:
         """See :meth:`LearnedFusion.set_weights`."""
-        self.set_strength(task, float((weights != 0).any()))
+        if not weights.any():
+            return self.turn_off(task)
+        self.set_strength(task, 1.)
         self.set_logits(task, weights)
 
     def learned_gates(self, task: str) -> Tensor:

@@ -84,6 +84,8 @@ def build_from(file: MoEFile) -> nn.Module:
             check_shapes(shapes(_structured(file).state_dict()), file.shapes)
         trunk = _structured(file)
         trunk.load_state_dict(file.tensors())
+    except MoEFileError:
+        raise
     except Exception as error:  # a stranger's config may lead to any
         said = ' '.join(str(error).split()).rstrip('.')
         raise MoEFileError(f'{file.path} cannot be used: {said}; get or write '
