@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from vim_mm.demo import common, student, student_runs
+from vim_mm.demo import common, student, student_runs, student_training
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_every_step_runs_something() -> None:
     'name', sorted({c for s in student.STEPS.values() for c in s.configs}))
 def test_configs_read_what_the_demo_writes(name: str, work_dir: Path) -> None:
     """By themselves they read the default folder, in the demo its own."""
-    cfg = student_runs.config(name, work_dir, 0)
+    cfg = student_training.config(name, work_dir, 0)
     assert 'work_dirs/demo_student' not in cfg.pretty_text
     text = Config.fromfile(common.CONFIGS / f'{name}.py').pretty_text
     assert str(work_dir) not in text

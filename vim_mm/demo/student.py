@@ -10,7 +10,8 @@ from vim_mm.interchange.trunks import convert_trunk
 from vim_mm.report import Contrast
 from vim_mm.utils.files import sha256
 from .common import inputs, stored, trunk_path, write_result
-from .student_runs import RUNS, config
+from .student_runs import RUNS
+from .student_training import config
 
 TITLE = 'vim_mm demo: from few images to a small model'
 INTRO = (
