@@ -4,17 +4,21 @@
 import os
 import signal
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from _runs import learned, run, unlike, validation
-from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, Stopped
+from vim_mm.engine.stopping import (EXIT_CODE, SIGNALS, Stop, Stopped,
+                                    stoppable)
 from vim_mm.utils.cli import run_cli
 
 
@@ -281,3 +285,30 @@ def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
         for name in ASKED:
             assert not unlike(
                 whole, torch.load(tmp_path / f'{name}{rank}.pth')), name
+
+
+def sleep_after(started: Any) -> None:
+    started.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize('name', SIGNALS)
+def test_a_fork_dies_of_the_signal(name: str) -> None:
+    """A pool of processes ends its own so, and waits for it."""
+    runner = SimpleNamespace(logger=MMLogger.get_current_instance())
+    with stoppable(runner):
+        context = mp.get_context('fork')
+        started = context.Event()
+        fork = context.Process(target=sleep_after, args=(started, ))
+        fork.start()
+        assert started.wait(60)
+        os.kill(fork.pid, getattr(signal, name))
+        fork.join(60)
+        assert fork.exitcode == -getattr(signal, name)
+        assert not Stop.current.is_asked()
+
+
+def test_a_pool_ends_within_a_run() -> None:
+    with stoppable(SimpleNamespace(logger=MMLogger.get_current_instance())):
+        with mp.get_context('fork').Pool(2) as pool:
+            assert pool.map(abs, [-1, -2]) == [1, 2]

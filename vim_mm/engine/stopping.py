@@ -43,6 +43,7 @@ class Stop:
     def __init__(self, runner: Runner) -> None:
         Stop.count += 1
         self.key = f'vim_mm/stop/{Stop.count}'
+        self.process = os.getpid()
         self.runner = runner
         self.name: Optional[str] = None
         #: Until the first step nothing can be lost.
@@ -55,6 +56,11 @@ class Stop:
         Raises:
             Stopped: If this process is alone and prepares a training.
         """
+        if os.getpid() != self.process:
+            # a fork, such as those of a pool, which waits for its death
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.name = signal.Signals(number).name
         self._looked = 0.
         if self.is_preparing and get_world_size() == 1:
