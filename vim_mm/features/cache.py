@@ -93,11 +93,26 @@ def finite(dataloader: DataLoader) -> DataLoader:
     """
     batches, dataset = dataloader.batch_sampler, labelled(dataloader.dataset)
     if dataset is dataloader.dataset and not is_endless(dataloader):
-        return dataloader
+        return _apart(dataloader)
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
                              getattr(batches.sampler, 'seed', None))
     return _sampled(dataloader, sampler)
+
+
+def _apart(dataloader: DataLoader) -> DataLoader:
+    """A loader of the same batches that does not know a run's step.
+
+    The one that a training loop reads begins where the loop is.
+    """
+    if not hasattr(dataloader, 'steps'):
+        return dataloader
+    return DataLoader(
+        dataloader.dataset,
+        batch_sampler=dataloader.batch_sampler,
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
+        worker_init_fn=dataloader.worker_init_fn)
 
 
 def in_one_order(dataloader: DataLoader) -> DataLoader:
