@@ -238,7 +238,7 @@ def test_a_named_file_is_taken_as_it_is(run_dir: Path) -> None:
     run = resumed(run_dir, load_from=str(run_dir / 'iter_2.pth'))
     assert name(run) == 'iter_2.pth' and run.iter == 5
     torch.save(dict(state_dict={}), run_dir / 'weights.pth')
-    with pytest.raises(CheckpointError, match='weights.pth says nothing of'):
+    with pytest.raises(CheckpointError, match='weights.pth holds no weights'):
         resumed(run_dir, load_from=str(run_dir / 'weights.pth'))
 
 

@@ -60,7 +60,7 @@ def test_of_fusions(cfg: object, sentence: str) -> None:
     (dict(modules='trees', zoo='zoo'), '`model.backbone.modules` is the name'),
     (dict(adapter='ConvPass'), '`model.backbone.adapter` is'),
     (dict(trunk=dict(type='mmpretrain.ViTransformer')),
-     'ViTransformer cannot be built .*not in the .*`model.backbone.trunk`'),
+     'ViTransformer cannot be built .*no type .*`model.backbone.trunk`'),
     (dict(trunk=dict(type='mmpretrain.VisionTransformer', arch='x')),
      'VisionTransformer cannot be built .*x.*`model.backbone.trunk`'),
     (dict(trunk=dict(type='mmpretrain.VisionTransformer', size=8)),

@@ -14,10 +14,11 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from mmengine.utils import apply_to
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vim_mm.models.layouts import Streams
+from vim_mm.utils.files import write_atomic
 from vim_mm.utils.memory import free_memory, readable
 
 
@@ -103,7 +104,7 @@ class Disk(Memory):
             for index, tensor in enumerate(tensors)
         }
         try:
-            save_file(own, path)
+            write_atomic(path, save(own))
             with safe_open(path, 'pt') as file:
                 return [file.get_tensor(name) for name in own]
         except (OSError, SafetensorError) as error:

@@ -190,7 +190,7 @@ def test_3_with_cotraining_the_reprogramming_learns(tmp_path):
 
 
 def test_3_a_shared_classifier_starts_as_the_proxy_classifier(tmp_path):
-    run = runner(tmp_path, config(**COTRAIN), iters=1, lr=0.)
+    run = runner(tmp_path, config(**COTRAIN), iters=1, lr=1e-12)
     run.train()
     torch.testing.assert_close(run.model.classifier.weight,
                                run.model.proxy.classifier.weight)
