@@ -93,12 +93,11 @@ MISTAKES = dict(
     classes=(dict(
         train_dataloader=loaders(
             det=loader('det', dataset=dict(classes=('a', 'b'))))),
-             '`train_dataloader.det` has 2 classes, but '
-             '`model.tasks.det.bbox_head` is built for 1'),
+             "Class 0 is 'a' in `train_dataloader.det.dataset`"),
     classes_of_validation=(dict(
         val_dataloader=loaders(
             seg=loader('seg', dataset=dict(classes=tuple('abc'))))),
-                           '`val_dataloader.seg` has 3 classes'),
+                           "'a' in `val_dataloader.seg.dataset`"),
     order_of_classes=(dict(
         val_dataloader=loaders(
             seg=loader('seg', dataset=dict(classes=('square', 'noise'))))),
