@@ -219,7 +219,7 @@ def test_other_trunks_and_inputs_have_passes_of_their_own(
     passes = [task.trunk_pass for task in served.tasks.values()]
     assert passes[0] is passes[1] is not passes[2]
     counted, (image, ) = Count(served), images(SIZE)
-    answers = served([image] * 3, True, task=list(tasks))['predictions']
+    answers = served([(image, name) for name in tasks], True)['predictions']
     assert counted.passes == 3
     for name, answer in zip(tasks, answers):
         alone = serve({name: tasks[name]})(image, True)['predictions'][0]
@@ -240,7 +240,7 @@ def test_whoever_writes_into_a_level_spoils_it_for_nobody(
             level.zero_() for level in module.forward.trunk_pass.kept.levels
         ] and None)
     counted, (image, ) = Count(served), images(SIZE)
-    answers = served([image] * 2, True, task=list(tasks))['predictions']
+    answers = served([(image, name) for name in tasks], True)['predictions']
     assert counted.passes == 2
     alone = serve(dict(reads=tasks['reads']))(image, True)['predictions'][0]
     assert same(alone, answers[1])
@@ -253,7 +253,7 @@ def test_modules_in_the_trunk_run_it_each(inside: Path) -> None:
     }
     served = serve(tasks)
     counted, (image, ) = Count(served), images(SIZE)
-    served([image] * 2, task=list(tasks))
+    served([(image, name) for name in tasks])
     assert counted.passes == 2
     assert [t.trunk_pass for t in served.tasks.values()] == [None, None]
 
@@ -283,7 +283,8 @@ def test_many_tasks_are_compiled(beside: Path, inside: Path) -> None:
         paths = save_task(folder, 'many', 'cls', 5)
         tasks = {f't{index}': paths for index in range(10)}
         served, (image, ) = serve(tasks, compile=EAGER), images(SIZE)
-        answers = served([image] * 10, True, task=list(tasks))['predictions']
+        pairs = [(image, name) for name in tasks]
+        answers = served(pairs, True)['predictions']
         assert all(same(answers[0], answer) for answer in answers)
 
 
