@@ -17,8 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from _runs import learned, run, unlike, validation
-from vim_mm.engine.stopping import (EXIT_CODE, SIGNALS, Stop, Stopped,
-                                    stoppable)
+from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, Stopped, stoppable
 from vim_mm.utils.cli import run_cli
 
 
