@@ -124,7 +124,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 METRICS = dict(cls='accuracy', det='AP', seg='mIoU')
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', ['cls', *(pytest.param(k, marks=pytest.mark.slow)
+                      for k in ('det', 'seg'))])
 def test_a_table_a_page_and_evidence(kind: str, tmp_path: Path,
                                      tool: Callable) -> None:
     # fused in the trunk, and in the neck
