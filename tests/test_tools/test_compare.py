@@ -17,7 +17,7 @@ import _outside
 import pytest
 from mmengine.config import Config
 
-from _tiny import KINDS, add_modules, build_backbone, vit
+from _tiny import add_modules, build_backbone, vit
 from vim_mm.report import compare
 from vim_mm.report.evidence import usefulness
 from vim_mm.report.steps import Gallery
