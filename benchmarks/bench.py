@@ -30,6 +30,7 @@ import bench_distillation
 import bench_export
 import bench_generation
 import bench_moe
+import bench_ranking
 import bench_store
 import bench_tasks
 import bench_training
@@ -50,7 +51,8 @@ RESULTS = Path(__file__).parent / 'results' / 'latest.json'
 BENCHMARKS: List[Benchmark] = [
     *bench_bank.BENCHMARKS, *bench_distillation.BENCHMARKS,
     *bench_export.BENCHMARKS, *bench_generation.BENCHMARKS,
-    *bench_moe.BENCHMARKS, *bench_store.BENCHMARKS, *bench_tasks.BENCHMARKS,
+    *bench_moe.BENCHMARKS, *bench_ranking.BENCHMARKS,
+    *bench_store.BENCHMARKS, *bench_tasks.BENCHMARKS,
     *bench_training.BENCHMARKS, *bench_zoo.BENCHMARKS
 ]
 FAILED = 'failed: '
