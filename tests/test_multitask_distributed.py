@@ -13,6 +13,7 @@ from torch import Tensor
 
 from _multitask import (METRICS, TASKS, build, convnext, loader, moe,
                         multitask_cfg, task_cfg)
+from _runs import Asks, stopped
 from _tiny import model_cfg, same
 
 pytestmark = pytest.mark.slow
@@ -66,6 +67,10 @@ def settings(share: int, case: str) -> Dict[str, Any]:
 
 
 CASES = ['plain', 'accumulated', 'moe', 'random']
+#: Which process gets a signal, and where; the validation is the second task's.
+ASKED = dict(
+    stopped=(1, 'before_train_iter', 2),
+    stopped_in_validation=(0, 'before_val_iter', 5))
 
 
 def learned(runner: Any) -> Dict[str, Tensor]:
@@ -113,6 +118,16 @@ def train(rank: int, port: int, folder: str) -> None:
         load_from=f'{folder}/{case}/iter_{STOP}.pth')
     again.train()
     torch.save(learned(again), f'{folder}/again{rank}.pth')
+    for name, (signalled, *asks) in ASKED.items():
+        own = settings(1, 'random')
+        own['default_hooks']['checkpoint']['interval'] = 100
+        first = build(Path(folder, name), ITERS, **own, **dist)
+        if rank == signalled:
+            first.register_hook(Asks(*asks))
+        stopped(first)
+        later = build(Path(folder, name), ITERS, **own, **dist, resume=True)
+        later.train()
+        torch.save(learned(later), f'{folder}/{name}{rank}.pth')
     leave_group()
 
 
@@ -130,7 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize('case', [*CASES, 'again'])
+@pytest.mark.parametrize('case', [*CASES, 'again', *ASKED])
 def test_processes_stay_equal(folder: Path, case: str) -> None:
     first, second = (
         torch.load(folder / f'{case}{rank}.pth') for rank in range(WORLD))
@@ -154,7 +169,9 @@ def test_two_processes_equal_one_with_both_shares(folder: Path, tmp_path: Path,
                    for key in before if key.startswith(part))
 
 
-def test_resumed_equals_uninterrupted(folder: Path) -> None:
+@pytest.mark.parametrize('case', ['again', *ASKED])
+def test_resumed_equals_uninterrupted(folder: Path, case: str) -> None:
+    """After a signal to one of two processes, too."""
     whole, again = (
-        torch.load(folder / f'{case}0.pth') for case in ('random', 'again'))
+        torch.load(folder / f'{name}0.pth') for name in ('random', case))
     assert same(whole, again)

@@ -16,34 +16,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
-from _runs import learned, run, unlike, validation
-from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, Stopped, stoppable
+from _runs import Asks, learned, run, stopped, unlike, validation
+from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, stoppable
 from vim_mm.utils.cli import run_cli
-
-
-class Asks(Hook):
-    """Sends this process a signal once.
-
-    Args:
-        point (str): Where: the name of a hook's method.
-        at (int): Steps, or batches of validation, before.
-        name (str): The signal.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self, point: str, at: int = 0,
-                 name: str = 'SIGTERM') -> None:
-        self.at, self.name, self.calls = at, name, 0
-        setattr(self, point, self.ask)
-
-    def ask(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        if self.calls == self.at:
-            self.send(getattr(signal, self.name))
-        self.calls += 1
-
-    def send(self, number: int) -> None:
-        os.kill(os.getpid(), number)
 
 
 class AsksGroup(Asks):
@@ -59,11 +34,7 @@ class AsksGroup(Asks):
 
 def stop(folder: Path, asks: Asks, **kwargs: Any) -> Runner:
     hooks = [*kwargs.pop('custom_hooks', []), asks]
-    runner = run(folder, custom_hooks=hooks, **kwargs)
-    with pytest.raises(Stopped) as ended:
-        runner.train()
-    assert ended.value.code == EXIT_CODE == 75
-    return runner
+    return stopped(run(folder, custom_hooks=hooks, **kwargs))
 
 
 EMA = dict(custom_hooks=[dict(type='EMAHook')])
@@ -248,8 +219,7 @@ def train(rank: int, port: int, folder: str, by_epoch: bool) -> None:
     save(whole, 'whole')
     for name, (signalled, *asks) in ASKED.items():
         first = build(name, *[Asks(*asks)] * (rank in signalled))
-        with pytest.raises(Stopped):
-            first.train()
+        stopped(first)
         again = build(name, resume=True)
         again.train()
         save(again, name)
