@@ -32,6 +32,7 @@ from vim_mm.utils.checksum import is_intact
 ROOT = Path(__file__).resolve().parents[1]
 RESUMES = ('test_engine/test_resume.py', 'test_engine/test_saving.py',
            'test_engine/test_exact.py', 'test_engine/test_stopping.py',
+           'test_engine/test_stopping_tasks.py',
            'test_engine/test_loops/test_multitask_resume.py',
            'test_engine/test_hooks/test_proxy_hook.py',
            'test_multitask_distributed.py', 'test_multitask_fsdp.py',

@@ -2,13 +2,12 @@
 """Two processes train several tasks without looking for unused parameters."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 from torch import Tensor
 
 from _multitask import (METRICS, TASKS, build, convnext, loader, moe,
@@ -18,7 +17,7 @@ from _tiny import model_cfg, same
 
 pytestmark = pytest.mark.slow
 
-WORLD, ITERS, STOP = 2, 8, 4
+ITERS, STOP = 8, 4
 
 
 def fcos() -> dict:
@@ -131,17 +130,11 @@ def train(rank: int, port: int, folder: str) -> None:
     leave_group()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('multitask')
-    mp.spawn(train, (free_port(), str(path)), WORLD)
+    together(train, str(path))
     return path
 
 

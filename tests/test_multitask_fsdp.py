@@ -7,8 +7,8 @@ from typing import Any, Dict
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from test_multitask_distributed import ITERS, STOP, WORLD, free_port, settings
+from _processes import WORLD, together
+from test_multitask_distributed import ITERS, STOP, settings
 from torch import Tensor
 
 from _multitask import build, run_cfg, task_cfg
@@ -120,7 +120,7 @@ def stop_one(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('sharded')
-    mp.spawn(train, (free_port(), str(path)), WORLD)
+    together(train, str(path))
     return path
 
 

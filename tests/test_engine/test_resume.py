@@ -4,15 +4,14 @@
 import builtins
 import os
 import shutil
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, List
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from _hostile import ODD_VALUES
+from _processes import together
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import FlexibleRunner, Runner
@@ -255,7 +254,7 @@ def test_a_resumed_run_has_what_was_saved(run_dir: Path) -> None:
     assert (run.message_hub.get_scalar('train/loss').data[0] == hub).all()
 
 
-def choose(rank: int, folder: str, port: int) -> None:
+def choose(rank: int, port: int, folder: str) -> None:
     import torch.distributed as dist
 
     from vim_mm.engine.resume import choose_checkpoint
@@ -288,10 +287,7 @@ def choose(rank: int, folder: str, port: int) -> None:
 
 def test_all_processes_go_on_from_the_same_file(run_dir: Path) -> None:
     (run_dir / 'empty').mkdir()
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.spawn(choose, (str(run_dir), port), 2)
+    together(choose, str(run_dir))
     said = {p.name: p.read_text() for p in run_dir.glob('*e[01]')}
     newest = f'{run_dir}/iter_4.pth True'
     assert said == dict(

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from _processes import together
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
@@ -244,11 +244,7 @@ ASKED = dict(
 
 @pytest.mark.parametrize('by_epoch', [False, True])
 def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.start_processes(
-        train, (port, str(tmp_path), by_epoch), 2, start_method='fork')
+    together(train, str(tmp_path), by_epoch)
     for rank in range(2):
         whole = torch.load(tmp_path / f'whole{rank}.pth')
         for name in ASKED:
@@ -275,6 +271,22 @@ def test_a_fork_dies_of_the_signal(name: str) -> None:
         fork.join(60)
         assert fork.exitcode == -getattr(signal, name)
         assert not Stop.current.is_asked()
+
+
+def test_a_fork_dies_as_soon_as_it_is_there() -> None:
+    """Also before Python could see the signal."""
+    with stoppable(SimpleNamespace(logger=MMLogger.get_current_instance())):
+        for _ in range(50):
+            fork = os.fork()
+            if not fork:
+                dies = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+                time.sleep(60 * dies)
+                os._exit(1)
+            os.kill(fork, signal.SIGTERM)
+            assert os.waitpid(fork, 0)[1] == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == Stop.current.note
+        assert signal.SIGTERM not in signal.pthread_sigmask(
+            signal.SIG_BLOCK, ())
 
 
 def test_a_pool_ends_within_a_run() -> None:

@@ -3,7 +3,7 @@
 
 A number that is rounded to b bits is off by 2^-b of itself at most: that is
 the unit ``u``, with b = 8 for bfloat16 and 11 for float16. Errors of n
-roundings in a row, independent of each other, add up to about ``u sqrt(n / 3)``
+roundings in a row, independent of each other, add up to about u sqrt(n / 3)
 of the result: 2 u for the about 10 roundings of an adapter or an expert, 4 u
 for the about 50 of a trunk of three blocks with modules. The bounds are twice
 that. An operation that loses more, such as a sum over many numbers that is

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 from typing import Callable, Iterator, NoReturn, Optional, Set
 
 import torch
@@ -21,6 +22,8 @@ from torch.distributed import distributed_c10d
 #: Exit code of a run that was asked to stop: EX_TEMPFAIL, "try again".
 EXIT_CODE = 75
 SIGNALS = ('SIGTERM', 'SIGHUP')
+#: Numbers of those that a run of this process handles.
+_handled: Set[int] = set()
 _SECONDS = 1.
 
 
@@ -43,7 +46,6 @@ class Stop:
     def __init__(self, runner: Runner) -> None:
         Stop.count += 1
         self.key = f'vim_mm/stop/{Stop.count}'
-        self.process = os.getpid()
         self.runner = runner
         self.name: Optional[str] = None
         #: Until the first step nothing can be lost.
@@ -56,11 +58,6 @@ class Stop:
         Raises:
             Stopped: If this process is alone and prepares a training.
         """
-        if os.getpid() != self.process:
-            # a fork, such as those of a pool, which waits for its death
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         self.name = signal.Signals(number).name
         self._looked = 0.
         if self.is_preparing and get_world_size() == 1:
@@ -115,12 +112,14 @@ def stoppable(runner: Runner) -> Iterator[None]:
         runner (Runner): The run.
     """
     stop, replaced, before = Stop(runner), [], Stop.current
+    _mind_forks()
     if threading.current_thread() is threading.main_thread():
         for name in SIGNALS:
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop.note)
                 replaced.append(number)
+    _handled.update(replaced)
     Stop.current = stop
     try:
         yield
@@ -128,6 +127,35 @@ def stoppable(runner: Runner) -> Iterator[None]:
         Stop.current = before
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
+        _handled.difference_update(replaced)
+
+
+@cache
+def _mind_forks() -> None:
+    """Let forks die of a signal at once, as if there were no handlers.
+
+    Those of a pool are waited for. In a handler they would only note it, and
+    sleep on if they were about to wait for work. None is lost in between:
+    it waits until the fork has its own way with it.
+    """
+    if not hasattr(os, 'register_at_fork'):
+        return
+    masks = threading.local()
+
+    def hold() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _handled)
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def release_fork() -> None:
+        for number in _handled:
+            signal.signal(number, signal.SIG_DFL)
+        _handled.clear()
+        release()
+
+    os.register_at_fork(
+        before=hold, after_in_parent=release, after_in_child=release_fork)
 
 
 def stop_if_asked() -> None:

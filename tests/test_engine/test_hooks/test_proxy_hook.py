@@ -8,11 +8,10 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 from _tdmr import build, config, runner, student
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from test_distributed import free_port
 
 from _runs import Asks, stopped
 from _tiny import DIMS, SIZE, fill, same, snapshot
@@ -254,8 +253,6 @@ def test_random_numbers_of_the_run_stay(tmp_path):
 
 # --------------------------------------------------------- two processes
 
-WORLD = 2
-
 
 def train(rank: int, port: int, folder: str, extra: dict) -> None:
     from mmengine.config import Config
@@ -313,7 +310,7 @@ ASKED = ('before_train', 'before_train_iter')
 def test_two_processes_share_the_store_and_the_proxy_space(tmp_path):
     extra = dict(
         cotrain=True, share_classifier=True, proxy=dict(channels=DIMS))
-    mp.spawn(train, (free_port(), str(tmp_path), extra), WORLD)
+    together(train, str(tmp_path), extra)
     ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(WORLD)]
     learned = [{
         key: value
