@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from functools import cache
 from typing import Callable, Iterator, NoReturn, Optional, Set
 
 import torch
@@ -22,8 +21,6 @@ from torch.distributed import distributed_c10d
 #: Exit code of a run that was asked to stop: EX_TEMPFAIL, "try again".
 EXIT_CODE = 75
 SIGNALS = ('SIGTERM', 'SIGHUP')
-#: Numbers of those that a run of this process handles.
-_handled: Set[int] = set()
 _SECONDS = 1.
 
 
@@ -101,6 +98,45 @@ class Stop:
         raise Stopped(EXIT_CODE)
 
 
+class _Forking(threading.local):
+    """Lets a fork of a run die of the signals, as a pool expects of its own.
+
+    It would inherit the handler, and Python drops what reaches a fork before
+    it has started: so signals wait meanwhile.
+    """
+
+    def hold(self) -> None:
+        """Before a fork."""
+        self.mask = None
+        if Stop.current is not None:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+
+    def release(self) -> None:
+        """After it, in the process of the run."""
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def start(self) -> None:
+        """After it, in the fork."""
+        for number in _numbers() if self.mask is not None else ():
+            if getattr(signal.getsignal(number), '__func__', 0) is Stop.note:
+                signal.signal(number, signal.SIG_DFL)
+        self.release()
+
+
+if hasattr(os, 'register_at_fork'):
+    _forking = _Forking()
+    os.register_at_fork(
+        before=_forking.hold,
+        after_in_parent=_forking.release,
+        after_in_child=_forking.start)
+
+
+def _numbers() -> Set[int]:
+    """Signals that this system has."""
+    return {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+
+
 @contextmanager
 def stoppable(runner: Runner) -> Iterator[None]:
     """Within this context signals ask a run to stop.
@@ -112,14 +148,11 @@ def stoppable(runner: Runner) -> Iterator[None]:
         runner (Runner): The run.
     """
     stop, replaced, before = Stop(runner), [], Stop.current
-    _mind_forks()
     if threading.current_thread() is threading.main_thread():
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) == signal.SIG_DFL:
+        for number in _numbers():
+            if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop.note)
                 replaced.append(number)
-    _handled.update(replaced)
     Stop.current = stop
     try:
         yield
@@ -127,35 +160,6 @@ def stoppable(runner: Runner) -> Iterator[None]:
         Stop.current = before
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
-        _handled.difference_update(replaced)
-
-
-@cache
-def _mind_forks() -> None:
-    """Let forks die of a signal at once, as if there were no handlers.
-
-    Those of a pool are waited for. In a handler they would only note it, and
-    sleep on if they were about to wait for work. None is lost in between:
-    it waits until the fork has its own way with it.
-    """
-    if not hasattr(os, 'register_at_fork'):
-        return
-    masks = threading.local()
-
-    def hold() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _handled)
-
-    def release() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
-
-    def release_fork() -> None:
-        for number in _handled:
-            signal.signal(number, signal.SIG_DFL)
-        _handled.clear()
-        release()
-
-    os.register_at_fork(
-        before=hold, after_in_parent=release, after_in_child=release_fork)
 
 
 def stop_if_asked() -> None:
@@ -185,10 +189,9 @@ class OutlivingWorker:
 
     def __call__(self, worker: int) -> None:
         if hasattr(signal, 'sigwaitinfo'):
-            numbers = {getattr(signal, name) for name in SIGNALS}
-            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
             threading.Thread(
-                target=_obey, args=(numbers, os.getppid()),
+                target=_obey, args=(_numbers(), os.getppid()),
                 daemon=True).start()
         if self.start is not None:
             self.start(worker)
