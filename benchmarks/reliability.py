@@ -17,6 +17,7 @@ import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -67,9 +68,13 @@ def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
     """One row."""
-    tally, start = Tally(), time.perf_counter()
+    tally, start, cpu = Tally(), time.perf_counter(), cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        campaign.run(tally, Path(folder), share, seed)
+        try:
+            campaign.run(tally, Path(folder), share, seed)
+        except Exception as error:
+            # a row that cannot be tried is not met, and the others are tried
+            tally.check(f'it was given up: {error!r}', False)
     return dict(
         name=campaign.name,
         tried=tally.tried,
@@ -77,15 +82,22 @@ def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
         lost=len(tally.lost),
         met=tally.tried > 0 and not tally.failed and not tally.lost,
         seconds=round(time.perf_counter() - start, 1),
+        cpu_seconds=round(cpu_seconds() - cpu, 1),
         examples=(tally.lost + tally.failed)[:5])
 
 
+def cpu_seconds() -> float:
+    """What this process and those that it has joined have taken of CPUs."""
+    return sum(os.times()[:4])
+
+
 def show(rows: List[Dict[str, Any]]) -> None:
-    table = Table('what', 'tried', 'failed', 'lost', 'met', 's')
+    table = Table('what', 'tried', 'failed', 'lost', 'met', 's',
+                  's of CPU')
     for row in rows:
         table.add_row(row['name'], f'{row["tried"]:,}', str(row['failed']),
                       str(row['lost']), 'yes' if row['met'] else '[red]no',
-                      f'{row["seconds"]:.0f}')
+                      f'{row["seconds"]:.0f}', f'{row["cpu_seconds"]:.0f}')
     table_console().print(table)
     for row in rows:
         for example in row['examples']:
@@ -105,20 +117,15 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     if not chosen:
         raise ValueError(f'No row is named like {args.only}; there are '
                          f'{[each.name for each in CAMPAIGNS]}.')
-    rows = []
+    rows: List[Dict[str, Any]] = []
+    about = dict(
+        commit=get_git_hash(digits=9), share=args.share, seed=args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for campaign in chosen:
         print(f'{campaign.name} …', file=sys.stderr, flush=True)
         rows.append(run(campaign, args.share, args.seed))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        args.out,
-        json.dumps(
-            dict(
-                commit=get_git_hash(digits=9),
-                share=args.share,
-                seed=args.seed,
-                rows=rows),
-            indent=1) + '\n')
+        write_atomic(args.out,
+                     json.dumps(dict(about, rows=rows), indent=1) + '\n')
     show(rows)
     return int(not all(row['met'] for row in rows))
 

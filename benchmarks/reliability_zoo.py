@@ -60,7 +60,8 @@ def version(zoo: Zoo, name: str) -> int:
     seed = int(found.version)
     expected = tensors(seed)
     assert all(torch.equal(read[key], expected[key]) for key in expected)
-    assert zoo.load_head(name)['w'].numel() == 3
+    head = zoo.load_head(name)
+    assert list(head) == ['w'] and head['w'].numel() == 3
     return seed
 
 

@@ -16,6 +16,8 @@ from safetensors.torch import save, save_file
 from _tiny import add_modules, build_backbone, vit
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.datasets import View
+from vim_mm.datasets.manifest import (ANNOTATIONS, IMAGES, LABELS, MANIFEST,
+                                      check_files)
 from vim_mm.features.store import FeatureStore
 from vim_mm.interchange import export_adapter, import_adapter
 from vim_mm.interchange.trunks import FAMILIES, convert_trunk
@@ -293,13 +295,32 @@ def _scalars(folder: Path) -> Reader:
 
 def _manifest(folder: Path) -> Reader:
     root = folder / 'generated'
-    record = dict(file='a.png', height=1, width=1, annotation=None)
+    for part in (IMAGES, LABELS):
+        (root / part).mkdir(parents=True)
+        (root / part / 'a.png').write_bytes(b'')
+    (root / ANNOTATIONS).write_bytes(b'')
+    digest = sha256(b'')
+    record = dict(
+        file='a.png',
+        height=1,
+        width=1,
+        annotation='a.png',
+        sha256=digest,
+        label_sha256=digest)
     content = dict(
-        kind='cls', classes=['a'], settings=dict(a=1), images=dict(a=record))
-    root.mkdir()
-    (root / 'manifest.json').write_text(json.dumps(content))
-    return _at(root / 'manifest.json',
-               lambda: GeneratedFolder(root, dict(a=1), ['a']).has('a'))
+        kind='seg',
+        classes=['a'],
+        settings=dict(a=1),
+        images=dict(a=record),
+        annotations=dict(sha256=digest))
+    path = root / MANIFEST
+    path.write_text(json.dumps(content))
+
+    def read() -> None:
+        GeneratedFolder(root, dict(a=1), ['a']).has('a')
+        check_files(path)
+
+    return _at(path, read)
 
 
 def _weights(folder: Path) -> Reader:

@@ -1,16 +1,20 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Runs that draw random numbers wherever one can, to stop and to resume."""
 
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
 from _tiny import Pictures, build_runner, model_cfg, vit
+from vim_mm.engine.stopping import EXIT_CODE, Stopped
 
 
 class Noisy(Pictures):
@@ -82,6 +86,41 @@ def run(work_dir: Path,
             logger=dict(type='LoggerHook', interval=1), checkpoint=hook))
     cfg.update(kwargs)
     return build_runner('cls', model, work_dir, **cfg)
+
+
+class Asks(Hook):
+    """Sends this process a signal once.
+
+    Args:
+        point (str): Where: the name of a hook's method.
+        at (int): Steps, or batches of validation, before.
+        name (str): The signal.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, point: str, at: int = 0,
+                 name: str = 'SIGTERM') -> None:
+        self.at, self.name, self.calls = at, name, 0
+        setattr(self, point, self.ask)
+
+    def ask(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self.calls == self.at:
+            self.send(getattr(signal, self.name))
+        self.calls += 1
+
+    def send(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+
+
+def stopped(runner: Runner) -> Runner:
+    """Train until a signal stops it."""
+    try:
+        runner.train()
+    except Stopped as ended:
+        assert ended.code == EXIT_CODE == 75
+        return runner
+    raise AssertionError('it was not stopped')
 
 
 def learned(runner: Runner) -> Dict[str, Tensor]:

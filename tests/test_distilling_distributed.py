@@ -2,17 +2,16 @@
 """Two processes distil together, one of them without annotations."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 
 from _distill import CRITERIA, distiller_cfg
 from _tiny import Pictures, same
 
-WORLD, ITERS = 2, 4
+ITERS = 4
 
 
 class HalfSoft(Pictures):
@@ -76,12 +75,6 @@ def train(rank: int, port: int, folder: str, models: dict) -> None:
     leave_group()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_processes_hold_the_same_student(tmp_path):
     """FCOS counts the boxes of all processes, so each must ask."""
@@ -89,7 +82,7 @@ def test_processes_hold_the_same_student(tmp_path):
     for kind in ('cls', 'det'):
         (tmp_path / kind).mkdir()
         models[kind] = distiller_cfg(tmp_path / kind, kind, CRITERIA).to_dict()
-    mp.spawn(train, (free_port(), str(tmp_path), models), WORLD)
+    together(train, str(tmp_path), models)
     for kind in models:
         first, second = (
             torch.load(tmp_path / f'{kind}{rank}.pth')

@@ -2,19 +2,17 @@
 """Two processes on CPUs train one module together."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Optional
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 
 from _tiny import (DIMS, add_modules, build_backbone, fusion_neck, model_cfg,
                    same, save_trunk)
 from vim_mm.zoo import Zoo, save_module
 
-WORLD = 2
 HOOKS = [
     dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
     dict(
@@ -24,12 +22,6 @@ HOOKS = [
         keep_better=False),
     dict(type='vim_mm.WarmHeadHook', epochs=2),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
 
 
 def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
@@ -82,8 +74,7 @@ def spawn(kind: str,
           hooks: list,
           neck: Optional[dict] = None) -> list:
     neck = neck or fusion_neck(kind)
-    mp.spawn(
-        train, (free_port(), kind, str(folder), backbone, hooks, neck), WORLD)
+    together(train, kind, str(folder), backbone, hooks, neck)
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(WORLD)]
 
 
@@ -149,7 +140,7 @@ def disagree(rank: int, port: int, folder: str) -> None:
 
 
 def test_processes_that_disagree_save_nothing(tmp_path: Path) -> None:
-    mp.spawn(disagree, (free_port(), str(tmp_path)), WORLD)
+    together(disagree, str(tmp_path))
     assert len(list(tmp_path.iterdir())) == WORLD
 
 

@@ -2,22 +2,22 @@
 """Two processes train several tasks without looking for unused parameters."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 from torch import Tensor
 
 from _multitask import (METRICS, TASKS, build, convnext, loader, moe,
                         multitask_cfg, task_cfg)
+from _runs import Asks, stopped
 from _tiny import model_cfg, same
 
 pytestmark = pytest.mark.slow
 
-WORLD, ITERS, STOP = 2, 8, 4
+ITERS, STOP = 8, 4
 
 
 def fcos() -> dict:
@@ -66,6 +66,10 @@ def settings(share: int, case: str) -> Dict[str, Any]:
 
 
 CASES = ['plain', 'accumulated', 'moe', 'random']
+#: Which process gets a signal, and where; the validation is the second task's.
+ASKED = dict(
+    stopped=(1, 'before_train_iter', 2),
+    stopped_in_validation=(0, 'before_val_iter', 5))
 
 
 def learned(runner: Any) -> Dict[str, Tensor]:
@@ -113,24 +117,28 @@ def train(rank: int, port: int, folder: str) -> None:
         load_from=f'{folder}/{case}/iter_{STOP}.pth')
     again.train()
     torch.save(learned(again), f'{folder}/again{rank}.pth')
+    for name, (signalled, *asks) in ASKED.items():
+        own = settings(1, 'random')
+        own['default_hooks']['checkpoint']['interval'] = 100
+        first = build(Path(folder, name), ITERS, **own, **dist)
+        if rank == signalled:
+            first.register_hook(Asks(*asks))
+        stopped(first)
+        later = build(Path(folder, name), ITERS, **own, **dist, resume=True)
+        later.train()
+        torch.save(learned(later), f'{folder}/{name}{rank}.pth')
     leave_group()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('multitask')
-    mp.spawn(train, (free_port(), str(path)), WORLD)
+    together(train, str(path))
     return path
 
 
-@pytest.mark.parametrize('case', [*CASES, 'again'])
+@pytest.mark.parametrize('case', [*CASES, 'again', *ASKED])
 def test_processes_stay_equal(folder: Path, case: str) -> None:
     first, second = (
         torch.load(folder / f'{case}{rank}.pth') for rank in range(WORLD))
@@ -154,7 +162,9 @@ def test_two_processes_equal_one_with_both_shares(folder: Path, tmp_path: Path,
                    for key in before if key.startswith(part))
 
 
-def test_resumed_equals_uninterrupted(folder: Path) -> None:
+@pytest.mark.parametrize('case', ['again', *ASKED])
+def test_resumed_equals_uninterrupted(folder: Path, case: str) -> None:
+    """After a signal to one of two processes, too."""
     whole, again = (
-        torch.load(folder / f'{case}0.pth') for case in ('random', 'again'))
+        torch.load(folder / f'{name}0.pth') for name in ('random', case))
     assert same(whole, again)

@@ -7,11 +7,12 @@ from typing import Any, Dict
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from test_multitask_distributed import ITERS, STOP, WORLD, free_port, settings
+from _processes import WORLD, together
+from test_multitask_distributed import ITERS, STOP, settings
 from torch import Tensor
 
 from _multitask import build, run_cfg, task_cfg
+from _runs import Asks, stopped
 from _tiny import same
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,7 @@ def train(rank: int, port: int, folder: str) -> None:
     again = sharded(
         Path(folder, 'again'), case, policy, resume=True, load_from=path)
     again.train()
+    stop_one(rank, Path(folder, 'stopped'))
     lamb = dict(optimizer=dict(type='mmpretrain.Lamb', lr=1e-3))
     with pytest.raises(ValueError, match='norm of each tensor.* no FSDP'):
         sharded(
@@ -102,11 +104,23 @@ def train(rank: int, port: int, folder: str) -> None:
     leave_group()
 
 
+def stop_one(rank: int, folder: Path) -> None:
+    """Let a signal to the second process stop both, and go on."""
+    hooks = dict(checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=100))
+    first = sharded(folder, *CASES[-1], default_hooks=hooks)
+    if rank == 1:
+        first.register_hook(Asks('before_train_iter', 2))
+    stopped(first)
+    assert (folder / 'iter_3.pth').exists()
+    sharded(folder, *CASES[-1], default_hooks=hooks, resume=True).train()
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('sharded')
-    mp.spawn(train, (free_port(), str(path)), WORLD)
+    together(train, str(path))
     return path
 
 
@@ -126,7 +140,8 @@ def test_parts_learn_what_whole_tensors_do(folder: Path, case: str,
     assert max(held) < 0.6 * sum(held)
 
 
-def test_resumed_equals_uninterrupted(folder: Path) -> None:
+@pytest.mark.parametrize('part', ['again', 'stopped'])
+def test_resumed_equals_uninterrupted(folder: Path, part: str) -> None:
     case, policy = CASES[-1]
     whole = learned(folder / f'{case}_{policy}')
-    assert same(whole, learned(folder / 'again'))
+    assert same(whole, learned(folder / part))

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Two processes train several tasks, which change every step."""
 
-import socket
 from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence
@@ -9,7 +8,7 @@ from typing import Callable, Dict, List, Sequence
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 from _routing import bound, run, tokens, trunk
 from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
@@ -20,7 +19,7 @@ from _tiny import PLACES, SIZE, TWO_TASKS, same, two_tasks
 from vim_mm.models.tasks import select_task
 from vim_mm.registry import MODELS
 
-WORLD, STEPS, SHARE = 2, 20, 2
+STEPS, SHARE = 20, 2
 NAMES = list(TWO_TASKS)
 FUSIONS = ['EnsMoE', 'LinearMoE', 'RoutedMoE']
 #: by how many tasks a process is ahead of the one before it
@@ -107,10 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes have learned in all cases."""
     path = tmp_path_factory.mktemp('tasks')
     two_tasks(path)  # the trunk and the zoo are there
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.spawn(worker, (port, str(path)), WORLD)
+    together(worker, str(path))
     return path
 
 

@@ -38,6 +38,7 @@ copies = dict(
     dataset=dict(folder, data_root=f'{work}/release/copies'))
 generated = dict(
     type='vim_mm.SoftOnly',
+    manifest=f'{work}/generation/solar-cells/manifest.json',
     dataset=dict(folder, data_root=f'{work}/generation/solar-cells/images'))
 train_dataloader = dict(
     sampler=dict(

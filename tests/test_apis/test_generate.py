@@ -292,12 +292,69 @@ def test_an_image_without_its_manifest_does_not_count(jobs, tmp_path,
         path.write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr('vim_mm.apis.generated_folder.write_atomic', full)
+        patch.setattr('vim_mm.datasets.manifest.write_atomic', full)
         with pytest.raises(ValueError, match='No space left on device'):
             generate(*jobs['cls'], str(out))
     assert not (out / 'manifest.json').exists()
     shutil.rmtree(out)
     assert generate(*jobs['cls'], str(out)).made == 2 * NUM
+
+
+# ------------------------------------------------------------------- damage
+
+
+def flip(path: Path, place: int) -> None:
+    """Change a bit of a file."""
+    changed = bytearray(path.read_bytes())
+    changed[place % len(changed)] ^= 1 << place % 8
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_damaged_file_is_named(kind, jobs, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('vim_mm.apis.generated_folder.print_log',
+                        lambda text, **kwargs: said.append(text))
+    cfg, teacher = jobs[kind]
+    cfg = deepcopy(cfg)
+    cfg.generate.update(limit=2, copies=1)
+    generate(cfg, teacher, str(tmp_path))
+    before = files(tmp_path)
+    named = [name for name in before if name.count('/') or '.json' in name]
+    assert len(named) == dict(cls=3, det=4, seg=5)[kind]
+    for name in named:
+        path, content = tmp_path / name, (tmp_path / name).read_bytes()
+        for place in (40, len(content) // 2, len(content) - 1):
+            flip(path, place)
+            with pytest.raises(ValueError, match=f'{path}. is damaged'):
+                read_back(kind, tmp_path)
+            path.write_bytes(content)
+        path.unlink()
+        with pytest.raises((ValueError, OSError), match=str(path)):
+            read_back(kind, tmp_path)
+        path.write_bytes(content)
+    # made again, and images and label maps are said
+    for name in [name for name in named if name != 'manifest.json']:
+        flip(tmp_path / name, 99)
+        generate(cfg, teacher, str(tmp_path))
+        assert files(tmp_path) == before
+        assert name == 'annotations.json' or name in said[-1]
+    assert len(read_back(kind, tmp_path)) == 2
+
+
+def test_a_folder_of_before_has_no_checksums(jobs, tmp_path):
+    cfg, teacher = jobs['seg']
+    cfg = deepcopy(cfg)
+    cfg.generate.update(limit=2, copies=1)
+    generate(cfg, teacher, str(tmp_path))
+    path = tmp_path / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    del manifest['sha256']
+    for record in manifest['images'].values():
+        del record['sha256'], record['label_sha256']
+    path.write_text(json.dumps(manifest))
+    assert len(read_back('seg', tmp_path)) == 2
+    assert generate(cfg, teacher, str(tmp_path)).made == 0
 
 
 # ----------------------------------------------------------------- mistakes

@@ -4,20 +4,21 @@
 import builtins
 import os
 import shutil
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, List
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _hostile import ODD_VALUES
+from _processes import together
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import build_runner, model_cfg, same, vit
 from vim_mm.engine.resume import keep_numbers
+from vim_mm.engine.run_state import check_counters
 from vim_mm.engine.saving import BATCHES, SAMPLER_SEED, STOPPED_AT, VALIDATE
 from vim_mm.utils.checkpoint import CheckpointError
 
@@ -253,7 +254,7 @@ def test_a_resumed_run_has_what_was_saved(run_dir: Path) -> None:
     assert (run.message_hub.get_scalar('train/loss').data[0] == hub).all()
 
 
-def choose(rank: int, folder: str, port: int) -> None:
+def choose(rank: int, port: int, folder: str) -> None:
     import torch.distributed as dist
 
     from vim_mm.engine.resume import choose_checkpoint
@@ -286,10 +287,7 @@ def choose(rank: int, folder: str, port: int) -> None:
 
 def test_all_processes_go_on_from_the_same_file(run_dir: Path) -> None:
     (run_dir / 'empty').mkdir()
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.spawn(choose, (str(run_dir), port), 2)
+    together(choose, str(run_dir))
     said = {p.name: p.read_text() for p in run_dir.glob('*e[01]')}
     newest = f'{run_dir}/iter_4.pth True'
     assert said == dict(
@@ -450,6 +448,27 @@ def test_numbers_of_another_form_are_dropped(run_dir: Path, key: object,
                     max_keep_ckpts=2)
     run = resumed(run_dir, checkpoint=settings)
     assert name(run) == 'iter_4.pth' and run.iter == 5
+
+
+OPTIMIZER = dict(state={}, param_groups=[])
+
+
+@pytest.mark.parametrize('part', [
+    *(dict(optimizer=value) for value in (
+        *ODD_VALUES.values(), dict(OPTIMIZER, state=[]),
+        dict(OPTIMIZER, state={0: 3}), dict(OPTIMIZER, param_groups=[3]),
+        dict(OPTIMIZER, param_groups=[{}]), dict(param_groups=[]))),
+    *(dict(param_schedulers=value) for value in (3, 'x', [1], dict(a=1))),
+    *(dict(ema_state_dict=value) for value in (None, 3, 'x', [1])),
+], ids=lambda part: f'{part}'[:40])
+def test_parts_of_another_form_are_refused(part: dict) -> None:
+    whole = dict(meta=dict(iter=1, epoch=0), message_hub={}, state_dict={})
+    check_counters(whole, 'x.pth')
+    check_counters(dict(whole, optimizer=OPTIMIZER, param_schedulers=[]),
+                   'x.pth')
+    name, = part
+    with pytest.raises(CheckpointError, match=f'x.pth has .* `{name}`'):
+        check_counters(dict(whole, **part), 'x.pth')
 
 
 @pytest.mark.parametrize('seed', [-1, 2**40, True, 'x'])

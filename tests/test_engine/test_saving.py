@@ -2,146 +2,45 @@
 """Wherever a run is killed, its last complete checkpoint is there."""
 
 import os
-import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Callable, List, Optional
+from typing import Any, List
 
 import pytest
 import torch
+from _states import best, judged, rises, states_of, step_of
 from mmengine.runner import FlexibleRunner
 
-from _runs import learned, run, unlike, validation
-from vim_mm.engine.resume import choose_checkpoint
-from vim_mm.engine.stopping import Stop
-from vim_mm.utils.checksum import is_intact
+from _runs import learned, run, unlike
 from vim_mm.utils.files import sweep, write_atomic
 
-
-class States:
-    """What a folder holds before each change to a file in it.
-
-    A process that is killed leaves one of these states. Beside them there is
-    one in which a file is empty, for each file that is opened to be written.
-    """
-
-    #: What Python calls before it changes a file.
-    EVENTS = ('open', 'os.rename', 'os.remove', 'os.rmdir', 'os.truncate')
-    watching: Optional['States'] = None
-
-    def __init__(self, folder: Path, copies: Path) -> None:
-        self.folder = folder
-        self.copies = copies
-        self.count = 0
-        self.busy = False
-
-    def __call__(self, event: str, args: tuple) -> None:
-        if self.busy or event not in self.EVENTS:
-            return
-        path = Path(os.fsdecode(args[0])) if isinstance(
-            args[0], (str, bytes, os.PathLike)) else None
-        if path is None or self.folder not in path.parents:
-            return
-        is_opened = event == 'open'
-        if is_opened and not args[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        self.busy = True
-        copy = self._copy()
-        if is_opened and args[2] & os.O_TRUNC:
-            copy = self._copy()
-            (copy / path.relative_to(self.folder)).write_bytes(b'')
-        self.busy = False
-
-    def _copy(self) -> Path:
-        copy = self.copies / f'{self.count:04}'
-        self.count += 1
-        copy.mkdir(parents=True)
-        for path in self.folder.iterdir():
-            if path.is_file():
-                shutil.copy2(path, copy)
-        return copy
-
-
-def _on_event(event: str, args: tuple) -> None:
-    if States.watching is not None:
-        States.watching(event, args)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def hook() -> None:
-    sys.addaudithook(_on_event)  # it can never be taken away
-
-
-def states_of(folder: Path, work: Callable[[], Any]) -> List[Path]:
-    States.watching = States(folder, folder.parent / 'states')
-    try:
-        work()
-    finally:
-        States.watching = None
-    return sorted((folder.parent / 'states').iterdir())
-
-
-def step_of(path: Path) -> int:
-    return torch.load(path, weights_only=False)['meta']['iter']
-
-
-def complete(folder: Path, start: str) -> List[Path]:
-    return [path for path in folder.glob(f'{start}*.pth') if is_intact(path)]
-
-
 SETTINGS = dict(
-    best=dict(
-        checkpoint=dict(max_keep_ckpts=1, save_best='auto', rule='greater'),
-        **validation()),
-    epochs=dict(
-        by_epoch=True,
-        steps=3,
-        checkpoint=dict(max_keep_ckpts=2, save_best='auto', rule='greater'),
-        **validation()))
-
-
-def rises(evaluator: Any, size: int) -> dict:
-    """An accuracy that is better each time."""
-    return dict(acc=float(Stop.current.runner.iter))
+    best=dict(steps=3, **best(max_keep_ckpts=1)),
+    epochs=dict(by_epoch=True, steps=3, **best(max_keep_ckpts=2)))
 
 
 @pytest.mark.parametrize('case', SETTINGS)
 def test_a_kill_at_any_file_operation(case: str, tmp_path: Path,
                                       monkeypatch: Any) -> None:
+    """`make reliability` does so with many more runs."""
     monkeypatch.setattr('mmengine.evaluator.Evaluator.evaluate', rises)
-    folder = tmp_path / 'run'
-    settings = dict(dict(steps=4), **SETTINGS[case])
+    folder, settings = tmp_path / 'run', SETTINGS[case]
     one = run(folder, **settings)
     states = states_of(folder, one.train)
-    assert len(states) > 15
-    begun, had_best = 0, False
-    for state in states:
-        files = [p for p in complete(state, '') if 'best' not in p.name]
-        newest = max(map(step_of, files), default=0)
-        best = complete(state, 'best')
-        assert newest >= begun and (best or not had_best), state
-        begun, had_best = newest, had_best or bool(best)
-        if not newest:
-            continue
-        again = SimpleNamespace(
-            work_dir=str(state),
-            hooks=[],
-            _has_loaded=False,
-            _resume=True,
-            _load_from=None)
-        choose_checkpoint(again)
-        assert step_of(Path(again._load_from)) == newest, state
-    assert begun and had_best
-    for state in states[len(states) // 2::len(states) // 3]:
-        again = run(state, resume=True, **settings)
-        again.train()
-        assert not unlike(learned(one), learned(again)), state
-        left = sorted(p.name for p in state.glob('*.pth')
-                      if 'best' not in p.name)
-        assert left == sorted(p.name for p in folder.glob('*.pth')
-                              if 'best' not in p.name)
-        assert not list(state.glob('.*.draft'))
+    found = list(judged(states))
+    assert not any(problem for _, _, problem in found)
+    assert len(states) > 15 and len({step for _, step, _ in found}) == 4
+    state = states[len(states) * 2 // 3]
+    again = run(state, resume=True, **settings)
+    again.train()
+    assert not unlike(learned(one), learned(again))
+    assert left(state) == left(folder)
+    assert not list(state.glob('.*.draft'))
+
+
+def left(folder: Path) -> List[str]:
+    """Checkpoints at the end of a run, but for the best."""
+    return sorted(path.name for path in folder.glob('*.pth')
+                  if not path.name.startswith('best'))
 
 
 def test_the_states_of_mmengine_lose_a_checkpoint(tmp_path: Path) -> None:
@@ -168,10 +67,10 @@ def test_the_counters_of_a_file(flexible: bool, tmp_path: Path,
     if flexible:
         monkeypatch.setattr('_tiny.Runner', FlexibleRunner)
     monkeypatch.setattr('mmengine.evaluator.Evaluator.evaluate', rises)
-    run(tmp_path, steps=4, **SETTINGS['best']).train()
+    run(tmp_path, **SETTINGS['best']).train()
     saved = {p.name: step_of(p) for p in tmp_path.glob('iter*.pth')}
-    assert saved == {'iter_4.pth': 4}
-    assert [p.name for p in tmp_path.glob('best*')] == ['best_acc_iter_4.pth']
+    assert saved == {'iter_3.pth': 3}
+    assert [p.name for p in tmp_path.glob('best*')] == ['best_acc_iter_3.pth']
 
 
 def test_the_hook_still_removes_old_ones(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,38 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from _processes import together
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
-from _runs import learned, run, unlike, validation
-from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, Stopped, stoppable
+from _runs import Asks, learned, run, stopped, unlike, validation
+from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, stoppable
 from vim_mm.utils.cli import run_cli
-
-
-class Asks(Hook):
-    """Sends this process a signal once.
-
-    Args:
-        point (str): Where: the name of a hook's method.
-        at (int): Steps, or batches of validation, before.
-        name (str): The signal.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self, point: str, at: int = 0,
-                 name: str = 'SIGTERM') -> None:
-        self.at, self.name, self.calls = at, name, 0
-        setattr(self, point, self.ask)
-
-    def ask(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        if self.calls == self.at:
-            self.send(getattr(signal, self.name))
-        self.calls += 1
-
-    def send(self, number: int) -> None:
-        os.kill(os.getpid(), number)
 
 
 class AsksGroup(Asks):
@@ -59,11 +34,7 @@ class AsksGroup(Asks):
 
 def stop(folder: Path, asks: Asks, **kwargs: Any) -> Runner:
     hooks = [*kwargs.pop('custom_hooks', []), asks]
-    runner = run(folder, custom_hooks=hooks, **kwargs)
-    with pytest.raises(Stopped) as ended:
-        runner.train()
-    assert ended.value.code == EXIT_CODE == 75
-    return runner
+    return stopped(run(folder, custom_hooks=hooks, **kwargs))
 
 
 EMA = dict(custom_hooks=[dict(type='EMAHook')])
@@ -248,8 +219,7 @@ def train(rank: int, port: int, folder: str, by_epoch: bool) -> None:
     save(whole, 'whole')
     for name, (signalled, *asks) in ASKED.items():
         first = build(name, *[Asks(*asks)] * (rank in signalled))
-        with pytest.raises(Stopped):
-            first.train()
+        stopped(first)
         again = build(name, resume=True)
         again.train()
         save(again, name)
@@ -274,11 +244,7 @@ ASKED = dict(
 
 @pytest.mark.parametrize('by_epoch', [False, True])
 def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    mp.start_processes(
-        train, (port, str(tmp_path), by_epoch), 2, start_method='fork')
+    together(train, str(tmp_path), by_epoch)
     for rank in range(2):
         whole = torch.load(tmp_path / f'whole{rank}.pth')
         for name in ASKED:

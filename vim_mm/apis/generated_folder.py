@@ -4,32 +4,30 @@
     images/            of classifiers in a folder for each class
     labels/            label maps, of segmentors
     annotations.json   boxes and masks in COCO's format, of detectors
-    manifest.json      each image's guide, seed, losses; the settings
+    manifest.json      each image's guide, seed, losses and checksum; settings
     dataset.py         a config that reads the folder
     sheet.png          guides above what became of them
 """
 
 import json
-from pathlib import Path, PurePath
+import logging
+from pathlib import Path
 from pprint import pformat
 from typing import Any, Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
 from mmdet.structures.mask import encode_mask_results
+from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
+from vim_mm.datasets.manifest import (ANNOTATIONS, IMAGES, LABEL_SUM, LABELS,
+                                      MANIFEST, SUM, files_of, is_whole,
+                                      read_manifest, write_manifest)
 from vim_mm.models.generators.teacher import is_labelled, kind_of
 from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.kinds import KINDS
-from vim_mm.utils.messages import short
-from vim_mm.utils.reading import read_json
 
-MANIFEST, ANNOTATIONS, CONFIG = 'manifest.json', 'annotations.json', \
-    'dataset.py'
-IMAGES, LABELS = 'images', 'labels'
-#: Bytes of a manifest.
-MANIFEST_BYTES = 256 << 20
+CONFIG = 'dataset.py'
 SUFFIXES = ('.png', '.jpg')
 
 
@@ -78,14 +76,9 @@ class GeneratedFolder:
                                  'files; name a new folder.')
             self.root.mkdir(parents=True, exist_ok=True)
             return
-        try:
-            manifest = read_json(path, MANIFEST_BYTES, values=MANIFEST_BYTES)
-            theirs, self.records = manifest['settings'], manifest['images']
-            self.kind = manifest['kind']
-            _check_manifest(theirs, self.records, self.kind)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"'{path}' is damaged ({error}); name a new "
-                             'folder.') from error
+        manifest = read_manifest(path)
+        theirs, self.records = manifest['settings'], manifest['images']
+        self.kind = manifest['kind']
         unlike = sorted(key for key in {*theirs, *self.settings}
                         if theirs.get(key) != self.settings.get(key))
         if unlike:
@@ -97,8 +90,17 @@ class GeneratedFolder:
     def has(self, key: str) -> bool:
         """Whether an image is there, and whole."""
         record = self.records.get(key)
-        return record is not None and (self.root / IMAGES /
-                                       record['file']).is_file()
+        if record is None or not (self.root / IMAGES /
+                                  record['file']).is_file():
+            return False
+        for name, digest in files_of(record):
+            if not is_whole(self.root / name, digest):
+                print_log(
+                    f"'{self.root / name}' is damaged, so it is made again.",
+                    logger='current',
+                    level=logging.WARNING)
+                return False
+        return True
 
     def add(self, batch: Sequence[tuple]) -> None:
         """Write images and then the manifest that names them.
@@ -115,20 +117,19 @@ class GeneratedFolder:
         try:
             fresh = {key: self._write(key, *rest) for key, *rest in batch}
             self.records.update(fresh)
-            write_atomic(
-                self.root / MANIFEST,
-                json.dumps(
-                    dict(
-                        kind=self.kind,
-                        classes=self.classes,
-                        digest=sha256(
-                            json.dumps(self.settings,
-                                       sort_keys=True).encode()),
-                        settings=self.settings,
-                        images=self.records),
-                    indent=1))
+            self._write_manifest()
         except OSError as error:
             raise _cannot_write(self.root, error) from error
+
+    def _write_manifest(self, **notes: Any) -> None:
+        write_manifest(
+            self.root / MANIFEST,
+            dict(
+                kind=self.kind,
+                classes=self.classes,
+                settings=self.settings,
+                images=self.records,
+                **notes))
 
     def _write(self, key: str, pixels: np.ndarray, sample: BaseDataElement,
                note: dict) -> dict:
@@ -140,16 +141,20 @@ class GeneratedFolder:
                 sample, pixels.shape[:2])
         if self.kind == 'cls' and annotation is not None:
             file = f'{self.class_folder(annotation)}/{file}'
+        sums = {}
         if self.kind == 'seg' and annotation is not None:
             label = f'{name}.png'
-            self._encode(self.root / LABELS / label, annotation, '.png')
+            sums[LABEL_SUM] = self._encode(self.root / LABELS / label,
+                                           annotation, '.png')
             annotation = label
-        self._encode(self.root / IMAGES / file, pixels, self.suffix)
+        sums[SUM] = self._encode(self.root / IMAGES / file, pixels,
+                                 self.suffix)
         return dict(
             file=file,
             height=pixels.shape[0],
             width=pixels.shape[1],
             annotation=annotation,
+            **sums,
             **note)
 
     def class_folder(self, label: int) -> str:
@@ -157,12 +162,15 @@ class GeneratedFolder:
         return self.classes[label].replace('/', '-')
 
     @staticmethod
-    def _encode(path: Path, pixels: np.ndarray, suffix: str) -> None:
+    def _encode(path: Path, pixels: np.ndarray, suffix: str) -> str:
+        """Write an image; the sha256 of its file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == '.jpg' else []
         done, data = cv2.imencode(suffix, pixels, quality)
         assert done, path
-        write_atomic(path, data.tobytes())
+        content = data.tobytes()
+        write_atomic(path, content)
+        return sha256(content)
 
     # ------------------------------------------------------------- the end
 
@@ -174,7 +182,14 @@ class GeneratedFolder:
         """
         try:
             if self.kind == 'det' and self.is_labelled:
-                write_atomic(self.root / ANNOTATIONS, json.dumps(self._coco()))
+                text = json.dumps(self._coco())
+                write_atomic(self.root / ANNOTATIONS, text)
+                self._write_manifest(annotations={SUM: sha256(text.encode())})
+            if self.kind == 'cls' and self.is_labelled:
+                # mmpretrain expects a folder of each class, an empty one too
+                for label in range(len(self.classes)):
+                    (self.root / IMAGES / self.class_folder(label)).mkdir(
+                        exist_ok=True)
             text = ('# Generated images: their annotations are their '
                     "guides'.\ndataset = " +
                     pformat(self.dataset(), sort_dicts=False) + '\n')
@@ -203,7 +218,10 @@ class GeneratedFolder:
                 data_prefix=IMAGES,
                 with_label=False,
                 metainfo=dict(classes=tuple(self.classes)))
-        return dict(type='vim_mm.SoftOnly', dataset=dict(own, pipeline=[]))
+        return dict(
+            type='vim_mm.SoftOnly',
+            manifest='{{fileDirname}}/' + MANIFEST,
+            dataset=dict(own, pipeline=[]))
 
     def _cls_dataset(self) -> dict:
         return dict(
@@ -301,26 +319,6 @@ def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
             f"The annotation of '{sample.get('img_path')}' has {own[0]}x"
             f'{own[1]} pixels and its image {image[0]}x{image[1]}; load '
             'annotations before the pipeline resizes.')
-
-
-def _check_manifest(settings: Any, images: Any, kind: Any) -> None:
-    """Refuse what no manifest says.
-
-    Raises:
-        ValueError: If it is so.
-    """
-    if not isinstance(settings, dict) or not isinstance(images, dict):
-        raise ValueError('its settings or images are no dict')
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f'its kind is {short(kind)}')
-    for record in images.values():
-        file = record.get('file') if isinstance(record, dict) else None
-        if not isinstance(file, str) or PurePath(
-                file).is_absolute() or '..' in PurePath(file).parts or len(
-                    PurePath(file).name) > 255 or not all(
-                    type(record.get(key)) is int
-                    for key in ('height', 'width')):
-            raise ValueError(f'its record {short(record)} names no image')
 
 
 def _cannot_write(root: Path, error: OSError) -> ValueError:

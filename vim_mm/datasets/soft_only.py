@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Any, Union
+from pathlib import Path
+from typing import Any, Optional, Union
 
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.registry import DATASETS
 from vim_mm.utils.kinds import SOFT_ONLY
+from .manifest import check_files
 
 
 @DATASETS.register_module()
@@ -21,9 +23,18 @@ class SoftOnly(Dataset):
     Args:
         dataset (dict | Dataset): The data set, or its config. To stand in a
             ``ConcatDataset`` it needs the ``metainfo`` of the others.
+        manifest (str, optional): That of generated images, whose files are
+            compared with their checksums first. Defaults to None.
+
+    Raises:
+        ValueError: If one of these files is damaged, or not there.
     """
 
-    def __init__(self, dataset: Union[dict, Dataset]) -> None:
+    def __init__(self,
+                 dataset: Union[dict, Dataset],
+                 manifest: Optional[str] = None) -> None:
+        if manifest is not None:
+            check_files(Path(manifest))
         self.dataset = DATASETS.build(dataset) if isinstance(dataset,
                                                              dict) else dataset
 

@@ -16,10 +16,10 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 
 from vim_mm.utils.checkpoint import CheckpointError
+from .run_state import COUNTERS, check_counters, counts
 from .saving import (BATCHES, POINTER, SAMPLER_SEED, STOPPED_AT, VALIDATE,
                      checkpoint_hooks)
 
-COUNTERS = ('epoch', 'iter')
 _COUNTS = (*COUNTERS, 'max_epochs', 'max_iters', VALIDATE, BATCHES, STOPPED_AT,
            SAMPLER_SEED)
 
@@ -37,7 +37,7 @@ def keep_numbers(checkpoint: dict, runner: Runner) -> None:
     meta = _mapping(checkpoint, 'meta')
     kept = {
         key: meta[key]
-        for key in (*COUNTERS, 'seed') if _counts(meta.get(key))
+        for key in (*COUNTERS, 'seed') if counts(meta.get(key))
     }
     if isinstance(meta.get('dataset_meta'), Mapping):
         kept['dataset_meta'] = meta['dataset_meta']
@@ -64,19 +64,14 @@ def _mapping(holder: Mapping, key: str) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-def _counts(value: Any) -> bool:
-    """Whether a value is a count, or a seed that random numbers take."""
-    return type(value) is int and 0 <= value < 2**32
-
-
 def _is_of_its_kind(key: Any, value: Any) -> bool:
     """Whether a note of the message hub is what a run makes of it."""
     if not isinstance(key, str):
         return False
     if key in _COUNTS:
-        return _counts(value)
+        return counts(value)
     if key == 'keep_ckpt_ids':
-        return isinstance(value, list) and all(map(_counts, value))
+        return isinstance(value, list) and all(map(counts, value))
     if key.startswith('best_score'):
         return isinstance(value, (Number, np.generic))
     return _is_numeric(value)
@@ -108,24 +103,6 @@ def _best(runner: Runner, infos: Mapping) -> Dict[str, str]:
         key: present[name]
         for key, name in names.items() if name in present
     }
-
-
-def check_counters(checkpoint: Any, file: str) -> None:
-    """Refuse what a run cannot go on from.
-
-    Raises:
-        CheckpointError: If it was not written by a run, or its counters are
-            no counts.
-    """
-    parts = ('meta', 'message_hub', 'state_dict')
-    whole = isinstance(checkpoint, dict) and all(
-        isinstance(checkpoint.get(part), Mapping) for part in parts)
-    if not whole or not all(
-            _counts(checkpoint['meta'].get(key)) for key in COUNTERS):
-        raise CheckpointError(
-            f'{file} says nothing of where a run was, so none can go on from '
-            'it; give a checkpoint that a run wrote, or load its weights with '
-            '`load_from`.')
 
 
 # ------------------------------------------------------------------ choice

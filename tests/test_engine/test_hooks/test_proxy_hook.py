@@ -8,11 +8,12 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-import torch.multiprocessing as mp
+from _processes import WORLD, together
 from _tdmr import build, config, runner, student
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from test_distributed import free_port
 
+from _runs import Asks, stopped
 from _tiny import DIMS, SIZE, fill, same, snapshot
 from vim_mm.datasets import Views, views_of
 from vim_mm.engine.hooks import ProxyHook
@@ -252,8 +253,6 @@ def test_random_numbers_of_the_run_stay(tmp_path):
 
 # --------------------------------------------------------- two processes
 
-WORLD = 2
-
 
 def train(rank: int, port: int, folder: str, extra: dict) -> None:
     from mmengine.config import Config
@@ -275,31 +274,53 @@ def train(rank: int, port: int, folder: str, extra: dict) -> None:
         dict(type='vim_mm.ProxyHook', epochs=3, store=f'{folder}/store'),
         dict(type='vim_mm.CostHook')
     ]
-    run = runner(
-        Path(folder),
-        config(names=['cnn', 'vit'], **extra),
-        hooks=hooks,
-        launcher='pytorch',
-        env_cfg=cfg.env_cfg,
-        randomness=dict(seed=0, diff_rank_seed=False),
-        experiment_name='two',
-        cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg))
+
+    def build(name: str, **kwargs) -> Runner:
+        return runner(
+            Path(folder, name),
+            config(names=['cnn', 'vit'], **extra),
+            hooks=hooks,
+            launcher='pytorch',
+            env_cfg=cfg.env_cfg,
+            randomness=dict(seed=0, diff_rank_seed=False),
+            experiment_name=f'two{name}{len(kwargs)}',
+            cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg),
+            **kwargs)
+
+    run = build('')
     run.train()
     torch.save(snapshot(unwrap(run.model)), f'{folder}/rank{rank}.pth')
+    for signalled, point in enumerate(ASKED):
+        first = build(point)
+        if rank == signalled:
+            first.register_hook(Asks(point, signalled))
+        stopped(first)
+        again = build(point, resume='auto')
+        again.train()
+        torch.save(
+            snapshot(unwrap(again.model)), f'{folder}/{point}{rank}.pth')
     leave_group()
+
+
+#: Where a process gets a signal: the first before the proxy space learns.
+ASKED = ('before_train', 'before_train_iter')
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_store_and_the_proxy_space(tmp_path):
     extra = dict(
         cotrain=True, share_classifier=True, proxy=dict(channels=DIMS))
-    mp.spawn(train, (free_port(), str(tmp_path), extra), WORLD)
+    together(train, str(tmp_path), extra)
     ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(WORLD)]
     learned = [{
         key: value
         for key, value in state.items() if 'running_' not in key
     } for state in ranks]
     assert same(*learned)
+    for point in ASKED:
+        for rank, state in enumerate(ranks):
+            again = torch.load(tmp_path / f'{point}{rank}.pth')
+            assert same(again, state), point
     report = json.loads((tmp_path / 'cost.json').read_text())
     assert report['networks'] == {
         name: dict(forwards=16, backwards=0)

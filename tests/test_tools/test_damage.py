@@ -1,0 +1,31 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""A checkpoint with a changed bit is neither tested nor gone on from."""
+
+import random
+from pathlib import Path
+
+import pytest
+from _damage import flipped, tool, trained, uses
+
+from vim_mm.utils.checkpoint import CheckpointError
+
+USES = list(uses(Path()))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('damage')
+    trained(path)
+    return path
+
+
+@pytest.mark.parametrize('use', USES)
+def test_a_flipped_bit_is_refused(folder: Path, use: str) -> None:
+    """`make reliability` flips more of them."""
+    path, command = uses(folder)[use]
+    rng = random.Random(0)
+    for _ in range(2):
+        with flipped(path, rng), pytest.raises(
+                CheckpointError, match=f'{path.name} is damaged'):
+            tool(*command)
+    tool(*command)
