@@ -230,6 +230,7 @@ def save_trained(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
     from vim_mm.apis.serving import load_model
+    from vim_mm.models.head_origin import head_parts
     backbone = cfg.get('model', {}).get('backbone', {})
     new_module = backbone.get('new_module')
     adapts = 'type' in backbone and type_name(backbone) == 'load_moe'
@@ -253,6 +254,7 @@ def save_trained(args: argparse.Namespace) -> None:
         new_module,
         args.zoo,
         head=head_state(model) or None,
+        head_parts=head_parts(model),
         save_as=args.name,
         overwrite=args.overwrite,
         **fields)
