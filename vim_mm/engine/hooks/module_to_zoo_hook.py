@@ -175,9 +175,10 @@ class ModuleToZooHook(Hook):
                 iterations=runner.iter,
                 seconds=round(time.time() - self._start, 1)),
             **self.card)
-        runner.logger.info(
-            f"Module '{model.backbone.new_module}' is in the zoo "
-            f"'{self.zoo}', identical on all {get_world_size()} processes.")
+        num = get_world_size()
+        agreed = f', identical on all {num} processes' if num > 1 else ''
+        runner.logger.info(f"Module '{model.backbone.new_module}' is in the "
+                           f"zoo '{self.zoo}'{agreed}.")
 
 
 def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:
