@@ -12,11 +12,10 @@
 import json
 from pathlib import Path, PurePath
 from pprint import pformat
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import cv2
 import numpy as np
-from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import BaseDataElement
 
 from vim_mm.models.generators.teacher import is_labelled, kind_of
@@ -24,9 +23,9 @@ from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.messages import short
 from vim_mm.utils.reading import read_json
+from .generated_annotations import ANNOTATIONS, as_coco
 
-MANIFEST, ANNOTATIONS, CONFIG = 'manifest.json', 'annotations.json', \
-    'dataset.py'
+MANIFEST, BOXES, CONFIG = 'manifest.json', 'annotations.json', 'dataset.py'
 IMAGES, LABELS = 'images', 'labels'
 #: Bytes of a manifest.
 MANIFEST_BYTES = 256 << 20
@@ -136,8 +135,7 @@ class GeneratedFolder:
         name = f'{key}_{Path(sample.get("img_path") or "image").stem}'
         file, annotation = name + self.suffix, None
         if is_labelled(sample):
-            annotation = globals()[f'_{self.kind}_annotation'](
-                sample, pixels.shape[:2])
+            annotation = ANNOTATIONS[self.kind](sample, pixels.shape[:2])
         if self.kind == 'cls' and annotation is not None:
             file = f'{self.class_folder(annotation)}/{file}'
         if self.kind == 'seg' and annotation is not None:
@@ -174,7 +172,8 @@ class GeneratedFolder:
         """
         try:
             if self.kind == 'det' and self.is_labelled:
-                write_atomic(self.root / ANNOTATIONS, json.dumps(self._coco()))
+                coco = as_coco(self.records.values(), self.classes)
+                write_atomic(self.root / BOXES, json.dumps(coco))
             text = ('# Generated images: their annotations are their '
                     "guides'.\ndataset = " +
                     pformat(self.dataset(), sort_dicts=False) + '\n')
@@ -215,7 +214,7 @@ class GeneratedFolder:
         return dict(
             type='mmdet.CocoDataset',
             metainfo=dict(classes=tuple(self.classes)),
-            ann_file=ANNOTATIONS,
+            ann_file=BOXES,
             data_prefix=dict(img=f'{IMAGES}/'),
             filter_cfg=dict(filter_empty_gt=False))
 
@@ -226,81 +225,6 @@ class GeneratedFolder:
             data_prefix=dict(img_path=IMAGES, seg_map_path=LABELS),
             img_suffix=self.suffix,
             seg_map_suffix='.png')
-
-    def _coco(self) -> dict:
-        images: List[dict] = []
-        annotations: List[dict] = []
-        for number, record in enumerate(self.records.values(), 1):
-            images.append(
-                dict(
-                    id=number,
-                    file_name=record['file'],
-                    height=record['height'],
-                    width=record['width']))
-            for one in record['annotation'] or ():
-                annotations.append(
-                    dict(one, id=len(annotations) + 1, image_id=number))
-        categories = [
-            dict(id=number, name=name)
-            for number, name in enumerate(self.classes, 1)
-        ]
-        return dict(
-            images=images, annotations=annotations, categories=categories)
-
-
-def _cls_annotation(sample: BaseDataElement, _: tuple) -> int:
-    labels = sample.gt_label.tolist()
-    if len(labels) != 1:
-        raise ValueError(
-            f"The guide '{sample.get('img_path')}' has {len(labels)} classes, "
-            'and folders hold images of one each; take guides without labels '
-            '(no gt_label), which the teacher is imitated on.')
-    return labels[0]
-
-
-def _seg_annotation(sample: BaseDataElement, shape: tuple) -> np.ndarray:
-    labels = sample.gt_sem_seg.data[0].cpu().numpy()
-    _check_shape(sample, labels.shape, shape)
-    if labels.max(initial=0) > 255:
-        raise ValueError('A label map has the label '
-                         f'{labels.max()}, and its file holds up to 255.')
-    return labels.astype(np.uint8)
-
-
-def _det_annotation(sample: BaseDataElement, shape: tuple) -> List[dict]:
-    found: List[dict] = []
-    for name, crowd in (('gt_instances', 0), ('ignored_instances', 1)):
-        instances = sample.get(name)
-        if instances is None or not len(instances.get('bboxes', ())):
-            continue
-        boxes = instances.bboxes
-        boxes = getattr(boxes, 'tensor', boxes).tolist()
-        masks: List[Optional[dict]] = [None] * len(boxes)
-        if 'masks' in instances:
-            arrays = instances.masks.to_ndarray()
-            _check_shape(sample, arrays.shape[1:], shape)
-            masks = encode_mask_results(list(arrays))
-        for box, label, mask in zip(boxes, instances.labels.tolist(), masks):
-            left, top, right, bottom = box
-            width, height = right - left, bottom - top
-            one = dict(
-                bbox=[left, top, width, height],
-                area=width * height,
-                category_id=label + 1,
-                iscrowd=crowd)
-            if mask is not None:
-                one['segmentation'] = dict(
-                    size=list(mask['size']), counts=mask['counts'].decode())
-            found.append(one)
-    return found
-
-
-def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
-    if tuple(own) != tuple(image):
-        raise ValueError(
-            f"The annotation of '{sample.get('img_path')}' has {own[0]}x"
-            f'{own[1]} pixels and its image {image[0]}x{image[1]}; load '
-            'annotations before the pipeline resizes.')
 
 
 def _check_manifest(settings: Any, images: Any, kind: Any) -> None:
