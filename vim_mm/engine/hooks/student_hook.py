@@ -141,7 +141,8 @@ def _parts(name: str, outside: Outside) -> List[Dict[str, Any]]:
 
 def _inside(model: BaseModel) -> List[Dict[str, Any]]:
     """The modules in a model's backbone, and those of its head."""
-    made_of = getattr(model.backbone, 'made_of', {})
+    backbone = getattr(model, 'backbone', None)
+    made_of = getattr(backbone, 'made_of', {})
     return together([*made_of.values(), head_parts(model)])
 
 
