@@ -74,7 +74,7 @@ class Bench:
 
     def __init__(self, name: str, seed: int,
                  args: argparse.Namespace) -> None:
-        self.name, self.task, self.seed = name, TASKS[name], seed
+        self.task, self.seed = TASKS[name], seed
         self.cfg = read_config(name, seed, args.work_dir, args.zoo)
         scope = KINDS[self.task.kind].scope
         self.cfg.default_scope = scope
@@ -90,18 +90,19 @@ class Bench:
             for key, value in self.model.state_dict().items()
             if not key.startswith('backbone.')
         }
+        self.name = name
         self.pictures = args.pictures
         self.values: Dict[Weights, float] = {}
 
     def plan(self) -> Iterator[Tuple[str, Run]]:
         """Names of runs and what each does, in their order."""
-        for method, run in self._methods():
+        for method, run in self.runs():
             yield f'{self.name}/{method}', partial(self._noted, method, run)
 
     def _noted(self, method: str, run: Run) -> Dict[str, Any]:
         return dict(task=self.name, method=method, **run())
 
-    def _methods(self) -> Iterator[Tuple[str, Run]]:
+    def runs(self) -> Iterator[Tuple[str, Run]]:
         """By method, what runs it."""
         num = len(self.names)
         yield TRUNK, partial(self._scored, bare(num))

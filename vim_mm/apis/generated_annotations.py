@@ -65,7 +65,7 @@ def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
 
 #: By kind of task, the annotation of a guide for an image of some height and
 #: width.
-ANNOTATIONS: Dict[str, Callable] = dict(
+ANNOTATE: Dict[str, Callable] = dict(
     cls=_cls_annotation, seg=_seg_annotation, det=_det_annotation)
 
 

@@ -23,9 +23,10 @@ from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.messages import short
 from vim_mm.utils.reading import read_json
-from .generated_annotations import ANNOTATIONS, as_coco
+from .generated_annotations import ANNOTATE, as_coco
 
-MANIFEST, BOXES, CONFIG = 'manifest.json', 'annotations.json', 'dataset.py'
+MANIFEST, ANNOTATIONS, CONFIG = 'manifest.json', 'annotations.json', \
+    'dataset.py'
 IMAGES, LABELS = 'images', 'labels'
 #: Bytes of a manifest.
 MANIFEST_BYTES = 256 << 20
@@ -135,7 +136,7 @@ class GeneratedFolder:
         name = f'{key}_{Path(sample.get("img_path") or "image").stem}'
         file, annotation = name + self.suffix, None
         if is_labelled(sample):
-            annotation = ANNOTATIONS[self.kind](sample, pixels.shape[:2])
+            annotation = ANNOTATE[self.kind](sample, pixels.shape[:2])
         if self.kind == 'cls' and annotation is not None:
             file = f'{self.class_folder(annotation)}/{file}'
         if self.kind == 'seg' and annotation is not None:
@@ -173,7 +174,7 @@ class GeneratedFolder:
         try:
             if self.kind == 'det' and self.is_labelled:
                 coco = as_coco(self.records.values(), self.classes)
-                write_atomic(self.root / BOXES, json.dumps(coco))
+                write_atomic(self.root / ANNOTATIONS, json.dumps(coco))
             text = ('# Generated images: their annotations are their '
                     "guides'.\ndataset = " +
                     pformat(self.dataset(), sort_dicts=False) + '\n')
@@ -214,7 +215,7 @@ class GeneratedFolder:
         return dict(
             type='mmdet.CocoDataset',
             metainfo=dict(classes=tuple(self.classes)),
-            ann_file=BOXES,
+            ann_file=ANNOTATIONS,
             data_prefix=dict(img=f'{IMAGES}/'),
             filter_cfg=dict(filter_empty_gt=False))
 
