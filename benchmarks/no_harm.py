@@ -17,21 +17,19 @@ others, too.
 import vim_mm  # noqa: F401,I001 isort:skip
 
 import argparse
-import json
 import time
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import (Any, Callable, Dict, Iterator, List, Optional, Sequence,
-                    Set, Tuple)
+                    Tuple)
 
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from mmengine.utils import get_git_hash
 
 from vim_mm.apis.fitting import unfused_model
 from vim_mm.engine.hooks import WarmHeadHook
@@ -42,12 +40,13 @@ from vim_mm.utils.cli import run_cli
 from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import Zoo, ZooError
 
-from evidence_rows import add  # isort:skip
+from evidence_log import RunLog  # isort:skip
 from no_harm_tasks import TASKS, read_config  # isort:skip
 
 #: other ways to weigh modules, by the order of the closed-form scores
 BY_RANK = {'best at 1, next at 0.25': (1., .25), 'best two alike': (.5, .5)}
 Weights = Tuple[float, ...]
+Run = Callable[[], Dict[str, Any]]
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -91,10 +90,19 @@ class Bench:
             for key, value in self.model.state_dict().items()
             if not key.startswith('backbone.')
         }
+        self.name = name
         self.pictures = args.pictures
         self.values: Dict[Weights, float] = {}
 
-    def runs(self) -> Iterator[Tuple[str, Callable[[], Dict[str, Any]]]]:
+    def plan(self) -> Iterator[Tuple[str, Run]]:
+        """Names of runs and what each does, in their order."""
+        for method, run in self.runs():
+            yield f'{self.name}/{method}', partial(self._noted, method, run)
+
+    def _noted(self, method: str, run: Run) -> Dict[str, Any]:
+        return dict(task=self.name, method=method, **run())
+
+    def runs(self) -> Iterator[Tuple[str, Run]]:
         """By method, what runs it."""
         num = len(self.names)
         yield TRUNK, partial(self._scored, bare(num))
@@ -152,7 +160,6 @@ class Bench:
 
     def _judged(self, weights: Weights) -> Dict[str, Any]:
         """Train a head beside these weights and judge it, once."""
-        start = time.process_time()
         if weights not in self.values:
             fusion = self.model.backbone.fusion
             fusion.set_weights('default', torch.tensor(weights))
@@ -166,8 +173,7 @@ class Bench:
             self.values[weights] = self._test()
         return dict(
             value=self.values[weights],
-            weights=dict(zip(self.names, weights)),
-            cpu_seconds=round(time.process_time() - start))
+            weights=dict(zip(self.names, weights)))
 
     def _restart(self) -> None:
         """Neck and head as they were built."""
@@ -189,36 +195,14 @@ class Bench:
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    log = args.work_dir / 'runs.jsonl'
     MMLogger.get_current_instance().setLevel('ERROR')
     if not Zoo(args.zoo or 'work_dirs/demo/zoo').names():
         raise ZooError('The zoo is empty: run `make demo`, or name another '
                        'with --zoo.')
-    rows = map(json.loads,
-               log.read_text().splitlines() if log.exists() else ())
-    done = {(row['seed'], row['run']) for row in rows}
+    log = RunLog(args.work_dir)
     for seed in args.seeds:
         for name in args.tasks:
-            run_task(name, seed, args, log, done)
-
-
-def run_task(name: str, seed: int, args: argparse.Namespace, log: Path,
-             done: Set[Tuple[int, str]]) -> None:
-    """Add the runs of a task and seed that are missing to the log."""
-    bench, commit = Bench(name, seed, args), get_git_hash(digits=12)
-    for method, run in bench.runs():
-        if (seed, f'{name}/{method}') in done:
-            continue
-        row = dict(
-            seed=seed,
-            run=f'{name}/{method}',
-            task=name,
-            method=method,
-            commit=commit,
-            **run())
-        add(log, row)
-        print(f'seed {seed}, {name}, {method}: {row["value"]:.2f}', flush=True)
+            log.run(seed, Bench(name, seed, args).plan())
 
 
 if __name__ == '__main__':

@@ -24,6 +24,8 @@ class Ops(ModuleType):
     """Stands for mmcv's compiled operators, which nothing here runs."""
 
     def __getattr__(self, name):
+        if name.startswith('__'):  # such as `__file__`, which it lacks
+            raise AttributeError(name)
         return lambda *args, **kwargs: None
 
 

@@ -30,7 +30,7 @@ from _tiny import (DIMS, KINDS, SCOPES, SIZE, add_modules, build_backbone,
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.inputs import file_names, list_requests
 from vim_mm.apis.results import Painter, describe, words
-from vim_mm.apis.serving import colours
+from vim_mm.apis.served_data import colours
 from vim_mm.apis.sharing import memory, tensors
 from vim_mm.registry import INFERENCERS
 from vim_mm.zoo import save_module

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from vim_mm.datasets import View
-from vim_mm.features import store as module
-from vim_mm.features.store import FeatureStore, StoreError
+from vim_mm.features import shards as module
+from vim_mm.features.shards import StoreError
+from vim_mm.features.store import FeatureStore
 from vim_mm.utils import files
 
 SOURCE = dict(trunk='abc', pipeline='[1]', cv2='4.12.0', dtype='float32')

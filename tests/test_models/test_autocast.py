@@ -135,6 +135,20 @@ CHANGES = [
 ]
 
 
+def test_other_weights_in_the_same_memory() -> None:
+    """As after `half().float()`, where the allocator so chooses."""
+    plain = trunk_of(vit())
+    once = deepcopy(plain)
+    cast_once(once)
+    layers = [trunk.layers[1].attn.qkv for trunk in (plain, once)]
+    memory = [layer.weight.detach().numpy().copy() for layer in layers]
+    for factor in (1, 2):
+        for layer, values in zip(layers, memory):
+            values *= factor
+            layer.weight.data = torch.from_numpy(values)
+        assert same(*(levels(t, torch.bfloat16) for t in (plain, once)))
+
+
 @pytest.mark.parametrize('change', CHANGES)
 def test_changes_are_noticed(change: Callable) -> None:
     plain = trunk_of(vit())

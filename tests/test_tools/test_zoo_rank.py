@@ -102,15 +102,6 @@ def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
     assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_score_is_the_same_command() -> None:
-    tool = runpy.run_path(str(SCRIPT))
-    words = 'config.py', '--zoo', 'zoo', '--json'
-    rank, score = (
-        vars(tool['parse_args']([name, *words])) for name in ('rank', 'score'))
-    assert score.pop('command') == 'score' and rank.pop('command') == 'rank'
-    assert rank == score and score['run'] is tool['rank']
-
-
 def test_json_stays_alone_in_a_fresh_process(tmp_path: Path) -> None:
     """mmengine logs to stdout, from the moment a config is read."""
     config = prepare(tmp_path, 'cls')

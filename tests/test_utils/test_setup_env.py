@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -69,3 +70,29 @@ def test_the_stack_beside_transformers_5(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('Blip2VQA of mmpretrain')
     assert 'transformers<5' in done.stdout
+
+
+@pytest.mark.parametrize('own, installed, fits', [
+    ('1.2.0', '4.55.4', True), ('1.2.0', '4.56.0', False),
+    ('1.3.6', '4.57.6', True), ('1.3.6', '5.0.0', False)])  # yapf: disable
+def test_which_transformers_multimodal_models_are_imported_beside(
+        monkeypatch: pytest.MonkeyPatch, own: str, installed: str,
+        fits: bool) -> None:
+    from mmengine.registry import Registry
+    from mmpretrain import version
+    from mmpretrain.utils import dependency
+
+    from vim_mm.utils.setup_env import leave_multimodal_out
+    monkeypatch.setattr(version, '__version__', own)
+    monkeypatch.setattr(dependency, 'distribution',
+                        lambda name: SimpleNamespace(version=installed))
+    monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
+    monkeypatch.setattr(dependency, 'register_multimodal_placeholder', None)
+    leave_multimodal_out()
+    assert dependency.WITH_MULTIMODAL == fits
+    if not fits:
+        models = Registry('model')
+        dependency.register_multimodal_placeholder(['Blip2VQA'], models)
+        limit = '4.56' if own == '1.2.0' else '5'
+        with pytest.raises(ImportError, match=f'Blip2VQA .*<{limit}"'):
+            models.build(dict(type='Blip2VQA'))

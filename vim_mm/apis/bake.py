@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from vim_mm.models.backbones import ViMBackbone, Weights, gates_to_fold
+from vim_mm.models.head_origin import head_parts
 from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import ModuleCard, head_state, save_module
 
@@ -115,6 +116,7 @@ def bake(model: BaseModel,
         name,
         zoo,
         head=head_state(model) or None,
+        head_parts=head_parts(model),
         overwrite=overwrite,
         **card)
     return Baked(written, kept, dropped, difference)

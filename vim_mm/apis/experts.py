@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.head_origin import head_parts, read_head_notes
 from vim_mm.models.moe import (extract, load_moe, read_moe, save_adaptation,
                                save_moe, set_k, tasks_of)
 from vim_mm.models.moe.moe_file import check_name
@@ -29,7 +30,7 @@ from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import type_name
 from vim_mm.utils.described import card_fields, image_size
 from vim_mm.zoo import ModuleCard, Zoo, head_state
-from vim_mm.zoo.parts import of_parts, part_of
+from vim_mm.zoo.parts import of_parts, part_of, together
 
 #: how many batches are looked at, if nothing else is said
 BATCHES = 50
@@ -128,7 +129,7 @@ def save_adapted(cfg: Config,
         head_state(model) or None,
         overwrite,
         trunk=dict(card_fields.pop('trunk', {}), weights=osp.basename(file)),
-        **of_parts(card_fields, _parts(cfg)))
+        **of_parts(card_fields, together([_parts(cfg), head_parts(model)])))
 
 
 def moe_card(cfg: Config, tasks: Sequence[str],
@@ -199,6 +200,7 @@ def load_trained(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         raise ValueError(f'{checkpoint} lacks {len(missing)} tensors of the '
                          f'backbone, such as {missing[:2]}; give a checkpoint '
                          'that a run of this config wrote.')
+    read_head_notes(model, loaded, checkpoint)
     model.eval()
     return model, (loaded.get('meta') or {}).get('dataset_meta') or {}
 

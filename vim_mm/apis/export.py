@@ -26,7 +26,8 @@ from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.files import write_atomic
 from vim_mm.version import __version__
-from .serving import class_names, load_model, test_dataset
+from .served_data import class_names, test_dataset
+from .serving import load_model
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ import json
 import logging
 from pathlib import Path
 from pprint import pformat
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import cv2
 import numpy as np
-from mmdet.structures.mask import encode_mask_results
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
@@ -26,6 +25,7 @@ from vim_mm.datasets.manifest import (ANNOTATIONS, IMAGES, LABEL_SUM, LABELS,
                                       read_manifest, write_manifest)
 from vim_mm.models.generators.teacher import is_labelled, kind_of
 from vim_mm.utils.files import sha256, write_atomic
+from .generated_annotations import ANNOTATE, as_coco
 
 CONFIG = 'dataset.py'
 SUFFIXES = ('.png', '.jpg')
@@ -137,8 +137,7 @@ class GeneratedFolder:
         name = f'{key}_{Path(sample.get("img_path") or "image").stem}'
         file, annotation = name + self.suffix, None
         if is_labelled(sample):
-            annotation = globals()[f'_{self.kind}_annotation'](
-                sample, pixels.shape[:2])
+            annotation = ANNOTATE[self.kind](sample, pixels.shape[:2])
         if self.kind == 'cls' and annotation is not None:
             file = f'{self.class_folder(annotation)}/{file}'
         sums = {}
@@ -182,7 +181,8 @@ class GeneratedFolder:
         """
         try:
             if self.kind == 'det' and self.is_labelled:
-                text = json.dumps(self._coco())
+                coco = as_coco(self.records.values(), self.classes)
+                text = json.dumps(coco)
                 write_atomic(self.root / ANNOTATIONS, text)
                 self._write_manifest(annotations={SUM: sha256(text.encode())})
             if self.kind == 'cls' and self.is_labelled:
@@ -244,81 +244,6 @@ class GeneratedFolder:
             data_prefix=dict(img_path=IMAGES, seg_map_path=LABELS),
             img_suffix=self.suffix,
             seg_map_suffix='.png')
-
-    def _coco(self) -> dict:
-        images: List[dict] = []
-        annotations: List[dict] = []
-        for number, record in enumerate(self.records.values(), 1):
-            images.append(
-                dict(
-                    id=number,
-                    file_name=record['file'],
-                    height=record['height'],
-                    width=record['width']))
-            for one in record['annotation'] or ():
-                annotations.append(
-                    dict(one, id=len(annotations) + 1, image_id=number))
-        categories = [
-            dict(id=number, name=name)
-            for number, name in enumerate(self.classes, 1)
-        ]
-        return dict(
-            images=images, annotations=annotations, categories=categories)
-
-
-def _cls_annotation(sample: BaseDataElement, _: tuple) -> int:
-    labels = sample.gt_label.tolist()
-    if len(labels) != 1:
-        raise ValueError(
-            f"The guide '{sample.get('img_path')}' has {len(labels)} classes, "
-            'and folders hold images of one each; take guides without labels '
-            '(no gt_label), which the teacher is imitated on.')
-    return labels[0]
-
-
-def _seg_annotation(sample: BaseDataElement, shape: tuple) -> np.ndarray:
-    labels = sample.gt_sem_seg.data[0].cpu().numpy()
-    _check_shape(sample, labels.shape, shape)
-    if labels.max(initial=0) > 255:
-        raise ValueError('A label map has the label '
-                         f'{labels.max()}, and its file holds up to 255.')
-    return labels.astype(np.uint8)
-
-
-def _det_annotation(sample: BaseDataElement, shape: tuple) -> List[dict]:
-    found: List[dict] = []
-    for name, crowd in (('gt_instances', 0), ('ignored_instances', 1)):
-        instances = sample.get(name)
-        if instances is None or not len(instances.get('bboxes', ())):
-            continue
-        boxes = instances.bboxes
-        boxes = getattr(boxes, 'tensor', boxes).tolist()
-        masks: List[Optional[dict]] = [None] * len(boxes)
-        if 'masks' in instances:
-            arrays = instances.masks.to_ndarray()
-            _check_shape(sample, arrays.shape[1:], shape)
-            masks = encode_mask_results(list(arrays))
-        for box, label, mask in zip(boxes, instances.labels.tolist(), masks):
-            left, top, right, bottom = box
-            width, height = right - left, bottom - top
-            one = dict(
-                bbox=[left, top, width, height],
-                area=width * height,
-                category_id=label + 1,
-                iscrowd=crowd)
-            if mask is not None:
-                one['segmentation'] = dict(
-                    size=list(mask['size']), counts=mask['counts'].decode())
-            found.append(one)
-    return found
-
-
-def _check_shape(sample: BaseDataElement, own: tuple, image: tuple) -> None:
-    if tuple(own) != tuple(image):
-        raise ValueError(
-            f"The annotation of '{sample.get('img_path')}' has {own[0]}x"
-            f'{own[1]} pixels and its image {image[0]}x{image[1]}; load '
-            'annotations before the pipeline resizes.')
 
 
 def _cannot_write(root: Path, error: OSError) -> ValueError:

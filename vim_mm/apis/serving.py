@@ -9,34 +9,31 @@ is there once.
 """
 
 from contextlib import contextmanager
-from numbers import Number
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
 import numpy as np
 import torch
-from mmdet.visualization.palette import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.fileio import list_from_file
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
-from torch import nn
 
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.compiling import compile_options
 from vim_mm.models.fit import check_fit
+from vim_mm.models.head_origin import read_head_notes
 from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_checkpoint, task_config)
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.checkpoint_form import check_whole, state_of
-from vim_mm.utils.config import class_of, read_config, type_name
+from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.kinds import KINDS
-from vim_mm.utils.messages import short
 from .inputs import Picture
+from .served_data import class_names, test_dataset
 from .sharing import check_trunk, share
 from .trunk_pass import ReadsLevels, TrunkPass, gives_same_levels, is_beside
 
@@ -235,6 +232,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     check_fit(model, state, file, every_task=True, whole=True)
     model.load_state_dict(state, strict=False)
     model = revert_sync_batchnorm(model)
+    read_head_notes(model, loaded, file)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta
 
@@ -250,76 +248,6 @@ def choose_graph(cfg: Config, device: str) -> dict:
     if not slides and cfg.get('default_scope') != KINDS['cls'].scope:
         return dict(dynamic=True)
     return dict(mode='reduce-overhead') if 'cuda' in device else {}
-
-
-def test_dataset(cfg: Config) -> ConfigDict:
-    """The config of the test data set itself, inside any wrappers.
-
-    Bases of other libraries have noted theirs as ``_scope_`` in the outermost
-    dict, which mmengine heeds when it builds all that is inside.
-
-    Raises:
-        ValueError: If it has no pipeline.
-    """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
-    scope = dataset.get('_scope_')
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-        scope = dataset.get('_scope_', scope)
-    if not dataset.get('pipeline'):
-        raise ValueError('Its config has no test_dataloader.dataset.pipeline, '
-                         'which says how images enter the model.')
-    return ConfigDict(dataset, _scope_=scope)
-
-
-def class_names(dataset: ConfigDict, meta: dict,
-                model: nn.Module) -> Tuple[List[str], List[tuple]]:
-    """Class names and colours, without building the data set.
-
-    The classes of the checkpoint count most, being those it learned; then
-    the config's, the data set class's, and bare numbers.
-    """
-    found = dict(getattr(class_of(dataset, DATASETS), 'METAINFO', {}))
-    found.update(meta)
-    found.update(dataset.get('metainfo') or {})
-    classes = meta.get('classes') or dataset.get('classes') or found.get(
-        'classes')
-    if isinstance(classes, str):
-        classes = list_from_file(classes)
-    counts = [getattr(part, 'num_classes', 0) for part in model.modules()]
-    num = max((n for n in counts if isinstance(n, int)), default=0)
-    # outputs of the head that nobody named go by their numbers
-    names = [str(c) for c in classes or ()]
-    names += [str(n) for n in range(len(names), num)]
-    return names, colours(found.get('palette'), len(names))
-
-
-def colours(palette: Union[Sequence, str, None], num: int) -> List[tuple]:
-    """A palette as RGB tuples.
-
-    Args:
-        palette: A colour for each class, one for all, or what mmdet takes:
-            the name of a data set or of a colour. Classes that it leaves
-            without one get others.
-        num (int): Number of classes.
-    """
-    if isinstance(palette, str):
-        try:
-            palette = get_palette(palette, num)
-        except (AssertionError, KeyError):  # too few, or no such name
-            palette = None
-    found = list(palette if palette is not None else ())
-    if found and isinstance(found[0], Number):
-        found = [found]
-    if len(found) == 1:
-        found *= num
-    found += get_palette('random', num)[len(found):]
-    try:
-        return [tuple(map(int, colour)) for colour in found]
-    except (TypeError, ValueError):
-        raise ValueError(f'The palette {short(palette)} holds something else '
-                         'than colours (red, green, blue); correct it where '
-                         'the classes are named.') from None
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from vim_mm.models import build_model
 from vim_mm.models.fit import check_fit
+from vim_mm.models.head_origin import KEY
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
 from vim_mm.utils.checkpoint_form import check_whole, state_of
@@ -48,12 +49,13 @@ def save_task(config: Union[str, Config], checkpoint: str, task: str,
                          'there is nothing to take out of it.')
     state = state_of(loaded, file)
     check_fit(build_model(cfg), state, file, every_task=True, whole=True)
-    meta = (loaded.get('meta') or {}).get('dataset_meta') or {}
+    meta = loaded.get('meta') or {}
+    kept = dict(
+        dataset_meta=meta.get('dataset_meta') or {}, **{KEY: meta.get(KEY)})
     cfg.pop(LOAD_TASK)
     folder = Path(folder)
     with new_folder(folder, FileExistsError) as draft:
         cfg.dump(draft / f'{task}.py')
         save_checkpoint(
-            dict(meta=dict(dataset_meta=meta), state_dict=state),
-            draft / f'{task}.pth')
+            dict(meta=kept, state_dict=state), draft / f'{task}.pth')
     return folder / f'{task}.py', folder / f'{task}.pth'

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, MutableMapping, Set, Tuple
 from weakref import WeakKeyDictionary
 
-from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.head_origin import read_head_notes
+from .model_parts import saved_model
 
 
 @dataclass
@@ -65,8 +66,7 @@ def spared(runner: Runner, who: str, tensors: Iterable[Tensor],
     if not keep_loaded:
         return set()
     model = unwrap(runner.model)
-    if runner not in _notes:
-        _note_pretrained(runner, model)
+    note_start(runner)
     note = _notes[runner]
     held = {
         id(value)
@@ -84,12 +84,19 @@ def spared(runner: Runner, who: str, tensors: Iterable[Tensor],
     return kept
 
 
-def _note_pretrained(runner: Runner, model: BaseModel) -> None:
-    """Note what came with the ``init_cfg`` of the whole model, if any."""
+def note_start(runner: Runner) -> None:
+    """Note what came with the ``init_cfg`` of the whole model, if any.
+
+    A checkpoint that was loaded instead is noted already.
+    """
+    if runner in _notes:
+        return
+    model = unwrap(runner.model)
     given = getattr(model, 'init_cfg', None) or []
     for cfg in given if isinstance(given, (list, tuple)) else [given]:
         if cfg.get('type') == 'Pretrained' and not cfg.get('prefix'):
             file = cfg['checkpoint']
             loaded = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
+            read_head_notes(saved_model(model), loaded, file)
             return note_loaded(runner, loaded, file)
     note_loaded(runner, {}, '')

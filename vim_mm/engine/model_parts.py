@@ -19,6 +19,16 @@ from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import holders, idle, select_task
 
 
+def saved_model(model: BaseModel) -> BaseModel:
+    """What checkpoints of a run hold: its model, of a distiller the student.
+
+    Args:
+        model (BaseModel): The model of a run, wrapped or not.
+    """
+    model = unwrap(model)
+    return model.student if isinstance(model, BaseDistiller) else model
+
+
 def ordinary(model: BaseModel,
              who: str,
              name: Optional[str] = None) -> BaseModel:
@@ -215,9 +225,7 @@ def part_of(runner: Runner, task: Optional[str],
     Raises:
         ValueError: If it is not said which task, or there is none such.
     """
-    model, loader = unwrap(runner.model), runner.train_dataloader
-    if isinstance(model, BaseDistiller):
-        model = model.student
+    model, loader = saved_model(runner.model), runner.train_dataloader
     if not isinstance(model, MultiTaskModel):
         if task is not None and hasattr(model, 'backbone'):
             raise ValueError(f"{who} is to work on the task '{task}', but the "

@@ -10,36 +10,22 @@ deleted is computed again.
 
 import json
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import (Dict, Iterator, List, Mapping, Optional, Sequence, Tuple,
                     Union)
 
 import filelock
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vim_mm.datasets.views import View
-from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.messages import InputError
+from vim_mm.utils.files import write_atomic
 from vim_mm.utils.reading import ReadError, read_json
-from vim_mm.utils.tensor_files import DTYPES, Header, opened, read_header
+from .shards import (LOCK_SECONDS, SUFFIX, StoreError, StoreWriter,
+                     in_one_sentence, own_draft, read_shard)
 
-CARD, SUFFIX = 'card.json', '.safetensors'
-#: Tensors of a shard.
-NAMES = ('views', 'pixels', 'features')
-#: Bytes that the header of a shard may have, which names its samples.
-SHARD_HEADER = 64 << 20
-#: Bytes of features that a writer collects before it writes a shard.
-SHARD_BYTES = 64 << 20
-LOCK_SECONDS = 60
-
-
-class StoreError(InputError):
-    """A store does not fit, or is damaged."""
+CARD = 'card.json'
 
 
 class FeatureStore:
@@ -134,14 +120,14 @@ class FeatureStore:
         Raises:
             StoreError: If the folder cannot be written, or is full.
         """
-        with _one_sentence(self.root):
+        with in_one_sentence(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(
                     str(self.root / '.lock'), timeout=LOCK_SECONDS):
                 if not self._check_card():
                     write_atomic(self.root / CARD,
                                  json.dumps(self.source, indent=1) + '\n')
-            lock, draft = _own_draft(self.root)
+            lock, draft = own_draft(self.root)
         writer = StoreWriter(self.root, draft, self.dtype)
         try:
             yield writer
@@ -196,20 +182,10 @@ class FeatureStore:
         return True
 
     def _open(self, path: Path) -> None:
-        try:
-            header = read_header(path, SHARD_HEADER)
-            if sha256(path) != path.stem:
-                raise StoreError
-            samples = _samples(header, self.dtype)
-            with opened(path) as file:
-                views, pixels, features = map(file.get_tensor, NAMES)
-        except FileNotFoundError:
+        found = read_shard(path, self.dtype)
+        if found is None:
             return  # it was deleted meanwhile
-        except (OSError, RuntimeError, SafetensorError, ValueError, TypeError,
-                KeyError):
-            raise StoreError(
-                f"'{path}' is damaged; delete it, and the features in it are "
-                'computed again.') from None
+        samples, views, pixels, features = found
         shard = len(self._shards)
         self._files.add(path.name)
         self._shards.append(features)
@@ -218,118 +194,6 @@ class FeatureStore:
                 zip(samples, views.tolist(), pixels.tolist())):
             # two processes may have computed the same
             self._places.setdefault((sample, view), (digest, shard, row))
-
-
-def _samples(header: Header, dtype: torch.dtype) -> List[str]:
-    """Names of a shard's samples, once its tensors fit each other.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    views, pixels, features = map(header.shapes.get, NAMES)
-    numbers = {header.dtypes[name] for name in NAMES[:2]}
-    if len(header.shapes) != len(NAMES) or numbers != {'I64'} or len(
-            views) != 1 or views != pixels or len(
-                features) < 2 or features[0] != views[0] or 0 in features:
-        raise ValueError('its tensors do not fit each other')
-    if DTYPES[header.dtypes['features']] != dtype:
-        raise ValueError('its features have another number format')
-    text = header.metadata['samples']
-    # what separates names stands inside of none
-    if text.count('", "') + 1 != views[0]:
-        raise ValueError('it has another number of names than of rows')
-    samples = json.loads(text)
-    if not isinstance(samples, list) or len(samples) != views[0] or not all(
-            isinstance(sample, str) for sample in samples):
-        raise ValueError('its names are no list of text')
-    return samples
-
-
-class StoreWriter:
-    """Collects features and writes them in shards."""
-
-    def __init__(self, root: Path, draft: Path, dtype: torch.dtype) -> None:
-        self._root = root
-        self._draft = draft
-        self._dtype = dtype
-        self._clear()
-
-    def add(self, views: Sequence[View], features: Tensor) -> None:
-        """Add features of some views.
-
-        Args:
-            views (Sequence[View]): Of each row.
-            features (Tensor): (n, ...), on any device.
-
-        Raises:
-            StoreError: If the disk is full.
-        """
-        features = features.detach().to('cpu', self._dtype)
-        self._parts.setdefault(features.shape[1:], []).append(
-            (list(views), features))
-        self._bytes += features.nbytes
-        if self._bytes >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was collected, one shard of each shape.
-
-        Raises:
-            StoreError: If the disk is full. Nothing of the shard is there
-                then, and what was written before is.
-        """
-        parts = list(self._parts.values())
-        self._clear()
-        for part in parts:
-            views = [view for some, _ in part for view in some]
-            with _one_sentence(self._root):
-                # maps may lie in memory with their channels last
-                self._write(views,
-                            torch.cat([rows for _, rows in part]).contiguous())
-
-    def _clear(self) -> None:
-        self._parts: Dict[tuple, List[Tuple[List[View], Tensor]]] = {}
-        self._bytes = 0
-
-    def _write(self, views: List[View], features: Tensor) -> None:
-        data = safetensors.torch.save(
-            dict(
-                features=features,
-                views=torch.tensor([view.view for view in views]),
-                pixels=torch.tensor([view.pixels for view in views])),
-            metadata=dict(
-                samples=json.dumps([view.sample for view in views])))
-        write_atomic(self._root / f'{sha256(data)}{SUFFIX}', data,
-                     self._draft)
-
-
-@contextmanager
-def _one_sentence(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except filelock.Timeout:
-        raise StoreError(f"Another process has locked the store '{root}' for "
-                         f'{LOCK_SECONDS} s; try again when it has ended.'
-                         ) from None
-    except OSError as error:
-        raise StoreError(
-            f"The store '{root}' cannot be written "
-            f'({error.strerror or error}); what it held before is kept: make '
-            'room, or name another folder.') from error
-
-
-def _own_draft(root: Path) -> Tuple[filelock.FileLock, Path]:
-    """A lock, and the file that only its holder writes.
-
-    A crash frees the lock, and the next writer overwrites what it left.
-    """
-    for number in count():
-        lock = filelock.FileLock(str(root / f'.writer-{number}.lock'))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            continue
-        return lock, root / f'.writer-{number}.draft'
 
 
 def _as_bytes(features: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 #: layers whose weights autocast casts as they are
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -52,7 +53,7 @@ class CastOnce:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self._kept: Dict[torch.dtype, Tuple[tuple, tuple]] = {}
+        self._kept: Dict[torch.dtype, Tuple[tuple, tuple, list]] = {}
         self._traced = Namespace()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,15 +74,16 @@ class CastOnce:
 
     def _cast(self, dtype: torch.dtype) -> tuple:
         own = self.layer.weight, self.layer.bias
-        # an address changes with .to(), a version with every copy
-        state = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else
-                       t._version) for t in own if t is not None)
-        before, kept = self._kept.get(dtype, (None, None))
+        state = tuple(_stamp(t) for t in own if t is not None)
+        before, kept, _ = self._kept.get(dtype, (None, None, None))
         if state != before:
             with torch.inference_mode(False), torch.no_grad():
                 kept = tuple(t if t is None else t.detach().to(dtype)
                              for t in own)
-            self._kept[dtype] = state, kept
+            # as long as they live no other storage gets the same number
+            names = [StorageWeakRef(t.untyped_storage())
+                     for t in own if t is not None]
+            self._kept[dtype] = state, kept, names
         return kept
 
     @torch.compiler.assume_constant_result
@@ -93,6 +95,17 @@ class CastOnce:
 
     def __getstate__(self) -> dict:
         return CastOnce(self.layer).__dict__
+
+
+def _stamp(tensor: Tensor) -> tuple:
+    """A value that differs once a tensor has changed.
+
+    Its storage changes with ``.to()``, also where the new one lies in the
+    memory of the old; its version with every copy.
+    """
+    version = 0 if tensor.is_inference() else tensor._version
+    storage = tensor.untyped_storage()._cdata
+    return id(tensor), storage, tensor.data_ptr(), version
 
 
 def cast_once(trunk: nn.Module) -> None:

@@ -78,8 +78,8 @@ def _refuse_dropped(model: BaseModel, state: Iterable[str],
     if dropped and not (baked and (baked & modules or not modules)):
         raise ValueError(
             f'{file} holds {" and ".join(sorted(set(dropped.values())))}, '
-            'which the model has no place for, so that they would be dropped; '
-            'give the config of the run that wrote it.')
+            'which the model has no place for and would drop; give the config '
+            'of the run that wrote it.')
 
 
 def _learned_parts(keys: Iterable[str]) -> Dict[str, str]:

@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from vim_mm.apis.results import Painter, enlarge, kind_of
-from vim_mm.apis.serving import colours
+from vim_mm.apis.served_data import colours
 from vim_mm.utils.files import write_atomic
 from .answers import answer, labels, truth, with_truth
 from .figure_parts import evenly_spaced

@@ -19,8 +19,6 @@ from .files import shipped
 FOLDERS = ('.', 'analysis_tools', 'model_converters')
 #: Scripts that belong to a clone, or to the shell scripts beside them.
 LEFT_OUT = ('demo', 'launch')
-#: Commands of a tool that are so common that they stand alone.
-SHORT = dict(rank=('zoo', 'rank'))
 
 
 class CommandError(ValueError):
@@ -40,8 +38,6 @@ def main() -> None:
 def list_commands() -> None:
     """Print a line on each command."""
     lines = {name: first_line(path) for name, path in commands().items()}
-    for name, (tool, command) in SHORT.items():
-        lines[name] = f'The same as {tool} {command}'
     table = Table('command', 'what it does', box=None)
     for name in sorted(lines):
         table.add_row(name, lines[name])
@@ -64,16 +60,14 @@ def run_command(name: str, args: List[str]) -> Optional[int]:
         CommandError: If there is none of that name.
     """
     known = commands()
-    tool, *more = SHORT.get(name, (name, ))
-    if tool not in known:
-        names = sorted([*known, *SHORT])
-        near = get_close_matches(name.replace('_', '-'), names, 1, 0.5)
+    if name not in known:
+        near = get_close_matches(name.replace('_', '-'), known, 1, 0.5)
         hint = f'did you mean {near[0]}?' if near else \
-            f'there are {", ".join(names)}.'
+            f'there are {", ".join(sorted(known))}.'
         raise CommandError(f'There is no command {name!r}; {hint}')
     # argparse takes the name of the program from here
-    sys.argv = [f'vim-mm {tool}', *more, *args]
-    return load_tool(known[tool]).main()
+    sys.argv = [f'vim-mm {name}', *args]
+    return load_tool(known[name]).main()
 
 
 def commands() -> Dict[str, Path]:

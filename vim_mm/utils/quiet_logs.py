@@ -2,10 +2,14 @@
 """Lines of the stack that say nothing to a user, kept out of the log."""
 
 import logging
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
-from typing import Any
+from io import StringIO
+from typing import Any, Iterator
 
 from mmengine import logging as mmengine_logging
+from mmengine.logging import MMLogger
 from mmengine.logging import logger as mmengine_logger
 
 #: What mmengine says of each frozen parameter where rates differ.
@@ -37,3 +41,21 @@ def drop_debug_prints() -> None:
 def drop_frozen(record: logging.LogRecord) -> bool:
     """A filter of a logger: a trunk has hundreds of frozen parameters."""
     return not str(record.msg).endswith(_FROZEN)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within this context errors alone are logged, and nothing is printed.
+
+    For models that are built to be looked at: what is said of a run with
+    them, such as that their weights are random, is not so.
+    """
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

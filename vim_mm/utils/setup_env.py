@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
+from mmengine.utils import digit_version
 
 from .import_hooks import install_ops_finder, when_imported
 from .plain_files import register_readers, restrict_arrays, restrict_pickles
@@ -74,26 +75,31 @@ def make_loading_safe() -> None:
 
 
 def leave_multimodal_out() -> None:
-    """Let mmpretrain be imported beside transformers 5.
+    """Let mmpretrain be imported beside a newer transformers.
 
     Its multimodal models, which nothing of ours needs, are written for
-    transformers 4 and stop its import beside version 5. Without them
-    mmpretrain is what it is without transformers.
+    transformers 4, those of mmpretrain 1.2 for names that moved within it,
+    and stop its import beside others. Without them mmpretrain is what it is
+    without transformers.
     """
     from mmpretrain.utils import dependency
-    if dependency.satisfy_requirement('transformers>=5'):
+    from mmpretrain.version import __version__
+    limit = '5' if digit_version(__version__) >= (1, 3) else '4.56'
+    if dependency.satisfy_requirement(f'transformers>={limit}'):
         dependency.WITH_MULTIMODAL = False
-        dependency.register_multimodal_placeholder = refuse_all
+        dependency.register_multimodal_placeholder = partial(
+            refuse_all, limit=limit)
 
 
-def refuse_all(names: Iterable[str], registry: 'Registry') -> None:
+def refuse_all(names: Iterable[str], registry: 'Registry',
+               limit: str) -> None:
     """Register functions that refuse to build what mmpretrain left out."""
     for name in names:
 
         def refuse(*args: Any, name: str = name, **kwargs: Any) -> None:
             raise ImportError(
-                f'{name} of mmpretrain is written for transformers 4: '
-                'pip install "transformers<5"')
+                f'{name} of mmpretrain is written for an older transformers: '
+                f'pip install "transformers<{limit}"')
 
         registry.register_module(name=name, module=refuse)
 

@@ -45,6 +45,14 @@ _TYPES = dict(
 Dims = Union[int, List[int]]
 
 
+def is_part(value: Any) -> bool:
+    """Whether a value says what something was made of, and its licence."""
+    return isinstance(value, dict) and isinstance(
+        value.get('name'), str) and all(
+            isinstance(value.get(key), (str, type(None)))
+            for key in ('dataset', 'licence'))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModuleCard(Card):
     """Contents of a module's ``card.json``, checked on construction.
@@ -153,10 +161,8 @@ class ModuleCard(Card):
             self._fail(f"its 'image_size' is {size!r}, not a height and a "
                        'width in pixels')
         for part in self.parts:
-            if not isinstance(part, dict) or not isinstance(
-                    part.get('name'), str) or not isinstance(
-                        part.get('licence'), (str, type(None))):
-                self._fail(f"the part {part!r} needs a 'name' and a "
+            if not is_part(part):
+                self._fail(f"the part {short(part)} needs a 'name' and a "
                            "'licence'")
 
     def _check_results(self) -> None:

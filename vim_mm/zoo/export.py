@@ -2,14 +2,14 @@
 """From a trained model to a module in a zoo."""
 
 import re
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from .card import ModuleCard, ZooError
 from .fingerprint import trunk_fingerprint
-from .parts import of_parts
+from .parts import of_parts, together
 from .zoo import Zoo
 
 
@@ -17,6 +17,7 @@ def save_module(backbone: nn.Module,
                 name: str,
                 zoo: Union[Zoo, str],
                 head: Optional[Mapping[str, Tensor]] = None,
+                head_parts: Iterable[dict] = (),
                 save_as: Optional[str] = None,
                 overwrite: bool = False,
                 **card_fields: Any) -> ModuleCard:
@@ -27,6 +28,8 @@ def save_module(backbone: nn.Module,
         name: Name of the module in the backbone's bank.
         zoo: The zoo or its directory.
         head: State of the task head trained with it; see :func:`head_state`.
+        head_parts: What the head was made of, beside the module; see
+            :func:`vim_mm.models.head_origin.head_parts`.
         save_as: Its name in the zoo; the same when None.
         overwrite: Whether to replace a module of that name.
         **card_fields: What else the card says (``task``, ``dataset``,
@@ -48,7 +51,8 @@ def save_module(backbone: nn.Module,
                        f'{", ".join(unknown)}; it takes '
                        f'{", ".join(allowed)}.')
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
-    card_fields = of_parts(card_fields, backbone.made_of.get(name, []))
+    parts = together([backbone.made_of.get(name, []), head_parts])
+    card_fields = of_parts(card_fields, parts)
     adapter = backbone.bank.adapter_cfg(name)
     slots = list(backbone.bank.slots_of(name))
     trunk = dict(

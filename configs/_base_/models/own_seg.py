@@ -1,28 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-# Segmentor of one's own task beside any trunk: maps, normalised and projected
-# to 64 channels, under two 1x1 convolutions. A child gives the trunk, the name
-# of the module, the number of classes, and the levels that neck and head read.
+# Segmentor of one's own task beside any trunk. A child gives the trunk, the
+# name of the module, the number of classes, and the levels that neck and head
+# read.
+_base_ = './conv_seg.py'
+
 model = dict(
-    type='mmseg.EncoderDecoder',
-    backbone=dict(
-        type='vim_mm.ViMBackbone',
-        adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)),
-    neck=dict(
-        type='vim_mm.ViMFusionNeck',
-        in_channels='auto',
-        out_channels=64,
-        pre_norm_cfg=dict(type='mmpretrain.LN2d'),
-        norm_cfg=dict(type='mmpretrain.LN2d')),
+    backbone=dict(adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)),
+    # ignored pixels are no share of the mean
     decode_head=dict(
-        type='mmseg.FCNHead',
-        in_channels='auto',
-        channels=64,
-        num_convs=1,
-        kernel_size=1,
-        concat_input=False,
-        dropout_ratio=0.,
-        norm_cfg=None,
-        align_corners=False,
-        # ignored pixels are no share of the mean
-        loss_decode=dict(type='mmseg.CrossEntropyLoss', avg_non_ignore=True)),
-    test_cfg=dict(mode='whole'))
+        loss_decode=dict(type='mmseg.CrossEntropyLoss', avg_non_ignore=True)))

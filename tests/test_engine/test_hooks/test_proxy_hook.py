@@ -18,8 +18,9 @@ from _tiny import DIMS, SIZE, fill, same, snapshot
 from vim_mm.datasets import Views, views_of
 from vim_mm.engine.hooks import ProxyHook
 from vim_mm.engine.proxy_training import batches, labels_of, student_features
+from vim_mm.features.shards import StoreError
 from vim_mm.features.source import source_of
-from vim_mm.features.store import FeatureStore, StoreError
+from vim_mm.features.store import FeatureStore
 from vim_mm.registry import MODELS
 
 

@@ -17,6 +17,7 @@ from vim_mm.models.backbones.blank_image import in_eval, run_blank
 from vim_mm.models.layouts import as_levels
 from vim_mm.registry import MODELS
 from vim_mm.utils.files import shipped
+from vim_mm.utils.quiet_logs import quiet
 
 PROBE = 224
 
@@ -38,6 +39,8 @@ class OwnTrunk:
         size (tuple[int, int], optional): Height and width of the images that
             alone it takes, if it is fixed.
         lacks (str, optional): The file of its weights, if it is not there.
+        slots (str, optional): Pattern over names of its submodules, of a
+            class without one of its own.
     """
     path: Path
     base: Optional[str]
@@ -46,6 +49,7 @@ class OwnTrunk:
     strides: List[int]
     size: Optional[Tuple[int, int]]
     lacks: Optional[str]
+    slots: Optional[str] = None
 
     @property
     def is_plain(self) -> bool:
@@ -53,6 +57,7 @@ class OwnTrunk:
         return len(set(self.strides)) == 1
 
 
+@quiet()
 def find_trunk(name: str, scope: str) -> OwnTrunk:
     """Find a trunk and see what maps it gives.
 
@@ -67,11 +72,12 @@ def find_trunk(name: str, scope: str) -> OwnTrunk:
     """
     path, base = _locate(name)
     cfg = Config.fromfile(path)
-    trunk = cfg.get('trunk')
+    trunk, slots = cfg.get('trunk'), cfg.get('slots')
     if trunk is None:
         base = None
         backbone = (cfg.get('model') or {}).get('backbone') or {}
         trunk = backbone.get('trunk', backbone)
+        slots = backbone.get('slots')
         scope = cfg.get('default_scope', scope)
     if not trunk or 'type' not in trunk:
         raise TrunkError(f'The config {path} has no `trunk`; give one of a '
@@ -85,7 +91,7 @@ def find_trunk(name: str, scope: str) -> OwnTrunk:
             osp.expanduser(file)):
         lacks = file
     return OwnTrunk(path, base, trunk, 'trunk_normalization' in cfg, strides,
-                    size, lacks)
+                    size, lacks, slots)
 
 
 def known_trunks() -> List[str]:

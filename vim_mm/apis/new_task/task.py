@@ -14,6 +14,7 @@ from vim_mm.utils.arguments import check_width
 from vim_mm.utils.config import read_config
 from vim_mm.utils.files import discard, write_atomic
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.quiet_logs import quiet
 from vim_mm.zoo.base_card import check_name, is_name
 from .coco import read_coco
 from .folders import read_folders
@@ -211,6 +212,7 @@ def _lists(folder: Path, data: OwnData) -> Iterator[None]:
         raise
 
 
+@quiet()
 def _measure(writer: Writer, config: Path, plan: Plan) -> Pace:
     """Time the task as it is written; the file does not stay."""
     draft = config.with_name(f'.{config.stem}.{os.getpid()}.py')

@@ -106,8 +106,12 @@ class Writer:
             cls=lambda: dict(head=call(num_classes=Code('len(classes)'))),
             det=lambda: detector(trunk),
             seg=lambda: segmentor(trunk))[kind]()
+        slots = dict(slots=trunk.slots) if trunk.slots else {}
         backbone = call(
-            trunk=Code('trunk'), new_module=self.name, probe_size=Code('size'))
+            trunk=Code('trunk'),
+            **slots,
+            new_module=self.name,
+            probe_size=Code('size'))
         given = '_base_.trunk' if trunk.base else repr(trunk.cfg.to_dict())
         return '\n'.join([
             f'trunk = {given}',

@@ -11,13 +11,15 @@ from torch import nn
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.fit import check_classes, check_fit
+from vim_mm.models.head_origin import KEY, head_notes, read_head_notes
 from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from ..batch_watch import BatchWatch
-from ..loaded import note_loaded
+from ..loaded import note_loaded, note_start
+from ..model_parts import saved_model
 from ..rates import refuse_idle_run
 from ..resume import keep_numbers
 from ..run_state import check_counters
@@ -58,6 +60,7 @@ class GuardHook(Hook):
                 than its data has.
         """
         refuse_idle_run(runner)
+        note_start(runner)
         self._watch = BatchWatch(runner)
 
     def before_train_iter(self,
@@ -99,6 +102,7 @@ class GuardHook(Hook):
             check_counters(checkpoint, file)
             check_schedules(runner, checkpoint, file)
             say_which_rates(runner, checkpoint, file)
+        read_head_notes(saved_model(model), checkpoint, file)
         if 'state_dict' in checkpoint:
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)
@@ -109,6 +113,12 @@ class GuardHook(Hook):
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
         _check_classes(metainfo, checkpoint.get('meta') or {}, file)
         check_fit(model, state, file, whole=split)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Say what the heads were made of."""
+        notes = head_notes(saved_model(runner.model))
+        if notes:
+            checkpoint['meta'][KEY] = notes
 
 
 def _check_classes(own: dict, meta: dict, file: str) -> None:

@@ -5,8 +5,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from vim_mm.models.head_origin import add_head_parts
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import Zoo, ZooError, is_head
+from vim_mm.zoo.parts import part_of as part_of_card
 from ..loaded import spared
 from ..model_parts import part_of, restart_averages
 
@@ -19,7 +21,8 @@ class ModuleHeadHook(Hook):
     detection, where much of what was learned lies in the head. Ours, not the
     paper's, which throws midstream heads away. The model needs the neck and
     head of the midstream config. Skipped when a run is resumed; what the
-    checkpoint of ``load_from`` holds stays as it is there.
+    checkpoint of ``load_from`` holds stays as it is there. Cards of what is
+    made of the model name the module and its licence among their parts.
 
     Runs before WarmHeadHook, which would train the loaded head further on the
     few images, and fit standardising necks anew: leave WarmHeadHook out to
@@ -60,9 +63,10 @@ class ModuleHeadHook(Hook):
                 for key, value in model.state_dict(keep_vars=True).items()
                 if is_head(key)
             }
+        zoo = Zoo(self.zoo)
         head = {
             key: value
-            for key, value in Zoo(self.zoo).load_head(self.module).items()
+            for key, value in zoo.load_head(self.module).items()
             if is_head(key)
         }
         self._check(own, head)
@@ -71,6 +75,11 @@ class ModuleHeadHook(Hook):
         start = [key for key in head if id(own[key]) not in kept]
         for key in start:
             own[key].data.copy_(head[key])
+        if start:
+            add_head_parts(
+                model,
+                part_of_card(zoo.card(self.module)),
+                alone=len(start) == len(own))
         restart_averages(runner)
         runner.logger.info(f"ModuleHeadHook: {len(start)} tensors of neck and "
                            f"head start from module '{self.module}'.")

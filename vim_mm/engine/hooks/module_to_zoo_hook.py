@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.head_origin import head_parts
 from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
@@ -161,6 +162,7 @@ class ModuleToZooHook(Hook):
             model.backbone.new_module,
             self.zoo,
             head=head_state(model),
+            head_parts=head_parts(unwrap(runner.model)),
             overwrite=self.overwrite,
             num_train=_num_pictures(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
@@ -173,9 +175,10 @@ class ModuleToZooHook(Hook):
                 iterations=runner.iter,
                 seconds=round(time.time() - self._start, 1)),
             **self.card)
-        runner.logger.info(
-            f"Module '{model.backbone.new_module}' is in the zoo "
-            f"'{self.zoo}', identical on all {get_world_size()} processes.")
+        num = get_world_size()
+        agreed = f', identical on all {num} processes' if num > 1 else ''
+        runner.logger.info(f"Module '{model.backbone.new_module}' is in the "
+                           f"zoo '{self.zoo}'{agreed}.")
 
 
 def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:

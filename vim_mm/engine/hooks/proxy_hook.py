@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from vim_mm.datasets import Views, views_of
 from vim_mm.features.cache import unwrap
+from vim_mm.features.shards import StoreError, StoreWriter
 from vim_mm.features.source import source_of
-from vim_mm.features.store import FeatureStore, StoreError, StoreWriter
+from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
 from ..loaded import spared

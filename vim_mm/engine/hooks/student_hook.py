@@ -7,14 +7,16 @@ from typing import Any, Dict, List, Optional
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller, Outside
+from vim_mm.models.head_origin import KEY, head_notes, head_parts
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checksum import save_checkpoint
-from vim_mm.utils.config import library_of
+from vim_mm.utils.config import library_of, type_name
 from vim_mm.utils.described import card_fields
 from vim_mm.utils.files import new_folder, write_atomic
 from vim_mm.utils.kinds import KINDS
@@ -85,16 +87,21 @@ class StudentHook(Hook):
         if not isinstance(model, BaseDistiller):
             return
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
-        folder = Path(runner.work_dir, FOLDER)
+        folder, card = Path(runner.work_dir, FOLDER), student_card(runner)
+        notes = dict(
+            dataset_meta=dict(meta), **{KEY: head_notes(model.student)})
         with new_folder(folder) as draft:
             save_checkpoint(
-                dict(
-                    meta=dict(dataset_meta=dict(meta)),
-                    state_dict=_trained(runner)), draft / 'student.pth')
+                dict(meta=notes, state_dict=_trained(runner)),
+                draft / 'student.pth')
             if 'model' in runner.cfg:  # not of a runner made from parts
-                student_config(runner.cfg).dump(draft / 'student.py')
-            card = json.dumps(student_card(runner), indent=2)
-            write_atomic(draft / 'card.json', card + '\n')
+                student = student_config(runner.cfg)
+                # a student may be a teacher, whose licences its own keeps
+                student.module_card = {
+                    key: card[key] for key in ('task', 'dataset', 'licence')}
+                student.dump(draft / 'student.py')
+            write_atomic(draft / 'card.json',
+                         json.dumps(card, indent=2) + '\n')
         runner.logger.info(f'StudentHook: {folder} holds an ordinary model')
 
 
@@ -121,20 +128,22 @@ def student_card(runner: Runner) -> Dict[str, Any]:
         image_size=said.get('image_size'),
         num_params=sum(p.numel() for p in student.parameters()),
         vim_mm_version=__version__)
-    return of_parts(
-        fields,
-        together(
-            _parts(name, outside)
-            for name, outside in model.outside.items()))
+    parts = [_parts(name, each) for name, each in model.outside.items()]
+    return of_parts(fields, together([*parts, _inside(student)]))
 
 
 def _parts(name: str, outside: Outside) -> List[Dict[str, Any]]:
-    """A frozen network and the modules in it."""
+    """A frozen network and what it was made of."""
     own = {key: outside.card.get(key)
            for key in ('task', 'dataset', 'licence')}
-    backbone = getattr(outside.network, 'backbone', None)
+    return [*_inside(outside.network), dict(own, name=name)]
+
+
+def _inside(model: BaseModel) -> List[Dict[str, Any]]:
+    """The modules in a model's backbone, and those of its head."""
+    backbone = getattr(model, 'backbone', None)
     made_of = getattr(backbone, 'made_of', {})
-    return [*together(made_of.values()), dict(own, name=name)]
+    return together([*made_of.values(), head_parts(model)])
 
 
 def _trained(runner: Runner) -> Dict[str, Tensor]:
@@ -171,10 +180,15 @@ def student_config(cfg: Config) -> Config:
 
 
 def _without_weights(cfg: Any) -> Any:
-    """A config that starts from no file: a checkpoint holds all weights."""
+    """A config that starts from no file: a checkpoint holds all weights.
+
+    All but those of a frozen trunk, which it leaves out.
+    """
     if isinstance(cfg, dict):
+        frozen = 'type' in cfg and type_name(cfg) == 'ViMBackbone'
         return {
-            key: None if key == 'pretrained' else _without_weights(value)
+            key: value if frozen and key == 'trunk' else
+            None if key == 'pretrained' else _without_weights(value)
             for key, value in cfg.items()
             if not (key == 'init_cfg' and _reads_file(value))
         }

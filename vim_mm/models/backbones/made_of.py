@@ -32,6 +32,8 @@ class MadeOf:
         self._counted = [t for t in self._values if not t.is_inference()]
         self._version = self._versions()
         self._places = self._addresses()
+        # as long as these live no other tensor gets their address
+        self._memory = [t.detach() for t in self._values]
         watched = list(watched)
         self._learns = [t for t in _held(_owners(watched)) if t is not None]
         self._flags = list(map(_flags, self._learns))

@@ -34,6 +34,7 @@ DEFAULT_SLOTS: Dict[str, str] = {
     'DaViT': r'stages\.\d+\.blocks\.\d+\.(spatial|channel)_block\.(attn|ffn)',
     'ConvNeXt': rf'stages\.\d+\.\d+|{_TIMM}|features\.[1357]\.\d+',
     'ResNet': r'layer\d+\.\d+',
+    'MobileNetV2': r'layer\d+\.\d+|features\.([1-9]|1[0-7])',
     'EfficientNet': rf'{_TIMM}|features\.[1-7]\.\d+',
     'EfficientNetFeatures': _TIMM,
     'RegNet': _TIMM,
