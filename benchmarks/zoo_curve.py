@@ -29,13 +29,14 @@ from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.evaluation.strengths import bare
 from vim_mm.report.comparison import run_variant
 from vim_mm.report.variants import Variant, judged_once, unfused
-from vim_mm.utils.cli import run_cli
+from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import Zoo, ZooError
 
 from evidence_log import RunLog  # isort:skip
 from no_harm import Bench, Weights  # isort:skip
 from no_harm_tasks import CONFIGS, TASKS, Task  # isort:skip
+from zoo_curve_table import curve_table  # isort:skip
 
 ZOO = 'work_dirs/zoo-demo/zoo'
 #: modules beside all that are left
@@ -285,6 +286,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         for seed in args.seeds:
             for data in args.data:
                 log.run(seed, getattr(Runs(data, seed, args), part)())
+    rows = [row for seed in args.seeds for row in log.rows(seed).values()]
+    table_console().print(curve_table(rows))
 
 
 if __name__ == '__main__':
