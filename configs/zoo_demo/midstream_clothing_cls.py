@@ -3,7 +3,8 @@
 
     python tools/train.py configs/zoo_demo/midstream_clothing_cls.py
 
-Expect, on one CPU core, two minutes. One seed: README.md.
+Expect, of one CPU core, two minutes and 1.0 GB; an accuracy of about 0.74 with
+the module as with the warmed head alone. One seed: README.md.
 The scheme is the paper's: a frozen trunk, one ConvPass beside attention and
 FFN of each block. Data, sizes, head, warm-up and schedule are ours.
 """
@@ -20,7 +21,7 @@ model = dict(
         adapter=dict(type='vim_mm.ConvPass', hidden_dims=8)))
 
 custom_hooks = [
-    dict(type='vim_mm.WarmHeadHook', epochs=3, evaluate=True),
+    dict(type='vim_mm.WarmHeadHook', epochs=10, evaluate=True),
     dict(
         type='vim_mm.ModuleToZooHook',
         zoo='work_dirs/zoo-demo/zoo',
@@ -31,9 +32,7 @@ custom_hooks = [
 ]
 
 train_cfg = dict(max_epochs=1)
-# small, and after a short warm-up, since a head alone fits these images
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
-param_scheduler = dict(total_steps=1, eta_max=5e-4)
+param_scheduler = dict(total_steps=1)
 # to save minutes: every other image
 train_dataloader = dict(dataset=dict(indices=range(0, 1817, 2)))
 val_dataloader = dict(dataset=dict(indices=range(0, 341, 2)))

@@ -3,7 +3,8 @@
 
     python tools/train.py configs/zoo_demo/midstream_coco_seg.py
 
-Expect, on one CPU core, four minutes. One seed: README.md.
+Expect, of one CPU core, seven minutes and 1.4 GB; an mIoU of about 0.021 with
+the module and 0.017 with the warmed head alone. One seed: README.md.
 The scheme is the paper's: a frozen trunk, one ConvPass beside attention and
 FFN of each block. Data, sizes, head, warm-up and schedule are ours.
 """
