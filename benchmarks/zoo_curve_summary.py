@@ -38,6 +38,7 @@ CLAIMS = {
     'more than one standard error'
 }
 HOLDS, NOT, UNKNOWN = 'holds', 'does not hold', 'not known'
+TOO_FEW = 'pairs of data set and seed so far: {}'
 #: by data set and seed
 Values = Dict[Tuple[str, int], float]
 
@@ -171,7 +172,7 @@ def judge(runs: Runs) -> Dict[str, dict]:
 def _of_kind(runs: Runs, kind: str) -> Tuple[str, str]:
     found = {what: pooled(runs, kind, what) for what in (*COUNTS, ALL, OWN)}
     if len(found[ALL]) < 2:
-        return UNKNOWN, f'{len(found[ALL])} runs'
+        return UNKNOWN, TOO_FEW.format(len(found[ALL]))
     gain = average(found[ALL])
     more = average(less(found[ALL], found[COUNTS[0]]))
     each = '; '.join(f'{_called(what)} {average(found[what])}'
@@ -195,7 +196,7 @@ def _harm(runs: Runs) -> Tuple[str, str]:
             if gain.value < -gain.error:
                 worse.append(f'{data} ({gain})')
     if not tried:
-        return UNKNOWN, 'no data set has two seeds'
+        return UNKNOWN, 'no data set has two seeds so far'
     return (NOT if worse else HOLDS,
             f'{tried} data sets; below it: {", ".join(worse) or "none"}')
 
@@ -208,7 +209,7 @@ def _images(runs: Runs) -> Tuple[str, str]:
         found.update(((data, seed), value)
                      for seed, value in less(few, many).items())
     if len(found) < 2:
-        return UNKNOWN, f'{len(found)} runs'
+        return UNKNOWN, TOO_FEW.format(len(found))
     difference = average(found)
     return (HOLDS if difference.is_real else NOT,
             f'{difference}, {len(found)} pairs of data set and seed')
