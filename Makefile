@@ -14,8 +14,8 @@ PIP := $(PY) -m pip install -q --disable-pip-version-check
 DONE := $(VENV)/.done
 CONSTRAINTS := requirements/constraints.txt
 
-.PHONY: help demo zoo-demo demo-mtht demo-student test matrix bench reliability doctor \
-  lint clean setup
+.PHONY: help demo zoo-demo demo-mtht demo-student test test-slow matrix bench \
+  reliability doctor lint clean setup
 
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
@@ -24,6 +24,7 @@ help:
 	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
 	@echo 'make demo-student  small models from few images, as ONNX files; 25 minutes'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'
+	@echo 'make test-slow  its long tests: several processes, whole runs, compiling'
 	@echo 'make matrix  a short selection beside other versions (network, about an hour)'
 	@echo 'make bench   every performance target and its opponent (BENCH_ARGS="--quick")'
 	@echo 'make reliability  hostile, damaged and interrupted files, about 15 minutes'
@@ -50,8 +51,13 @@ demo-student: setup
 	$(PY) tools/demo.py student
 
 # two processes of one thread each: most tests are too small for two threads
+RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -q tests -n 2 --dist loadfile
+
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests -m "not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(RUN_TESTS) -m "not gpu and not slow" $(PYTEST_ARGS)
+
+test-slow: setup
+	$(RUN_TESTS) -m "slow and not gpu" $(PYTEST_ARGS)
 
 matrix: setup
 	$(PY) tests/matrix.py

@@ -3,7 +3,7 @@
 
 from collections import Counter
 from copy import deepcopy
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import Tensor
@@ -132,7 +133,7 @@ class FewShot:
         self.extra = extra_tokens(self.model,
                                   self.settings.get('num_extra_tokens'))
         self.passes = self.backward = 0
-        self.backbone.register_forward_pre_hook(self._count)
+        self.backbone.trunk.register_forward_pre_hook(self._count)
 
     def _count(self, _: Any, inputs: Tuple[Tensor]) -> None:
         self.passes += len(inputs[0])
@@ -156,22 +157,28 @@ class FewShot:
         return tuple(map(torch.cat, zip(*parts)))
 
     def as_runner(self, samples: Sequence[dict],
-                  seed: int) -> SimpleNamespace:
-        """All that hooks before training ask of a runner."""
+                  seed: int) -> 'Asked':
+        """A runner of these images."""
         loader = DataLoader(
             Loaded(samples),
             batch_size=self.batch_size,
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
             collate_fn=pseudo_collate)
-        return SimpleNamespace(
-            iter=0,
-            message_hub=MessageHub.get_current_instance(),
-            model=self.model,
-            train_dataloader=loader,
-            hooks=[],
-            seed=seed,
-            logger=MMLogger.get_current_instance())
+        return Asked(self.model, loader, seed)
+
+
+@dataclass(eq=False)
+class Asked:
+    """All that hooks before training ask of a runner."""
+    model: BaseModel
+    train_dataloader: DataLoader
+    seed: int
+    iter: int = 0
+    hooks: tuple = ()
+    message_hub: MessageHub = field(
+        default_factory=MessageHub.get_current_instance)
+    logger: MMLogger = field(default_factory=MMLogger.get_current_instance)
 
 
 def accuracy(train: Rows, test: Rows) -> float:

@@ -50,6 +50,7 @@ def run(work_dir: Path,
         by_epoch: bool = False,
         checkpoint: Optional[dict] = None,
         data: Optional[dict] = None,
+        trunk: Optional[dict] = None,
         **kwargs: Any) -> Runner:
     """A classifier with dropout on noisy images.
 
@@ -59,11 +60,12 @@ def run(work_dir: Path,
         by_epoch (bool): Whether it trains by epochs.
         checkpoint (dict, optional): Settings of its checkpoints.
         data (dict, optional): Settings of its loader.
+        trunk (dict, optional): Its trunk; one of random weights when None.
         **kwargs: See :class:`Runner`.
     """
     adapter = dict(type='ConvPass', hidden_dims=4, drop_rate=0.3)
     model = model_cfg(
-        'cls', dict(trunk=vit(), new_module='n', adapter=adapter),
+        'cls', dict(trunk=trunk or vit(), new_module='n', adapter=adapter),
         dict(type='mmpretrain.GlobalAveragePooling'))
     train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=2)
     settings = dict(data or {})

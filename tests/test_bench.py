@@ -31,6 +31,7 @@ def run(bench: Any, path: Path, *args: str) -> tuple:
     return code, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_or_says_why(
         bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_training

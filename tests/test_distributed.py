@@ -96,7 +96,9 @@ def save_modules(folder: Path, trunk: dict, std: float = .2) -> dict:
 
 
 @pytest.mark.parametrize(('kind', 'hooks', 'fusion'),
-                         [('det', [], 'EnsMoE'), ('cls', HOOKS, 'RoutedMoE')])
+                         [('cls', HOOKS, 'RoutedMoE'),
+                          pytest.param('det', [], 'EnsMoE',
+                                       marks=pytest.mark.slow)])
 def test_both_ranks_hold_the_same_weights(tmp_path: Path, kind: str,
                                           hooks: list, fusion: str) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')

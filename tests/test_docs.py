@@ -41,6 +41,7 @@ def test_the_page_is_linked_and_its_links_lead_somewhere(page: str) -> None:
     assert links and all((DOCS / link).is_file() for link in links)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(vim_mm.__file__).parent / '.mim').exists(),
     reason='vim_mm runs from a source tree; install it')

@@ -2,6 +2,7 @@
 """Floors of the package: what a part imports or names lies below it."""
 
 import ast
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterator, List, Set, Tuple
@@ -191,3 +192,9 @@ def test_writing_around_it_would_be_seen(code: str):
     drafted = code.replace('path', 'draft').replace('Path(x)', 'draft')
     assert not list(writes(ast.parse(drafted)))
     assert not list(writes(ast.parse("open(path, 'rb'), path.open('a')")))
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest cannot import two files of one name from folders of tests."""
+    names = Counter(p.name for p in Path(__file__).parent.rglob('test_*.py'))
+    assert {name for name, count in names.items() if count > 1} == set()

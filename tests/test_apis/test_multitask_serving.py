@@ -150,7 +150,7 @@ def test_all_tasks_are_served_by_one_backbone(run: Path) -> None:
     served = ViMInferencer(*files(run), show_progress=False)
     assert list(served.tasks) == TASKS
     image = str(run / '0.png')
-    answers = served([image] * 3, task=TASKS)['predictions']
+    answers = served(image, task=TASKS)['predictions']
     assert [one['task'] for one in answers] == TASKS
     for task, answer in zip(TASKS, answers):
         alone = ViMInferencer(*files(run), task=task, show_progress=False)

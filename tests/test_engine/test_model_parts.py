@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -64,10 +65,12 @@ def run_of(model: nn.Module) -> SimpleNamespace:
         model=model,
         hooks=[],
         iter=0,
+        max_iters=4,
+        optim_wrapper=None,
         visualizer=Scalars(),
         val_loop=None,
         message_hub=SimpleNamespace(log_scalars={}),
-        cfg=SimpleNamespace(filename=None),
+        cfg=Config(),
         logger=MMLogger.get_current_instance(),
         train_dataloader=SimpleNamespace(dataset=dataset))
 

@@ -307,6 +307,32 @@ def test_a_fork_dies_of_the_signal(name: str) -> None:
         assert not Stop.current.is_asked()
 
 
+@pytest.mark.parametrize('name', SIGNALS)
+def test_a_fork_that_has_not_started_dies_too(name: str) -> None:
+    """Python would drop what reaches it before it runs any of our code."""
+    with stoppable(SimpleNamespace(logger=MMLogger.get_current_instance())):
+        for _ in range(20):
+            fork = os.fork()
+            if not fork:
+                time.sleep(20)
+                os._exit(1)
+            os.kill(fork, getattr(signal, name))
+            assert os.waitpid(fork, 0)[1] == getattr(signal, name)
+        assert not Stop.current.is_asked()
+
+
+def test_a_signal_between_forks_asks_to_stop() -> None:
+    with stoppable(SimpleNamespace(logger=MMLogger.get_current_instance())):
+        fork = os.fork()
+        if not fork:
+            os._exit(0)
+        os.waitpid(fork, 0)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        Stop.current.is_preparing = False
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert Stop.current.is_asked()
+
+
 def test_a_pool_ends_within_a_run() -> None:
     with stoppable(SimpleNamespace(logger=MMLogger.get_current_instance())):
         with mp.get_context('fork').Pool(2) as pool:

@@ -57,6 +57,7 @@ def options(trunk: Path, image_size: str) -> list:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not COCO.is_dir(),
     reason='COCO pictures are absent: set VIM_MM_DATA to a folder with coco/')

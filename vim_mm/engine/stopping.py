@@ -43,7 +43,6 @@ class Stop:
     def __init__(self, runner: Runner) -> None:
         Stop.count += 1
         self.key = f'vim_mm/stop/{Stop.count}'
-        self.process = os.getpid()
         self.runner = runner
         self.name: Optional[str] = None
         #: Until the first step nothing can be lost.
@@ -56,11 +55,6 @@ class Stop:
         Raises:
             Stopped: If this process is alone and prepares a training.
         """
-        if os.getpid() != self.process:
-            # a fork, such as those of a pool, which waits for its death
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         self.name = signal.Signals(number).name
         self._looked = 0.
         if self.is_preparing and get_world_size() == 1:
@@ -104,6 +98,45 @@ class Stop:
         raise Stopped(EXIT_CODE)
 
 
+class _Forking(threading.local):
+    """Lets a fork of a run die of the signals, as a pool expects of its own.
+
+    It would inherit the handler, and Python drops what reaches a fork before
+    it has started: so signals wait meanwhile.
+    """
+
+    def hold(self) -> None:
+        """Before a fork."""
+        self.mask = None
+        if Stop.current is not None:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+
+    def release(self) -> None:
+        """After it, in the process of the run."""
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def start(self) -> None:
+        """After it, in the fork."""
+        for number in _numbers() if self.mask is not None else ():
+            if getattr(signal.getsignal(number), '__func__', 0) is Stop.note:
+                signal.signal(number, signal.SIG_DFL)
+        self.release()
+
+
+if hasattr(os, 'register_at_fork'):
+    _forking = _Forking()
+    os.register_at_fork(
+        before=_forking.hold,
+        after_in_parent=_forking.release,
+        after_in_child=_forking.start)
+
+
+def _numbers() -> Set[int]:
+    """Signals that this system has."""
+    return {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+
+
 @contextmanager
 def stoppable(runner: Runner) -> Iterator[None]:
     """Within this context signals ask a run to stop.
@@ -116,9 +149,8 @@ def stoppable(runner: Runner) -> Iterator[None]:
     """
     stop, replaced, before = Stop(runner), [], Stop.current
     if threading.current_thread() is threading.main_thread():
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) == signal.SIG_DFL:
+        for number in _numbers():
+            if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop.note)
                 replaced.append(number)
     Stop.current = stop
@@ -157,10 +189,9 @@ class OutlivingWorker:
 
     def __call__(self, worker: int) -> None:
         if hasattr(signal, 'sigwaitinfo'):
-            numbers = {getattr(signal, name) for name in SIGNALS}
-            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
             threading.Thread(
-                target=_obey, args=(numbers, os.getppid()),
+                target=_obey, args=(_numbers(), os.getppid()),
                 daemon=True).start()
         if self.start is not None:
             self.start(worker)

@@ -97,7 +97,8 @@ def finite(dataloader: DataLoader) -> DataLoader:
     sampler = DefaultSampler(dataset,
                              getattr(batches.sampler, 'shuffle', True),
                              getattr(batches.sampler, 'seed', None))
-    return _sampled(dataloader, sampler)
+    fills_one = len(sampler) >= batches.batch_size
+    return _sampled(dataloader, sampler, fills_one and _drops(dataloader))
 
 
 def _apart(dataloader: DataLoader) -> DataLoader:
@@ -119,20 +120,24 @@ def in_one_order(dataloader: DataLoader) -> DataLoader:
     """The images in an order that does not depend on the seed of a run."""
     if not getattr(dataloader.batch_sampler.sampler, 'shuffle', False):
         return dataloader
-    return _sampled(dataloader, DefaultSampler(dataloader.dataset, seed=0))
+    return _sampled(dataloader, DefaultSampler(dataloader.dataset, seed=0),
+                    _drops(dataloader))
 
 
-def _sampled(dataloader: DataLoader, sampler: DefaultSampler) -> DataLoader:
-    batches = dataloader.batch_sampler
+def _drops(dataloader: DataLoader) -> bool:
+    return getattr(dataloader.batch_sampler, 'drop_last', False)
+
+
+def _sampled(dataloader: DataLoader, sampler: DefaultSampler,
+             drop_last: bool) -> DataLoader:
     return DataLoader(
         sampler.dataset,
-        batch_size=batches.batch_size,
+        batch_size=dataloader.batch_sampler.batch_size,
         sampler=sampler,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         worker_init_fn=dataloader.worker_init_fn,
-        drop_last=getattr(batches, 'drop_last', False)
-        and len(sampler) >= batches.batch_size)
+        drop_last=drop_last)
 
 
 def is_endless(dataloader: DataLoader) -> bool:

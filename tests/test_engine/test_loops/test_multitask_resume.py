@@ -100,6 +100,7 @@ def test_with_accumulated_gradients(tmp_path: Path, counts: int) -> None:
     check_resumed(tmp_path, cfg, cfg)
 
 
+@pytest.mark.slow
 def test_with_experts_and_the_means_of_their_routing(tmp_path: Path) -> None:
     cfg = settings()
     cfg['model'].backbone = moe(drop_path_rate=0.5)

@@ -118,7 +118,8 @@ def test_modules_of_idle_tasks_are_not_moved(parts: dict) -> None:
 
 HOOKS = [
     dict(type='vim_mm.ScoreGatesHook', num_extra_tokens=0),
-    dict(type='vim_mm.HoldOutGatesHook', steps=2, num_extra_tokens=0),
+    dict(type='vim_mm.HoldOutGatesHook', steps=2, num_extra_tokens=0,
+         keep_better=False),
     dict(type='vim_mm.WarmHeadHook', epochs=1),
 ]
 

@@ -132,7 +132,8 @@ def _parts(name: str, outside: Outside) -> List[Dict[str, Any]]:
     """A frozen network and the modules in it."""
     own = {key: outside.card.get(key)
            for key in ('task', 'dataset', 'licence')}
-    made_of = getattr(outside.network.backbone, 'made_of', {})
+    backbone = getattr(outside.network, 'backbone', None)
+    made_of = getattr(backbone, 'made_of', {})
     return [*together(made_of.values()), dict(own, name=name)]
 
 

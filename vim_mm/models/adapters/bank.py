@@ -137,10 +137,10 @@ class AdapterBank(nn.Module):
             _key(slot): build_adapter(adapter_cfg, width)
             for slot, width in dims.items()
         })
-        if tensors is None:
-            for adapter in adapters.values():
-                refuse_init_cfg(adapter, 'model.backbone.adapter')
-        else:
+        where = 'model.backbone.adapter' if tensors is None else 'adapter'
+        for adapter in adapters.values():
+            refuse_init_cfg(adapter, where)
+        if tensors is not None:
             state = {}
             for full_name, tensor in tensors.items():
                 slot, param = self._split(full_name, dims)
