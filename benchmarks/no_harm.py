@@ -41,7 +41,7 @@ from vim_mm.utils.kinds import KINDS
 from vim_mm.zoo import Zoo, ZooError
 
 from evidence_log import RunLog  # isort:skip
-from no_harm_tasks import TASKS, read_config  # isort:skip
+from no_harm_tasks import TASKS, Task, read_config  # isort:skip
 
 #: other ways to weigh modules, by the order of the closed-form scores
 BY_RANK = {'best at 1, next at 0.25': (1., .25), 'best two alike': (.5, .5)}
@@ -70,17 +70,23 @@ class Bench:
         name (str): The task.
         seed (int): The seed.
         args (argparse.Namespace): Of the command.
+        task (Task, optional): What is learned, if not all of that name.
+        modules (Sequence[str], optional): Of the zoo; all when None.
     """
 
-    def __init__(self, name: str, seed: int,
-                 args: argparse.Namespace) -> None:
-        self.task, self.seed = TASKS[name], seed
-        self.cfg = read_config(name, seed, args.work_dir, args.zoo)
+    def __init__(self,
+                 name: str,
+                 seed: int,
+                 args: argparse.Namespace,
+                 task: Optional[Task] = None,
+                 modules: Optional[Sequence[str]] = None) -> None:
+        self.task, self.seed = task or TASKS[name], seed
+        self.cfg = read_config(name, seed, args.work_dir, args.zoo, self.task)
         scope = KINDS[self.task.kind].scope
         self.cfg.default_scope = scope
         init_default_scope(scope)
         set_random_seed(seed)
-        names = Zoo(self.cfg.zoo).names()
+        names = Zoo(self.cfg.zoo).names() if modules is None else modules
         self.model = unfused_model(self.cfg, self.cfg.zoo, names)
         self.model.init_weights()
         self.model.backbone.set_fusion(dict(type='LinearMoE', learn=False))
@@ -187,8 +193,11 @@ class Bench:
         evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', {})
         for data in loader:
             evaluator.process(self.model.test_step(data), data)
+        return self._value(evaluator.evaluate(len(loader.dataset)))
+
+    def _value(self, found: Dict[str, float]) -> float:
+        """The task's metric, in percent."""
         # mmdet gives no metric where nothing is found
-        found = evaluator.evaluate(len(loader.dataset))
         value = float(found.get(self.task.key, 0.))
         return 100 * value if self.task.kind == 'det' else value
 

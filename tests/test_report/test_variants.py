@@ -109,6 +109,12 @@ def any_config(place: str = 'trunk', **changes) -> Config:
     return Config(dict(cfg, **changes))
 
 
+@pytest.mark.parametrize('hooks_of_a_run', [None, {}, dict(checkpoint=None)])
+def test_a_run_without_checkpoints_is_judged_once(hooks_of_a_run) -> None:
+    cfg = any_config(default_hooks=hooks_of_a_run)
+    assert judged_once(cfg).default_hooks == hooks_of_a_run
+
+
 def found(cfg: Config, **settings) -> dict:
     return {v.methods[0]: v for v in baselines(cfg, **settings)}
 

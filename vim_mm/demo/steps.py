@@ -59,6 +59,7 @@ class DemoStep:
             all metrics lie between 0 and 1.
         fuses (bool): A downstream task with baselines, or a midstream module.
         text (str): A few words on data and split.
+        folder (str): Of its config. Defaults to 'demo'.
     """
     title: str
     task: str
@@ -66,6 +67,7 @@ class DemoStep:
     scale: float
     fuses: bool
     text: str
+    folder: str = 'demo'
 
 
 _AP50 = ('coco/bbox_mAP_50', 'AP50')
@@ -105,13 +107,34 @@ STEPS: Dict[str, DemoStep] = {
         'Downstream: find and read digits, 64 images', 'digits (det)',
         _AP50, 1, True, _FEW + 'One to four digits an image, ten classes.'),
 }
+#: Those of ``tools/demo.py zoo``, on images that no package brings.
+ZOO_STEPS: Dict[str, DemoStep] = {
+    'midstream_clothing_cls': DemoStep(
+        'Midstream: clothes, classification', 'clothes (cls)', _ACCURACY, .01,
+        False, 'Clothes as people photograph them, ten classes; validated on '
+        'other photographs.', 'zoo_demo'),
+    'midstream_cifar10_cls': DemoStep(
+        'Midstream: CIFAR-10, classification', 'CIFAR-10 (cls)', _ACCURACY,
+        .01, False, 'Small photographs enlarged to 98 px, ten classes; '
+        'validated on images of its test set.', 'zoo_demo'),
+    'midstream_camvid_seg': DemoStep(
+        'Midstream: driving scenes, segmentation', 'CamVid (seg)', _MIOU, .01,
+        False, 'Scenes from a car, eleven classes; validated on its '
+        'validation set.', 'zoo_demo'),
+    'midstream_coco_seg': DemoStep(
+        'Midstream: things and stuff, segmentation', 'COCO (seg)', _MIOU, .01,
+        False, 'A hundred photographs of COCO, 133 classes, most of them in '
+        'few images; validated on fifty others.', 'zoo_demo'),
+}
+_ALL = {**STEPS, **ZOO_STEPS}
 
 
 def step_config(name: str, work_dir: Path, seed: int = 0) -> Config:
     """The config of a step, its zoo inside ``work_dir``."""
-    cfg = Config.fromfile(CONFIGS / 'demo' / f'{name}.py')
+    kind = _ALL[name]
+    cfg = Config.fromfile(CONFIGS / kind.folder / f'{name}.py')
     zoo = str(work_dir / 'zoo')
-    if STEPS[name].fuses:
+    if kind.fuses:
         cfg.model.backbone.zoo = zoo
     for hook in cfg.custom_hooks:
         if 'zoo' in hook:
@@ -125,7 +148,7 @@ def fingerprint(name: str, work_dir: Path, seed: int = 0) -> str:
     """Hash of all inputs of a step: config, version, data, trunk and zoo."""
     cfg = step_config(name, work_dir, seed)
     parts = [cfg.pretty_text, *inputs()]
-    if STEPS[name].fuses:
+    if _ALL[name].fuses:
         parts += [
             f'{module}:{module_hash(module, work_dir)}'
             for module in cfg.model.backbone.modules
@@ -153,7 +176,7 @@ def finished(name: str, work_dir: Path, seed: int = 0) -> bool:
 
 def run(name: str, work_dir: Path, seed: int = 0) -> None:
     """Run a step in this process and write its ``result.json`` last."""
-    kind, cfg = STEPS[name], step_config(name, work_dir, seed)
+    kind, cfg = _ALL[name], step_config(name, work_dir, seed)
     key = fingerprint(name, work_dir, seed)
     contrast, runs = MODULE, [
         Variant((MODULE.against, MODULE.result), cfg)

@@ -274,6 +274,10 @@ class ModuleTrials:
             for weights in plain_settings(len(self.names), self.most)
         }
 
+    def weigh(self, weights: Weights) -> None:
+        """Leave the modules weighed so."""
+        self.features.weigh(weights)
+
     def choose(self) -> Choice:
         """Find weights, and leave the modules weighed so."""
         num = len(self.names)
@@ -286,7 +290,7 @@ class ModuleTrials:
             if self.compare_final(weights, trunk).is_real
         ]
         chosen = max(helping, key=self.final, default=trunk)
-        self.features.weigh(chosen)
+        self.weigh(chosen)
         return Choice(
             dict(zip(self.names, chosen)), {
                 self.named(weights): self.ridge(weights)

@@ -144,8 +144,9 @@ def judged_once(cfg: Config) -> Config:
     cfg.train_cfg.update(
         val_begin=1, val_interval=max(1, cfg.train_cfg[length]))
     cfg.resume = False
-    (cfg.get('default_hooks') or {}).get('checkpoint', {}).pop(
-        'save_best', None)
+    # a hook that is None is left out
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    saving.pop('save_best', None)
     cfg.custom_hooks = without_hooks(cfg, _LEFT_OUT)
     for hook in cfg.custom_hooks:
         if type_name(hook) == 'WarmHeadHook':
