@@ -105,14 +105,21 @@ def train(rank: int, port: int, folder: str) -> None:
 
 
 def stop_one(rank: int, folder: Path) -> None:
-    """Let a signal to the second process stop both, and go on."""
+    """Let a signal to the second process stop both, and go on.
+
+    Before all tasks have run there is no optimizer to save.
+    """
     hooks = dict(checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=100))
+    early = sharded(folder, *CASES[-1], default_hooks=hooks)
+    early.register_hook(Asks('before_train_iter', 0))
+    with pytest.raises(ValueError, match='No step has trained `.*` yet'):
+        early.train()
     first = sharded(folder, *CASES[-1], default_hooks=hooks)
     if rank == 1:
-        first.register_hook(Asks('before_train_iter', 2))
+        first.register_hook(Asks('before_train_iter', STOP))
     stopped(first)
-    assert (folder / 'iter_3.pth').exists()
+    assert (folder / f'iter_{STOP + 1}.pth').exists()
     sharded(folder, *CASES[-1], default_hooks=hooks, resume=True).train()
 
 

@@ -32,6 +32,25 @@ class FSDPStrategy(_FSDPStrategy):
         wrapper.update(model_wrapper or {})
         super().__init__(model_wrapper=wrapper, **kwargs)
 
+    def optim_state_dict(self) -> dict:
+        """The state of the optimizer.
+
+        Raises:
+            ValueError: If it has none of a tensor, whose task never ran.
+        """
+        try:
+            return super().optim_state_dict()
+        except RuntimeError as error:
+            name, found, _ = str(error).partition(
+                ' is not in the optimizer state.')
+            if not found:
+                raise
+            raise ValueError(
+                f'No step has trained `{name}` yet, and FSDP saves no '
+                'optimizer before all tasks have run: let the first '
+                'checkpoint be later; tasks that never run need `learn_tasks` '
+                'without them.') from error
+
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the state of the optimizer.
 

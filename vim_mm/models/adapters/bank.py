@@ -1,8 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import re
 from copy import deepcopy
-from typing import (Dict, Hashable, List, Mapping, MutableMapping, Optional,
-                    Sequence, Tuple)
+from typing import (Any, Dict, Hashable, List, Mapping, MutableMapping,
+                    Optional, Sequence, Tuple)
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,9 @@ class AdapterBank(nn.Module):
         })
         where = 'model.backbone.adapter' if tensors is None else 'adapter'
         for adapter in adapters.values():
-            refuse_init_cfg(adapter, where)
+            # cards of 0.1.0 may have one, which must not name a file
+            if tensors is None or _names_file(adapter.init_cfg):
+                refuse_init_cfg(adapter, where)
         if tensors is not None:
             state = {}
             for full_name, tensor in tensors.items():
@@ -306,3 +308,9 @@ class AdapterBank(nn.Module):
                   None if len(members) == len(names) else list(members),
                   merge, key) for key, members in alike.items()
         ]
+
+
+def _names_file(init_cfg: Any) -> bool:
+    """Whether weights are to be read from somewhere else."""
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any('checkpoint' in cfg for cfg in cfgs if cfg)
