@@ -380,6 +380,23 @@ def test_trunks_of_all_shapes(trunk: str, kind: str, project: Path) -> None:
     assert any('`trunk_normalization`' in note for note in task.notes)
 
 
+def test_slots_of_a_class_without_known_ones(project: Path) -> None:
+    trunk = ("trunk = dict(type='mmpretrain.MobileNetV3', arch='small', "
+             'out_indices=(3, 8))\n')
+    data = read_data(**DATA['det'])
+    Path('t.py').write_text(trunk)
+    with pytest.raises(ValueError, match='slots are known for MobileNetV3'):
+        new_task(data, 't.py', 'x.py', minutes=.01, size=64)
+    assert not list(project.glob('*x*.py'))
+    Path('t.py').write_text(trunk + r"slots = r'layer[4-6]'" + '\n')
+    task = new_task(data, 't.py', 'x.py', minutes=.01, size=64)
+    assert Config.fromfile(task.config).model.backbone.slots == 'layer[4-6]'
+    whole = ("model = dict(type='mmdet.FCOS', backbone=dict(type='vim_mm."
+             "ViMBackbone', slots='layer5', " + trunk.strip() + '))\n')
+    Path('t.py').write_text(whole)
+    assert find_trunk('t.py', 'mmdet').slots == 'layer5'
+
+
 def test_a_trunk_inside_a_whole_config(project: Path) -> None:
     Path('t.py').write_text(
         "default_scope = 'mmdet'\nmodel = dict(type='FCOS', backbone=dict("

@@ -111,7 +111,10 @@ def _claim(rows: List[Row], contrast: Contrast) -> Optional[Claim]:
     if not methods:
         return None
     difference = gain(methods[result], methods[contrast.against])
-    shown = [contrast.against, best_single(methods), result]
+    single = best_single(methods)
+    # the verdict may name another fusion
+    chosen = single and _simplest(methods, contrast.against, single)
+    shown = [contrast.against, single, chosen, result]
     bars = {name: mean(methods[name].values()) for name in shown if name}
     return Claim(rows[0].task, rows[0].metric, bars, difference,
                  rows[0].n_test, verdict(methods, result, contrast.against))
