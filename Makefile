@@ -7,7 +7,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 RELIABILITY_ARGS ?=
-ZOO_ARGS ?= --seeds 0
+ZOO_ARGS ?= --seeds 0 --data clothing camvid coco --parts modules
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
@@ -20,7 +20,7 @@ CONSTRAINTS := requirements/constraints.txt
 help:
 	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
 	@echo 'make zoo-demo  four modules more on data in VIM_MM_DATA, and what they add to'
-	@echo '             tasks that they do not know; hours (ZOO_ARGS to choose)'
+	@echo '             tasks that they do not know; 25 minutes of a core'
 	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
 	@echo 'make demo-student  small models from few images, as ONNX files; 25 minutes'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k zoo -x" to choose)'

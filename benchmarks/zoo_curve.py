@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Accuracy against modules and images, on data that no module has seen.
 
-    make zoo-demo  # leaves the zoo of eight, and runs seed 0
+    make zoo-demo  # leaves the zoo of eight, and runs some of it
     python benchmarks/zoo_curve.py --seeds 0 1 2
 
 For every data set the modules learned on it are left out. The others are

@@ -25,6 +25,8 @@ from zoo_curve import COUNTS, CURVES, OWN  # isort:skip
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
 COMMAND = 'python benchmarks/zoo_curve.py --seeds {}'
 ALL = 'all'
+#: modules of the zoo
+NUM = 8
 KINDS = dict(cls='classification', seg='segmentation', det='detection')
 #: claims: what they say
 CLAIMS = {
@@ -38,7 +40,10 @@ CLAIMS = {
     'more than one standard error'
 }
 HOLDS, NOT, UNKNOWN = 'holds', 'does not hold', 'not known'
-TOO_FEW = 'pairs of data set and seed so far: {}'
+#: pairs of data set and seed, or seeds, that a verdict takes
+LEAST = 3
+FEW = f'a verdict takes {LEAST}'
+NONE = 'none has been run'
 #: by data set and seed
 Values = Dict[Tuple[str, int], float]
 
@@ -54,7 +59,8 @@ class Mean(NamedTuple):
         return self.value > self.error
 
     def __str__(self) -> str:
-        return f'{self.value:+.1f} ± {self.error:.1f}'
+        error = f' ± {self.error:.1f}' * (self.error < float('inf'))
+        return f'{self.value:+.1f}{error}'
 
 
 def average(values: Mapping[Any, float]) -> Mean:
@@ -80,15 +86,13 @@ def measured(runs: Runs, data: str, size: int, what: Any) -> Dict[int, float]:
         what: A number of modules, :data:`ALL`, or :data:`OWN`.
     """
     if what == ALL:
-        what = whole(runs, data)
+        what = whole(data)
     return column(runs, f'{data}/{size}/{what}', 'value')
 
 
-def whole(runs: Runs, data: str) -> int:
+def whole(data: str) -> int:
     """How many modules do not know a data set."""
-    return max((row['num_modules'] for rows in runs.values()
-                for row in rows.values()
-                if row['data'] == data and 'num_modules' in row), default=0)
+    return NUM - len(CURVES[data].knowing)
 
 
 def gains(runs: Runs, data: str, size: int, what: Any) -> Dict[int, float]:
@@ -126,25 +130,33 @@ def rows(runs: Runs) -> Iterator[dict]:
     for kind in KINDS:
         for data in of_kind(kind):
             yield from _modules(runs, kind, data)
-        every = [about(data, CURVES[data].middle) for data in of_kind(kind)]
         for what in (*COUNTS, ALL, OWN):
             found = pooled(runs, kind, what)
             if found:
-                yield figure(kind, every, f'{_called(what)}, {KINDS[kind]}',
-                             found, metric='gain over the frozen trunk')
+                yield _of_all(kind, what, found)
     for data, curve in CURVES.items():
         for size in curve.sizes:
             found = measured(runs, data, size, ALL)
             if found:
                 yield figure('images', [about(data, size)],
-                             _called(whole(runs, data)), found, TRUNK,
+                             _called(whole(data)), found, TRUNK,
                              measured(runs, data, size, 0))
+
+
+def _of_all(kind: str, what: Any, found: Values) -> dict:
+    """The gain of all data sets of a kind that have been run."""
+    tried = dict.fromkeys(data for data, _ in found)
+    row = figure(
+        kind, [about(data, CURVES[data].middle) for data in tried],
+        f'{_called(what)}, pairs of data set and seed: {len(found)}', found,
+        metric='gain over the frozen trunk')
+    return dict(row, seeds=len({seed for _, seed in found}))
 
 
 def _modules(runs: Runs, kind: str, data: str) -> Iterator[dict]:
     size = CURVES[data].middle
     trunk = measured(runs, data, size, 0)
-    for what in (0, *COUNTS, whole(runs, data), OWN):
+    for what in (0, *COUNTS, whole(data), OWN):
         found = measured(runs, data, size, what)
         if found:
             yield figure(kind, [about(data, size)], _called(what), found,
@@ -171,19 +183,21 @@ def judge(runs: Runs) -> Dict[str, dict]:
 
 def _of_kind(runs: Runs, kind: str) -> Tuple[str, str]:
     found = {what: pooled(runs, kind, what) for what in (*COUNTS, ALL, OWN)}
-    if len(found[ALL]) < 2:
-        return UNKNOWN, TOO_FEW.format(len(found[ALL]))
+    if not found[ALL]:
+        return UNKNOWN, NONE
     gain = average(found[ALL])
     more = average(less(found[ALL], found[COUNTS[0]]))
     each = '; '.join(f'{_called(what)} {average(found[what])}'
                      for what in (*COUNTS, ALL) if found[what])
-    why = (f'over the frozen trunk, {len(found[ALL])} pairs of data set and '
-           f'seed: {each}; all over the first two {more}')
+    why = (f'over the frozen trunk, pairs of data set and seed: '
+           f'{len(found[ALL])}; {each}; all over the first two {more}')
     if found[OWN]:
         gap = average(found[OWN])
         why += f'; an own module {gap}'
-        if not gap.is_real:
+        if gap.value <= 0 or len(found[OWN]) > 1 and not gap.is_real:
             why += ', so there is no gap that could narrow'
+    if len(found[ALL]) < LEAST:
+        return UNKNOWN, f'{why}; {FEW}'
     return HOLDS if gain.is_real and more.is_real else NOT, why
 
 
@@ -191,12 +205,12 @@ def _harm(runs: Runs) -> Tuple[str, str]:
     worse, tried = [], 0
     for data, curve in CURVES.items():
         found = gains(runs, data, curve.middle, ALL)
-        if len(found) > 1:
+        if len(found) >= LEAST:
             tried, gain = tried + 1, average(found)
             if gain.value < -gain.error:
                 worse.append(f'{data} ({gain})')
     if not tried:
-        return UNKNOWN, 'no data set has two seeds so far'
+        return UNKNOWN, f'no data set has {LEAST} seeds'
     return (NOT if worse else HOLDS,
             f'{tried} data sets; below it: {", ".join(worse) or "none"}')
 
@@ -208,11 +222,13 @@ def _images(runs: Runs) -> Tuple[str, str]:
                      for size in (curve.sizes[0], curve.sizes[-1]))
         found.update(((data, seed), value)
                      for seed, value in less(few, many).items())
-    if len(found) < 2:
-        return UNKNOWN, TOO_FEW.format(len(found))
+    if not found:
+        return UNKNOWN, NONE
     difference = average(found)
-    return (HOLDS if difference.is_real else NOT,
-            f'{difference}, {len(found)} pairs of data set and seed')
+    why = f'{difference}, pairs of data set and seed: {len(found)}'
+    if len(found) < LEAST:
+        return UNKNOWN, f'{why}; {FEW}'
+    return HOLDS if difference.is_real else NOT, why
 
 
 def main() -> None:
