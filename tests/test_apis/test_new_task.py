@@ -457,7 +457,8 @@ def real_seg(folder: Path) -> str:
             'pavement tree sign fence car pedestrian bicyclist')
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', ['cls', 'seg', pytest.param('det', marks=pytest.mark.slow)])
 def test_from_real_data_to_a_zoo(kind: str, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture) -> None:
