@@ -15,8 +15,8 @@ os.environ.setdefault('VTAB_TASK', 'caltech101')
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # thousands of files are flushed, which takes minutes on a busy disk, and
-    # only a power cut would show it; tests that watch it bring their own
+    # thousands of files are flushed, which a busy disk may make slow, and only
+    # a power cut would show it; tests that watch it bring their own
     os.fsync = lambda file: None
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
 
