@@ -9,9 +9,9 @@ features of the frozen trunk, of each module alone, of all alike, and of what
 ``ScoreGatesHook`` recommends; each head starts alike, sees the same images
 and is judged by the task's own metric on images of other sources. Each
 finished run is a line of ``WORK_DIR/runs.jsonl``; what is there is not run
-again. ``no_harm_summary.py`` makes docs/evidence of them. Settings of the
-method were chosen at seeds from 100 on, which draw other images and judge on
-others, too.
+again. ``no_harm_summary.py`` makes docs/evidence of them. Trials of
+settings take seeds from 100 on, which draw other images and judge on others,
+too.
 """
 
 import vim_mm  # noqa: F401,I001 isort:skip
