@@ -1,8 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The evidence's verdicts and figures as text."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
+
+from vim_mm.utils.files import write_atomic
+
+from evidence_rows import Runs, commits  # isort:skip
 
 
 def tables(rows: Sequence[dict], verdicts: Mapping[str, dict]) -> str:
@@ -48,3 +54,26 @@ def fill(text: str, figures: str) -> str:
     return re.sub(
         r'(?s)(<!-- figures -->\n).*(<!-- end -->)',
         lambda found: f'{found[1]}{figures}\n{found[2]}', text)
+
+
+def publish(docs: Path, name: str, runs: Runs, verdicts: Mapping[str, dict],
+            rows: Sequence[dict], command: str) -> None:
+    """Write a page's figures as JSON, and into the page.
+
+    Args:
+        docs (Path): Folder of the evidence.
+        name (str): Of the page.
+        runs (dict): By seed.
+        verdicts (dict): By claim.
+        rows (Sequence[dict]): Figures, which get verdict, command, commit.
+        command (str): What ran, ``{}`` for the seeds.
+    """
+    for row in rows:
+        row.update(
+            verdict=verdicts[row['claim']]['verdict'],
+            command=command.format(' '.join(map(str, sorted(runs)))),
+            commit=commits(runs))
+    write_atomic(docs / f'{name}.json',
+                 json.dumps(rows, indent=1, ensure_ascii=False) + '\n')
+    page = docs / f'{name}.md'
+    write_atomic(page, fill(page.read_text(), tables(rows, verdicts)))

@@ -8,18 +8,16 @@ tables of vim.md beside it. Verdicts follow from the figures.
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple
 
 from vim_mm.evaluation.transferability import library
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
-from vim_mm.utils.files import write_atomic
 
-from evidence_rows import (Data, Runs, column, commits,  # isort:skip
+from evidence_rows import (Data, Runs, column,  # isort:skip
                            figure, read, rounded, write)
-from evidence_tables import fill, tables  # isort:skip
+from evidence_tables import publish  # isort:skip
 from no_harm_tasks import DEVELOP, MOST_TESTS, TASKS  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
@@ -180,16 +178,7 @@ def main() -> None:
     runs = read(*(path for path in (log, *args.runs) if path.exists()))
     runs = {seed: of for seed, of in runs.items() if seed < DEVELOP}
     write(log, runs)
-    said, found = judge(runs), list(rows(runs))
-    for row in found:
-        row.update(
-            verdict=said[row['claim']]['verdict'],
-            command=COMMAND.format(' '.join(map(str, sorted(runs)))),
-            commit=commits(runs))
-    write_atomic(DOCS / 'vim.json',
-                 json.dumps(found, indent=1, ensure_ascii=False) + '\n')
-    page = DOCS / 'vim.md'
-    write_atomic(page, fill(page.read_text(), tables(found, said)))
+    publish(DOCS, 'vim', runs, judge(runs), list(rows(runs)), COMMAND)
 
 
 if __name__ == '__main__':

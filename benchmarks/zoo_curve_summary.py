@@ -8,17 +8,15 @@ tables of zoo.md beside it. Verdicts follow from the figures.
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 from vim_mm.features.module_rows import TRUNK
-from vim_mm.utils.files import write_atomic
 
-from evidence_rows import (Data, Runs, column, commits,  # isort:skip
+from evidence_rows import (Data, Runs, column,  # isort:skip
                            figure, read, write)
-from evidence_tables import fill, tables  # isort:skip
+from evidence_tables import publish  # isort:skip
 from no_harm_tasks import MOST_TESTS, TASKS  # isort:skip
 from zoo_curve import COUNTS, CURVES, OWN  # isort:skip
 
@@ -238,16 +236,7 @@ def main() -> None:
     log = DOCS / 'zoo_runs.jsonl'
     runs = read(*(path for path in (log, *args.runs) if path.exists()))
     write(log, runs)
-    said, found = judge(runs), list(rows(runs))
-    for row in found:
-        row.update(
-            verdict=said[row['claim']]['verdict'],
-            command=COMMAND.format(' '.join(map(str, sorted(runs)))),
-            commit=commits(runs))
-    write_atomic(DOCS / 'zoo.json',
-                 json.dumps(found, indent=1, ensure_ascii=False) + '\n')
-    page = DOCS / 'zoo.md'
-    write_atomic(page, fill(page.read_text(), tables(found, said)))
+    publish(DOCS, 'zoo', runs, judge(runs), list(rows(runs)), COMMAND)
 
 
 if __name__ == '__main__':
