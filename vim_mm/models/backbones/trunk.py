@@ -8,8 +8,7 @@ from torch import nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
-from .configs import (innermost, parts_with_weights, pretrained,
-                      without_weights)
+from .configs import innermost, parts_with_weights, pretrained, without_weights
 from .timm_weights import build_timm, wraps_timm
 from .weights import load_trunk_weights
 
@@ -37,6 +36,9 @@ def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
     else:
         check_is_config(cfg, 'model.backbone.trunk')
         trunk = _build(dict(cfg))
+        size = innermost(cfg).get('img_size')
+        if size and not hasattr(trunk, 'img_size'):  # the probe asks for it
+            trunk.img_size = size
     if not any(True for _ in trunk.parameters()):
         raise ValueError(f'The trunk {type(trunk).__name__} has no '
                          'parameters; give a backbone.')
