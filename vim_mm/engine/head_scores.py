@@ -20,8 +20,9 @@ from vim_mm.features.cache import (CachedBatch, alike, cached_loss, replay,
 from vim_mm.utils.progress import track
 from .model_parts import first_neck, fused_already, head_parameters
 
-#: Steps of a head on each half.
-STEPS = 60
+#: Steps of a head on each half; after half as many it has hardly found a box,
+#: and which features are better for it is noise.
+STEPS = 120
 #: Images of a step.
 BATCH_SIZE = 8
 
