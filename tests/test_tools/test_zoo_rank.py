@@ -127,6 +127,8 @@ def test_json_stays_alone_in_a_fresh_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)['num_pictures'] == 8
     assert 'mmengine - INFO' in done.stderr
+    # nothing is said of each parameter
+    assert 'init_weights' not in done.stderr
 
 
 def test_the_config_may_name_the_zoo(tmp_path: Path, capsys,
