@@ -9,8 +9,7 @@ from torch import nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.utils.quiet_logs import quiet
-from .configs import (innermost, parts_with_weights, pretrained,
-                      without_weights)
+from .configs import innermost, parts_with_weights, pretrained, without_weights
 from .timm_weights import build_timm, wraps_timm
 from .weights import load_trunk_weights
 
