@@ -261,6 +261,7 @@ def test_modules_in_the_trunk_run_it_each(inside: Path) -> None:
 # ---------------------------------------------------------------- compiling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('place', ['beside', 'inside'])
 def test_compiled_tasks_answer_alike(place: str, kind: str,
@@ -276,6 +277,7 @@ def test_compiled_tasks_answer_alike(place: str, kind: str,
         assert same(*pair, exact=False)
 
 
+@pytest.mark.slow
 def test_many_tasks_are_compiled(beside: Path, inside: Path) -> None:
     """More than torch compiles of one function without being told."""
     torch._dynamo.reset()
@@ -334,6 +336,19 @@ def test_a_missing_compiler_is_named(given: Any,
     for fine in (dict(backend='eager'), dict(backend='aot_eager')):
         compiling.compile_options(fine, 'cpu')
     compiling.compile_options(given, 'cuda')
+
+
+@pytest.mark.parametrize('version', ['2.6.0', '2.7.1+cu126', '2.8.0a0'])
+def test_a_torch_that_is_too_old_is_named(version: str,
+                                          monkeypatch: pytest.MonkeyPatch
+                                          ) -> None:
+    monkeypatch.setattr(compiling.torch, '__version__', version)
+    for given in (True, dict(backend='eager')):
+        with pytest.raises(ValueError, match=r'take torch >= 2\.8'):
+            compiling.compile_options(given, 'cpu')
+    for fine in ('2.8.0+cpu', '2.14.1', '3.0'):
+        monkeypatch.setattr(compiling.torch, '__version__', fine)
+        compiling.compile_options(dict(backend='eager'), 'cpu')
 
 
 def test_modes_are_inductors() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
-                       check_images, held_out, median_size, short, size_of)
+                       check_images, check_readable, held_out, median_size,
+                       short, size_of)
 
 LISTS = ('images', 'annotations', 'categories')
 
 
 class CocoFile:
-    """One json, checked, and completed by what mmdet reads of it.
+    """One json and its images, which are there.
 
     Args:
         path (Path): The file.
@@ -23,7 +24,7 @@ class CocoFile:
 
     Raises:
         FileNotFoundError: If the file or images do not exist.
-        OwnDataError: If it is damaged, or no boxes can be learned from.
+        OwnDataError: If it is damaged.
     """
 
     def __init__(self, path: Path, folders: Sequence[Path]) -> None:
@@ -33,6 +34,15 @@ class CocoFile:
         self.images = {image.get('id'): image for image in self.data['images']}
         self.names = _category_names(path, self.data['categories'])
         self.folder = self._find_images(folders)
+        self.completed = False
+        self.boxes: Counter = Counter()
+
+    def check(self) -> None:
+        """Complete it by what mmdet reads of it, and count its boxes.
+
+        Raises:
+            OwnDataError: If no boxes can be learned from.
+        """
         self.completed = self._complete()
         self._check_references()
         self.boxes = self._count_boxes()
@@ -168,6 +178,9 @@ def read_coco(files: Sequence[Path], folders: Sequence[Path]) -> OwnData:
     several = len(folders) == len(files) == 2
     parts = [CocoFile(path, folders[index:index + 1] if several else folders)
              for index, path in enumerate(files)]
+    check_readable(image for part in parts for image in part.files)
+    for part in parts:
+        part.check()
     train, val = parts[0], parts[-1]
     classes = [name for name in train.names.values() if name in train.boxes]
     data = OwnData(

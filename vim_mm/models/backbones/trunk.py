@@ -8,6 +8,7 @@ from torch import nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.quiet_logs import quiet
 from .configs import innermost, parts_with_weights, pretrained, without_weights
 from .timm_weights import build_timm, wraps_timm
 from .weights import load_trunk_weights
@@ -98,7 +99,8 @@ def _initialise(trunk: nn.Module, cfg: dict) -> None:
             logger='current',
             level=logging.WARNING)
     if hasattr(trunk, 'init_weights'):
-        trunk.init_weights()
+        with quiet():  # it tells of each parameter
+            trunk.init_weights()
 
 
 def is_meta(trunk: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.messages import InputError, cut
 from vim_mm.utils.meta import without_memory
 from vim_mm.utils.plain_config import check_config
+from vim_mm.utils.quiet_logs import quiet
 from vim_mm.utils.reading import parse_json
 from vim_mm.utils.state_dicts import (common_prefix, strip_prefix,
                                       strip_shells, unwrap)
@@ -169,7 +170,8 @@ def _load(trunk: nn.Module, state: Mapping[str, Tensor],
         _handed.append({f'{put}{key}': value for key, value in state.items()})
         try:
             vars(trunk).update(given)
-            trunk.init_weights()
+            with quiet():  # it speaks of a file that is none
+                trunk.init_weights()
         except RuntimeError as error:
             # of shapes, which are judged later, and are copied but for these
             if 'loading state_dict' not in str(error):
