@@ -138,13 +138,12 @@ def tdmr(runs: Runs) -> Iterator[Optional[dict]]:
                                            'KD from a fine-tuned CNN')):
         yield figure('proxy', clothes(), label,
                      top1(runs, f'student/{method}'), ALONE, alone)
-    # switches began from a head that was warmed on their views, as did these
-    full = top1(runs, 'views/tdmr')
+    full = top1(runs, 'student/tdmr')
     yield figure('progress', clothes(), FULL, full)
     for method in ('constant', 'reversed', 'features alone', 'logits alone',
-                   'without phase I', 'cka'):
+                   'without phase I', 'cka', 'co-trained'):
         yield figure('progress', clothes(), f'TDMR: {method}',
-                     top1(runs, f'views/{method}'), FULL, full)
+                     top1(runs, f'student/{method}'), FULL, full)
 
 
 def costs(runs: Runs) -> Iterator[Optional[dict]]:
