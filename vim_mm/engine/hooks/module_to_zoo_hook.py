@@ -168,8 +168,6 @@ class ModuleToZooHook(Hook):
             metrics=_last_metrics(runner),
             classes=_classes(runner.train_dataloader.dataset),
             image_size=image_size(runner.cfg),
-            trunk=dict(
-                weights=osp.basename(model.backbone.trunk_weights or '')),
             training=dict(
                 config=osp.basename(runner.cfg.filename or ''),
                 iterations=runner.iter,
