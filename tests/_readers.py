@@ -16,8 +16,6 @@ from safetensors.torch import save, save_file
 from _tiny import add_modules, build_backbone, vit
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.datasets import View
-from vim_mm.datasets.manifest import (ANNOTATIONS, IMAGES, LABELS, MANIFEST,
-                                      check_files)
 from vim_mm.features.store import FeatureStore
 from vim_mm.interchange import export_adapter, import_adapter
 from vim_mm.interchange.trunks import FAMILIES, convert_trunk
@@ -30,6 +28,8 @@ from vim_mm.report.evidence import usefulness
 from vim_mm.report.routing import read_information
 from vim_mm.utils.checkpoint import load_from_safetensors
 from vim_mm.utils.files import sha256
+from vim_mm.utils.manifest import (ANNOTATIONS, COPIES, IMAGES, LABELS,
+                                   MANIFEST, check_files)
 from vim_mm.zoo import Zoo, save_module
 
 MODULE, HEAD, CARD = 'module.safetensors', 'head.safetensors', 'card.json'
@@ -323,6 +323,16 @@ def _manifest(folder: Path) -> Reader:
     return _at(path, read)
 
 
+def _copies(folder: Path) -> Reader:
+    """What is said of re-represented images."""
+    (folder / 'a.png').write_bytes(b'')
+    record = dict(file='a.png', height=1, width=1, sha256=sha256(b''))
+    content = dict(kind=COPIES, settings=dict(), images=dict(a=record))
+    path = folder / MANIFEST
+    path.write_text(json.dumps(content))
+    return _at(path, lambda: check_files(path))
+
+
 def _weights(folder: Path) -> Reader:
     path = folder / 'x.safetensors'
     save_file(dict(a=torch.ones(2)), path)
@@ -353,4 +363,5 @@ NOTES: Dict[str, Callable[[Path], Reader]] = dict(
     store_card=_store_card,
     report=_report,
     scalars=_scalars,
-    manifest=_manifest)
+    manifest=_manifest,
+    copies=_copies)

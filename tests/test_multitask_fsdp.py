@@ -11,7 +11,7 @@ from _processes import WORLD, together
 from test_multitask_distributed import ITERS, STOP, settings
 from torch import Tensor
 
-from _multitask import build, run_cfg, task_cfg
+from _multitask import TASKS, build, run_cfg, task_cfg
 from _runs import Asks, stopped
 from _tiny import same
 
@@ -24,8 +24,15 @@ POLICIES = dict(
     blocks=dict(
         type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy',
         min_num_params=500))
-SEED = 7
 CASES = [('plain', 'whole'), ('plain', 'blocks'), ('moe', 'whole')]
+#: By name, a run, and where a signal to the second process stops it. After a
+#: step only one task has run, and the optimizer knows nothing of the others.
+ASKED = dict(
+    stopped=('moe', 'whole', 'before_train_iter', STOP),
+    early=('moe', 'whole', 'before_train_iter', 0),
+    early_blocks=('plain', 'blocks', 'before_train_iter', 0),
+    early_random=('random', 'whole', 'before_train_iter', 1),
+    early_validation=('random', 'whole', 'before_val_iter', 1))
 
 
 def options(case: str) -> Dict[str, Any]:
@@ -34,8 +41,6 @@ def options(case: str) -> Dict[str, Any]:
     own.pop('custom_hooks')  # an average would be a copy of the wrapper
     # FSDP takes no scalar parameters, which FCOS has
     own['model'].tasks.det = task_cfg('det')
-    # all tasks have run when the first checkpoint is written
-    own['randomness'] = dict(seed=SEED)
     return own
 
 
@@ -85,7 +90,7 @@ def train(rank: int, port: int, folder: str) -> None:
             launcher='pytorch',
             env_cfg=cfg.env_cfg,
             model_wrapper_cfg=cfg.model_wrapper_cfg).train()
-    for case, policy in CASES:
+    for case, policy in [('random', 'whole'), *CASES]:
         run = sharded(Path(folder, f'{case}_{policy}'), case, policy)
         run.train()
         assert type(run.model).__name__ == 'MMFullyShardedDataParallel'
@@ -95,7 +100,8 @@ def train(rank: int, port: int, folder: str) -> None:
     again = sharded(
         Path(folder, 'again'), case, policy, resume=True, load_from=path)
     again.train()
-    stop_one(rank, Path(folder, 'stopped'))
+    for name in ASKED:
+        stop_one(rank, Path(folder, name))
     lamb = dict(optimizer=dict(type='mmpretrain.Lamb', lr=1e-3))
     with pytest.raises(ValueError, match='norm of each tensor.* no FSDP'):
         sharded(
@@ -105,22 +111,23 @@ def train(rank: int, port: int, folder: str) -> None:
 
 
 def stop_one(rank: int, folder: Path) -> None:
-    """Let a signal to the second process stop both, and go on.
-
-    Before all tasks have run there is no optimizer to save.
-    """
-    hooks = dict(checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=100))
-    early = sharded(folder, *CASES[-1], default_hooks=hooks)
-    early.register_hook(Asks('before_train_iter', 0))
-    with pytest.raises(ValueError, match='No step has trained `.*` yet'):
-        early.train()
-    first = sharded(folder, *CASES[-1], default_hooks=hooks)
+    """Let a signal to the second process stop both, and go on."""
+    case, policy, point, at = ASKED[folder.name]
+    own = dict(
+        default_hooks=dict(
+            checkpoint=dict(
+                type='CheckpointHook', by_epoch=False, interval=100)))
+    if 'val' in point:
+        own['train_cfg'] = dict(
+            type='MultiTaskTrainLoop', max_iters=ITERS, val_interval=1,
+            weights=dict(cls=15, det=10, seg=5))
+    first = sharded(folder, case, policy, **own)
     if rank == 1:
-        first.register_hook(Asks('before_train_iter', STOP))
+        first.register_hook(Asks(point, at))
     stopped(first)
-    assert (folder / f'iter_{STOP + 1}.pth').exists()
-    sharded(folder, *CASES[-1], default_hooks=hooks, resume=True).train()
+    step = at + 1 if 'train' in point else 1
+    assert (folder / f'iter_{step}.pth').exists()
+    sharded(folder, case, policy, resume=True, **own).train()
 
 
 @pytest.fixture(scope='module')
@@ -147,8 +154,25 @@ def test_parts_learn_what_whole_tensors_do(folder: Path, case: str,
     assert max(held) < 0.6 * sum(held)
 
 
-@pytest.mark.parametrize('part', ['again', 'stopped'])
-def test_resumed_equals_uninterrupted(folder: Path, part: str) -> None:
-    case, policy = CASES[-1]
+@pytest.mark.parametrize('name', ['again', *ASKED])
+def test_resumed_equals_uninterrupted(folder: Path, name: str) -> None:
+    case, policy = ASKED[name][:2] if name in ASKED else CASES[-1]
     whole = learned(folder / f'{case}_{policy}')
-    assert same(whole, learned(folder / part))
+    assert same(whole, learned(folder / name))
+
+
+@pytest.mark.parametrize('name', [name for name in ASKED if 'early' in name])
+def test_what_has_not_been_trained_has_no_state(folder: Path,
+                                                name: str) -> None:
+    """Where the optimizer itself had none."""
+    first = min(folder.glob(f'{name}/iter_*.pth'))
+    optimizer = torch.load(first, weights_only=False)['optimizer']
+    known = {
+        task: any(key.startswith(f'models.{task}.') for key in
+                  optimizer['state'])
+        for task in TASKS
+    }
+    assert sorted(known.values()) in ([False, False, True],
+                                      [False, True, True])
+    assert all(optimizer['state'].values())
+    assert any(key.startswith('backbone.') for key in optimizer['state'])

@@ -35,6 +35,7 @@ folder = dict(
     pipeline=_base_.train_pipeline)
 copies = dict(
     type='vim_mm.SoftOnly',
+    manifest=f'{work}/release/copies/manifest.json',
     dataset=dict(folder, data_root=f'{work}/release/copies'))
 generated = dict(
     type='vim_mm.SoftOnly',

@@ -7,12 +7,13 @@ import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Tuple
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from _guides import NAMES, NUM, PIPELINES, write_guides
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
@@ -23,83 +24,10 @@ from vim_mm.apis.generate import Guides, Plan, generate
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.models.generators import GuidedGenerator
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.data import check_data
 from vim_mm.utils.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM, NAMES = 5, dict(
-    cls=['left', 'right'], det=['square'], seg=['ground', 'square'])
-#: what a data set of each kind reads, as the stack's own classes do
-PIPELINES = dict(
-    cls=[dict(type='LoadImageFromFile'),
-         dict(type='mmpretrain.PackInputs')],
-    det=[
-        dict(type='LoadImageFromFile'),
-        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-        dict(type='mmdet.PackDetInputs')
-    ],
-    seg=[
-        dict(type='LoadImageFromFile'),
-        dict(type='mmseg.LoadAnnotations'),
-        dict(type='mmseg.PackSegInputs')
-    ])
-
-
-def write_guides(kind: str, root: Path) -> dict:
-    """Images and annotations; returns the config of their data set."""
-    boxes: List[dict] = []
-    images: List[dict] = []
-    for index, sample in enumerate(Pictures(kind, NUM).samples):
-        image = sample['inputs'].permute(1, 2, 0).numpy()
-        data = sample['data_samples']
-        folder = NAMES['cls'][index % 2] if kind == 'cls' else ''
-        path = root / 'images' / folder / f'{index}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), image)
-        images.append(dict(id=index, file_name=path.name, height=56, width=56))
-        if kind == 'seg':
-            (root / 'labels').mkdir(exist_ok=True)
-            cv2.imwrite(
-                str(root / 'labels' / path.name),
-                data.gt_sem_seg.data[0].numpy().astype(np.uint8))
-        if kind == 'det':
-            left, top, right, bottom = data.gt_instances.bboxes[0].tolist()
-            corners = [left, top, right, top, right, bottom, left, bottom]
-            boxes.append(
-                dict(
-                    id=index,
-                    image_id=index,
-                    category_id=1,
-                    iscrowd=0,
-                    area=28 * 28,
-                    segmentation=[corners],
-                    bbox=[left, top, 28, 28]))
-    if kind == 'cls':
-        return dict(
-            type='mmpretrain.CustomDataset',
-            data_root=str(root),
-            data_prefix='images',
-            pipeline=PIPELINES[kind])
-    own = dict(
-        data_root=str(root),
-        pipeline=PIPELINES[kind],
-        metainfo=dict(classes=NAMES[kind]))
-    if kind == 'seg':
-        return dict(
-            own,
-            type='mmseg.BaseSegDataset',
-            data_prefix=dict(img_path='images', seg_map_path='labels'),
-            img_suffix='.png')
-    (root / 'boxes.json').write_text(
-        json.dumps(
-            dict(
-                images=images,
-                annotations=boxes,
-                categories=[dict(id=1, name='square')])))
-    return dict(
-        own,
-        type='mmdet.CocoDataset',
-        ann_file='boxes.json',
-        data_prefix=dict(img='images/'))
 
 
 def write_job(kind: str, root: Path) -> Tuple[Config, str]:
@@ -292,7 +220,7 @@ def test_an_image_without_its_manifest_does_not_count(jobs, tmp_path,
         path.write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr('vim_mm.datasets.manifest.write_atomic', full)
+        patch.setattr('vim_mm.utils.manifest.write_atomic', full)
         with pytest.raises(ValueError, match='No space left on device'):
             generate(*jobs['cls'], str(out))
     assert not (out / 'manifest.json').exists()
@@ -340,6 +268,28 @@ def test_a_damaged_file_is_named(kind, jobs, tmp_path, monkeypatch):
         assert files(tmp_path) == before
         assert name == 'annotations.json' or name in said[-1]
     assert len(read_back(kind, tmp_path)) == 2
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_any_run_on_them_compares_them(kind, jobs, tmp_path):
+    """Those that read them as ordinary images, too."""
+    cfg, teacher = jobs[kind]
+    cfg = deepcopy(cfg)
+    cfg.generate.update(limit=2, copies=1)
+    generate(cfg, teacher, str(tmp_path))
+    plain = Config.fromfile(tmp_path / 'dataset.py').dataset.dataset
+    run = Config(dict(val_dataloader=dict(dataset=plain)))
+    check_data(run, ('val_dataloader', ))
+    first = min((tmp_path / 'images').rglob('*.png'))
+    other = shutil.copyfile(first, first.with_name('other.png'))
+    for use in (lambda: check_data(run, ('val_dataloader', )),
+                lambda: read_back(kind, tmp_path)):
+        with pytest.raises(ValueError, match=f'{other}. is none of the'):
+            use()
+    other.unlink()
+    flip(first, 300)
+    with pytest.raises(ValueError, match=f'{first}. is damaged.*generate.py'):
+        check_data(run, ('val_dataloader', ))
 
 
 def test_a_folder_of_before_has_no_checksums(jobs, tmp_path):

@@ -338,6 +338,19 @@ def test_a_missing_compiler_is_named(given: Any,
     compiling.compile_options(given, 'cuda')
 
 
+@pytest.mark.parametrize('version', ['2.6.0', '2.7.1+cu126', '2.8.0a0'])
+def test_a_torch_that_is_too_old_is_named(version: str,
+                                          monkeypatch: pytest.MonkeyPatch
+                                          ) -> None:
+    monkeypatch.setattr(compiling.torch, '__version__', version)
+    for given in (True, dict(backend='eager')):
+        with pytest.raises(ValueError, match=r'take torch >= 2\.8'):
+            compiling.compile_options(given, 'cpu')
+    for fine in ('2.8.0+cpu', '2.14.1', '3.0'):
+        monkeypatch.setattr(compiling.torch, '__version__', fine)
+        compiling.compile_options(dict(backend='eager'), 'cpu')
+
+
 def test_modes_are_inductors() -> None:
     options = compiling.compile_options(
         dict(backend='eager'), 'cuda', mode='reduce-overhead')

@@ -150,7 +150,7 @@ def test_copies_keep_names_and_sizes(tmp_path: Path) -> None:
         str(path.relative_to(tmp_path / 'copies'))
         for path in (tmp_path / 'copies').rglob('*') if path.is_file()
     }
-    assert names == {'a/b/0.png', 'a/b/1.png', '0.png'}
+    assert names == {'a/b/0.png', 'a/b/1.png', '0.png', 'manifest.json'}
     before, after = (
         mmcv.imread(str(tmp_path / name / 'a' / 'b' / '1.png'))
         for name in ('images', 'copies'))

@@ -69,4 +69,4 @@ def test_apply(tool: ModuleType, tmp_path: Path,
     source = write_images(tmp_path / 'images', 3, (9, 9))
     tool.main(['apply', folder, str(source), '--out', str(tmp_path / 'x')])
     assert 'Wrote 3 re-represented images' in capsys.readouterr().out
-    assert len(list((tmp_path / 'x').iterdir())) == 3
+    assert len(list((tmp_path / 'x').glob('*.png'))) == 3

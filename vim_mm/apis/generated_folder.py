@@ -20,11 +20,11 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
-from vim_mm.datasets.manifest import (ANNOTATIONS, IMAGES, LABEL_SUM, LABELS,
-                                      MANIFEST, SUM, files_of, is_whole,
-                                      read_manifest, write_manifest)
 from vim_mm.models.generators.teacher import is_labelled, kind_of
 from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.manifest import (ANNOTATIONS, IMAGES, LABEL_SUM, LABELS,
+                                   MANIFEST, SUM, files_of, read_manifest,
+                                   write_manifest)
 from .generated_annotations import ANNOTATE, as_coco
 
 CONFIG = 'dataset.py'
@@ -93,10 +93,11 @@ class GeneratedFolder:
         if record is None or not (self.root / IMAGES /
                                   record['file']).is_file():
             return False
-        for name, digest in files_of(record):
-            if not is_whole(self.root / name, digest):
+        for each in files_of(record):
+            if not each.is_in(self.root):
                 print_log(
-                    f"'{self.root / name}' is damaged, so it is made again.",
+                    f"'{self.root / each.name}' is damaged, so it is made "
+                    'again.',
                     logger='current',
                     level=logging.WARNING)
                 return False

@@ -14,16 +14,18 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vim_mm.engine.runner import build_runner
 from vim_mm.evaluation.leak import Report, leak_report, reconstruction_errors
 from vim_mm.models.generators import (UpstreamCard, VQAutoEncoder, code_use,
                                       load_upstream_release, re_represent,
                                       save_upstream_release)
+from vim_mm.models.generators.upstream_release import CARD
 from vim_mm.registry import MODELS
 from vim_mm.utils.config import class_of
-from vim_mm.utils.files import new_folder
+from vim_mm.utils.files import new_folder, sha256
+from vim_mm.utils.manifest import (COPIES, MANIFEST, SUM, check_files,
+                                   images_in, manifest_of, write_manifest)
 from vim_mm.zoo.base_card import ZooError
 
 #: Data that a release's config must have.
@@ -229,7 +231,9 @@ def re_represent_folder(release: Union[str, Path],
                         scale: float = 1.) -> int:
     """Write re-represented copies of all images of a folder.
 
-    Names and sizes stay, so that annotations of the source fit.
+    Names and sizes stay, so that annotations of the source fit. A manifest
+    beside them has the checksum of each, with which whoever reads them as
+    data compares them first.
 
     Args:
         release (str | Path): Folder of an upstream release.
@@ -243,34 +247,50 @@ def re_represent_folder(release: Union[str, Path],
 
     Raises:
         FileNotFoundError: If there is no image.
+        ValueError: If images of the source were made by a network, and are
+            not as they were made.
         ZooError: If the release is not valid, or the target is there already.
     """
     source, target = Path(source), Path(target)
-    names = sorted(
-        path.relative_to(source) for path in source.rglob('*')
-        if path.suffix.lower() in IMG_EXTENSIONS)
+    names = sorted(images_in(source))
     if not names:
         raise FileNotFoundError(f"There is no image in '{source}': name a "
                                 'folder with images.')
+    manifest = manifest_of(source)
+    if manifest is not None:
+        check_files(manifest)
     model = load_upstream_release(release).to(device)
+    settings = dict(release=sha256(Path(release, CARD)), scale=scale)
     try:
         with new_folder(target, error=ZooError) as draft:
-            for name in names:
-                _copy(model, source / name, draft / name, scale)
+            copies = {
+                name: _copy(model, source / name, draft, name, scale)
+                for name in names
+            }
+            write_manifest(
+                draft / MANIFEST,
+                dict(kind=COPIES, settings=settings, images=copies))
     except OSError as error:
         raise ZooError(f"'{target}' cannot be written ({error}); nothing is "
                        'left of it.') from error
     return len(names)
 
 
-def _copy(model: VQAutoEncoder, source: Path, draft: Path,
-          scale: float) -> None:
-    """Write the re-represented copy of one image."""
+def _copy(model: VQAutoEncoder, source: Path, draft: Path, name: str,
+          scale: float) -> Dict[str, Any]:
+    """Write the re-represented copy of one image; what is noted of it."""
     image = mmcv.imread(str(source))
     if image is None:
         raise ZooError(f"'{source}' cannot be read as an image; take it out "
                        'of the folder.')
     loaded = torch.from_numpy(image).permute(2, 0, 1)
     changed = re_represent(model, [loaded], scale)[0].permute(1, 2, 0)
-    if not mmcv.imwrite(changed.contiguous().numpy(), str(draft)):
-        raise OSError(f"'{draft.name}' could not be written")
+    if not mmcv.imwrite(changed.contiguous().numpy(), str(draft / name)):
+        raise OSError(f"'{name}' could not be written")
+    height, width = changed.shape[:2]
+    return {
+        'file': name,
+        'height': height,
+        'width': width,
+        SUM: sha256(draft / name)
+    }

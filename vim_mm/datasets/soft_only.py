@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.registry import DATASETS
 from vim_mm.utils.kinds import SOFT_ONLY
-from .manifest import check_files
+from vim_mm.utils.manifest import check_files
 
 
 @DATASETS.register_module()
@@ -23,11 +23,13 @@ class SoftOnly(Dataset):
     Args:
         dataset (dict | Dataset): The data set, or its config. To stand in a
             ``ConcatDataset`` it needs the ``metainfo`` of the others.
-        manifest (str, optional): That of generated images, whose files are
-            compared with their checksums first. Defaults to None.
+        manifest (str, optional): That of generated or re-represented images,
+            whose files are compared with their checksums first, as runs do
+            by themselves. Defaults to None.
 
     Raises:
-        ValueError: If one of these files is damaged, or not there.
+        ValueError: If one of these files is damaged or not there, or there
+            is another image.
     """
 
     def __init__(self,

@@ -249,7 +249,8 @@ def _refused_globals(file: Any, error: Exception) -> List[str]:
 
 def _allowed() -> ContextManager:
     """What mmengine's Runner puts into checkpoints besides tensors."""
-    core = np._core if hasattr(np, '_core') else np.core
+    # numpy 1.26 has the places of numpy 2 by name alone
+    rebuild, scalar = (x.__reduce__()[0] for x in (np.empty(0), np.float64()))
     allowed = [
         *_METHODS, np.ndarray, np.dtype, slice, bytes,
         (_method, 'builtins.getattr'),
@@ -257,8 +258,8 @@ def _allowed() -> ContextManager:
     ]
     # numpy 2 moved these; files of either version name them their own way
     for home in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed += [(core.multiarray._reconstruct, f'{home}._reconstruct'),
-                    (core.multiarray.scalar, f'{home}.scalar')]
+        allowed += [(rebuild, f'{home}._reconstruct'),
+                    (scalar, f'{home}.scalar')]
     return torch.serialization.safe_globals(allowed)
 
 

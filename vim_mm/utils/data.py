@@ -9,6 +9,7 @@ from vim_mm.registry import DATASETS
 from .arguments import arguments_of
 from .class_names import check_class_names, check_same_names, names_of
 from .config import task_scopes, type_name
+from .manifest import check_files, manifest_of
 
 
 def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
@@ -24,8 +25,9 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
         FileNotFoundError: If the data root, an annotation file or a folder
             of a data set or its evaluator is not there; names the option
             that says where to look.
-        ValueError: If annotations know other classes than the config, or
-            the data sets of a run number theirs otherwise.
+        ValueError: If annotations know other classes than the config, the
+            data sets of a run number theirs otherwise, or images that
+            networks made are not as they were made.
     """
     first: Dict[str, Tuple[str, List[str]]] = {}
     for part in parts:
@@ -34,6 +36,7 @@ def check_data(cfg: Union[Config, dict], parts: Tuple[str, ...]) -> None:
                                           loader['dataset'], scope):
                 if not _downloads(dataset):
                     _check(key, dataset)
+                    _check_images(dataset)
                     check_class_names(key, dataset)
                 names = names_of(dataset)
                 if names is not None:
@@ -82,6 +85,21 @@ def _check(key: str, dataset: dict) -> None:
             raise FileNotFoundError(
                 f"There is nothing at '{osp.join(root, prefix)}'; set "
                 f'`{option}` (--cfg-options).')
+
+
+def _check_images(dataset: dict) -> None:
+    """Compare generated and re-represented images with their checksums."""
+    root = dataset.get('data_root') or ''
+    if '://' in root or _is_elsewhere(dataset):
+        return
+    prefixes = _prefixes('', dataset).values()
+    folders = {
+        osp.join(root, prefix)
+        for prefix in prefixes or ('', )
+        if isinstance(prefix, str) and '://' not in prefix
+    }
+    for path in sorted(set(map(manifest_of, folders)) - {None}):
+        check_files(path)
 
 
 def _prefixes(option: str, dataset: dict) -> dict:

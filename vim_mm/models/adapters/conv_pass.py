@@ -184,8 +184,8 @@ class ConvPass(LowRankAdapter):
     @classmethod
     def pack(cls, adapters: Sequence['ConvPass']) -> Packed:
         """See :meth:`LowRankAdapter.pack`."""
-        groups = sum(adapter.conv.groups for adapter in adapters)
-        return replace(super().pack(adapters), groups=groups)
+        return super().pack(adapters,
+                            sum(adapter.conv.groups for adapter in adapters))
 
     def hidden(self,
                packed: Packed,

@@ -142,11 +142,17 @@ class LowRankAdapter(BaseAdapter):
         return not any(param.any() for param in self.up.parameters())
 
     @classmethod
-    def pack(cls, adapters: Sequence['LowRankAdapter']) -> Packed:
+    def pack(cls,
+             adapters: Sequence['LowRankAdapter'],
+             groups: int = 1) -> Packed:
         """Lay K adapters side by side; gradients flow to their parameters.
 
         Its tensors are the parameters before the up projection in the order
         of :meth:`named_parameters`, one below the other.
+
+        Args:
+            adapters (Sequence[LowRankAdapter]): The adapters.
+            groups (int): See :class:`Packed`. Defaults to 1.
         """
         before = [[
             param for layer, params in adapter.named_children()
@@ -160,7 +166,8 @@ class LowRankAdapter(BaseAdapter):
             None if first.up.bias is None else torch.stack(
                 [adapter.up.bias for adapter in adapters]),
             tuple(adapter.up.in_features for adapter in adapters),
-            tuple(adapter.scale for adapter in adapters))
+            tuple(adapter.scale for adapter in adapters),
+            groups=groups)
 
     @classmethod
     def lay_out(cls, packed: Packed, low: bool) -> Packed:

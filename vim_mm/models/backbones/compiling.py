@@ -8,6 +8,11 @@ import sys
 from typing import Any, Dict, Union
 
 import torch
+from mmengine.utils import digit_version
+
+#: The first torch whose compiler takes a pass, and another one of a module
+#: more, as one graph.
+OLDEST = '2.8'
 
 
 def compile_options(given: Union[bool, dict], device: str,
@@ -25,11 +30,16 @@ def compile_options(given: Union[bool, dict], device: str,
 
     Raises:
         ValueError: If it is no such thing, names an argument that there is
-            none of, or the compiler it needs is not installed.
+            none of, torch is too old, or the compiler it needs is not
+            installed.
     """
     if given is not True and not isinstance(given, dict):
         raise ValueError(f'compile={given!r} is neither True nor a dict of '
                          'arguments of `torch.compile`.')
+    if digit_version(torch.__version__) < digit_version(OLDEST):
+        raise ValueError(f'torch {torch.__version__} cannot compile a backbone'
+                         f' into one graph; take torch >= {OLDEST}, or leave '
+                         'out `compile`.')
     known = set(inspect.signature(torch.compile).parameters) - {'model'}
     options = dict(fullgraph=True, **defaults)
     if 'isolate_recompiles' in known:

@@ -26,7 +26,7 @@ class RoutedMoE(EnsMoE):
     def slot_sizes(self, task: str) -> Dict[str, List[int]]:
         """See :meth:`LearnedFusion.slot_sizes`."""
         widths = list(self.task_slots[task].values())
-        return dict(super().slot_sizes(task), router=widths)
+        return {**super().slot_sizes(task), 'router': widths}
 
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Zero logits and a zero router: uniform gates."""
