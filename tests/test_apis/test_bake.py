@@ -108,6 +108,8 @@ def test_the_card_names_its_parts_and_their_licences(tmp_path: Path) -> None:
     # what was dropped has no share in it
     assert card.licence == 'CC BY-NC-SA 4.0 AND MIT'
     assert card.dataset == 'data of a + data of b' and card.task == 'seg'
+    assert card.trunk['weights'] == Path(
+        cfg['trunk']['init_cfg']['checkpoint']).name
     assert [(p['name'], p['sha256']) for p in card.parts] == [
         (name, zoo.card(name).sha256) for name in 'ab']
     # a fusion of it, and a module that was trained on from it, keep them

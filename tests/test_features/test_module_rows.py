@@ -100,6 +100,17 @@ def test_they_are_those_of_a_pass(tmp_path: Path, kind: str, place: str,
     assert not torch.equal(found[1., 0.], found[0., 0.])
 
 
+def test_the_progress_says_which_setting(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = features_of(*model_and_loader(tmp_path, 'cls'))
+    said: list = []
+    monkeypatch.setattr(source, 'track',
+                        lambda items, what, _: said.append(what) or items)
+    for weights in ((0., 0.), (1., 0.), (1., 0.), (.5, .5)):
+        list(features.batches(weights))
+    assert said == [f'Scoring modules, setting {i}' for i in (1, 2, 2, 3)]
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_as_modules_are_weighed_now(tmp_path: Path, kind: str) -> None:
     model, loader = model_and_loader(tmp_path, kind)

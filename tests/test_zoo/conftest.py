@@ -118,5 +118,6 @@ def fake_backbone(make_tensors):
         selection={},
         made_of={},
         trunk=TinyTrunk(),
+        trunk_weights='weights/tiny.pth',
         slots=dict.fromkeys(SLOTS),
         bank=bank)

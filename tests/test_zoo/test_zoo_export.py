@@ -36,10 +36,12 @@ def test_save_module_fills_the_card(fake_backbone, tmp_path):
 
 def test_save_module_under_another_name(fake_backbone, tmp_path):
     zoo = Zoo(tmp_path)
-    save_module(fake_backbone, 'fresh', zoo, save_as='v2')
+    card = save_module(fake_backbone, 'fresh', zoo, save_as='v2')
+    assert card.trunk['weights'] == 'tiny.pth'
     assert zoo.names() == ['v2']
     with pytest.raises(ZooError, match="already has a module 'v2'"):
-        save_module(fake_backbone, 'fresh', zoo, save_as='v2')
+        card = save_module(fake_backbone, 'fresh', zoo, save_as='v2')
+    assert card.trunk['weights'] == 'tiny.pth'
     save_module(fake_backbone, 'fresh', zoo, save_as='v2', overwrite=True)
 
 

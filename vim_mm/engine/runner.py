@@ -168,6 +168,9 @@ def _before_training(runner: Runner) -> None:
     from vim_mm.models.channels import check_channels
     from .rates import check_rates
     _check_loops(runner, 'train', 'val')
+    for hook in runner.hooks:
+        if hasattr(hook, 'check_steps'):
+            hook.check_steps(runner._train_loop)
     _check_data(runner, TRAINING)
     model = _unwrap(runner.model)
     if isinstance(model, nn.Module):

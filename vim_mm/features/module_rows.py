@@ -3,7 +3,7 @@
 
 from contextlib import contextmanager
 from itertools import islice
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 from mmengine.model import BaseModel
@@ -81,6 +81,7 @@ class ModuleFeatures:
         self.bare: Weights = (0., ) * len(modules)
         self.is_exact = False
         self._images_run = 0
+        self._asked: Set[Optional[Weights]] = set()
         self._inputs: List[Tensor] = []
         self._trunk: List[CachedBatch] = []
         #: by batch and weights
@@ -200,7 +201,9 @@ class ModuleFeatures:
                 now when None.
         """
         number = len(self._inputs)
-        for index in track(range(number), 'Scoring modules', number):
+        self._asked.add(weights)
+        what = f'Scoring modules, setting {len(self._asked)}'
+        for index in track(range(number), what, number):
             yield self._batch(index, weights)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """From a trained model to a module in a zoo."""
 
+import os.path as osp
 import re
 from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
@@ -34,7 +35,8 @@ def save_module(backbone: nn.Module,
         overwrite: Whether to replace a module of that name.
         **card_fields: What else the card says (``task``, ``dataset``,
             ``metrics``, ``licence``, …). ``trunk`` may hold a ``description``
-            or ``weights``; its type and fingerprint are filled in.
+            or ``weights``; its type, its fingerprint and the name of the file
+            it was loaded from are filled in.
 
     Returns:
         The card as written.
@@ -55,8 +57,12 @@ def save_module(backbone: nn.Module,
     card_fields = of_parts(card_fields, parts)
     adapter = backbone.bank.adapter_cfg(name)
     slots = list(backbone.bank.slots_of(name))
+    trunk = card_fields.pop('trunk', {})
+    if backbone.trunk_weights:
+        file = osp.basename(backbone.trunk_weights)
+        trunk = dict(dict(weights=file), **trunk)
     trunk = dict(
-        card_fields.pop('trunk', {}),
+        trunk,
         type=type(backbone.trunk).__name__,
         fingerprint=trunk_fingerprint(backbone.trunk, slots))
     if backbone.selection:

@@ -168,9 +168,15 @@ def test_a_gradient_may_come_late(first: int) -> None:
         assert gradients.came() == (step >= first)
 
 
-def test_a_run_without_a_step_is_refused_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize('loop', [
+    dict(by_epoch=False, max_iters=0), dict(by_epoch=True, max_epochs=0)])
+def test_a_run_without_a_step_is_refused_at_once(loop: dict,
+                                                 tmp_path: Path) -> None:
     run = runner(tmp_path)
-    run._train_loop['max_iters'] = 0
+    run._train_loop = loop
+    # it cannot be built for no steps
+    run.param_schedulers = dict(
+        type='OneCycleLR', eta_max=1., total_steps=0, by_epoch=False)
     with pytest.raises(ValueError, match='The run has no iteration'):
         run.train()
 

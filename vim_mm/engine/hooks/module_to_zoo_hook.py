@@ -3,14 +3,15 @@ import hashlib
 import math
 import os.path as osp
 import time
-from typing import Dict, List, Optional
+from functools import partial
+from typing import Dict, List, Optional, Union
 
 import torch
 from mmengine.dataset import RepeatDataset
 from mmengine.dist import all_gather, get_world_size, master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -90,10 +91,6 @@ class ModuleToZooHook(Hook):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (`vim-mm zoo remove`), rename '
                            'the new one, or set overwrite=True.')
-        if runner.max_iters == 0:
-            raise ValueError(
-                'The run has no iteration, so its module would learn nothing; '
-                'set `train_cfg.max_epochs` or `train_cfg.max_iters`.')
         # a card with what is known now; it names a wrong field
         ModuleCard(
             name=name,
@@ -107,6 +104,22 @@ class ModuleToZooHook(Hook):
         self._fresh = runner.iter, backbone.bank.export(name)
         self._gradients = Gradients(runner,
                                     backbone.bank.members[name].parameters())
+
+    @staticmethod
+    def check_steps(loop: Union[BaseLoop, dict]) -> None:
+        """Refuse a run without a step, before its schedules are built.
+
+        Args:
+            loop (BaseLoop | dict): The training loop, or its config.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        get = loop.get if isinstance(loop, dict) else partial(getattr, loop)
+        if 0 in (get('max_epochs', None), get('max_iters', None)):
+            raise ValueError(
+                'The run has no iteration, so its module would learn nothing; '
+                'set `train_cfg.max_epochs` or `train_cfg.max_iters`.')
 
     def after_train(self, runner: Runner) -> None:
         """Check that all processes agree, then write on the first one.
@@ -168,8 +181,6 @@ class ModuleToZooHook(Hook):
             metrics=_last_metrics(runner),
             classes=_classes(runner.train_dataloader.dataset),
             image_size=image_size(runner.cfg),
-            trunk=dict(
-                weights=osp.basename(model.backbone.trunk_weights or '')),
             training=dict(
                 config=osp.basename(runner.cfg.filename or ''),
                 iterations=runner.iter,
