@@ -9,6 +9,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from PIL import Image, UnidentifiedImageError
 
+from vim_mm.utils.messages import InputError
+
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff',
             '.webp')
 #: What the folders of the two splits may be called.
@@ -20,7 +22,7 @@ HELD_OUT = 0.2
 OPENED = 200
 
 
-class OwnDataError(ValueError):
+class OwnDataError(InputError):
     """Data of one's own that cannot be learned from as it is."""
 
 
