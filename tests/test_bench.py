@@ -77,6 +77,7 @@ def test_names_of_benchmarks_choose_one(bench: Any,
         bench.main(['--only', 'no such row'])
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_stops_no_other(
         bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture) -> None:
@@ -143,6 +144,7 @@ def test_contestants_take_turns(bench: Any) -> None:
     assert (result.ratio, result.median_s, result.runs) == (.5, 2., 3)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_what_it_holds(bench: Any) -> None:
     import bench_training
     from harness import Settings
@@ -195,6 +197,7 @@ def test_kernels_are_counted_in_the_code(bench: Any) -> None:
     assert kernels_in(before + CODE + after) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which('g++') or shutil.which('clang++')),
     reason='Inductor needs a compiler')

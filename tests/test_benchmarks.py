@@ -53,7 +53,8 @@ def config(folder: Path, kind: str) -> Path:
     return folder / 'cfg.py'
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', ['cls', 'seg', pytest.param('det', marks=pytest.mark.slow)])
 def test_every_method_is_measured(tmp_path: Path, kind: str,
                                   benchmark: Any) -> None:
     out = tmp_path / 'new' / 'out.json'

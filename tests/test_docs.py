@@ -64,3 +64,27 @@ def test_commands_of_a_new_task_run(tmp_path: Path,
         run(re.sub(r'iter_\d+', 'iter_20', line), more)
     assert Zoo('work_dirs/zoo').names() == ['cells', 'photos', 'street']
     assert Zoo('other_zoo').names() == ['cells']
+
+
+# ---------------------------------------------------------------- findings
+
+FINDINGS = DOCS.parent / 'findings'
+ROWS = dict(
+    re.findall(r'^\| \[(\w+)\]\(\1\.sh\) \| (.+) \|$',
+               (FINDINGS / 'README.md').read_text(), re.M))
+
+
+def test_all_findings_are_listed() -> None:
+    assert sorted(ROWS) == sorted(p.stem for p in FINDINGS.glob('*.sh'))
+
+
+@pytest.mark.parametrize('name', sorted(ROWS))
+def test_a_finding_names_its_library_and_what_is_done(name: str) -> None:
+    path = FINDINGS / f'{name}.sh'
+    text, (library, _, done) = path.read_text(), ROWS[name].split(' | ')
+    header = text[:text.index('set -euo pipefail')]
+    assert f'\n# {library}' in header and '\n# Seen: ' in header
+    assert library.replace(' ', '==') in text and 'vim_mm.' not in text
+    assert path.stat().st_mode & 0o111
+    for place in re.findall(r'`(\w+/[\w/.]+)`', done):
+        assert (DOCS.parent / 'vim_mm' / place).exists()

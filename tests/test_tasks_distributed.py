@@ -110,6 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_processes_share_their_running_means(folder: Path) -> None:
     """Those of one that sees all tokens, whichever tasks they run."""
     first, second = (

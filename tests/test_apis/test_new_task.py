@@ -297,6 +297,68 @@ def test_nothing_stays_of_what_cannot_be_measured(
     assert sorted(project.rglob('*')) == before
 
 
+# ------------------------------------------------- files that were cut off
+
+#: Two files of each kind, of both splits or of images and label maps.
+SPOILT = dict(
+    cls=['photos/train/red/0.png', 'photos/val/blue/5.png'],
+    det=['cells/images/0.png', 'cells/images/5.png'],
+    seg=['street/img/6.png', 'street/maps/3_mask.png'])
+
+
+def spoil(path: str, way: str) -> None:
+    """Leave the first part of a file, or write something else behind it."""
+    file = Path(path)
+    if way.startswith('JPEG') and 'maps' not in path:
+        with Image.open(file) as image:
+            image.save(file, 'JPEG')
+    whole = file.read_bytes()
+    first = whole[:len(whole) * 2 // 3]
+    filled = bytes(len(whole) - len(first)) if way.endswith('filled') else b''
+    file.write_bytes(first + filled)
+
+
+@pytest.mark.parametrize('way', ['PNG', 'JPEG', 'PNG, filled',
+                                 'JPEG, filled'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_files_that_were_cut_off(kind: str, way: str, project: Path) -> None:
+    for path in SPOILT[kind]:
+        spoil(path, way)
+    fix = 'is damaged, or no image; write it again, or take it out of the data'
+    with pytest.raises(ValueError, match='cannot be read') as caught:
+        read_data(**DATA[kind])
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith('2 of ') and len(lines) == 2
+    for path, line in zip(SPOILT[kind], lines):
+        assert line == f'The file {path} {fix} set.'
+
+
+def test_many_files_that_were_cut_off(project: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('vim_mm.apis.new_task.own_data.SHOWN', 2)
+    for path in Path('photos').rglob('*.png'):
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError) as caught:
+        read_data(**DATA['cls'])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f'{NUM} of {NUM} images cannot be read.'
+    assert len(lines) == 4 and lines[-1] == f'… and {NUM - 2} more.'
+
+
+def test_whole_files_are_not_decoded(project: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr('vim_mm.apis.new_task.own_data.flaw_of',
+                        lambda path: decoded.append(path))
+    with open('cells/images/2.png', 'ab') as file:
+        file.write(b'more')  # some cameras do so
+    read_data(**DATA['det'])
+    assert decoded == ['cells/images/2.png']
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    read_data(**DATA['det'])
+
+
 # ---------------------------------------------------------- what is written
 
 

@@ -261,6 +261,7 @@ def test_modules_in_the_trunk_run_it_each(inside: Path) -> None:
 # ---------------------------------------------------------------- compiling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('place', ['beside', 'inside'])
 def test_compiled_tasks_answer_alike(place: str, kind: str,
@@ -276,6 +277,7 @@ def test_compiled_tasks_answer_alike(place: str, kind: str,
         assert same(*pair, exact=False)
 
 
+@pytest.mark.slow
 def test_many_tasks_are_compiled(beside: Path, inside: Path) -> None:
     """More than torch compiles of one function without being told."""
     torch._dynamo.reset()

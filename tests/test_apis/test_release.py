@@ -41,6 +41,7 @@ def test_a_release_comes_with_its_leak_report(cfg: Config,
     load_upstream_release(tmp_path / 'r')
 
 
+@pytest.mark.slow
 def test_a_training_can_be_published_later(cfg: Config, tmp_path: Path,
                                            monkeypatch) -> None:
     first = publish_upstream(cfg, tmp_path / 'r')

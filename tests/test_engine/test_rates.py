@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, RepeatDataset
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -85,6 +86,19 @@ def test_rates_by_layer_are_refused(base: str, model: nn.Module,
         check_rates(read(base, tmp_path), model)
 
 
+@pytest.mark.parametrize('constructor', [
+    'LayerDecayOptimizerConstructor',
+    'LearningRateDecayOptimWrapperConstructor'
+])
+def test_a_leftover_constructor_is_refused(constructor: str,
+                                           model: nn.Module) -> None:
+    """Whatever became of the settings that it came with."""
+    for kind in (constructor, type(constructor, (), {})):
+        with pytest.raises(ValueError, match=f"is '{constructor}', which"):
+            check_rates(
+                dict(optim(), constructor=kind, paramwise_cfg=None), model)
+
+
 @pytest.mark.parametrize(('keys', 'slow'), [
     (dict(backbone=dict(lr_mult=0.1)), True),
     ({'backbone.': dict(lr_mult=0.5)}, True),
@@ -112,6 +126,23 @@ def test_a_rate_of_zero_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=f"'backbone' is 0.*{ADDED}"):
         check_rates(optim(backbone=dict(lr_mult=0)), model)
     check_rates(optim(head=dict(lr_mult=0)), model)
+
+
+@pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
+def test_any_runner_says_so(kind: type, said: list, tmp_path: Path,
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with a strategy build their model later."""
+    kwargs = {}
+    if kind is FlexibleRunner:
+        kwargs = dict(strategy=dict(type='SingleDeviceStrategy'))
+    monkeypatch.setattr('_tiny.Runner', kind)
+    run_cfg(
+        tmp_path,
+        iters=1,
+        optim_wrapper=optim(backbone=dict(lr_mult=0.1)),
+        **kwargs).train()
+    line, = said
+    assert "gives 'backbone' 0.1 times the rate" in line
 
 
 def test_a_plain_backbone_keeps_its_rates(said: list) -> None:

@@ -181,6 +181,22 @@ def test_steps_survive_json(tmp_path: Path) -> None:
 # ----------------------------------------------------------- gates, galleries
 
 
+@pytest.mark.parametrize('weight', [0., -0., .1, -.1])
+@pytest.mark.parametrize('seeds', [1, 2])
+def test_a_run_without_modules_says_so(weight: float, seeds: int,
+                                       tmp_path: Path) -> None:
+    step = make_steps(tmp_path)[0]
+    step.rows = [row(method, value, seed) for seed in range(seeds)
+                 for method, value in (('low', .2), ('single: a', .1),
+                                       ('high', .4))]
+    step.gates = {'s': dict(a=weight, b=0.)}
+    said = ' '.join(written(tmp_path, [step]).text)
+    assert ('no module runs: what differs' in said) == (
+        not weight and seeds == 1)
+    assert ('All are zero' in said) == (not weight)
+    assert ('Fuse (high)' in said) == bool(weight or seeds == 2)
+
+
 def test_negative_gates_are_seen() -> None:
     text = heat_map({'s': dict(a=.5, b=-.5), 't': dict(a=0.)})
     shown = Reader(text).text

@@ -267,6 +267,7 @@ def test_mistakes_end_in_a_sentence_before_any_run(change: str, said: str,
     assert not (tmp_path / 'work_dirs').exists()
 
 
+@pytest.mark.slow
 def test_runs_are_processes_of_their_own(tmp_path: Path) -> None:
     config = project(tmp_path, 'cls', IN_TRUNK + "model['backbone'].update("
                      "modules=['b'])")

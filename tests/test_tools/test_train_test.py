@@ -102,6 +102,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_then_test_then_resume(toy: Path) -> None:
     # the command of a machine with GPUs
     trained = run([ROOT / 'tools/dist_train.sh', toy / 'toy.py', 2, '--amp'],
@@ -270,6 +271,7 @@ def test_slurm_train_passes_the_options_on(tmp_path: Path,
     ]
 
 
+@pytest.mark.slow
 def test_classes_in_another_order_are_refused(toy: Path) -> None:
     trained = tool('train.py', toy / 'toy.py', '--work-dir', toy / 'order',
                    cwd=toy)

@@ -96,6 +96,8 @@ def test_in_every_library(kind: str) -> None:
     (dict(type='vim_mm.GateLogHook', intervall=5), 'interval is meant'),
     (dict(type='vim_mm.ModuleToZooHook', zoo='z'), 'needs `dataset`'),
     (dict(type='vim_mm.WarmHeadHook', epoch=5), 'epochs is meant'),
+    (dict(type='vim_mm.NormEvalHook', epochs=5), 'no epochs; .*none at all'),
+    (dict(type='vim_mm.SummaryHook', interval=5), 'takes no interval'),
     (dict(type='vim_mm.WarmHeadHok'), "write 'vim_mm.WarmHeadHook'"),
     (dict(type='GateLogHook'), "write 'vim_mm.GateLogHook'"),
 ])
@@ -107,6 +109,15 @@ def test_of_hooks(cfg: dict, sentence: str, scope: Optional[str]) -> None:
         return
     with pytest.raises(ValueError, match=sentence):
         HOOKS.build(cfg)
+
+
+@pytest.mark.parametrize(('cfg', 'sentence'), [
+    (dict(num_expert=2), 'to_moe takes no num_expert; perhaps num_experts'),
+    (dict(num_experts=2), 'to_moe needs `k`, which its config lacks'),
+])
+def test_of_functions_that_build_trunks(cfg: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        MODELS.build(dict(cfg, type='vim_mm.to_moe', trunk=vit()))
 
 
 def test_of_loops() -> None:

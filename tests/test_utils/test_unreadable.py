@@ -1,18 +1,22 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A file that a pipeline cannot read is named, in workers, too."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _outside import write_project
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
 
 from _tiny import KINDS, SCOPES
-from vim_mm.utils.unreadable import UnreadableFileError
+from vim_mm.utils.unreadable import (UnreadableFileError, ends_as_images_do,
+                                     flaw_of)
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = dict(cls='cls/red/0.png', det='img/0.png', seg='img/0.png')
@@ -95,3 +99,76 @@ def test_the_tool_says_it_in_a_sentence(tmp_path: Path) -> None:
     assert result.stderr.rstrip().splitlines()[-1].startswith(
         'Error: The file data/img/')
     assert 'is empty (0 bytes)' in result.stderr
+
+
+# ------------------------------------------------------ how a file ends
+
+FORMATS = ('BMP', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+
+
+def encoded(kind: str, folder: Path, mode: str = 'RGB') -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    path = folder / f'x.{kind.lower()}'
+    Image.fromarray(noise).convert(mode).save(path, kind)
+    return path
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('kind', FORMATS)
+def test_whole_files(kind: str, mode: str, tmp_path: Path) -> None:
+    path = encoded(kind, tmp_path, mode)
+    assert flaw_of(str(path)) is None
+    # the others say nothing there, so that they have to be decoded
+    assert ends_as_images_do(str(path)) == (kind not in ('PPM', 'TIFF'))
+
+
+@pytest.mark.parametrize('share', [0, .01, .1, .5, .9, .999])
+@pytest.mark.parametrize('kind', FORMATS)
+def test_files_that_were_cut(kind: str, share: float, tmp_path: Path) -> None:
+    path = encoded(kind, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:int(share * len(content))])
+    assert not ends_as_images_do(str(path))
+    said = 'is damaged, or no image' if share else r'is empty \(0 bytes\)'
+    assert re.search(f'{path} {said}; write it again', flaw_of(str(path)))
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_what_is_written_behind_an_image(kind: str, tmp_path: Path) -> None:
+    path = encoded(kind, tmp_path)
+    path.write_bytes(path.read_bytes() + b'\0' * 9)
+    assert not ends_as_images_do(str(path))
+    assert flaw_of(str(path)) is None
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('more', [b'', b'\0', b'\xff', b'x'])
+@pytest.mark.parametrize('lost', [1, 2, 8, 12, 40, 200])
+def test_other_bytes_at_the_end(kind: str, more: bytes, lost: int,
+                                tmp_path: Path) -> None:
+    path = encoded(kind, tmp_path)
+    path.write_bytes(path.read_bytes()[:-lost] + more * lost)
+    assert not ends_as_images_do(str(path))
+    assert 'is damaged' in flaw_of(str(path))
+
+
+def test_a_preview_has_an_end_of_its_own(tmp_path: Path) -> None:
+    path = encoded('JPEG', tmp_path)
+    content = path.read_bytes()
+    preview = b'\xff\xe1' + (len(content) + 2).to_bytes(2, 'big') + content
+    whole = content[:2] + preview + content[2:]
+    path.write_bytes(whole + b'more')
+    assert flaw_of(str(path)) is None
+    path.write_bytes(whole[:-20])
+    assert 'is damaged' in flaw_of(str(path))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('lost', [2, 12, 40])
+def test_a_pipeline_names_what_was_cut(kind: str, lost: int,
+                                       tmp_path: Path) -> None:
+    path = encoded(kind, tmp_path)
+    path.write_bytes(path.read_bytes()[:-lost])
+    init_default_scope('mmpretrain')
+    with pytest.raises(UnreadableFileError, match=f'{path} is damaged'):
+        Compose([dict(type='LoadImageFromFile')])(dict(img_path=str(path)))

@@ -27,6 +27,7 @@ from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.models.necks import ViMFusionNeck
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
+from vim_mm.utils.quiet_logs import quiet
 from vim_mm.utils.seeds import seeded
 from .fitting import fitting_model
 
@@ -100,7 +101,8 @@ def rank_modules(cfg: Config,
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     set_random_seed(0)
     model, skipped = fitting_model(cfg, zoo)
-    model.init_weights()  # of the task's own head
+    with quiet():  # it tells of each parameter
+        model.init_weights()  # of the task's own head
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     with seeded(0):
         features = _features(cfg, model, loader, max_pictures)

@@ -17,10 +17,12 @@ from vim_mm.evaluation.boxes import Matched, ap50, match
 from vim_mm.evaluation.paired import HeldOut, averaged, jackknife
 from vim_mm.features.cache import (CachedBatch, alike, cached_loss, replay,
                                    split, to_device)
+from vim_mm.utils.progress import track
 from .model_parts import first_neck, fused_already, head_parameters
 
-#: Steps of a head on each half.
-STEPS = 60
+#: Steps of a head on each half; after half as many it has hardly found a box,
+#: and which features are better for it is noise.
+STEPS = 120
 #: Images of a step.
 BATCH_SIZE = 8
 
@@ -91,7 +93,7 @@ class OwnHead:
             pct_start=0.15)
         order, left = random.Random(0), []
         model.train()
-        for _ in range(STEPS):
+        for _ in track(range(STEPS), 'Trying the head', STEPS):
             if len(left) < min(BATCH_SIZE, len(images)):
                 left = order.sample(images, len(images))
             batch, left = left[:BATCH_SIZE], left[BATCH_SIZE:]

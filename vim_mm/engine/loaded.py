@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones.configs import is_pretrained
 from vim_mm.models.head_origin import read_head_notes
 from .model_parts import saved_model
 
@@ -94,7 +95,7 @@ def note_start(runner: Runner) -> None:
     model = unwrap(runner.model)
     given = getattr(model, 'init_cfg', None) or []
     for cfg in given if isinstance(given, (list, tuple)) else [given]:
-        if cfg.get('type') == 'Pretrained' and not cfg.get('prefix'):
+        if is_pretrained(cfg.get('type')) and not cfg.get('prefix'):
             file = cfg['checkpoint']
             loaded = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
             read_head_notes(saved_model(model), loaded, file)

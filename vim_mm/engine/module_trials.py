@@ -19,7 +19,7 @@ from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
 from vim_mm.features.module_rows import TRUNK, UNIFORM, ModuleFeatures
 from vim_mm.features.rows import kind_of
 from vim_mm.features.score_cache import ScoreCache, digest
-from .head_scores import OwnHead, outside_backbone
+from .head_scores import STEPS, OwnHead, outside_backbone
 from .model_parts import extra_tokens, fused_features, fusing_part
 
 #: Splits that a task's own head is warmed on.
@@ -178,7 +178,7 @@ class ModuleTrials:
         """Score of the task's own head, mean over processes."""
         if ('head', setting) not in self._found:
             start = '' if isinstance(setting, str) else digest(
-                (str(self.head_optimizer),
+                (f'{self.head_optimizer} {STEPS}',
                  *outside_backbone(self.features.model).values()))
             self._found['head', setting] = self._kept(
                 f'head {start}', self._own_head, setting)

@@ -205,14 +205,15 @@ def _check_keys(model: nn.Module, keys: Dict[str, dict]) -> None:
 
 
 def _refuse_decay(constructor: Any, paramwise: dict) -> None:
+    name = getattr(constructor, '__name__', str(constructor))
     decays = [key for key in _DECAYS if key in paramwise]
-    if decays:
+    if decays or 'Decay' in name:
         raise ValueError(
-            f'`optim_wrapper.constructor` is {constructor!r}, which decays '
+            f'`optim_wrapper.constructor` is {name!r}, which decays '
             'rates by the layers of a backbone, and those of a ViMBackbone '
             "are frozen; set it to 'DefaultOptimWrapperConstructor', and "
-            f'`paramwise_cfg` to what it has beside {decays[0]!r} '
-            '(`_delete_=True` keeps settings of a `_base_` out).')
+            f'`paramwise_cfg` to what it has beside {(decays or _DECAYS)[0]!r}'
+            ' (`_delete_=True` keeps settings of a `_base_` out).')
 
 
 def _slowed(prefix: str, backbone: ViMBackbone,

@@ -4,12 +4,14 @@
 import logging
 import traceback
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 from typing import Any, Callable, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
@@ -195,11 +197,30 @@ def _before_training(runner: Runner) -> None:
     _check_loops(runner, 'train', 'val')
     _check_data(runner, TRAINING)
     model = _unwrap(runner.model)
-    # a strategy has not built it yet
     if isinstance(model, nn.Module):
         check_rates(runner.optim_wrapper, model)
         check_channels(model)
+    else:  # a strategy has not built it yet
+        runner.register_hook(_RatesHook(deepcopy(runner.optim_wrapper)))
     keep_float32_on_cpu(runner.optim_wrapper)
+
+
+class _RatesHook(Hook):
+    """Looks at rates as soon as a strategy has built the model.
+
+    Args:
+        optim_wrapper (dict): Config of the optimizer wrapper.
+    """
+
+    priority = 'HIGHEST'
+
+    def __init__(self, optim_wrapper: Any) -> None:
+        self._optim_wrapper = optim_wrapper
+
+    def before_train(self, runner: FlexibleRunner) -> None:
+        """See :func:`check_rates`."""
+        from .rates import check_rates
+        check_rates(self._optim_wrapper, runner.model)
 
 
 def _before_validation(runner: Runner) -> None:

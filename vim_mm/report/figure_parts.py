@@ -24,6 +24,11 @@ def evenly_spaced(length: int, num: int) -> List[int]:
 # --------------------------------------------------------------------- gates
 
 
+def all_zero(gates: Gates) -> bool:
+    """Whether no module runs."""
+    return not any(w for row in gates.values() for w in row.values())
+
+
 def heat_map(gates: Gates) -> str:
     """A line for each module, a column for each slot."""
     modules = list(dict.fromkeys(m for row in gates.values() for m in row))
@@ -32,7 +37,8 @@ def heat_map(gates: Gates) -> str:
     lines = [
         '<p>Weights of the modules (rows) in each layer and branch of the '
         'trunk (columns) at the end: green adds, red subtracts, 1 is the '
-        'strength that a module was trained at.</p>'
+        'strength that a module was trained at.'
+        f'{" All are zero: no module runs." * all_zero(gates)}</p>'
         '<div class="wide"><table class=gates><tr><th>',
         *(f'<th class=slot>{html.escape(slot)}' for slot in gates)
     ]

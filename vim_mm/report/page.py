@@ -6,14 +6,14 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from vim_mm.utils.files import write_atomic
-from .figure_parts import chart, gallery, heat_map
+from .figure_parts import all_zero, chart, gallery, heat_map
 from .origin import docs_folder
-from .steps import Row, Step
+from .steps import Gates, Row, Step
 from .style import STYLE
 from .verdicts import ONE_SEED, Claim, by_method, claims, gain, spread
 
@@ -27,6 +27,10 @@ METRICS = {
     'mIoU': 'overlap of found and true pixels divided by their union, mean '
     'over the classes',
 }
+#: In place of a verdict on modules.
+NO_MODULE_RUNS = (
+    'All weights are zero in the end, so no module runs: what differs from '
+    'the frozen trunk is how long the head has learned.')
 _SPREAD = {
     '±': 'in the tables the standard deviation over the seeds; of a '
     'difference its standard error, seed by seed'
@@ -85,11 +89,24 @@ def _headline(steps: Sequence[Step]) -> str:
     for step in steps:
         if step.contrast is not None:
             found = questions.setdefault(step.contrast.what, [])
-            found += claims(step.rows, step.contrast)
+            found += [
+                _without_modules(claim, step.gates)
+                for claim in claims(step.rows, step.contrast)
+            ]
     return ''.join(
         f'<div class=claims><h3>{html.escape(what)}</h3>'
         f'{"".join(map(_claim, found))}{_noise(found)}</div>'
         for what, found in questions.items() if found)
+
+
+def _without_modules(claim: Claim, gates: Optional[Gates]) -> Claim:
+    """The claim, which says so where no module runs in the end.
+
+    Gates are of one seed, so of several nothing is known.
+    """
+    if claim.gain.seeds > 1 or not gates or not all_zero(gates):
+        return claim
+    return replace(claim, verdict=NO_MODULE_RUNS)
 
 
 def _noise(found: Sequence[Claim]) -> str:
@@ -111,7 +128,11 @@ def _claim(claim: Claim) -> str:
             f'{html.escape(claim.metric)}: <b class="{kind}">{claim.gain}</b> '
             f'over {html.escape(others[0])} ({claim.n_test} test images, '
             f'{seeds})</p><div class=bars>{bars}</div>'
-            f'<p>{html.escape(claim.verdict)}</p></div>')
+            f'{_sentence(claim.verdict)}</div>')
+
+
+def _sentence(text: str) -> str:
+    return f'<p>{html.escape(text)}</p>' * bool(text)
 
 
 def _origin(folder: Path, page: Page, steps: Sequence[Step]) -> str:

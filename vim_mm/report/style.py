@@ -45,8 +45,8 @@ padding:.3rem 0;font-weight:400}
 white-space:normal;font-size:.8rem}
 .grid th{min-width:5rem;max-width:8rem;position:sticky;left:0;
 background:#fff;overflow-wrap:anywhere}
-.grid img{width:9rem;display:block;border-radius:4px}
-.grid td{width:9rem;min-width:9rem}
+.grid img{width:8.2rem;display:block;border-radius:4px}
+.grid td{width:8.2rem;min-width:8.2rem}
 .legend span{display:inline-block;margin-right:1rem;font-size:.85rem}
 .legend i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;
 margin-right:.3rem;vertical-align:-.1rem;border:1px solid var(--line)}

@@ -29,28 +29,35 @@ def arguments_of(kind: Callable) -> List[str]:
     return names
 
 
-def required_of(kind: type) -> List[str]:
-    """Names of the arguments that a class cannot be built without."""
-    params = list(inspect.signature(kind.__init__).parameters.values())[1:]
+def _parameters(kind: Callable) -> List[inspect.Parameter]:
+    """What a class, or a function that builds something, is called with."""
+    if not isinstance(kind, type):
+        return list(inspect.signature(kind).parameters.values())
+    if kind.__init__ is object.__init__:  # whose signature takes anything
+        return []
+    return list(inspect.signature(kind.__init__).parameters.values())[1:]
+
+
+def required_of(kind: Callable) -> List[str]:
+    """Names of the arguments that nothing can be built without."""
     return [
-        p.name for p in params
-        if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD
+        p.name for p in _parameters(kind) if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
 
 
-def passes_on(kind: type) -> bool:
+def passes_on(kind: Callable) -> bool:
     """Whether a class takes any setting, to hand it to others."""
-    params = inspect.signature(kind.__init__).parameters.values()
-    return any(p.kind == p.VAR_KEYWORD for p in params)
+    return any(p.kind == p.VAR_KEYWORD for p in _parameters(kind))
 
 
-def check_arguments(kind: type,
+def check_arguments(kind: Callable,
                     given: Iterable[str],
                     inner: Sequence[str] = ()) -> None:
     """Refuse settings that a class does not take.
 
     Args:
-        kind (type): The class.
+        kind (Callable): The class, or a function that builds something.
         given (Iterable[str]): Names of the settings.
         inner (Sequence[str]): Arguments that no config gives.
 
@@ -62,7 +69,8 @@ def check_arguments(kind: type,
     if unknown:
         raise ValueError(f'{kind.__name__} takes no {", ".join(unknown)}; '
                          f'{_hint(unknown, known)}it takes '
-                         f'{", ".join(known)} (`_delete_=True` keeps settings '
+                         f'{", ".join(known) or "none at all"} '
+                         '(`_delete_=True` keeps settings '
                          'of a `_base_` out).')
 
 

@@ -36,7 +36,8 @@ def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
             return
         with registry.switch_scope_and_registry(cfg.get('_scope_')) as own:
             kind = own.get(kind)
-    if not isinstance(kind, type) or kind.__module__.split('.')[0] != SCOPE:
+    # a class, or a function that builds something
+    if getattr(kind, '__module__', '').split('.')[0] != SCOPE:
         return
     names = (set(cfg) | set(given)) - {'type', '_scope_'}
     if not passes_on(kind):

@@ -13,6 +13,10 @@ __all__ = ['common_prefix', 'strip_prefix', 'strip_shells', 'unwrap']
 #: in timm; of self-distillation the teacher is what is published.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'teacher',
             'module', 'model_state', 'params')
+#: How names of what is no model begin: of an optimizer, a scaler, a schedule.
+STATES = ('opt', 'scaler', 'amp', 'lr_', 'sched')
+#: How many wrappers may be around a model.
+DEPTH = 8
 #: Wrappers of a whole model, which say nothing of what is inside.
 SHELLS = ('module.', '_orig_mod.', 'model.')
 
@@ -20,26 +24,48 @@ SHELLS = ('module.', '_orig_mod.', 'model.')
 def unwrap(content: Any) -> dict[str, Tensor]:
     """The tensors of a checkpoint, out of the dictionaries around them.
 
+    Where several dictionaries hold tensors, and no name says which is the
+    model, their names become prefixes.
+
     Args:
         content: What the file holds.
 
     Returns:
         dict[str, Tensor]: Its tensors by name, empty if it has none.
     """
-    found = True
-    while found and isinstance(content, Mapping):
-        found = False
-        for name in WRAPPERS:
-            inner = content.get(name)
-            if isinstance(inner, Mapping) and inner:
-                content, found = inner, True
-                break
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = type(content)() if hasattr(content, '_metadata') else {}
+    content = _opened(content)
+    tensors = _tensors(content)
+    parts = {
+        name: part
+        for name, inner in content.items() if isinstance(name, str)
+        and not name.startswith(STATES) and (part := _tensors(_opened(inner)))
+    }
+    if len(parts) == 1 and not tensors:
+        return next(iter(parts.values()))
+    for name, part in parts.items():
+        tensors.update((f'{name}.{key}', value) for key, value in part.items())
+    return tensors
+
+
+def _opened(content: Any) -> Mapping:
+    """What is inside the wrappers that are known by name."""
+    for _ in range(DEPTH):
+        inner = content if isinstance(content, Mapping) else {}
+        content = next((inner[name] for name in WRAPPERS
+                        if isinstance(inner.get(name), Mapping)
+                        and inner[name]), None)
+        if content is None:
+            return inner
+    return {}
+
+
+def _tensors(content: Mapping) -> dict[str, Tensor]:
+    """The tensors of one dictionary, with the versions of layers."""
+    metadata = getattr(content, '_metadata', None)
+    tensors = {} if metadata is None else type(content)()
     tensors.update((k, v) for k, v in content.items() if isinstance(v, Tensor))
-    if hasattr(content, '_metadata'):
-        tensors._metadata = content._metadata
+    if metadata is not None:
+        tensors._metadata = metadata
     return tensors
 
 

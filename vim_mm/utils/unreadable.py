@@ -1,8 +1,10 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Files that a data pipeline cannot read, named in a sentence."""
 
+import os
 import os.path as osp
 from functools import wraps
+from pathlib import Path
 from typing import Any, Optional
 
 from mmengine.dataset.base_dataset import Compose
@@ -14,6 +16,11 @@ from .messages import InputError
 _PATHS = ('img_path', 'seg_map_path')
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
              '.tiff', '.webp')
+_PNG, _JPEG = b'\x89PNG', b'\xff\xd8'
+#: The last chunk of a PNG, with its checksum.
+_PNG_END = b'IEND\xaeB`\x82'
+#: The mark behind the data of a JPEG, and that before it.
+_JPEG_END, _SCAN = b'\xff\xd9', b'\xda'
 
 
 class UnreadableFileError(InputError):
@@ -54,12 +61,25 @@ def _unreadable(data: Any) -> Optional[str]:
         for path in paths if isinstance(paths, list) else [paths]:
             if not isinstance(path, str) or not osp.isfile(path):
                 continue
-            if not osp.getsize(path):
-                return (f'The file {path} is empty (0 bytes); write it again, '
-                        'or take it out of the data set.')
-            if path.lower().endswith(_SUFFIXES) and not _opens(path):
-                return (f'The file {path} is damaged, or no image; write it '
-                        'again, or take it out of the data set.')
+            is_image = path.lower().endswith(_SUFFIXES)
+            if is_image or not osp.getsize(path):
+                said = flaw_of(path)
+                if said is not None:
+                    return said
+    return None
+
+
+def flaw_of(path: str) -> Optional[str]:
+    """What is wrong with an image file, in a sentence; None if nothing is.
+
+    Args:
+        path (str): The file, which is decoded.
+    """
+    fix = 'write it again, or take it out of the data set'
+    if not osp.getsize(path):
+        return f'The file {path} is empty (0 bytes); {fix}.'
+    if not (_has_end(Path(path).read_bytes()) and _opens(path)):
+        return f'The file {path} is damaged, or no image; {fix}.'
     return None
 
 
@@ -70,3 +90,52 @@ def _opens(path: str) -> bool:
     except Exception:  # decoders raise all kinds
         return False
     return True
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether what ends a PNG or JPEG is in a file; True of other formats.
+
+    Pillow reads a PNG without it, and both Pillow and OpenCV a JPEG whose
+    last bytes are not its own.
+    """
+    if content.startswith(_PNG):
+        return _PNG_END in content
+    if not content.startswith(_JPEG):
+        return True
+    # a preview in the segments before the image has an end of its own
+    place = 2
+    while content[place:place + 1] == b'\xff':
+        kind = content[place + 1:place + 2]
+        if kind == _SCAN:
+            return content.find(_JPEG_END, place) > 0
+        place += 1 if kind == b'\xff' else 2 + int.from_bytes(
+            content[place + 2:place + 4], 'big')
+    return False
+
+
+def ends_as_images_do(path: str) -> bool:
+    """Whether an image file ends where its format says that it does.
+
+    A file that was cut does not. That needs no decoding, so it is known of
+    many files at once; damage in the middle of one is not seen.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        bool: False also for formats whose end says nothing (TIFF, PPM).
+    """
+    with open(path, 'rb') as file:
+        head = file.read(12)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_PNG_END)))
+        tail = file.read()
+    if head.startswith(_JPEG):
+        return tail.endswith(_JPEG_END)
+    if head.startswith(_PNG):
+        return tail == _PNG_END
+    if head.startswith(b'BM'):  # BMP
+        return size == int.from_bytes(head[2:6], 'little')
+    if head.startswith(b'RIFF') and head.endswith(b'WEBP'):
+        return size == 8 + int.from_bytes(head[4:8], 'little')
+    return False

@@ -54,6 +54,12 @@ TWINS = dict(
     dinov2_registers=Twin('vit_base_patch14_reg4_dinov2',
                           'Dinov2WithRegisters',
                           dict(mlp_ratio=4, num_register_tokens=4)),
+    vit=Twin('vit_tiny_patch16_224', 'ViT'),
+    deit=Twin('deit_tiny_distilled_patch16_224', 'DeiT'),
+    convnext=Twin('convnext_tiny', 'ConvNext', CONVNEXT,
+                  dict(depths=[1, 1, 2, 1], dims=[8, 8, 16, 16])),
+    convnext_v2=Twin('convnextv2_tiny', 'ConvNextV2', CONVNEXT,
+                     dict(depths=[1, 1, 2, 1], dims=[8, 8, 16, 16])),
     siglip=Twin('vit_base_patch16_siglip_224', 'SiglipVision',
                 dict(hidden_act='gelu')),
     siglip2=Twin('vit_base_patch16_siglip_256', 'SiglipVision',
@@ -83,7 +89,7 @@ def build(name: str) -> Case:
         cfg.update(TINY)
     if 'dinov2' in name:
         cfg.update(img_size=56)
-    if 'clip' not in name and 'siglip' not in name and not twin.sizes:
+    if 'dino' in name and not twin.sizes:
         cfg.update(init_values=1.)
     sizes = dict(twin.config) if twin.sizes else dict(VIT, **twin.config)
     if 'dinov2' in name:
@@ -161,7 +167,8 @@ def refused(cfg: dict, state: Dict[str, Tensor], path: Path) -> str:
 def test_a_file_that_is_cut_short_is_refused(case: Case,
                                              tmp_path: Path) -> None:
     linear = next(key for key in case.state if key.endswith(
-        ('k_proj.weight', 'key.weight', 'pointwise_conv2.weight')))
+        ('k_proj.weight', 'key.weight', 'pointwise_conv2.weight',
+         'pwconv2.weight')))
     state = {key: x for key, x in case.state.items() if key != linear}
     assert 'lack' in refused(
         case.cfg, state, tmp_path / 'a.safetensors') or 'short' in refused(

@@ -74,6 +74,75 @@ def test_trunks_that_pad_by_themselves(name: str, adapter: str) -> None:
             assert not torch.allclose(ours, theirs, atol=1e-4)
 
 
+ATTENTIONS = r'.*\.(attn|spatial_attn|channel_attn)'
+PYRAMID = dict(
+    embed_dims=[8] * 4,
+    depths=[2] * 4,
+    num_heads=[1] * 4,
+    patch_sizes=[4, 2, 2, 2],
+    strides=[4, 2, 2, 2],
+    mlp_ratios=[2] * 4,
+    sr_ratios=[8, 4, 2, 1])
+#: Trunks that take any size in ways of their own, and patterns of slots.
+OVERLAPPING = dict(
+    pvt_v2=(dict(model_name='pvt_v2_b0', depths=(1, 1, 1, 1)), None),
+    twins=(dict(
+        model_name='twins_pcpvt_small',
+        depths=(1, 1, 1, 1),
+        embed_dims=(16, 16, 16, 16),
+        num_heads=(1, 1, 1, 1)), None),
+    xcit=(dict(
+        model_name='xcit_nano_12_p16_224',
+        img_size=64,
+        out_indices=(0, 1),
+        embed_dim=32,
+        depth=2,
+        num_heads=2), None),
+    mm_twins=(dict(
+        type='mmpretrain.PCPVT', arch=PYRAMID, out_indices=(0, 3)),
+              ATTENTIONS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', OVERLAPPING)
+def test_trunks_that_take_any_size_somehow(name: str) -> None:
+    cfg, slots = OVERLAPPING[name]
+    trunk = dict(cfg)
+    if 'model_name' in cfg:
+        trunk.update(type='mmpretrain.TIMMBackbone', features_only=True)
+    backbone = build(trunk, slots=slots, probe_size=64)
+    for height, width in ((62, 66), (65, 71)):
+        x = torch.rand(1, 3, height, width)
+        bare = backbone.trunk(x)
+        with backbone.only():
+            assert all(map(torch.equal, backbone(x), bare))
+        assert not torch.allclose(backbone(x)[-1], bare[-1], atol=1e-4)
+
+
+#: Trunks of one size that they do not keep, and how it can be known.
+FIXED = dict(
+    levit=dict(type='mmpretrain.LeViT', arch='128s', img_size=64),
+    mixmim=dict(
+        type='mmpretrain.MixMIMTransformer',
+        arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4),
+        img_size=64,
+        window_size=[4, 4, 4, 2]),
+    # as its weights were published
+    maxvit=dict(
+        type='mmpretrain.TIMMBackbone',
+        model_name='maxvit_rmlp_pico_rw_256',
+        features_only=True))
+
+
+@pytest.mark.parametrize('name', FIXED)
+def test_trunks_that_do_not_keep_their_size(name: str) -> None:
+    slots = None if name == 'maxvit' else r'stages\.0\.0|.*\.ffn'
+    backbone = build(FIXED[name], 'SideLadder', slots=slots)
+    side = 256 if name == 'maxvit' else 64
+    assert len(backbone(torch.rand(1, 3, side, side))) == len(
+        backbone.out_channels)
+
+
 def test_others_say_what_to_do() -> None:
     trunk = dict(PADDING['mmpretrain.TIMMBackbone'], dynamic_img_pad=False)
     backbone = build(

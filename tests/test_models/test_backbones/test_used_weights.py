@@ -5,6 +5,7 @@ import io
 from copy import deepcopy
 
 import pytest
+import timm
 import torch
 from _weights import drawn
 from torch import nn
@@ -197,3 +198,57 @@ def test_default_slots_of_convnext() -> None:
     assert len(slots) == 8 and all('mlp.fc' in slot for slot in slots)
     with pytest.raises(ValueError, match='has no linear layers'):
         build(dict(trunk, model_name='convnext_atto'))  # convolutions
+
+
+#: Models of timm whose attention is made of other layers than `qkv`, how each
+#: is made small, and the names of these layers.
+SPLIT = dict(
+    pvt_v2_b0=(dict(depths=(1, 1, 1, 1)), 'q kv proj fc1 fc2'),
+    twins_svt_small=(dict(
+        depths=(2, 1, 1, 1),
+        embed_dims=(16, 16, 16, 16),
+        num_heads=(1, 1, 1, 1)), 'q kv qkv proj'),
+    convit_tiny=(dict(
+        SMALL, img_size=64, local_up_to_layer=1, features_only=False),
+                 'qk v qkv proj'),
+    cait_xxs24_224=(dict(SMALL, img_size=64, features_only=False),
+                    'q k v qkv proj'),
+    edgenext_xx_small=(dict(
+        depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), heads=(1, 1, 1, 1)),
+                       'qkv proj fc1 fc2'))
+
+
+@pytest.mark.parametrize('name', SPLIT)
+def test_no_part_of_an_attention_is_left_out(name: str) -> None:
+    sizes, layers = SPLIT[name]
+    trunk = dict(
+        dict(
+            type='mmpretrain.TIMMBackbone', model_name=name,
+            features_only=True), **sizes)
+    backbone = build(trunk, rank=2)
+    found = {slot.rpartition('.')[2] for slot in backbone.slots}
+    assert found == set(layers.split())
+    x = picture(trunk)
+    equal(backbone(x), merged(backbone)(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', [
+    'vit_small_patch16_dinov3', 'beit_base_patch16_224',
+    'vit_tiny_patch16_224'
+])
+def test_the_same_without_a_wrapper(name: str) -> None:
+    """A ready module of timm has the slots that its wrapper has."""
+    trunk = timm.create_model(name, num_classes=0, img_size=64, **SMALL)
+    wrapped = build(timm_trunk(name, **SMALL))
+    for kind in ('LoRA', 'ConvPass'):
+        backbone = MODELS.build(
+            dict(
+                type='vim_mm.ViMBackbone',
+                trunk=trunk,
+                new_module='a',
+                adapter=dict(type=kind),
+                probe_size=64))
+        if kind == 'LoRA':
+            names = {f'timm_model.{slot}' for slot in backbone.slots}
+            assert names == set(wrapped.slots)
+        assert len(backbone.slots) == 4

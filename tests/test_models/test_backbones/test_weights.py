@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Stock files load as the library of a trunk loads them."""
 
+import re
 from pathlib import Path
 from typing import Dict
 
@@ -53,6 +54,24 @@ OUTPUT_NORMS = dict(
             downscale_indices=[1, 2, 3]),
         img_size=64), dict(out_scales=(3, )), 'norm0', 'norm1', 'norm2'),
     vit=(vit(out_type='avg_featmap'), dict(out_type='featmap'), 'ln2'),
+    # norms of a class of its own, and where another module keeps the place
+    hornet=(dict(
+        type='mmpretrain.HorNet',
+        arch=dict(
+            base_dim=8,
+            depths=[1] * 4,
+            orders=[2] * 4,
+            dw_cfg=[dict(type='DW', kernel_size=7)] * 4)),
+            dict(out_indices=(3, )), 'norm0', 'norm1', 'norm2'),
+    replknet=(dict(
+        type='mmpretrain.RepLKNet',
+        arch=dict(
+            large_kernel_sizes=[7] * 4,
+            layers=[1] * 4,
+            channels=[8] * 4,
+            small_kernel=3,
+            dw_ratio=1)), dict(out_indices=(3, )), 'stages.0.norm',
+              'stages.1.norm', 'stages.2.norm'),
 )
 
 
@@ -90,7 +109,7 @@ def test_norms_of_outputs_are_fresh(tmp_path: Path, said: list,
         assert torch.equal(own.pop(key), value), key
     assert {key.rpartition('.')[0] for key in own} == set(norms)
     for key, value in own.items():
-        assert (value == float(key.endswith('weight'))).all()
+        assert (value == float(key.endswith(('weight', '_var')))).all()
 
 
 @pytest.mark.parametrize('name', OUTPUT_NORMS)
@@ -98,9 +117,9 @@ def test_other_learned_tensors_must_be_there(tmp_path: Path,
                                              name: str) -> None:
     cfg, stock, *_ = OUTPUT_NORMS[name]
     state = MODELS.build(dict(cfg, **stock)).state_dict()
-    inside = [k for k in state if '.' in k and 'norm' in k or '.ln' in k]
+    inside = [k for k in state if re.search(r'\..*(norm|bn)|\.ln', k)]
     path = tmp_path / 'stock.pth'
-    for key in (inside[-3], next(iter(state))):
+    for key in (inside[2], next(iter(state))):
         torch.save({k: v for k, v in state.items() if k != key}, path)
         with pytest.raises(ValueError, match=f'lack 1 tensors.*{key}'):
             build_trunk(with_file(all_outputs(cfg, stock), path))
@@ -117,6 +136,23 @@ def test_norms_between_stages_must_be_there(tmp_path: Path) -> None:
     torch.save(state, tmp_path / 'cut.pth')
     with pytest.raises(ValueError, match='lack 1 tensors.*norm2.weight'):
         build_trunk(with_file(cfg, tmp_path / 'cut.pth'))
+
+
+@pytest.mark.parametrize('name', ['mmpretrain.PCPVT', 'mmseg.SVT'])
+def test_norms_after_stages_feed_the_next_ones(tmp_path: Path,
+                                               name: str) -> None:
+    sizes = dict(depths=[2] * 4, num_heads=[1] * 4, mlp_ratios=[2] * 4,
+                 embed_dims=[8] * 4, sr_ratios=[8, 4, 2, 1])
+    cfg = dict(sizes, type=name, windiow_sizes=[7] * 4, out_indices=(0, 3))
+    if name == 'mmpretrain.PCPVT':
+        arch = dict(sizes, patch_sizes=[4, 2, 2, 2], strides=[4, 2, 2, 2])
+        cfg = dict(type=name, arch=arch, out_indices=(0, 3))
+    state = MODELS.build(dict(cfg, norm_after_stage=False)).state_dict()
+    torch.save(state, tmp_path / 'classifier.pth')
+    cfg = with_file(cfg, tmp_path / 'classifier.pth')
+    with pytest.raises(ValueError, match='norm_after_stage=False'):
+        build_trunk(dict(cfg, norm_after_stage=True))
+    build_trunk(dict(cfg, norm_after_stage=False))
 
 
 def test_statistics_of_norms_must_be_there(tmp_path: Path) -> None:
@@ -165,6 +201,12 @@ MM = {
         out_indices=(0, 1, 2, 3)),
     'mmdet.ResNet':
     dict(depth=18, base_channels=8, stem_channels=8),
+    'mmdet.DetectoRS_ResNet':
+    dict(
+        depth=50,
+        base_channels=8,
+        stem_channels=8,
+        conv_cfg=dict(type='ConvAWS')),
     'mmseg.SwinTransformer':
     dict(SWIN, num_heads=[1, 2, 4, 8], window_size=4, pretrain_img_size=64),
     'mmseg.VisionTransformer':
@@ -349,5 +391,5 @@ def test_the_older_way_to_name_a_file(tmp_path: Path, said: list) -> None:
     assert same(snapshot(trunk), snapshot(theirs))
     assert not said
     torch.save({}, path)
-    with pytest.raises(ValueError, match='lack'):
+    with pytest.raises(ValueError, match='hold no tensors'):
         build_trunk(dict(cfg, pretrained=str(path)))

@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 from vim_mm.utils.messages import short as shortened
 from vim_mm.utils.reading import ReadError, read_regular
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
-                       check_images, held_out, median_size, short, size_of)
+                       check_images, check_readable, held_out, median_size,
+                       short, size_of)
 
 #: Bytes of a json; those of the largest data sets have less than half.
 JSON_BYTES = 4 << 30
@@ -24,7 +25,7 @@ LISTS: Dict[str, Dict[str, tuple]] = dict(
 
 
 class CocoFile:
-    """One json, checked, and completed by what mmdet reads of it.
+    """One json and its images, which are there.
 
     Args:
         path (Path): The file.
@@ -33,7 +34,7 @@ class CocoFile:
 
     Raises:
         FileNotFoundError: If the file or images do not exist.
-        OwnDataError: If it is damaged, or no boxes can be learned from.
+        OwnDataError: If it is damaged.
     """
 
     def __init__(self, path: Path, folders: Sequence[Path]) -> None:
@@ -43,6 +44,15 @@ class CocoFile:
         self.images = {image.get('id'): image for image in self.data['images']}
         self.names = _category_names(path, self.data['categories'])
         self.folder = self._find_images(folders)
+        self.completed = False
+        self.boxes: Counter = Counter()
+
+    def check(self) -> None:
+        """Complete it by what mmdet reads of it, and count its boxes.
+
+        Raises:
+            OwnDataError: If no boxes can be learned from.
+        """
         self.completed = self._complete()
         self._check_references()
         self.boxes = self._count_boxes()
@@ -178,6 +188,9 @@ def read_coco(files: Sequence[Path], folders: Sequence[Path]) -> OwnData:
     several = len(folders) == len(files) == 2
     parts = [CocoFile(path, folders[index:index + 1] if several else folders)
              for index, path in enumerate(files)]
+    check_readable(image for part in parts for image in part.files)
+    for part in parts:
+        part.check()
     train, val = parts[0], parts[-1]
     classes = [name for name in train.names.values() if name in train.boxes]
     data = OwnData(

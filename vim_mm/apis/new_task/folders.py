@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
-                       check_images, held_out, images_in, median_size, short,
-                       split_folders)
+                       check_images, check_readable, held_out, images_in,
+                       median_size, short, split_folders)
 
 #: Suffixes that mmpretrain takes unless it is told others.
 USUAL = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif')
@@ -25,20 +25,22 @@ def read_folders(root: Path) -> OwnData:
         OwnDataError: If something cannot be learned from.
     """
     splits = split_folders(root)
-    train = _by_class(splits[0] if splits else root)
+    by_split = [_by_class(folder) for folder in splits or (root, )]
+    train, val = by_split[0], by_split[-1]
     names = check_classes(list(train), str(root))
     if len(names) < 2:
         raise OwnDataError(f'{root} holds one class, {names[0]}, and two or '
                            'more are told apart; give the folder that holds '
                            'all of them.')
-    if splits is None:
-        return _split(root, train)
-    val = _by_class(splits[1])
     if list(val) != names:
         odd = sorted(set(val) ^ set(names))
         raise OwnDataError(f'{splits[0]} and {splits[1]} do not hold the same '
                            f'classes: one lacks {short(odd)}; let both have '
                            'the same folders.')
+    check_readable(path for by_class in by_split
+                   for paths in by_class.values() for path in paths)
+    if splits is None:
+        return _split(root, train)
     parts = [
         Split(
             dict(data_prefix=folder, **_extensions(by_class)),

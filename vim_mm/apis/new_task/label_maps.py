@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from vim_mm.utils.reading import (JSON_BYTES, ReadError, parse_json,
                                   read_regular)
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
-                       check_images, held_out, images_in, median_size, short,
-                       some, split_folders)
+                       check_images, check_readable, held_out, images_in,
+                       median_size, short, some, split_folders)
 
 #: The value of pixels that belong to no class.
 IGNORED = 255
@@ -133,6 +133,7 @@ def read_label_maps(images: Path, labels: Path,
     pairs = [Pairs(images, labels)]
     if splits[0]:
         pairs = [Pairs(*each) for each in zip(*splits)]
+    check_readable(path for each in pairs for path in each.images + each.maps)
     values = {**pairs[-1].values(), **pairs[0].values()}
     names, palette = read_classes(classes, values)
     _check_values(names, values)

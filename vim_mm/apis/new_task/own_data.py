@@ -5,11 +5,13 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from PIL import Image, UnidentifiedImageError
 
 from vim_mm.utils.messages import InputError
+from vim_mm.utils.progress import track
+from vim_mm.utils.unreadable import ends_as_images_do, flaw_of
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff',
             '.webp')
@@ -20,6 +22,8 @@ VAL = ('val', 'valid', 'validation', 'val2017', 'test', 'testing')
 HELD_OUT = 0.2
 #: How many images are opened to see how large they are.
 OPENED = 200
+#: How many files that cannot be read are named.
+SHOWN = 10
 
 
 class OwnDataError(InputError):
@@ -120,11 +124,11 @@ SPLIT_NOTE = (
 
 def check_images(paths: Sequence[Path], who: str,
                  fix: str = 'check the path') -> None:
-    """Refuse images that are not there, or empty.
+    """Refuse images that are not there.
 
     Raises:
         FileNotFoundError: If some do not exist.
-        OwnDataError: If there are none, or a file has 0 bytes.
+        OwnDataError: If there are none.
     """
     if not paths:
         raise OwnDataError(f'{who} has no image ({", ".join(SUFFIXES)}); '
@@ -134,10 +138,28 @@ def check_images(paths: Sequence[Path], who: str,
         raise FileNotFoundError(
             f'Of the {len(paths)} images of {who}, {len(missing)} are not '
             f'there, such as {missing[0]}; {fix}.')
-    for path in paths:
-        if not path.stat().st_size:
-            raise OwnDataError(f'The file {path} is empty (0 bytes); write it '
-                               'again, or take it out of the data set.')
+
+
+def check_readable(paths: Iterable[Path]) -> None:
+    """Refuse images that are empty or were cut off, each in a line.
+
+    All of them are looked at. Those that end as their format says are not
+    decoded, so damage in the middle of a file is not seen.
+
+    Raises:
+        OwnDataError: If some cannot be read.
+    """
+    files = list(dict.fromkeys(map(str, paths)))
+    cut = [path for path in track(files, 'Checking images', len(files))
+           if not ends_as_images_do(path)]
+    flaws = list(filter(None, map(
+        flaw_of, track(cut, 'Decoding images', len(cut)))))
+    if len(flaws) > 1:
+        flaws.insert(0, f'{len(flaws)} of {len(files)} images cannot be read.')
+    if len(flaws) > SHOWN + 1:
+        flaws[SHOWN + 1:] = [f'… and {len(flaws) - SHOWN - 1} more.']
+    if flaws:
+        raise OwnDataError('\n'.join(flaws))
 
 
 def median_size(paths: Sequence[Path]) -> Tuple[int, int]:

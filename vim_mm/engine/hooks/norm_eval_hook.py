@@ -15,14 +15,31 @@ class NormEvalHook(Hook):
 
     Statistics of few images, a batch at a time, are worse than those that a
     backbone comes with. Scale and shift still learn. It is ``norm_eval=True``
-    for backbones that have no such argument (timm's).
+    for backbones that have no such argument (timm's). Of a model that holds
+    others it is about all of their backbones.
     """
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a model without a backbone.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        model = unwrap(runner.model)
+        if not any(_is_inside(name) for name, _ in model.named_modules()):
+            raise ValueError(
+                f'NormEvalHook works on `backbone`, and {type(model).__name__}'
+                ' has none, nor a model inside it; leave the hook out.')
 
     def before_train_iter(self,
                           runner: Runner,
                           batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
         """Undo what ``model.train()`` did."""
-        for module in unwrap(runner.model).backbone.modules():
-            if isinstance(module, _BatchNorm):
+        for name, module in unwrap(runner.model).named_modules():
+            if isinstance(module, _BatchNorm) and _is_inside(name):
                 module.eval()
+
+
+def _is_inside(name: str) -> bool:
+    return 'backbone' in name.split('.')

@@ -2,13 +2,15 @@
 """One blank image through a backbone, which is left as it was."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Sequence, Tuple, Union
+from typing import Iterator, List, Mapping, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 #: Side of the blank image in pixels, or its height and width.
 ProbeSize = Union[int, Sequence[int]]
+#: What a trunk may raise for an image of a size that it does not take.
+REFUSALS = (ArithmeticError, AssertionError, RuntimeError, TypeError)
 
 
 def blank_outputs(backbone: nn.Module, probe_size: ProbeSize = 224) -> object:
@@ -45,15 +47,12 @@ def run_blank(trunk: nn.Module,
     Raises:
         ValueError: If it takes no image of that size, nor of its own.
     """
-    weight = next(trunk.parameters())
-    sizes = [_pair(probe_size), *_own_sizes(trunk)]
+    sizes = [pair(probe_size), *_own_sizes(trunk)]
     errors = []
     for size in sizes:
-        picture = torch.zeros(
-            1, 3, *size, device=weight.device, dtype=weight.dtype)
         try:
-            return trunk(picture), size
-        except (AssertionError, RuntimeError, TypeError) as error:
+            return trunk(blank_image(trunk, size)), size
+        except REFUSALS as error:
             errors.append(error)
     raise ValueError(
         f'{type(trunk).__name__} refuses an image of {sizes[0][0]}x'
@@ -63,14 +62,25 @@ def run_blank(trunk: nn.Module,
         'images.') from errors[0]
 
 
-def _pair(size: ProbeSize) -> Tuple[int, int]:
+def blank_image(trunk: nn.Module, size: Tuple[int, int]) -> Tensor:
+    """One image of zeros, of a height and width, for a trunk."""
+    weight = next(trunk.parameters())
+    return torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
+
+
+def pair(size: ProbeSize) -> Tuple[int, int]:
+    """Height and width."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _own_sizes(trunk: nn.Module) -> List[Tuple[int, int]]:
     """Sizes that a trunk says its images have."""
-    sizes = (getattr(part, 'img_size', None) for part in trunk.modules())
-    return list(dict.fromkeys(map(_pair, filter(_is_size, sizes))))
+    sizes = [getattr(part, 'img_size', None) for part in trunk.modules()]
+    for part in trunk.modules():
+        published = getattr(part, 'pretrained_cfg', None)  # of timm
+        if isinstance(published, Mapping):
+            sizes.append(tuple(published.get('input_size') or ())[-2:])
+    return list(dict.fromkeys(map(pair, filter(_is_size, sizes))))
 
 
 def _is_size(size: object) -> bool:
@@ -94,14 +104,3 @@ def tensors_of(outputs: object) -> Iterator[Tensor]:
             f'The trunk returns a {type(outputs).__name__}, and it is to '
             'return a tensor or a tuple of them; wrap it in a module that '
             'does.')
-
-
-def pads_images(trunk: nn.Module) -> bool:
-    """Whether a trunk fills up images to whole patches by itself.
-
-    The OpenMMLab libraries have a layer of this name for it, each its own;
-    timm has a setting.
-    """
-    return any(
-        type(part).__name__ == 'AdaptivePadding'
-        or getattr(part, 'dynamic_img_pad', False) for part in trunk.modules())

@@ -1,7 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Configs of trunks, and the weights that they name."""
 
-from typing import Optional
+from typing import List, Optional, Union
+
+from mmengine.model import PretrainedInit
+
+#: Settings that name a file beside ``init_cfg``.
+_FILES = ('pretrained', 'checkpoint_path')
+#: Names of the initializer; the last is of mmseg's ViT, for CLIP's tower.
+_PRETRAINED = ('Pretrained', 'PretrainedInit', 'Pretrained_Part')
 
 
 def innermost(cfg: dict) -> dict:
@@ -21,15 +28,25 @@ def with_innermost(cfg: dict, inner: dict) -> dict:
 def pretrained(cfg: dict) -> dict:
     """The 'Pretrained' entry of a backbone's ``init_cfg``, empty if none.
 
-    A file in ``pretrained``, the older way of mmdet and mmseg, is one, too.
+    A file in ``pretrained``, the older way of mmdet and mmseg, or in timm's
+    ``checkpoint_path`` is one, too.
     """
     cfg = innermost(cfg)
-    if isinstance(cfg.get('pretrained'), str):
-        return dict(type='Pretrained', checkpoint=cfg['pretrained'])
+    for key in _FILES:
+        if cfg.get(key) and isinstance(cfg[key], str):
+            return dict(type='Pretrained', checkpoint=cfg[key])
     entries = cfg.get('init_cfg') or []
     if isinstance(entries, dict):
         entries = [entries]
-    return next((e for e in entries if e.get('type') == 'Pretrained'), {})
+    return next((e for e in entries if is_pretrained(e.get('type'))), {})
+
+
+def is_pretrained(kind: Union[str, type, None]) -> bool:
+    """Whether an initializer is 'Pretrained', by any name or as a class."""
+    if isinstance(kind, str):
+        # in lazy configs by its whole path
+        return kind.rpartition('.')[2] in _PRETRAINED
+    return kind is PretrainedInit
 
 
 def weights_of(cfg: dict) -> Optional[str]:
@@ -41,7 +58,17 @@ def weights_of(cfg: dict) -> Optional[str]:
 def without_weights(cfg: dict) -> dict:
     """A copy of a backbone's config that names no file."""
     inner = innermost(cfg)
-    kept = {key: value for key, value in inner.items() if key != 'init_cfg'}
-    if isinstance(kept.get('pretrained'), str):
-        del kept['pretrained']
+    kept = {
+        key: value
+        for key, value in inner.items() if key != 'init_cfg' and not (
+            key in _FILES and isinstance(value, str))
+    }
     return with_innermost(cfg, kept)
+
+
+def parts_with_weights(cfg: dict) -> List[str]:
+    """Settings that hold a backbone's config with a file, as BiSeNet's do."""
+    return [
+        key for key, value in innermost(cfg).items()
+        if isinstance(value, dict) and pretrained(value)
+    ]

@@ -105,6 +105,46 @@ DINOV2 = Layout(
         'mlp.weights_in': 'mlp.w12',
         'mlp.weights_out': 'mlp.w3'
     })
+VIT = Layout(
+    publisher='ViTModel and DeiTModel',
+    mark='encoder.layer.0.attention.attention.key.bias',  # BEiT has none
+    stem={
+        'embeddings.cls_token': 'cls_token',
+        'embeddings.distillation_token': 'dist_token',
+        'embeddings.position_embeddings': 'pos_embed',
+        'embeddings.patch_embeddings.projection': 'patch_embed.proj',
+        'layernorm': 'norm',
+    },
+    blocks='encoder.layer.{}',
+    layers='blocks.{}',
+    parts={
+        'layernorm_before': 'norm1',
+        'layernorm_after': 'norm2',
+        **_ATTENTION, 'intermediate.dense': 'mlp.fc1',
+        'output.dense': 'mlp.fc2'
+    })
+CONVNEXT = Layout(
+    publisher='ConvNextModel and ConvNextV2Model',
+    mark='encoder.stages.0.layers.0.dwconv.weight',
+    stem={
+        'embeddings.patch_embeddings': f'{_DOWN}.0.0',
+        'embeddings.layernorm': f'{_DOWN}.0.1',
+        'layernorm': 'norm',
+        **{f'encoder.stages.{stage}.downsampling_layer.{part}':
+           f'{_DOWN}.{stage}.{part}'
+           for stage in range(1, 4) for part in range(2)}
+    },
+    blocks='encoder.stages.{}.layers.{}',
+    layers='stages.{}.{}',
+    parts={
+        'dwconv': 'dwconv',
+        'layernorm': 'norm',
+        'pwconv1': 'pwconv1',
+        'pwconv2': 'pwconv2',
+        'grn.weight': 'grn.gamma',
+        'grn.bias': 'grn.beta',
+        'layer_scale_parameter': 'gamma',
+    })
 CLIP = Layout(
     publisher='CLIPVisionModel and SiglipVisionModel',
     mark='embeddings.patch_embedding.weight',
@@ -169,6 +209,8 @@ LAYOUTS: Tuple[Tuple[Layout, Callable[[StateDict], StateDict]], ...] = (
     (DINOV3_GATED, _no_key_bias),
     (DINOV3_CONVNEXT, dict),
     (DINOV2, _with_mask),
+    (VIT, dict),
+    (CONVNEXT, dict),
     (CLIP, _clip_shapes),
 )
 

@@ -11,6 +11,9 @@ from torch import nn
 from vim_mm.registry import MODELS
 from .configs import innermost, with_innermost
 
+#: What stands where no norm is; some classes keep its place.
+_NONE = nn.Identity()
+
 
 def norms_of_outputs(trunk: nn.Module, cfg: Optional[dict],
                      missing: Sequence[str]) -> List[str]:
@@ -30,21 +33,30 @@ def norms_of_outputs(trunk: nn.Module, cfg: Optional[dict],
     """
     parts = dict(trunk.named_modules())
     names = dict.fromkeys(key.rpartition('.')[0] for key in missing)
-    norms = [name for name in names if is_norm(parts[name])]
+    norms = [name for name in names if is_any_norm(parts[name])]
     if cfg is None or not norms:
         return []
     found: Dict[str, None] = {}
     for twin in _twins(trunk, cfg):
         # a norm of a stage that other outputs cut off went with the stage
         found.update((name, None) for name in norms
-                     if name not in twin and name.rpartition('.')[0] in twin)
+                     if isinstance(twin.get(name, _NONE), nn.Identity)
+                     and name.rpartition('.')[0] in twin)
     return [name for name in norms if name in found]
+
+
+def is_any_norm(part: nn.Module) -> bool:
+    """Whether a layer is a norm, of torch or of a library's own class."""
+    return is_norm(part) or ('norm' in type(part).__name__.lower()
+                             and not any(True for _ in part.children()))
 
 
 def _twins(trunk: nn.Module, cfg: dict) -> Iterator[Dict[str, nn.Module]]:
     """The submodules of the trunk with other outputs than its config says."""
     own = innermost(cfg)
-    known = set(inspect.signature(MODELS.get(own['type'])).parameters)
+    kind = own['type']
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    known = set(inspect.signature(kind).parameters)
     options = [('out_type', None), ('final_norm', False)]
     for key in ('out_indices', 'out_scales'):
         given = getattr(trunk, key, None) or [0]

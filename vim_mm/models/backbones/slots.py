@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 # with features_only; RegNet
 _TIMM = (r'(blocks\.\d+\.(attn|mlp|\d+)|layer\d+\.\d+|'
          r'stages[._]\d+(\.blocks)?\.\d+|s\d+\.b\d+)')
-# EVA has the three apart in its smaller sizes
-_ATTENTION = r'(qkv|[qkv]_proj|proj)'
+# all that an attention of timm is made of, however it splits queries, keys
+# and values; not what turns positions, or heads, into weights
+_ATTENTION = (r'(attn(_in|_out)?|xca|token_mixer|factoratt_crpe|e_mhsa)\.'
+              r'(?!pos_proj|proj_[lw])\w+')
 _TORCHVISION_VIT = r'encoder\.layers\.encoder_layer_\d+\.mlp'
 
 #: Slots of the trunks we know, as full-match patterns over submodule names.
@@ -37,6 +39,8 @@ DEFAULT_SLOTS: Dict[str, str] = {
     'MobileNetV2': r'layer\d+\.\d+|features\.([1-9]|1[0-7])',
     'EfficientNet': rf'{_TIMM}|features\.[1-7]\.\d+',
     'EfficientNetFeatures': _TIMM,
+    'Eva': _TIMM,
+    'Beit': _TIMM,
     'RegNet': _TIMM,
     'FeatureListNet': _TIMM,
     'FeatureGetterNet': rf'model\.{_TIMM}',
@@ -46,8 +50,12 @@ DEFAULT_SLOTS: Dict[str, str] = {
 #: The same for kinds of adapter that sit in linear layers.
 DEFAULT_LINEAR_SLOTS: Dict[str, str] = {
     'VisionTransformer':
-    r'layers\.\d+\.attn\.(qkv|proj)|blocks\.\d+\.attn\.(qkv|proj)|'
+    rf'layers\.\d+\.attn\.(qkv|proj)|blocks\.\d+\.{_ATTENTION}|'
     rf'{_TORCHVISION_VIT}\.[03]',
+    'Eva':
+    rf'blocks\.\d+\.{_ATTENTION}',
+    'Beit':
+    rf'blocks\.\d+\.{_ATTENTION}',
     'SwinTransformer':
     r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.(qkv|proj)',
     'DaViT':
@@ -61,9 +69,9 @@ DEFAULT_LINEAR_SLOTS: Dict[str, str] = {
     'BEiT':
     r'layers\.\d+\.attn\.(qkv|proj)',
     'FeatureGetterNet':
-    rf'model\.blocks\.\d+\.attn\.{_ATTENTION}',
+    rf'model\.blocks\.\d+\.{_ATTENTION}',
     'TIMMBackbone':
-    rf'timm_model\.(.+\.)?(attn\.{_ATTENTION}|'
+    rf'timm_model\.(.+\.)?({_ATTENTION}|'
     r'stages[._]\d+\.blocks\.\d+\.mlp\.fc\d)',
 }
 

@@ -13,9 +13,10 @@ from ..adapters import BaseAdapter
 from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
-from .blank_image import ProbeSize, blank_outputs, pads_images
+from .blank_image import ProbeSize, blank_outputs
 from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
 from .configs import weights_of
+from .image_size import check_size, takes_any_size
 from .probe import find_prefix, probe_slots
 from .slots import (OUTPUT_SLOTS, OutputSlot, Running, Slot, SlotSpec,
                     match_slots)
@@ -62,7 +63,9 @@ class SlottedTrunk(BaseModule):
         self._unused: Set[str] = set()
         self._out_channels: Optional[List[int]] = None
         self._num_extra_tokens: Optional[int] = None
-        self._pads = pads_images(self.trunk)
+        # whether images need no whole number of patches, once slots tell
+        # what that is
+        self._takes_any_size: Optional[bool] = None
         self._running = Running()
         self._recomputes = False
         #: counts what may change how this backbone runs
@@ -101,6 +104,9 @@ class SlottedTrunk(BaseModule):
                 submodules[name].register_forward_hook(hook, with_kwargs=True)
             else:
                 hook_weight(submodules[name], hook)
+        if self._takes_any_size is None and self.size_divisor > 1:
+            self._takes_any_size = takes_any_size(self.trunk,
+                                                  self._probe_size)
         if self._recomputes:
             set_recompute(self.trunk, self.slots, True)
 
@@ -204,24 +210,7 @@ class SlottedTrunk(BaseModule):
         return min(strides, default=1)
 
     def _check_size(self, x: Tensor) -> None:
-        patch = self.size_divisor
-        if not isinstance(x, Tensor):
-            raise ValueError(
-                f'Images arrive as a {type(x).__name__} and not as one batch: '
-                'the model has no data preprocessor that stacks them; set '
-                '`data_preprocessor`, such as dict(type='
-                "'mmdet.DetDataPreprocessor'), "
-                "'mmseg.SegDataPreProcessor' or "
-                "'mmpretrain.ClsDataPreprocessor', with `mean` and `std`, of "
-                f'detectors with `pad_size_divisor={patch}`.')
-        height, width = x.shape[-2:]
-        if (height % patch or width % patch) and not self._pads:
-            raise ValueError(
-                f'An image of {height}x{width} px is not divisible by the '
-                f"trunk's patch size {patch}; resize in the pipeline, or let "
-                f'the data preprocessor pad (`pad_size_divisor={patch}`; in '
-                f'mmseg `size=None, size_divisor={patch}`, and for testing '
-                f'`test_cfg=dict(size_divisor={patch})`).')
+        check_size(x, self.size_divisor, bool(self._takes_any_size))
 
     # ------------------------------------------------------------- running
 

@@ -11,8 +11,9 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.state_dicts import common_prefix
 from .configs import innermost
 from .hugging_face import published_names
+from .weight_errors import said
 from .weights import (Loaded, check_loaded, load_trunk_weights, read_weights,
-                      said, strip, watched)
+                      strip, watched)
 
 #: timm itself takes RADIO's tower out of its whole model.
 _FOUND_BY_TIMM = 'radio_model.'
@@ -50,11 +51,13 @@ def build_timm(cfg: dict, checkpoint: str, prefix: Optional[str]) -> nn.Module:
         return trunk
     if loading.error:
         name = innermost(cfg).get('model_name')
+        # ours say what mends them
+        mend = '' if isinstance(loading.error, ValueError) else (
+            ' Name the model that they belong to in '
+            '`model.backbone.trunk.model_name`.')
         raise ValueError(
             f"The weights '{checkpoint}' cannot be loaded into timm's {name}: "
-            f'{said(loading.error)}. Name the model that they belong to in '
-            '`model.backbone.trunk.model_name`.'
-        ) from loading.error
+            f'{said(loading.error)}.{mend}') from loading.error
     check_loaded(trunk, loading.of(trunk), checkpoint, cfg)
     return trunk
 

@@ -9,7 +9,8 @@ from torch import nn
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
 from vim_mm.utils.building import RefusedError
-from .configs import innermost, pretrained, without_weights
+from vim_mm.utils.quiet_logs import quiet
+from .configs import innermost, parts_with_weights, pretrained, without_weights
 from .timm_weights import build_timm, wraps_timm
 from .weights import load_trunk_weights
 
@@ -37,6 +38,9 @@ def build_trunk(cfg: Union[dict, nn.Module]) -> nn.Module:
     else:
         check_is_config(cfg, 'model.backbone.trunk')
         trunk = _build(dict(cfg))
+        size = innermost(cfg).get('img_size')
+        if size and not hasattr(trunk, 'img_size'):  # the probe asks for it
+            trunk.img_size = size
     if not any(True for _ in trunk.parameters()):
         raise ValueError(f'The trunk {type(trunk).__name__} has no '
                          'parameters; give a backbone.')
@@ -87,16 +91,20 @@ def _initialise(trunk: nn.Module, cfg: dict) -> None:
     if is_meta(trunk) or getattr(trunk, 'is_init', False):
         return
     if not innermost(cfg).get('pretrained'):
+        parts = parts_with_weights(cfg)
+        lack = (f'weights for {parts} alone' if parts else
+                'no weights (`model.backbone.trunk.init_cfg`)')
         print_log(
-            f'The trunk {cfg.get("type")} is given no weights '
-            '(`model.backbone.trunk.init_cfg`), so they are random, and '
+            f'The trunk {cfg.get("type")} is given {lack}, so '
+            f'{"others" if parts else "they"} are random, and '
             'checkpoints leave them out: keep them there with '
             '`model.backbone.save_trunk=True`, or what is learned beside '
             'them is of no use.',
             logger='current',
             level=logging.WARNING)
     if hasattr(trunk, 'init_weights'):
-        trunk.init_weights()
+        with quiet():  # it tells of each parameter
+            trunk.init_weights()
 
 
 def is_meta(trunk: nn.Module) -> bool:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Mapping, Optional
 
-from mmcv.cnn import is_norm
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
@@ -18,13 +17,15 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.messages import InputError, cut
 from vim_mm.utils.meta import without_memory
 from vim_mm.utils.plain_config import check_config
+from vim_mm.utils.quiet_logs import quiet
 from vim_mm.utils.reading import parse_json
 from vim_mm.utils.state_dicts import (common_prefix, strip_prefix,
                                       strip_shells, unwrap)
 from vim_mm.utils.tensor_files import read_header
 from ..moe.ffn import description
 from ..moe.foreign_files import check_kind
-from .output_norms import norms_of_outputs
+from .output_norms import is_any_norm, norms_of_outputs
+from .weight_errors import mend, need, said
 
 #: What `init_weights` of mmdet's and mmseg's Swin, ViT, BEiT, PVT, ... calls
 #: to read a file by itself.
@@ -92,7 +93,7 @@ def _explaining(trunk: nn.Module, checkpoint: str) -> Iterator[None]:
     except Exception as error:  # a library's own loader may raise any
         raise ValueError(
             f"The weights '{checkpoint}' cannot be loaded into this "
-            f'{type(trunk).__name__}: {said(error)}.{_mend(trunk, error)}'
+            f'{type(trunk).__name__}: {said(error)}.{mend(trunk, error)}'
         ) from error
 
 
@@ -101,16 +102,27 @@ def read_weights(checkpoint: str) -> Dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is a folder, or holds no tensors.
     """
     checkpoint = osp.expanduser(checkpoint)
+    if osp.isdir(checkpoint):
+        raise ValueError(
+            f"The trunk weights '{checkpoint}' are a folder; name the file in "
+            "it, such as 'model.safetensors', in "
+            '`model.backbone.trunk.init_cfg.checkpoint`.')
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(
             f"The trunk weights '{checkpoint}' do not exist; make them with "
             '`vim-mm convert-trunk`, or point '
             '`model.backbone.trunk.init_cfg.checkpoint` at your file.')
-    return unwrap(
+    state = unwrap(
         CheckpointLoader.load_checkpoint(
             checkpoint, map_location='cpu', logger='silent'))
+    if not state:
+        raise ValueError(
+            f"The weights '{checkpoint}' hold no tensors by name; give the "
+            'file of a state dict.')
+    return state
 
 
 def strip(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
@@ -149,19 +161,24 @@ def _load(trunk: nn.Module, state: Mapping[str, Tensor],
         # put official names there
         put = 'backbone.' if 'backbone.' in code.co_consts and not getattr(
             trunk, 'convert_weights', False) else ''
-        before = trunk.init_cfg
+        file = _HANDED + checkpoint
+        given = dict(
+            init_cfg=ConfigDict(type='Pretrained', checkpoint=file))
+        if hasattr(trunk, 'pretrained'):  # some look there
+            given['pretrained'] = file
+        before = {key: getattr(trunk, key) for key in given}
         _handed.append({f'{put}{key}': value for key, value in state.items()})
         try:
-            trunk.init_cfg = ConfigDict(
-                type='Pretrained', checkpoint=_HANDED + checkpoint)
-            trunk.init_weights()
+            vars(trunk).update(given)
+            with quiet():  # it speaks of a file that is none
+                trunk.init_weights()
         except RuntimeError as error:
             # of shapes, which are judged later, and are copied but for these
             if 'loading state_dict' not in str(error):
                 raise
         finally:
             _handed.pop()
-            trunk.init_cfg = before
+            vars(trunk).update(before)
     return loaded
 
 
@@ -223,7 +240,7 @@ def check_loaded(trunk: nn.Module, loaded: Loaded, checkpoint: str,
         raise ValueError(
             f"The weights '{checkpoint}' lack {len(missing)} tensors of this "
             f'{name}, such as {missing[:3]}; they belong to another trunk, '
-            f'or need converting first ({_hint(trunk)}).')
+            f'or need {need(trunk, missing)}.')
     if fresh:
         print_log(
             f"'{checkpoint}' has no norms for what this {name} gives out: "
@@ -241,34 +258,11 @@ def _learned(trunk: nn.Module) -> Dict[str, Tensor]:
     """Parameters, and the statistics of norms; other buffers are computed."""
     learned = dict(trunk.named_parameters())
     for name, part in trunk.named_modules():
-        if is_norm(part):
+        if is_any_norm(part):
             learned.update((f'{name}.{key}', value)
                            for key, value in part.named_buffers(recurse=False)
                            if key != 'num_batches_tracked')
     return learned
-
-
-def _hint(trunk: nn.Module) -> str:
-    if hasattr(trunk, 'convert_weights'):
-        other = not trunk.convert_weights
-        return (f'`model.backbone.trunk.convert_weights={other}` for '
-                f'{"official" if other else "OpenMMLab"} files')
-    return '`vim-mm convert-trunk`'
-
-
-def _mend(trunk: nn.Module, error: Exception) -> str:
-    if 'interp2d' in str(error):
-        return (' Keep the `img_size` of the file, or install scipy<1.14, '
-                'with which this library resizes.')
-    return f' Try {_hint(trunk)}.' if hasattr(trunk, 'convert_weights') else ''
-
-
-def said(error: Exception) -> str:
-    """What an error says, with its kind where that is part of it."""
-    lines = str(error.args[0] if error.args else '').strip().splitlines()
-    words = ' '.join(map(str.strip, lines[:2])).rstrip('. ')
-    kind = type(error).__name__
-    return words if isinstance(error, ValueError) else f'{kind}: {words}'
 
 
 def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:

@@ -12,6 +12,7 @@ from vim_mm.utils.arguments import check_is_config
 from vim_mm.utils.checkpoint_form import state_of
 from vim_mm.utils.config import read_config
 from vim_mm.utils.described import card_fields
+from vim_mm.utils.quiet_logs import quiet
 from ..build import build_model
 from ..fit import check_fit
 from ..head_origin import read_head_notes
@@ -85,7 +86,8 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
     file: Optional[str] = cfg.get('checkpoint')
     classes = None
     if file is None:
-        network.init_weights()
+        with quiet():  # it tells of each parameter
+            network.init_weights()
     else:
         meta = load_whole(network, file)
         classes = (meta.get('dataset_meta') or {}).get('classes')
