@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from _tiny import (KINDS, PLACES, add_modules, build_backbone, build_runner,
-                   fill, fusion_neck, model_cfg, save_trunk)
+                   fill, fusion_neck, model_cfg, save_trunk, vit)
+from vim_mm.registry import MODELS
 from vim_mm.zoo import head_state, save_module
 
 HOOKS: Dict[str, dict] = dict(
@@ -157,3 +158,41 @@ def test_the_prefix_of_a_wrapper(prefix: str, tmp_path: Path) -> None:
     named = {prefix + key: value for key, value in state.items()}
     hooks = [hook('warm', tmp_path)]
     assert not moved(state, start('cls', tmp_path, 'trunk', hooks, named))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('how', ['load_from', 'init_cfg'])
+def test_a_plain_librarys_checkpoint(kind: str, how: str, tmp_path: Path,
+                                     monkeypatch) -> None:
+    """Its backbone is nowhere loaded, which a line says."""
+    lines: List[str] = []
+    monkeypatch.setattr('vim_mm.engine.loaded.print_log',
+                        lambda text, **_: lines.append(text))
+    head = dict(model_cfg(kind, {}), neck=fusion_neck(kind))
+    plain = MODELS.build(dict(head, backbone=vit()))
+    path = str(tmp_path / 'plain.pth')
+    torch.save(dict(state_dict=plain.state_dict()), path)
+    for weights in (None, dict(type='Pretrained', checkpoint=path)):
+        cfg = dict(
+            head,
+            backbone=dict(
+                type='vim_mm.ViMBackbone',
+                trunk=vit(init_cfg=weights),
+                new_module='n'))
+        kwargs = dict(load_from=path)
+        if how == 'init_cfg':
+            kwargs = {}
+            cfg.update(init_cfg=dict(type='Pretrained', checkpoint=path))
+        start = Start()
+        build_runner(
+            kind,
+            cfg,
+            tmp_path / str(bool(weights)),
+            iters=1,
+            custom_hooks=[start],
+            **kwargs).train()
+        key = next(k for k in plain.state_dict() if k.startswith('neck.'))
+        assert torch.equal(start.state[key], plain.state_dict()[key])
+    line, = lines
+    assert 'tensors of a plain backbone' in line
+    assert '`model.backbone.trunk.init_cfg.checkpoint`' in line

@@ -7,16 +7,19 @@ whole model, has these already, as they were trained, so hooks leave alone what
 the file held.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Dict, Iterable, MutableMapping, Set, Tuple
 from weakref import WeakKeyDictionary
 
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.configs import is_pretrained
 from vim_mm.models.head_origin import read_head_notes
 from .model_parts import saved_model
@@ -41,11 +44,30 @@ def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
         file (str): Its name, for messages.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    _notes[runner] = _Note(
-        file, {
-            re.sub(r'^module\.', '', key): tuple(value.shape)
-            for key, value in state.items() if isinstance(value, Tensor)
-        })
+    shapes = {
+        re.sub(r'^module\.', '', key): tuple(value.shape)
+        for key, value in state.items() if isinstance(value, Tensor)
+    }
+    _notes[runner] = _Note(file, shapes)
+    _name_plain_backbones(unwrap(runner.model), shapes, file)
+
+
+def _name_plain_backbones(model: nn.Module, names: Iterable[str],
+                          file: str) -> None:
+    """Say that a trunk takes nothing of a whole model of another library."""
+    for prefix, backbone in model.named_modules():
+        if not isinstance(backbone, ViMBackbone):
+            continue
+        own = {f'{prefix}.{key}' for key in backbone.state_dict()}
+        found = {name for name in names if name.startswith(f'{prefix}.')}
+        if found and not found & own and backbone.trunk_weights != file:
+            print_log(
+                f"'{file}' has {len(found)} tensors of a plain backbone, which"
+                f' have no place in `model.{prefix}` and were left out; name '
+                f'the file in `model.{prefix}.trunk.init_cfg.checkpoint` to '
+                'let the trunk have them.',
+                logger='current',
+                level=logging.WARNING)
 
 
 def spared(runner: Runner, who: str, tensors: Iterable[Tensor],

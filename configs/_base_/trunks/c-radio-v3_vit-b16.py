@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""C-RADIO v3 ViT-B/16: 12 blocks, 768 wide, 98 M parameters.
+"""C-RADIO v3 ViT-B/16: 12 blocks, 768 wide, 86 M parameters.
 
 Weights, under the NVIDIA Open Model Licence, are the file
 ``model.safetensors`` of ``timm/vit_base_patch16_radio_v3.c_radio``, which the
@@ -8,8 +8,9 @@ is.
 Set ``VIM_MM_WEIGHTS`` to keep weights in another folder.
 
 Sides of images are multiples of 16; the position embedding is resized to them
-while the trunk runs (``dynamic_img_size``). Raw maps of four blocks come out,
-all of stride 16.
+while the trunk runs (``dynamic_img_size``). NVIDIA's own code crops it, as
+timm does while it reads NVIDIA's own file for one ``img_size``. Raw maps of
+four blocks come out, all of stride 16.
 """
 
 trunk = dict(

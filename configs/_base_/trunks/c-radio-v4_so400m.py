@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""C-RADIO v4 SO400M/16: 27 blocks, 1152 wide, 412 M parameters.
+"""C-RADIO v4 SO400M/16: 27 blocks, 1152 wide, 413 M parameters.
 
 Weights, under the NVIDIA Open Model Licence, are the file
 ``model.safetensors`` of ``timm/vit_so400m_patch16_radio_v4.c_radio``, which
@@ -8,8 +8,9 @@ it is.
 Set ``VIM_MM_WEIGHTS`` to keep weights in another folder.
 
 Sides of images are multiples of 16; the position embedding is resized to them
-while the trunk runs (``dynamic_img_size``). Raw maps of four blocks come out,
-all of stride 16.
+while the trunk runs (``dynamic_img_size``). NVIDIA's own code crops it, as
+timm does while it reads NVIDIA's own file for one ``img_size``. Raw maps of
+four blocks come out, all of stride 16.
 """
 
 trunk = dict(

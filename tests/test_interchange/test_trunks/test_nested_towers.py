@@ -166,13 +166,23 @@ SMALL = dict(embed_dim=64, depth=1, num_heads=1, img_size=32, patch_size=8)
 
 
 @pytest.mark.parametrize('name, family, hint', [
-    ('vit_base_patch16_clip_224', 'timm-vit', "family 'clip'"),
+    ('vit_base_patch16_clip_224', 'timm-vit',
+     r"family 'clip' \(OpenAI's weights\) or 'clip-gelu' \(others'\)$"),
     ('vit_small_patch14_dinov2', 'timm-vit', "family 'dinov2'"),
     ('vit_small_patch14_reg4_dinov2', 'dinov2', 'mmpretrain.TIMMBackbone'),
     ('vit_base_patch16_siglip_224', 'timm-vit', 'mmpretrain.TIMMBackbone'),
     ('eva02_tiny_patch14_224', 'timm-vit', 'mmpretrain.TIMMBackbone'),
     ('vit_small_patch16_dinov3_qkvb', 'timm-vit', 'mmpretrain.TIMMBackbone'),
     ('deit_tiny_distilled_patch16_224', 'timm-vit', 'TIMMBackbone'),
+    ('vit_base_patch16_rope_224', 'timm-vit', 'TIMMBackbone'),
+    # no class token has a position: as many tokens as no square and one more
+    ('deit3_small_patch16_224', 'timm-vit', 'TIMMBackbone'),
+    ('deit3_small_patch16_224', 'dinov2', "'pos_embed' has 16.*TIMMBackbone"),
+    # the family is another
+    ('vit_base_patch16_224', 'clip', "family 'timm-vit'$"),
+    ('vit_base_patch16_224', 'mmpretrain', "family 'timm-vit'$"),
+    ('vit_base_patch16_224', 'timm-davit', "family 'timm-vit'$"),
+    ('vit_small_patch14_dinov2', 'vit', "family 'dinov2'$"),
 ])
 def test_what_stays_refused_gets_a_hint_that_fits(tmp_path: Path, name: str,
                                                   family: str,

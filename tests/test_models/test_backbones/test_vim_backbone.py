@@ -488,6 +488,21 @@ def test_the_init_cfg_of_a_model_does_not_reach_inside() -> None:
     assert not same(snapshot(model.head), head)
 
 
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_init_cfg_names_no_weights_of_a_trunk(tmp_path: Path,
+                                              prefix: str) -> None:
+    """As that of a stock backbone would, whose place this one takes."""
+    path = tmp_path / 'trunk.pth'
+    save_trunk(path)
+    state = torch.load(path)['state_dict']
+    torch.save({f'{prefix or ""}{k}': v for k, v in state.items()}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
+    backbone = build_backbone(new_module='n', init_cfg=init_cfg)
+    with pytest.raises(ValueError, match='`model.backbone.init_cfg` names .*'
+                       '`model.backbone.trunk.init_cfg`'):
+        backbone.init_weights()
+
+
 def test_init_cfg_starts_from_a_checkpoint(tmp_path: Path) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
     trained = build_backbone(trunk, new_module='n')

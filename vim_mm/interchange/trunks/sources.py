@@ -15,12 +15,17 @@ from vim_mm.utils.messages import InputError
 from vim_mm.utils.state_dicts import strip_shells, unwrap
 
 __all__ = [
-    'ConversionError', 'PackagedFile', 'find_packaged', 'read_state_dict'
+    'ConversionError', 'OtherLayout', 'PackagedFile', 'find_packaged',
+    'read_state_dict'
 ]
 
 
 class ConversionError(InputError):
     """Weights that cannot be converted; the message names the fix."""
+
+
+class OtherLayout(ConversionError):
+    """Weights of another network, or in other names, than a family knows."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Published tensor names of vision transformers, and the one of mmpretrain."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt
 
@@ -9,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from vim_mm.utils.tensor_names import Layout, fuse_qkv
-from .sources import ConversionError
+from .sources import ConversionError, OtherLayout
 
 __all__ = ['convert_vit', 'vit_backbone']
 
@@ -49,9 +48,9 @@ def convert_vit(state: Mapping[str, Tensor],
         else:
             unknown.append(whole)
     if unknown:
-        raise ConversionError(
+        raise OtherLayout(
             f"{len(unknown)} keys, such as '{unknown[0]}', have no place in "
-            f'mmpretrain.VisionTransformer: {_hint(unknown)}')
+            'mmpretrain.VisionTransformer')
     for what, count in dropped.items():
         print_log(f'left out {what} ({count} tensors)', logger='current')
     try:
@@ -93,6 +92,9 @@ def vit_backbone(state: Mapping[str, Tensor], **cfg) -> dict:
         raise ConversionError(
             'its tensors have other axes than those of a vision transformer: '
             'it is damaged or of another family') from None
+    if not tokens or isqrt(tokens - 1)**2 != tokens - 1:
+        raise OtherLayout(f"its 'pos_embed' has {tokens} tokens, which are no "
+                          'square behind a class token')
     if dims not in SIXTEEN_HEADS and dims % HEAD_DIMS:
         raise ConversionError(
             f'how many heads a transformer of width {dims} has is not known: '
@@ -148,29 +150,6 @@ def _detect(state: Mapping[str, Tensor],
     if best:
         return layouts[best[0][0]], best[0][1]
     marks = ' or '.join(f"'{x.mark}' ({x.publisher})" for x in layouts)
-    raise ConversionError(
+    raise OtherLayout(
         f'its layout is unknown: no key {marks}, but {len(state)} keys such '
-        f"as '{next(iter(state))}'; name the family that the file belongs to")
-
-
-#: What betrays another kind of network, and what to do with it.
-HINTS = {
-    r'norm_pre|ln_pre|pre_layrnorm':
-    "this is CLIP's tower: take the family 'clip' (OpenAI's weights) or "
-    "'clip-gelu' (others')",
-    r'\.ls\d\.gamma|layer_scale\d':
-    "this is a tower with LayerScale: take the family 'dinov2'",
-    r'reg(ister)?_tokens?|storage_tokens|attn_pool|rope|\.w\d+\.|_norm\.|'
-    r'\.fc\d_[gx]|weights_(in|out)|probe|[qkv]_(proj|bias)|dist_token':
-    'this network is none of mmpretrain: give the file as it is to '
-    "timm's, `trunk=dict(type='mmpretrain.TIMMBackbone', model_name=..., "
-    "features_only=True, init_cfg=dict(type='Pretrained', checkpoint=...))`",
-}
-
-
-def _hint(unknown: Sequence[str]) -> str:
-    for pattern, hint in HINTS.items():
-        if any(re.search(pattern, key) for key in unknown):
-            return hint
-    return ('take the plain variant of the model (no registers, no SwiGLU, no '
-            'distillation token)')
+        f"as '{next(iter(state))}'")

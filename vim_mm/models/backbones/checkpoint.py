@@ -6,13 +6,17 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
+from mmengine.model import initialize
 from torch import Tensor
 
 from vim_mm.zoo import trunk_fingerprint
+from .configs import pretrained
 from .trunk import is_meta
+from .weights import watched
 
 if TYPE_CHECKING:
     from .planned_trunk import PlannedTrunk
+    from .slotted_trunk import SlottedTrunk
 
 
 def fingerprint_tensor(backbone: 'PlannedTrunk') -> Tensor:
@@ -102,3 +106,20 @@ def keep_trunk(backbone: 'PlannedTrunk', state_dict: dict, prefix: str,
     # not through state_dict(): our own hook would leave the trunk out
     for key, value in backbone.trunk.state_dict().items():
         state_dict[f'{prefix}trunk.{key}'] = value
+
+
+def initialise(backbone: 'SlottedTrunk') -> None:
+    """Apply the ``init_cfg`` of a backbone of ours.
+
+    Raises:
+        ValueError: If it names a file in which nothing is of modules or
+            gates; mmengine would pass over it.
+    """
+    with watched(backbone) as loaded:
+        initialize(backbone, backbone.init_cfg)
+    source = pretrained(dict(init_cfg=backbone.init_cfg))
+    if source and not set(backbone.state_dict()) - set(loaded.missing):
+        raise ValueError(
+            f"`model.backbone.init_cfg` names '{source['checkpoint']}', in "
+            'which nothing is of modules or gates; weights of a trunk are '
+            'named in `model.backbone.trunk.init_cfg`.')

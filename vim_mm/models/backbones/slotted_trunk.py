@@ -5,7 +5,7 @@ from typing import (Callable, Dict, List, Optional, Sequence, Set, Tuple, Type,
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, initialize
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.utils.messages import short
@@ -14,7 +14,8 @@ from ..autocast import cast_once
 from ..layouts import as_levels, channels_of
 from ..recompute import set_recompute, stop_checkpoints
 from .blank_image import ProbeSize, blank_outputs
-from .checkpoint import fingerprint_tensor, keep_trunk, leave_trunk_out
+from .checkpoint import (fingerprint_tensor, initialise, keep_trunk,
+                         leave_trunk_out)
 from .configs import weights_of
 from .image_size import check_size, takes_any_size
 from .probe import find_prefix, probe_slots
@@ -293,7 +294,7 @@ class SlottedTrunk(BaseModule):
     def init_weights(self) -> None:
         """Apply ``init_cfg``, if any: the trunk is loaded, adapters zero."""
         if self.init_cfg:
-            initialize(self, self.init_cfg)
+            initialise(self)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'SlottedTrunk':
         """Keep ``fn`` from the parts inside.
