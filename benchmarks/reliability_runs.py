@@ -40,7 +40,9 @@ RESUMES = ('test_engine/test_resume.py', 'test_engine/test_saving.py',
 WRONG_USES = ('test_wrong_uses.py', 'test_models/test_mistakes.py',
               'test_models/test_class_counts.py',
               'test_engine/test_loops/test_multitask_mistakes.py',
-              'test_utils/test_data.py', 'test_engine/test_model_parts.py')
+              'test_utils/test_data.py', 'test_utils/test_settings.py',
+              'test_utils/test_manifest.py', 'test_apis/test_own_files.py',
+              'test_engine/test_model_parts.py')
 
 # -------------------------------------------------------- runs that are killed
 

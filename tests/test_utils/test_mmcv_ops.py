@@ -2,6 +2,7 @@
 """The stand-in's ops against slow, obvious references."""
 
 import math
+import os
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -297,9 +298,11 @@ def test_compiled_ops_are_preferred(tmp_path: Path) -> None:
             'import mmcv._ext; assert mmcv._ext.nms == "compiled"; '
             'from vim_mm.utils.import_hooks import ops_are_stand_in; '
             'assert not ops_are_stand_in()')
+    # without what stands for compiled operators in a cell of the matrix
     subprocess.run([sys.executable, '-c', code, tmp_path],
                    check=True,
-                   cwd=ROOT)
+                   cwd=ROOT,
+                   env=dict(os.environ, PYTHONPATH=str(ROOT)))
 
 
 def test_installing_twice_adds_one_finder() -> None:

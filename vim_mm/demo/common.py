@@ -19,6 +19,7 @@ from vim_mm.report.comparison import peak_memory_mb, reset_peak_memory
 from vim_mm.report.origin import origin
 from vim_mm.report.pictures import add_answers
 from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.reading import read_kept
 from .data import Recipe, default_out, digits_recipe
 from .data import prepare as prepare_dataset
 from .data import solar_cells_recipe, tree_crowns_recipe
@@ -105,8 +106,7 @@ def inputs() -> List[str]:
 
 def stored(name: str, work_dir: Path) -> dict:
     """What a finished step has written; empty if it has not finished."""
-    path = work_dir / name / 'result.json'
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = read_kept(work_dir / name / 'result.json')
     return found if found.get('format') == FORMAT else {}
 
 

@@ -4,11 +4,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 from torch import Tensor
 
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.reading import read_kept
 from vim_mm.version import __version__
 
 #: A setting's weights, or what else it is known by.
@@ -41,10 +42,11 @@ class ScoreCache:
         self._entries: Dict[str, Entry] = {}
         if folder is not None:
             self.path = Path(folder) / f'{name}.json'
-            try:
-                self._entries = json.loads(self.path.read_text())
-            except (OSError, ValueError):  # none yet, or none that is whole
-                self._entries = {}
+            self._entries = {
+                key: entry
+                for key, entry in read_kept(self.path).items()
+                if _is_entry(entry)
+            }
 
     def get(self, key: Key) -> Optional[Entry]:
         """What was kept, None if nothing was."""
@@ -56,3 +58,8 @@ class ScoreCache:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps(self._entries))
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, (int, float)) for each in value)

@@ -19,9 +19,11 @@ import vim_mm
 from vim_mm.apis import rank_modules
 from vim_mm.features.module_rows import TRUNK
 from vim_mm.models.backbones.configs import weights_of
+from vim_mm.utils.checkpoint import load_pickle
 from vim_mm.utils.config import type_name
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.processes import run_logged
+from vim_mm.utils.reading import read_kept
 from vim_mm.zoo import Zoo
 from .comparison import LIBRARIES, run_variant
 from .origin import origin
@@ -94,16 +96,15 @@ class Run:
 
     def result(self) -> Optional[dict]:
         """What it found; None unless it has finished as it is now."""
-        path = self.folder / 'result.json'
-        if not path.is_file():
-            return None
-        found = json.loads(path.read_text())
+        found = read_kept(self.folder / 'result.json')
         return found if found.get('digest') == self.digest else None
 
     def __call__(self) -> None:
         """Train, evaluate and, as the last act, write ``result.json``."""
         path = self.root / f'seed{self.seed}' / f'start-{self.start}.pth'
-        head: Dict[str, Tensor] = torch.load(path) if path.is_file() else {}
+        head: Dict[str, Tensor] = {}
+        if path.is_file():
+            head = load_pickle(path)
         result, runner = run_variant(self.variant,
                                      str(self.folder.parent), head)
         if not path.is_file():

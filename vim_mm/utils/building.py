@@ -9,17 +9,25 @@ and is loaded when the first config asks for it.
 """
 
 import threading
+import traceback
+from collections import deque
 from functools import wraps
 from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
 
+from .cli import is_user_error
+from .config import type_name
 from .misspelt import explained
 from .own_types import check_own, explain
 
 AUTO = 'auto'
 #: Necks that pool tokens and read how many of them are no patches.
 _POOLING = ('StandardizedPooling', 'TokenPooling')
+
+
+class RefusedError(ValueError):
+    """A constructor of a library has refused its arguments."""
 
 
 class Assembling(threading.local):
@@ -63,10 +71,8 @@ def watch_builds(load: Callable[[], Callable]) -> None:
         check_own(self, cfg, more or {})
         try:
             return original(self, cfg, *args, **kwargs)
-        except (KeyError, TypeError) as error:
-            said = explain(self, cfg, error)
-            better = explained(self, cfg, error) if said is None \
-                else ValueError(said)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            better = _better(self, cfg, error)
             if better is None:
                 raise
             raise better from error
@@ -80,3 +86,27 @@ def watch_builds(load: Callable[[], Callable]) -> None:
 
     build.watched = True
     Registry.build = build
+
+
+def _better(registry: Registry, cfg: Any,
+            error: Exception) -> Optional[Exception]:
+    """The same error in a sentence; None if there is no better one."""
+    if isinstance(error, (KeyError, TypeError)):
+        said = explain(registry, cfg, error)
+        better = explained(registry, cfg, error) if said is None \
+            else ValueError(said)
+        if better is not None:
+            return better
+    if is_user_error(error) or not str(error) or not isinstance(
+            cfg, dict) or 'type' not in cfg:
+        return None
+    name = type_name(cfg)
+    frame = deque(traceback.walk_tb(error.__traceback__), 1)[0][0]
+    built = type(frame.f_locals.get('self')).__mro__
+    if frame.f_code.co_name != '__init__' or name.rpartition('.')[2] not in [
+            each.__name__ for each in built
+    ]:
+        return None
+    # a constructor has looked at its own arguments
+    return RefusedError(f'{name} cannot be built as the config says: '
+                        f'{str(error).rstrip(".")}.')

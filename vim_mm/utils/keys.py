@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
+from .settings import check_settings
+
 #: Names of the first generation of runners, and what stands for them now.
 _FORMER = dict(
     resume_from='`load_from` and `resume=True`',
@@ -37,7 +39,7 @@ _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def check_keys(cfg: Config) -> None:
-    """Refuse a key that is nearly one that is read.
+    """Refuse a key that is nearly one that is read, or a value of no use.
 
     Args:
         cfg (Config): The config of a run.
@@ -45,6 +47,7 @@ def check_keys(cfg: Config) -> None:
     Raises:
         ValueError: If there is one; names what was probably meant.
     """
+    check_settings(cfg)
     known = {
         name for runner in (Runner, FlexibleRunner)
         for name in inspect.signature(runner.__init__).parameters

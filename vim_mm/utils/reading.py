@@ -18,6 +18,8 @@ from .messages import InputError
 #: Bytes of a card, a report or a config.
 JSON_BYTES = 1 << 20
 DEPTH, VALUES = 32, 200_000
+#: Bytes of what a program keeps for itself.
+KEPT_BYTES = 64 << 20
 _LARGEST = 10**300
 
 
@@ -97,6 +99,19 @@ def read_json(path: Union[str, Path],
         ReadError: If it is no JSON within bounds.
     """
     return parse_json(read_regular(path, limit), finite, values)
+
+
+def read_kept(path: Path) -> dict:
+    """What a program has kept for itself: a JSON object.
+
+    Returns:
+        dict: It; empty if there is none, or none that is whole.
+    """
+    try:
+        found = read_json(path, KEPT_BYTES, finite=False, values=KEPT_BYTES)
+    except (OSError, ReadError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def parse_json(text: Union[str, bytes],

@@ -4,14 +4,24 @@
 import json
 import os
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
+from vim_mm.utils.messages import short as shortened
+from vim_mm.utils.reading import ReadError, read_regular
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
                        check_images, check_readable, held_out, median_size,
                        short, size_of)
 
-LISTS = ('images', 'annotations', 'categories')
+#: Bytes of a json; those of the largest data sets have less than half.
+JSON_BYTES = 4 << 30
+#: Lists of a json, their fields that are read as they are, and what these are.
+_ID, _NUMBER = (int, str), (int, float)
+LISTS: Dict[str, Dict[str, tuple]] = dict(
+    images=dict(id=_ID, width=_NUMBER, height=_NUMBER),
+    annotations=dict(
+        id=_ID, image_id=_ID, category_id=_ID, area=_NUMBER, iscrowd=_NUMBER),
+    categories=dict(id=_ID))
 
 
 class CocoFile:
@@ -58,7 +68,7 @@ class CocoFile:
             raise OwnDataError(f'{self.path} lists no images; export it '
                                'again.')
         names = [image.get('file_name') for image in self.images.values()]
-        if not all(isinstance(name, str) and name for name in names):
+        if not all(map(_is_name, names)):
             raise OwnDataError(f'{self.path} lists images without a '
                                '`file_name`; export it again.')
         for folder in folders:
@@ -83,11 +93,11 @@ class CocoFile:
                 added['width and height of images'] += 1
         for index, box in enumerate(self.data['annotations']):
             given = box.get('bbox')
-            if not isinstance(given, list) or len(given) != 4:
+            if not _is_box(given):
                 raise OwnDataError(
                     f'Annotation {box.get("id", index)} of {self.path} has '
-                    f'the bbox {given!r}, and it is x, y, width and height in '
-                    'pixels; correct or remove it.')
+                    f'the bbox {shortened(given)}, and it is x, y, width and '
+                    'height in pixels; correct or remove it.')
             for key, value in (('area', given[2] * given[3]), ('iscrowd', 0),
                                ('id', index + 1)):
                 if key not in box:
@@ -249,7 +259,9 @@ def _read(path: Path) -> Dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {path}: check the path.')
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path, JSON_BYTES))
+    except ReadError as error:
+        raise OwnDataError(f'{path}: {error}.') from None
     except (ValueError, RecursionError) as error:
         raise OwnDataError(f'{path} is no valid JSON ({error}); export it '
                            'again.') from None
@@ -258,7 +270,40 @@ def _read(path: Path) -> Dict[str, Any]:
     if len(lists) < len(LISTS):
         raise OwnDataError(f'{path} is not in COCO\'s format, which lists '
                            f'{", ".join(LISTS)}; export it as COCO.')
+    for name, fields in LISTS.items():
+        for each in data[name]:
+            _check_fields(each, fields, f'{path} lists {name}')
     return data
+
+
+def _check_fields(each: Dict[str, Any], fields: Dict[str, tuple],
+                  where: str) -> None:
+    """Refuse values of another type; null is as if it were left out.
+
+    Raises:
+        OwnDataError: If there is one.
+    """
+    for key, kinds in fields.items():
+        value = each.get(key)
+        if value is None:
+            each.pop(key, None)
+        elif not isinstance(value, kinds):
+            what = 'number' if kinds is _NUMBER else 'number or text'
+            raise OwnDataError(f'{where} with the {key} {shortened(value)}, '
+                               f'which is no {what}; export it again.')
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a value can be the name of a file."""
+    return isinstance(name, str) and bool(name) and all(
+        len(part) <= 255 for part in PurePath(name).parts)
+
+
+def _is_box(given: Any) -> bool:
+    """Whether a value is four numbers; NaN is left out later, as by mmdet."""
+    return isinstance(given, list) and len(given) == 4 and all(
+        isinstance(each, _NUMBER) and abs(each) != float('inf')
+        for each in given)
 
 
 def _category_names(path: Path, categories: List[dict]) -> Dict[Any, str]:

@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Images and label maps of the same names, in two splits or to be split."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -9,6 +8,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vim_mm.utils.reading import (JSON_BYTES, ReadError, parse_json,
+                                  read_regular)
 from .own_data import (SPLIT_NOTE, OwnData, OwnDataError, Split, check_classes,
                        check_images, check_readable, held_out, images_in,
                        median_size, short, some, split_folders)
@@ -231,16 +232,17 @@ def read_classes(given: Sequence[str],
         return check_classes(given, '--classes'), None
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {path}: check --classes.')
-    text = path.read_text(encoding='utf-8-sig')
-    if path.suffix.lower() == '.txt':
-        lines = [line.strip() for line in text.splitlines()]
-        return check_classes([line for line in lines if line],
-                             str(path)), None
     try:
-        listed = json.loads(text)
-    except ValueError as error:
-        raise OwnDataError(f'{path} is no valid JSON ({error}).') from None
-    return _named(listed, path)
+        text = read_regular(path, JSON_BYTES).decode('utf-8-sig')
+        if path.suffix.lower() == '.json':
+            return _named(parse_json(text), path)
+    except UnicodeDecodeError:
+        raise OwnDataError(f'{path} is no text in UTF-8; save it as such.'
+                           ) from None
+    except ReadError as error:
+        raise OwnDataError(f'{path}: {error}.') from None
+    lines = [line.strip() for line in text.splitlines()]
+    return check_classes([line for line in lines if line], str(path)), None
 
 
 def _named(listed: Any, path: Path) -> Named:

@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from PIL import Image, UnidentifiedImageError
 
+from vim_mm.utils.messages import InputError
 from vim_mm.utils.progress import track
 from vim_mm.utils.unreadable import ends_as_images_do, flaw_of
 
@@ -25,7 +26,7 @@ OPENED = 200
 SHOWN = 10
 
 
-class OwnDataError(ValueError):
+class OwnDataError(InputError):
     """Data of one's own that cannot be learned from as it is."""
 
 

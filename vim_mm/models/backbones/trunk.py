@@ -8,6 +8,7 @@ from torch import nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config
+from vim_mm.utils.building import RefusedError
 from vim_mm.utils.quiet_logs import quiet
 from .configs import innermost, parts_with_weights, pretrained, without_weights
 from .timm_weights import build_timm, wraps_timm
@@ -75,7 +76,10 @@ def _build(cfg: dict) -> nn.Module:
 def _made(build: Callable, cfg: dict, *args) -> nn.Module:
     try:
         return build(cfg, *args)
-    except (AssertionError, KeyError, RuntimeError, TypeError) as error:
+    except (AssertionError, KeyError, RefusedError, RuntimeError,
+            TypeError) as error:
+        if isinstance(error, RefusedError):
+            error = error.__cause__
         said = str(error.args[0] if error.args else error)
         raise ValueError(f'The trunk {cfg.get("type")} cannot be built '
                          f'({said.strip()}); correct '

@@ -1,0 +1,184 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Settings of another kind, and annotations that no library reads, end in a
+sentence that names them."""
+
+import json
+import logging
+from math import inf, nan
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.runner import Runner
+
+from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.keys import check_keys
+
+COUNTS = ('train_dataloader.batch_size', 'train_cfg.val_interval',
+          'optim_wrapper.accumulative_counts',
+          'default_hooks.logger.interval')
+NUMBERS = ('train_dataloader.num_workers', 'train_cfg.max_iters',
+           'train_cfg.max_epochs', 'train_cfg.val_begin', 'randomness.seed')
+NEVER = ('default_hooks.checkpoint.interval',
+         'default_hooks.checkpoint.max_keep_ckpts')
+ODD = ('3', 2.5, nan, inf, True, [1], -2)
+
+
+def config(**more: Any) -> Config:
+    cfg = Config(
+        dict(
+            train_dataloader=dict(batch_size=1, num_workers=0, dataset={}),
+            train_cfg=dict(max_iters=3, val_interval=1),
+            randomness=dict(seed=3),
+            work_dir='x',
+            resume='auto',
+            log_level='INFO',
+            custom_hooks=[dict(type='EMAHook')],
+            param_scheduler=dict(type='LinearLR'),
+            optim_wrapper=dict(clip_grad=dict(max_norm=inf)),
+            default_hooks=dict(checkpoint=dict(interval=-1))))
+    cfg.merge_from_dict(more)
+    return cfg
+
+
+@pytest.mark.parametrize('key', [*COUNTS, *NUMBERS, *NEVER])
+def test_counts(key: str) -> None:
+    for value in (1, 7, None, *((0, ) if key in NUMBERS else ()),
+                  *((-1, ) if key in NEVER else ())):
+        check_keys(config(**{key: value}))
+    for value in (*ODD, *(() if key in NEVER else (-1, )),
+                  *(() if key in NUMBERS else (0, ))):
+        with pytest.raises(ValueError, match=f'`{key}` is .*; give a whole'):
+            check_keys(config(**{key: value}))
+
+
+@pytest.mark.parametrize(('key', 'value', 'words'), [
+    ('randomness.seed', 2**32, 'whole number'),
+    ('optim_wrapper.clip_grad.max_norm', 0, 'above 0'),
+    ('optim_wrapper.clip_grad.max_norm', -1, 'above 0'),
+    ('optim_wrapper.clip_grad.max_norm', nan, 'above 0'),
+    ('optim_wrapper.clip_grad.max_norm', '1', 'above 0'),
+    ('custom_hooks', dict(type='EMAHook'), 'a list of dicts'),
+    ('custom_hooks', ['EMAHook'], 'a list of dicts'),
+    ('param_scheduler', 3, 'a dict with a `type`'),
+    ('param_scheduler', 'LinearLR', 'a dict with a `type`'),
+    ('resume', 'iter_3.pth', '`load_from` names a checkpoint'),
+    ('resume', 1.5, "True, False or 'auto'"),
+    ('work_dir', 3, 'the path of a folder'),
+    ('log_level', 'LOUD', 'DEBUG'),
+    ('log_level', ['INFO'], 'DEBUG'),
+])
+def test_others(key: str, value: Any, words: str) -> None:
+    cfg = config()
+    with pytest.raises(ValueError, match=f'`{key}` is .*; give .*{words}'):
+        cfg = config(**{key: value}) if '.' in key else Config(
+            dict(cfg.to_dict(), **{key: value}))
+        check_keys(cfg)
+
+
+def test_loaders_of_each_task_and_what_is_as_it_should_be() -> None:
+    check_keys(config(log_level=logging.INFO, resume=True))
+    check_keys(Config(dict(work_dir=Path('x'), custom_hooks=())))
+    loaders = dict(a=dict(batch_size=1), b=dict(batch_size=0), c=None)
+    with pytest.raises(ValueError, match='`val_dataloader.b.batch_size` is 0'):
+        check_keys(Config(dict(val_dataloader=loaders)))
+
+
+def param() -> list:
+    return [torch.nn.Parameter(torch.ones(2))]
+
+
+@pytest.mark.parametrize(('build', 'words'), [
+    (lambda: OPTIMIZERS.build(
+        dict(type='AdamW', params=param(), betas=(2., .9))),
+     'AdamW cannot be built as the config says: Invalid beta'),
+    (lambda: OPTIMIZERS.build(dict(type='SGD', params=param(), momentum=-1)),
+     'SGD cannot be built as the config says: Invalid momentum'),
+    (lambda: OPTIM_WRAPPERS.build(
+        dict(type='OptimWrapper', optimizer=torch.optim.SGD(param(), .1),
+             accumulative_counts=0)), 'OptimWrapper cannot be built'),
+    (lambda: MODELS.build(
+        dict(type='ExponentialMovingAverage', model=torch.nn.Linear(1, 1),
+             momentum=7)), 'momentum must be in range'),
+    (lambda: HOOKS.build(dict(type='EarlyStoppingHook', monitor='x',
+                              rule='most')), 'EarlyStoppingHook cannot be'),
+    (lambda: LOOPS.build(
+        dict(type='IterBasedTrainLoop', runner=None,
+             dataloader=torch.utils.data.DataLoader([1]), max_iters='a')),
+     'IterBasedTrainLoop cannot be built'),
+])
+def test_a_constructor_that_refuses_its_settings(build: Any,
+                                                 words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        build()
+    assert is_user_error(caught.value) and '\n' not in str(caught.value)
+
+
+# ------------------------------------------------------------- annotations
+
+
+def coco() -> dict:
+    return dict(
+        images=[dict(id=0, file_name='0.png', height=9, width=9)],
+        annotations=[
+            dict(id=0, image_id=0, category_id=3, bbox=[1, 1, 5, 5], area=25,
+                 iscrowd=0)
+        ],
+        categories=[dict(id=3, name='square')])
+
+
+def without(part: str, key: str) -> bytes:
+    content = coco()
+    del content[part][0][key]
+    return json.dumps(content).encode()
+
+
+def changed(part: str, key: str, value: Any) -> bytes:
+    content = coco()
+    content[part][0][key] = value
+    return json.dumps(content).encode()
+
+
+CONTENTS: Dict[str, bytes] = dict(
+    cut=b'{"images": [',
+    list=b'[]',
+    number=b'3',
+    empty=b'{}',
+    bytes=b'\0\0\0',
+    deep=b'[' * 9000,
+    **{f'{part} without {key}': without(part, key)
+       for part, keys in dict(
+           images=('id', 'file_name', 'width'),
+           annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+           categories=('id', 'name')).items() for key in keys},
+    **{f'{key}={value!r}': changed(part, key, value)
+       for part, key, value in (
+           ('annotations', 'bbox', [1, 2, 3]), ('annotations', 'bbox', None),
+           ('annotations', 'bbox', 'x'),
+           ('annotations', 'bbox', ['1', '2', '3', '4']),
+           ('annotations', 'area', 'a'), ('annotations', 'category_id', [3]),
+           ('images', 'width', '9'), ('images', 'file_name', 3))})
+
+
+@pytest.mark.parametrize('what', CONTENTS)
+def test_annotations_that_no_library_reads(what: str, tmp_path: Path) -> None:
+    (tmp_path / 'ann.json').write_bytes(CONTENTS[what])
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='mmdet.CocoDataset',
+            data_root=str(tmp_path),
+            ann_file='ann.json',
+            metainfo=dict(classes=('square', )),
+            pipeline=[]))
+    with pytest.raises(ValueError, match='ann.json') as caught:
+        Runner.build_dataloader(loader)
+    assert is_user_error(caught.value)
+    said = str(caught.value)
+    assert said.startswith('The annotations of CocoDataset(data_root=')
+    assert '\n' not in said and len(said) < 1000

@@ -1,0 +1,106 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Settings of a run that must be numbers, lists or words of some kind.
+
+mmengine and torch take what they are given, and end in an error of their own
+when they count with it, or count wrongly.
+"""
+
+import logging
+import os
+from numbers import Integral, Real
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
+
+from mmengine.config import Config
+
+from .messages import short
+
+
+class Demand(NamedTuple):
+    """What a value must be.
+
+    Attributes:
+        holds (Callable): Whether a value is so.
+        words (str): The same in words.
+    """
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _whole(least: int, most: float = float('inf'), but: tuple = ()) -> Demand:
+    words = f'a whole number, {least} or more'
+    if but:
+        words += f', or {but[0]}'
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(
+            value, bool) and (least <= value < most or value in but)
+
+    return Demand(holds, words)
+
+
+_COUNT, _ANY_COUNT, _OR_NEVER = _whole(1), _whole(0), _whole(1, but=(-1, ))
+_SETTINGS: Dict[str, Demand] = {
+    'train_cfg.max_iters': _ANY_COUNT,
+    'train_cfg.max_epochs': _ANY_COUNT,
+    'train_cfg.val_begin': _ANY_COUNT,
+    'train_cfg.val_interval': _COUNT,
+    'randomness.seed': _whole(0, 2**32),
+    'optim_wrapper.accumulative_counts': _COUNT,
+    'optim_wrapper.clip_grad.max_norm': Demand(
+        lambda value: isinstance(value, Real) and value > 0,
+        'a number above 0'),
+    'default_hooks.checkpoint.interval': _OR_NEVER,
+    'default_hooks.checkpoint.max_keep_ckpts': _OR_NEVER,
+    'default_hooks.logger.interval': _COUNT,
+    'custom_hooks': Demand(
+        lambda value: isinstance(value, (list, tuple)) and not any(
+            isinstance(each, str) for each in value),
+        'a list of dicts with a `type`'),
+    'param_scheduler': Demand(
+        lambda value: not isinstance(value, (str, Real)),
+        'a dict with a `type`, or a list of them'),
+    'resume': Demand(lambda value: isinstance(value, bool) or value == 'auto',
+                     "True, False or 'auto'; `load_from` names a checkpoint"),
+    'work_dir': Demand(lambda value: isinstance(value, (str, os.PathLike)),
+                       'the path of a folder'),
+    'log_level': Demand(
+        lambda value: isinstance(value, Integral) or str(value) in logging.
+        _nameToLevel, f'one of {", ".join(logging._nameToLevel)}'),
+}
+_OF_LOADERS = dict(batch_size=_COUNT, num_workers=_ANY_COUNT)
+
+
+def check_settings(cfg: Config) -> None:
+    """Refuse settings of another kind.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for where, demand in _SETTINGS.items():
+        _check(cfg, where.split('.'), where, demand)
+    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for where, loader in _loaders(part, cfg.get(part)):
+            for key, demand in _OF_LOADERS.items():
+                _check(loader, [key], f'{where}.{key}', demand)
+
+
+def _loaders(where: str, loader: Any) -> Tuple[Tuple[str, Mapping], ...]:
+    """A loader, or those of each task."""
+    if not isinstance(loader, Mapping):
+        return ()
+    if 'dataset' in loader:
+        return ((where, loader), )
+    return tuple((f'{where}.{task}', own) for task, own in loader.items()
+                 if isinstance(own, Mapping))
+
+
+def _check(holder: Any, keys: list, where: str, demand: Demand) -> None:
+    for key in keys:  # a Config is no mapping itself
+        if not isinstance(holder, (Config, Mapping)):
+            return
+        holder = holder.get(key)
+    if holder is not None and not demand.holds(holder):
+        raise ValueError(f'`{where}` is {short(holder)}; give {demand.words}.')
