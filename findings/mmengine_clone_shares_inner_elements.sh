@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install -q torch==2.14.1 numpy==2.2.6 \
-    onedl-mmengine==0.10.12 "opencv-python-headless==4.12.0.88" "setuptools<81"
+    onedl-mmengine==0.10.12 "opencv-python-headless==4.12.0.88" setuptools==80.9.0
 cd "$folder"
 "$folder/venv/bin/python" - <<'EOF'
 from copy import deepcopy

@@ -11,7 +11,7 @@ trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install -q torch==2.14.1 torchvision==0.29.1 numpy==2.2.6 \
     onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmpretrain==1.3.6 \
-    "transformers<5" "opencv-python-headless==4.12.0.88" "setuptools<81"
+    transformers==4.57.6 "opencv-python-headless==4.12.0.88" setuptools==80.9.0
 cd "$folder"
 "$folder/venv/bin/python" - <<'EOF'
 from mmpretrain import __version__
