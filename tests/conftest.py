@@ -5,6 +5,7 @@ import os
 from typing import Iterator
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
@@ -18,6 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # thousands of files are flushed, which a busy disk may make slow, and only
     # a power cut would show it; tests that watch it bring their own
     os.fsync = lambda file: None
+    # of runs that end in a cycle of references the loaders' workers hear
+    # nothing, so the garbage collector waits so long for each of them
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
 
 

@@ -80,6 +80,15 @@ def test_sentences_of_tools_are_no_tracebacks(monkeypatch, capsys):
     assert is_user_error(caught.value)
 
 
+def test_an_environment_in_the_script_s_folder_is_not_the_script(monkeypatch):
+    packages = Path(pytest.__file__).parents[1]
+    assert packages.name == 'site-packages'
+    monkeypatch.setattr(sys, 'argv', [str(packages.parents[2] / 'mine.py')])
+    with pytest.raises(ValueError) as caught:
+        pytest.approx(1, abs=-1) == 2
+    assert not is_user_error(caught.value)
+
+
 def test_installs_have_it():
     found = [each for each in entry_points(group='console_scripts')
              if each.name == 'vim-mm']

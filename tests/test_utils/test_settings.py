@@ -79,6 +79,48 @@ def test_others(key: str, value: Any, words: str) -> None:
         check_keys(cfg)
 
 
+@pytest.mark.parametrize(('more', 'words'), [
+    (dict(custom_hooks=[dict(type='EMAHook', priority='SOON')]),
+     r"`custom_hooks\[0\].priority` is 'SOON'; give .*VERY_HIGH"),
+    (dict(default_hooks=dict(timer=dict(type='TimerHook', priority=101))),
+     '`default_hooks.timer.priority` is 101'),
+    (dict(param_scheduler=dict(type='CosineAnnealingLR', T_max=0)),
+     '`param_scheduler.T_max` is 0; give a whole number'),
+    (dict(param_scheduler=[dict(type='MultiStepLR', milestones='a')]),
+     r"`param_scheduler\[0\].milestones` is 'a'; give a list of whole"),
+    (dict(param_scheduler=dict(a=[dict(type='StepLR', step_size=2.5)])),
+     r'`param_scheduler.a\[0\].step_size` is 2.5'),
+    (dict(val_dataloader=dict(dataset=dict(type='A', pipeline=3))),
+     '`val_dataloader.dataset.pipeline` is 3; give a list of transforms'),
+    (dict(val_dataloader=dict(dataset=dict(
+        type='A', datasets=[dict(type='B', pipeline=[])]))),
+     r'`val_dataloader.dataset.datasets\[0\].pipeline` is \[\]'),
+    (dict(val_dataloader=dict(t=dict(dataset=dict(type='A', pipeline='x')))),
+     "`val_dataloader.t.dataset.pipeline` is 'x'"),
+])
+def test_parts(more: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_keys(Config(dict(config().to_dict(), **more)))
+
+
+def test_parts_that_are_as_they_should_be() -> None:
+    check_keys(Config(dict(
+        custom_hooks=[dict(type='EMAHook', priority='very_high'),
+                      dict(type='EMAHook', priority=0)],
+        param_scheduler=[dict(type='MultiStepLR', milestones=[3, 5]),
+                         dict(type='CosineAnnealingLR', T_max=3)],
+        val_dataloader=dict(dataset=dict(
+            type='A', dataset=dict(type='B', pipeline=[dict(type='C')]))))))
+
+
+@pytest.mark.parametrize('given', [
+    'pseudo_collate', 3, dict(type='colate'), dict(type=3), dict()])
+def test_what_is_no_collate_fn(given: Any) -> None:
+    with pytest.raises(ValueError, match='`collate_fn` is .*; give a func'):
+        Runner.build_dataloader(dict(
+            batch_size=1, dataset=[1], collate_fn=given))
+
+
 def test_loaders_of_each_task_and_what_is_as_it_should_be() -> None:
     check_keys(config(log_level=logging.INFO, resume=True))
     check_keys(Config(dict(work_dir=Path('x'), custom_hooks=())))

@@ -2,11 +2,9 @@
 """What every run looks at before it works, from a tool or from Python."""
 
 import logging
-import traceback
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import wraps
-from pathlib import Path
 from typing import Any, Callable, Tuple, Union
 
 from mmengine.config import Config
@@ -18,24 +16,19 @@ from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import (EpochBasedTrainLoop, FlexibleRunner,
                              IterBasedTrainLoop, Runner, TestLoop, ValLoop)
 from torch import nn
-from torch.utils.data import DataLoader
 
 from vim_mm.utils.arguments import check_arguments
-from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.config import type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.keys import check_keys
-from vim_mm.utils.messages import cut, printable
 from vim_mm.utils.quiet_logs import drop_frozen
+from .loaders import check_loaders
 from .resume import choose_checkpoint
 from .stopping import stoppable
 
 TRAINING = ('train_dataloader', 'val_dataloader')
 TESTING = ('test_dataloader', )
-#: What data sets of the libraries read their annotations in.
-_READING = ('full_init', 'load_data_list', 'load_annotations',
-            'parse_data_info', 'filter_data')
 _ORDINARY_LOOPS = ('EpochBasedTrainLoop', 'IterBasedTrainLoop', 'ValLoop',
                    'TestLoop')
 
@@ -75,7 +68,7 @@ def guard_runner() -> None:
         _precede(runner, 'val', _before_validation)
         _precede(runner, 'test', _before_testing)
         _precede(runner, 'load_or_resume', choose_checkpoint)
-        _check_loaders(runner)
+        check_loaders(runner)
 
 
 def _precede(cls: type,
@@ -102,77 +95,6 @@ def _precede(cls: type,
 
     guarded.preceded_by = look
     setattr(cls, method, guarded)
-
-
-def _check_loaders(cls: type) -> None:
-    """Let a class of runners build no loader of an empty data set.
-
-    An endless sampler of none would never give its first index.
-    """
-    original = cls.build_dataloader
-    if hasattr(original, 'checks'):
-        return
-
-    @wraps(original)
-    def build(dataloader: Union[DataLoader, dict], *args,
-              **kwargs) -> DataLoader:
-        given = dataloader.get('dataset') if isinstance(
-            dataloader, dict) else None
-        try:
-            loader = original(dataloader, *args, **kwargs)
-        except Exception as error:
-            # mmengine's data sets join their annotations
-            if 'at least one array to concatenate' in str(error):
-                raise ValueError(_empty(given)) from error
-            if not _reads_annotations(error) or is_user_error(error):
-                raise
-            raise ValueError(_unreadable(given, error)) from error
-        if not _num_images(loader):
-            raise ValueError(_empty(given or loader.dataset))
-        return loader
-
-    build.checks = True
-    cls.build_dataloader = staticmethod(build)
-
-
-def _reads_annotations(error: Exception) -> bool:
-    """Whether an error comes from a library's data set about its files."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name in _READING and '/datasets/' in Path(
-        frame.filename).as_posix() for frame in frames)
-
-
-def _unreadable(dataset: Any, error: Exception) -> str:
-    """The sentence on annotations that a library gave up on."""
-    said = cut(printable(str(error)), 200)
-    return (f'The annotations of {_named(dataset)} cannot be read: '
-            f'{type(error).__name__}, {said}. Correct or export them again.')
-
-
-def _empty(dataset: Any) -> str:
-    """The sentence on a data set without images."""
-    return (f'The data set {_named(dataset)} is empty; look at its '
-            'annotations, `data_prefix`, class names and `filter_cfg`.')
-
-
-def _named(dataset: Any) -> str:
-    """A data set, as a config or as what it has noted, and its files."""
-    while isinstance(dataset, dict) and 'dataset' in dataset:
-        dataset = dataset['dataset']  # inside of a wrapper
-    if not isinstance(dataset, dict):
-        dataset = dict(vars(dataset), type=type(dataset))
-    where = [
-        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
-        if dataset.get(key)
-    ]
-    return f'{type_name(dataset)}({", ".join(where)})'
-
-
-def _num_images(loader: DataLoader) -> int:
-    try:
-        return len(loader.dataset)
-    except TypeError:  # a stream has no length
-        return 1
 
 
 def _check_keys(runner: Runner) -> None:

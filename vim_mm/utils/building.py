@@ -16,7 +16,6 @@ from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
 
-from .cli import is_user_error
 from .config import type_name
 from .misspelt import explained
 from .own_types import check_own, explain
@@ -91,6 +90,7 @@ def watch_builds(load: Callable[[], Callable]) -> None:
 def _better(registry: Registry, cfg: Any,
             error: Exception) -> Optional[Exception]:
     """The same error in a sentence; None if there is no better one."""
+    from .cli import is_user_error  # which needs torch
     if isinstance(error, (KeyError, TypeError)):
         said = explain(registry, cfg, error)
         better = explained(registry, cfg, error) if said is None \

@@ -153,8 +153,11 @@ def is_user_error(error: Exception) -> bool:
         return True
     if not isinstance(error, ValueError):
         return False
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    raised_in = os.path.abspath(
+        traceback.extract_tb(error.__traceback__)[-1].filename)
     script_dir = os.path.dirname(os.path.abspath(sys.argv[0]))
     own = (_PACKAGE, str(shipped('tools')), script_dir)
-    return os.path.abspath(raised_in).startswith(
-        tuple(folder + os.sep for folder in own))
+    folder = next((f for f in own if raised_in.startswith(f + os.sep)), None)
+    # an environment may lie in the folder of the user's script
+    return folder is not None and 'site-packages' not in raised_in[
+        len(folder):].split(os.sep)

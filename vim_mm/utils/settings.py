@@ -8,9 +8,10 @@ when they count with it, or count wrongly.
 import logging
 import os
 from numbers import Integral, Real
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Tuple
 
 from mmengine.config import Config
+from mmengine.runner import Priority
 
 from .messages import short
 
@@ -68,6 +69,22 @@ _SETTINGS: Dict[str, Demand] = {
         _nameToLevel, f'one of {", ".join(logging._nameToLevel)}'),
 }
 _OF_LOADERS = dict(batch_size=_COUNT, num_workers=_ANY_COUNT)
+_OF_SETS = dict(
+    pipeline=Demand(
+        lambda value: isinstance(value, (list, tuple)) and len(value) > 0,
+        'a list of transforms'))
+_OF_SCHEDULERS = dict(
+    T_max=_COUNT,
+    step_size=_COUNT,
+    milestones=Demand(
+        lambda value: isinstance(value, (list, tuple)) and all(
+            map(_ANY_COUNT.holds, value)), 'a list of whole numbers'))
+_OF_HOOKS = dict(
+    priority=Demand(
+        lambda value: str(value).upper() in Priority.__members__ or
+        _whole(0, 101).holds(value),
+        f'a number from 0 to 100, or one of {", ".join(Priority.__members__)}')
+)
 
 
 def check_settings(cfg: Config) -> None:
@@ -83,8 +100,44 @@ def check_settings(cfg: Config) -> None:
         _check(cfg, where.split('.'), where, demand)
     for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for where, loader in _loaders(part, cfg.get(part)):
-            for key, demand in _OF_LOADERS.items():
-                _check(loader, [key], f'{where}.{key}', demand)
+            _check_all(loader, where, _OF_LOADERS)
+            for place, dataset in _sets(f'{where}.dataset',
+                                        loader.get('dataset')):
+                _check_all(dataset, place, _OF_SETS)
+    for key, demands in (('param_scheduler', _OF_SCHEDULERS),
+                         ('custom_hooks', _OF_HOOKS), ('default_hooks',
+                                                       _OF_HOOKS)):
+        for where, part in _parts(key, cfg.get(key)):
+            _check_all(part, where, demands)
+
+
+def _check_all(holder: Mapping, where: str, demands: Dict[str,
+                                                          Demand]) -> None:
+    for key, demand in demands.items():
+        _check(holder, [key], f'{where}.{key}', demand)
+
+
+def _parts(where: str, given: Any) -> Iterator[Tuple[str, Mapping]]:
+    """Configs with a type, in lists or by name, and where they stand."""
+    if isinstance(given, Mapping):
+        if 'type' in given:
+            yield where, given
+            return
+        inside = [(f'{where}.{key}', part) for key, part in given.items()]
+    elif isinstance(given, (list, tuple)):
+        inside = [(f'{where}[{i}]', part) for i, part in enumerate(given)]
+    else:
+        return
+    for place, part in inside:
+        yield from _parts(place, part)
+
+
+def _sets(where: str, dataset: Any) -> Iterator[Tuple[str, Mapping]]:
+    """A data set, and those that it wraps."""
+    for place, part in _parts(where, dataset):
+        yield place, part
+        for key in ('dataset', 'datasets'):
+            yield from _sets(f'{place}.{key}', part.get(key))
 
 
 def _loaders(where: str, loader: Any) -> Tuple[Tuple[str, Mapping], ...]:

@@ -244,6 +244,8 @@ def test_every_module_learned_beside_frozen_ones() -> None:
      r"Task 't' asks .*\['m'\]"),
     (dict(modules=['m']), 'no `zoo` is given'),
     (dict(new_module='a.b'), "'a.b' cannot name a module"),
+    (dict(new_module=3), '3 cannot name a module'),
+    (dict(new_module=['n']), r"\['n'\] cannot name a module"),
     (dict(fusion=dict(type='EnsMoE')), 'has no modules'),
 ])
 def test_mistakes_in_the_config(kwargs: dict, sentence: str) -> None:

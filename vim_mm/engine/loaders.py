@@ -1,0 +1,106 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a loader of images is looked at for where a run builds it."""
+
+import traceback
+from functools import wraps
+from pathlib import Path
+from typing import Any, Union
+
+from mmengine.registry import FUNCTIONS
+from torch.utils.data import DataLoader
+
+from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.config import type_name
+from vim_mm.utils.messages import cut, printable, short
+
+#: What data sets of the libraries read their annotations in.
+_READING = ('full_init', 'load_data_list', 'load_annotations',
+            'parse_data_info', 'filter_data')
+
+
+def check_loaders(cls: type) -> None:
+    """Let a class of runners build no loader of an empty data set.
+
+    An endless sampler of none would never give its first index. Idempotent.
+
+    Args:
+        cls (type): mmengine's runner.
+    """
+    original = cls.build_dataloader
+    if hasattr(original, 'checks'):
+        return
+
+    @wraps(original)
+    def build(dataloader: Union[DataLoader, dict], *args,
+              **kwargs) -> DataLoader:
+        given = None
+        if isinstance(dataloader, dict):
+            given = dataloader.get('dataset')
+            _check_collate(dataloader.get('collate_fn'))
+        try:
+            loader = original(dataloader, *args, **kwargs)
+        except Exception as error:
+            # mmengine's data sets join their annotations
+            if 'at least one array to concatenate' in str(error):
+                raise ValueError(_empty(given)) from error
+            if not _reads_annotations(error) or is_user_error(error):
+                raise
+            raise ValueError(_unreadable(given, error)) from error
+        if not _num_images(loader):
+            raise ValueError(_empty(given or loader.dataset))
+        return loader
+
+    build.checks = True
+    cls.build_dataloader = staticmethod(build)
+
+
+def _check_collate(given: Any) -> None:
+    """Refuse what is no function and names none that is registered."""
+    kind = given.get('type') if isinstance(given, dict) else given
+    if given is None or callable(kind) or (
+            kind is not given and isinstance(kind, str)
+            and FUNCTIONS.get(kind) is not None):
+        return
+    raise ValueError(
+        f'`collate_fn` is {short(given)}; give a function, or a dict with the '
+        "`type` of a registered one, such as 'pseudo_collate'.")
+
+
+def _reads_annotations(error: Exception) -> bool:
+    """Whether an error comes from a library's data set about its files."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name in _READING and '/datasets/' in Path(
+        frame.filename).as_posix() for frame in frames)
+
+
+def _unreadable(dataset: Any, error: Exception) -> str:
+    """The sentence on annotations that a library gave up on."""
+    said = cut(printable(str(error)), 200)
+    return (f'The annotations of {_named(dataset)} cannot be read: '
+            f'{type(error).__name__}, {said}. Correct or export them again.')
+
+
+def _empty(dataset: Any) -> str:
+    """The sentence on a data set without images."""
+    return (f'The data set {_named(dataset)} is empty; look at its '
+            'annotations, `data_prefix`, class names and `filter_cfg`.')
+
+
+def _named(dataset: Any) -> str:
+    """A data set, as a config or as what it has noted, and its files."""
+    while isinstance(dataset, dict) and 'dataset' in dataset:
+        dataset = dataset['dataset']  # inside of a wrapper
+    if not isinstance(dataset, dict):
+        dataset = dict(vars(dataset), type=type(dataset))
+    where = [
+        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
+        if dataset.get(key)
+    ]
+    return f'{type_name(dataset)}({", ".join(where)})'
+
+
+def _num_images(loader: DataLoader) -> int:
+    try:
+        return len(loader.dataset)
+    except TypeError:  # a stream has no length
+        return 1
