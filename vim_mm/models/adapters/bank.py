@@ -123,15 +123,15 @@ class AdapterBank(nn.Module):
             ValueError: If the name is taken or not allowed, or if the tensors
                 do not fit the config.
         """
+        if isinstance(name, str) and name in self._dims:
+            raise ValueError(f"The bank already holds a module '{name}'; "
+                             'give the new one another name.')
         if not isinstance(name, str) or not re.fullmatch(
-                r'[A-Za-z0-9][\w-]{0,99}', name, re.ASCII) or (
-                    name not in self._dims and hasattr(self.members, name)):
+                r'[A-Za-z0-9][\w-]{0,99}', name,
+                re.ASCII) or hasattr(self.members, name):
             raise ValueError(f"{name!r} cannot name a module; start with a "
                              "letter or digit, use letters, digits, '_' and "
                              "'-', 100 at most, and no torch method name.")
-        if name in self._dims:
-            raise ValueError(f"The bank already holds a module '{name}'; "
-                             'give the new one another name.')
         if tensors is not None:
             self._check_tensors(name, adapter_cfg, dims, tensors)
         adapters = nn.ModuleDict({
