@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Optional, Sequence, Tuple
 
-from evidence_rows import add
+from evidence_rows import add, read
 
 
 class RunLog:
@@ -27,11 +27,14 @@ class RunLog:
         self.only = only
 
     def rows(self, seed: int) -> Dict[str, Dict[str, Any]]:
-        """What has been run with a seed, by name."""
+        """What has been run with a seed, by name.
+
+        Raises:
+            ValueError: If a line of the file is damaged.
+        """
         if not self.path.exists():
             return {}
-        rows = map(json.loads, self.path.read_text().splitlines())
-        return {row['run']: row for row in rows if row['seed'] == seed}
+        return read(self.path).get(seed, {})
 
     def run(
             self, seed: int,

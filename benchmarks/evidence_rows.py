@@ -6,7 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
+import filelock
+
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.messages import short
 
 #: seed: run: what it gave
 Runs = Dict[int, Dict[str, Dict[str, Any]]]
@@ -40,15 +43,26 @@ def read(*paths: Path) -> Runs:
     """
     runs: Runs = {}
     for path in paths:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            try:
-                row = json.loads(line)
-                runs.setdefault(row['seed'], {})[row['run']] = row
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f'Line {number} of {path} is damaged '
-                                 f'({error!r}); take it out, and its run is '
-                                 'done again.') from error
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            row = _row(line)
+            if row is None:
+                raise ValueError(f'Line {number} of {path} is damaged, '
+                                 f'{short(line)}; take it out, and its run '
+                                 'is done again.')
+            runs.setdefault(row['seed'], {})[row['run']] = row
     return dict(sorted(runs.items()))
+
+
+def _row(line: bytes) -> Optional[Dict[str, Any]]:
+    """The run of a line; None if it is none."""
+    try:
+        row = json.loads(line)
+    except (RecursionError, ValueError):
+        return None
+    types = dict(seed=int, run=str)
+    fits = isinstance(row, dict) and all(
+        type(row.get(key)) is kind for key, kind in types.items())
+    return row if fits else None
 
 
 def write(path: Path, runs: Runs) -> None:
@@ -60,9 +74,16 @@ def write(path: Path, runs: Runs) -> None:
 
 
 def add(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a run to those of a file, there or not yet."""
-    before = path.read_text() if path.exists() else ''
-    write_atomic(path, f'{before}{json.dumps(row)}\n')
+    """Add a run to those of a file, there or not yet.
+
+    Processes that run other seeds may add to it as well, and what is damaged
+    stays as it is.
+    """
+    with filelock.FileLock(f'{path}.lock'):
+        before = path.read_bytes() if path.exists() else b''
+        if before and not before.endswith(b'\n'):
+            before += b'\n'  # the end of a line that was cut off
+        write_atomic(path, before + f'{json.dumps(row)}\n'.encode())
 
 
 def figure(claim: str,

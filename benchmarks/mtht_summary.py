@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Dict, Iterator, List, Mapping
 
+from vim_mm.utils.cli import run_cli
 from vim_mm.utils.files import write_atomic
 
 import evidence_rows  # isort:skip
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument('runs', type=Path, nargs='*')
     args = parser.parse_args()
     log, verdicts = DOCS / 'runs.jsonl', DOCS / 'verdicts.json'
-    runs = read(*(path for path in (log, *args.runs) if path.exists()))
+    runs = read(*([log] if log.exists() else []), *args.runs)
     write(log, runs)
     said = json.loads(verdicts.read_text())
     rows = summarise(runs, said)
@@ -212,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_cli(main)

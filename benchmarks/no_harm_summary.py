@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple
 
 from vim_mm.evaluation.transferability import library
 from vim_mm.features.module_rows import FUSED, TRUNK, UNIFORM
+from vim_mm.utils.cli import run_cli
 
 from evidence_rows import (Data, Runs, column,  # isort:skip
                            figure, read, rounded, write)
@@ -175,11 +176,11 @@ def main() -> None:
     parser.add_argument('runs', type=Path, nargs='*')
     args = parser.parse_args()
     log = DOCS / 'vim_runs.jsonl'
-    runs = read(*(path for path in (log, *args.runs) if path.exists()))
+    runs = read(*([log] if log.exists() else []), *args.runs)
     runs = {seed: of for seed, of in runs.items() if seed < DEVELOP}
     write(log, runs)
     publish(DOCS, 'vim', runs, judge(runs), list(rows(runs)), COMMAND)
 
 
 if __name__ == '__main__':
-    main()
+    run_cli(main)

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
+from vim_mm.utils.cli import run_cli
 from vim_mm.utils.files import write_atomic
 
 import evidence_rows  # isort:skip
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument('runs', type=Path, nargs='*')
     args = parser.parse_args()
     log = DOCS / 'students_runs.jsonl'
-    runs = read(*(path for path in (log, *args.runs) if path.exists()))
+    runs = read(*([log] if log.exists() else []), *args.runs)
     write(log, runs)
     said = json.loads((DOCS / 'students_verdicts.json').read_text())
     rows = summarise(runs, said)
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_cli(main)

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 from vim_mm.features.module_rows import TRUNK
+from vim_mm.utils.cli import run_cli
 
 from evidence_rows import (Data, Runs, column,  # isort:skip
                            figure, read, write)
@@ -234,10 +235,10 @@ def main() -> None:
     parser.add_argument('runs', type=Path, nargs='*')
     args = parser.parse_args()
     log = DOCS / 'zoo_runs.jsonl'
-    runs = read(*(path for path in (log, *args.runs) if path.exists()))
+    runs = read(*([log] if log.exists() else []), *args.runs)
     write(log, runs)
     publish(DOCS, 'zoo', runs, judge(runs), list(rows(runs)), COMMAND)
 
 
 if __name__ == '__main__':
-    main()
+    run_cli(main)

@@ -2,6 +2,7 @@
 """A trained model as one ONNX file that computes the same."""
 
 import inspect
+import os
 from dataclasses import dataclass
 from math import lcm
 from os import PathLike
@@ -23,6 +24,7 @@ from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_config)
 from vim_mm.models.pixels import Normalizer
 from vim_mm.models.tasks import holders, select_task
+from vim_mm.utils.checksum import BLANK, NAME, signed_onnx
 from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.files import write_atomic
 from vim_mm.version import __version__
@@ -135,9 +137,7 @@ def export_model(model: BaseModel,
             then there is no file.
     """
     file = Path(file)
-    if file.suffix != '.onnx' or not file.parent.is_dir():
-        raise ValueError(f"'{file}' cannot be written: name a file that ends "
-                         'in .onnx, in a folder that is there.')
+    _check_target(file)
     model.eval()
     graph = box_graph_of(model) if boxes else graph_of(model)
     dataset = test_dataset(cfg)
@@ -161,6 +161,7 @@ def export_model(model: BaseModel,
             _plain(stage) for stage in dataset.pipeline
             if 'Annotation' not in type_name(stage)
         ],
+        **{NAME: BLANK},
         **graph.about)
     usual = height, width
     sizes = [
@@ -180,9 +181,17 @@ def export_model(model: BaseModel,
         except ValueError:
             if not any_size:
                 raise
-    write_atomic(file, content)
+    write_atomic(file, signed_onnx(content))
     return Exported(file, graph.kind, graph.names, opset, any_size,
                     len(content) / 2**20, differences)
+
+
+def _check_target(file: Path) -> None:
+    if (file.suffix != '.onnx' or file.is_dir() or not file.parent.is_dir()
+            or not os.access(file.parent, os.W_OK)):
+        raise ValueError(
+            f"'{file}' cannot be written: name a file that ends in .onnx, in "
+            'a folder that is there and that you may write.')
 
 
 @torch.no_grad()

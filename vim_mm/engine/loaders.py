@@ -10,8 +10,9 @@ from mmengine.registry import FUNCTIONS
 from torch.utils.data import DataLoader
 
 from vim_mm.utils.cli import is_user_error
-from vim_mm.utils.config import type_name
+from vim_mm.utils.coco_json import checked_coco
 from vim_mm.utils.messages import cut, printable, short
+from .data_sets import check_files, named
 
 #: What data sets of the libraries read their annotations in.
 _READING = ('full_init', 'load_data_list', 'load_annotations',
@@ -38,7 +39,8 @@ def check_loaders(cls: type) -> None:
             given = dataloader.get('dataset')
             _check_collate(dataloader.get('collate_fn'))
         try:
-            loader = original(dataloader, *args, **kwargs)
+            with checked_coco():
+                loader = original(dataloader, *args, **kwargs)
         except Exception as error:
             # mmengine's data sets join their annotations
             if 'at least one array to concatenate' in str(error):
@@ -48,6 +50,7 @@ def check_loaders(cls: type) -> None:
             raise ValueError(_unreadable(given, error)) from error
         if not _num_images(loader):
             raise ValueError(_empty(given or loader.dataset))
+        check_files(loader.dataset)
         return loader
 
     build.checks = True
@@ -76,27 +79,14 @@ def _reads_annotations(error: Exception) -> bool:
 def _unreadable(dataset: Any, error: Exception) -> str:
     """The sentence on annotations that a library gave up on."""
     said = cut(printable(str(error)), 200)
-    return (f'The annotations of {_named(dataset)} cannot be read: '
+    return (f'The annotations of {named(dataset)} cannot be read: '
             f'{type(error).__name__}, {said}. Correct or export them again.')
 
 
 def _empty(dataset: Any) -> str:
     """The sentence on a data set without images."""
-    return (f'The data set {_named(dataset)} is empty; look at its '
+    return (f'The data set {named(dataset)} is empty; look at its '
             'annotations, `data_prefix`, class names and `filter_cfg`.')
-
-
-def _named(dataset: Any) -> str:
-    """A data set, as a config or as what it has noted, and its files."""
-    while isinstance(dataset, dict) and 'dataset' in dataset:
-        dataset = dataset['dataset']  # inside of a wrapper
-    if not isinstance(dataset, dict):
-        dataset = dict(vars(dataset), type=type(dataset))
-    where = [
-        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
-        if dataset.get(key)
-    ]
-    return f'{type_name(dataset)}({", ".join(where)})'
 
 
 def _num_images(loader: DataLoader) -> int:

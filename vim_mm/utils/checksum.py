@@ -3,11 +3,13 @@
 
 A checkpoint (``.pth``) is a zip archive, whose comment may hold anything: it
 ends in the sha256 of all bytes before. A safetensors file has it in its
-header, and there it is the sha256 of the file with zeros in its place. Other
-readers see ordinary files. Files without a checksum are anybody's.
+header, and an ONNX file in its metadata; there it is the sha256 of the file
+with zeros in its place. Other readers see ordinary files. Files without a
+checksum are anybody's.
 """
 
 import hashlib
+import mmap
 import re
 import struct
 from pathlib import Path
@@ -26,6 +28,8 @@ _MARK_SIZE = len(_MARK) + 64
 #: The end of a zip archive, which the comment follows.
 _END, _END_SIZE = b'PK\x05\x06', 22
 _IN_HEADER = re.compile(NAME.encode() + rb'[\\": ]+(.{64})')
+#: A pair of metadata of ONNX; its value begins with its length.
+_IN_ONNX = NAME.encode() + b'\x12\x40'
 _CHUNK = 1 << 20
 
 
@@ -106,18 +110,29 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     write_atomic(Path(path), write)
 
 
+def signed_onnx(content: bytes) -> bytes:
+    """An ONNX file whose metadata has ``NAME`` and ``BLANK``, and its sum."""
+    place = content.rindex(_IN_ONNX) + len(_IN_ONNX)
+    end = place + len(BLANK)
+    return content[:place] + hashlib.sha256(
+        content).hexdigest().encode() + content[end:]
+
+
 def is_intact(path: Union[str, Path]) -> Optional[bool]:
     """Whether a file has the bytes that its checksum is of.
 
     Args:
-        path (str | Path): A checkpoint or a safetensors file.
+        path (str | Path): A checkpoint, a safetensors or an ONNX file.
 
     Returns:
         bool | None: None for a file without a checksum.
     """
     with open(path, 'rb') as file:
         is_archive = file.read(4) == b'PK\x03\x04'
-        place, said = (_after_archive if is_archive else _in_header)(file)
+        find = _after_archive if is_archive else _in_header
+        if Path(path).suffix == '.onnx':
+            find = _in_onnx
+        place, said = find(file)
         if said is None:
             return None
         digest = hashlib.sha256()
@@ -153,6 +168,18 @@ def _in_header(file: BinaryIO) -> Tuple[int, Optional[bytes]]:
         return 0, None
     match = _IN_HEADER.search(file.read(size))
     return (8 + match.start(1), match[1]) if match else (0, None)
+
+
+def _in_onnx(file: BinaryIO) -> Tuple[int, Optional[bytes]]:
+    """Metadata come after the graph, which may hold anything."""
+    if not 0 < file.seek(0, 2) < 1 << 31:  # what a protocol buffer holds
+        return 0, None
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.rfind(_IN_ONNX) + len(_IN_ONNX)
+        said = data[place:place + len(BLANK)]
+    if place < len(_IN_ONNX) or len(said) < len(BLANK):
+        return 0, None
+    return place, said
 
 
 def _chunks(file: BinaryIO, start: int,

@@ -5,6 +5,7 @@ A user's mistake is one sentence, not a traceback.
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -23,15 +24,26 @@ TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
 #: Characters of what an error says; what is longer loses its middle.
 _SENTENCE = 4000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+#: What a place may have against a file, and what helps.
+_PLACES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'make room, or name another '
+                    'place'),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS),
+                    'change its permissions, or name another place'),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+                     errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+                    'name another place'),
+}
 
 
 def run_cli(main: Callable[[], Optional[int]]) -> NoReturn:
     """Run a tool's ``main`` and leave the process with its exit code.
 
     A user's mistake ends with code 1 and one sentence on stderr: a missing
-    file, an exception class of vim_mm, or a ValueError raised in vim_mm or in
-    the tool itself. Setting ``VIM_MM_TRACEBACK=1`` brings the traceback back.
-    Ctrl-C ends with 130. Other exceptions are bugs and keep their traceback.
+    file or one in a place that does not take it, an exception class of
+    vim_mm, or a ValueError raised in vim_mm or in the tool itself. Setting
+    ``VIM_MM_TRACEBACK=1`` brings the traceback back. Ctrl-C ends with 130.
+    Other exceptions are bugs and keep their traceback.
 
     In a distributed run the process leaves its group here: after success
     together with the other processes, otherwise without waiting for them.
@@ -84,9 +96,18 @@ def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
 def _sentence(error: Exception) -> str:
     """What an error says, without the traceback of a loader's process."""
     said = str(error)
+    if _is_of_place(error):
+        said = (f"'{error.filename}' cannot be read or written: "
+                f'{error.strerror}; {_PLACES[error.errno]}.')
     if said.startswith('Caught ') and 'worker process' in said:
         said = said.rstrip().splitlines()[-1].partition(': ')[2] or said
     return cut(printable(said, '\n\t'), _SENTENCE)
+
+
+def _is_of_place(error: Exception) -> bool:
+    """Whether a file could not be read or written because of where it is."""
+    return (isinstance(error, OSError) and error.errno in _PLACES
+            and error.filename is not None)
 
 
 def _stdout_closed() -> bool:
@@ -149,7 +170,8 @@ def visible(value: Any, limit: int = 1000) -> str:
 def is_user_error(error: Exception) -> bool:
     """Whether ``error`` is about the user's input rather than a bug."""
     ours = type(error).__module__.split('.')[0] == 'vim_mm'
-    if ours or isinstance(error, FileNotFoundError):
+    if (ours or isinstance(error, FileNotFoundError)
+            or _is_of_place(error)):
         return True
     if not isinstance(error, ValueError):
         return False

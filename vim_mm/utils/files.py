@@ -55,6 +55,10 @@ def write_atomic(path: Path,
             os.fsync(file.fileno())
         os.replace(draft, path)
         sync_folder(path.parent)
+    except OSError as error:  # writing does not name the file
+        if error.filename is None and error.strerror:
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from ..batch_watch import BatchWatch
+from ..judges import check_judges
 from ..loaded import note_loaded, note_start
 from ..model_parts import saved_model
 from ..rates import refuse_idle_run
@@ -46,10 +47,12 @@ class GuardHook(Hook):
 
         Raises:
             ValueError: If a part is to start from weights of experts, and
-                has none.
+                has none, or metrics have other files than their data
+                sets.
         """
         if _judging_loop(runner) is None:
             check_init(runner.model)
+        check_judges(runner)
         recompute_trunks(runner.model, runner.cfg)
 
     def before_train(self, runner: Runner) -> None:

@@ -5,13 +5,14 @@ from typing import Any, Dict
 
 from mmengine.registry import TRANSFORMS
 
+from vim_mm.utils.checksum import NAME
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.messages import InputError, short
 from vim_mm.utils.plain_config import check_config
 from vim_mm.utils.reading import JSON_BYTES, ReadError, parse_json
 
 #: Metadata that is text; the rest is JSON.
-PLAIN = ('kind', 'channels', 'producer')
+PLAIN = ('kind', 'channels', 'producer', NAME)
 #: Type of what every file has, and files of a kind.
 _TYPES = dict(classes=list, data_preprocessor=dict, pipeline=list)
 _OF_KIND = dict(

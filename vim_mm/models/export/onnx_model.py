@@ -14,6 +14,7 @@ from mmengine.utils import get_object_from_string
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.checksum import is_intact
 from vim_mm.utils.kinds import KINDS
 from .about import OnnxFileError, read_about
 from .decoders import decode
@@ -46,7 +47,7 @@ class OnnxModel(BaseModel):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of ours.
+        ValueError: If it is no file of ours, or damaged.
 
     Examples:
         >>> model = OnnxModel('student.onnx')
@@ -223,7 +224,8 @@ def open_session(file: Union[str, PathLike, bytes], num_threads: int = 0):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If onnxruntime is missing or cannot run it.
+        ValueError: If it is damaged, or onnxruntime is missing or cannot run
+            it.
     """
     try:
         import onnxruntime
@@ -234,6 +236,10 @@ def open_session(file: Union[str, PathLike, bytes], num_threads: int = 0):
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no ONNX file '{fspath(file)}'.")
         file = fspath(file)
+        if is_intact(file) is False:
+            raise OnnxFileError(
+                f"'{file}' is damaged: its bytes are not those that its "
+                'checksum is of; take another copy, or export it again.')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 4  # errors are raised

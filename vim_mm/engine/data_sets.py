@@ -1,0 +1,171 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What data sets have read, against the files that are there."""
+
+import logging
+import os
+import os.path as osp
+from collections import defaultdict
+from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
+
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.logging import print_log
+
+from vim_mm.utils.config import type_name
+from vim_mm.utils.messages import short
+
+#: Most images that are looked for, and that are opened.
+LISTED, OPENED = 200_000, 32
+_IMAGES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
+           '.tiff', '.webp')
+
+
+def parts_of(dataset: Any) -> Iterator[BaseDataset]:
+    """The data sets of mmengine that are inside any wrappers, each once."""
+    inner = getattr(dataset, 'datasets', None)
+    if isinstance(dataset, BaseDataset):
+        yield dataset
+    elif isinstance(inner, dict):
+        for part in inner.values():
+            yield from parts_of(part)
+    elif inner is not None:
+        for part in inner:
+            yield from parts_of(part)
+    else:
+        held = getattr(dataset, '__dict__', {})
+        for name in {'dataset', '_dataset'} & held.keys():  # or a slice of one
+            yield from parts_of(held[name])
+
+
+def named(dataset: Any) -> str:
+    """A data set, as a config or as what it has noted, and its files."""
+    while isinstance(dataset, dict) and 'dataset' in dataset:
+        dataset = dataset['dataset']  # inside of a wrapper
+    if not isinstance(dataset, dict):
+        dataset = dict(vars(dataset), type=type(dataset))
+    where = [
+        f'{key}={dataset[key]!r}' for key in ('data_root', 'ann_file')
+        if dataset.get(key)
+    ]
+    return f'{type_name(dataset)}({", ".join(where)})'
+
+
+def infos(dataset: BaseDataset, most: int) -> Iterator[dict]:
+    """What a data set notes of its images, of at most so many of them."""
+    number = len(dataset)
+    step = max(1, number / most)
+    for index in range(min(number, most)):
+        yield dataset.get_data_info(int(index * step))
+
+
+def check_files(dataset: Any) -> None:
+    """Refuse a data set whose images are missing or of another size.
+
+    The first pass through them would end there, or boxes would lie elsewhere
+    than they were drawn.
+
+    Args:
+        dataset (Dataset): As a loader has it.
+
+    Raises:
+        FileNotFoundError: If files are not there.
+        ValueError: If an image is not as large as its annotation says.
+    """
+    for part in parts_of(dataset):
+        stages = part.pipeline.transforms
+        load = next((stage for stage in stages if _reads_images(stage)), None)
+        if load is None or any(map(_is_elsewhere, (part, *stages))):
+            continue
+        keys = ['img_path']
+        if any('Annotation' in type(stage).__name__ for stage in stages):
+            keys.append('seg_map_path')
+        paths = {
+            info[key] for info in infos(part, LISTED) for key in keys
+            if isinstance(info.get(key), str) and '://' not in info[key]
+        }
+        _check_there(paths, named(part))
+        _say_left_out(part, paths)
+        _check_sizes(part, load)
+
+
+def _reads_images(stage: Any) -> bool:
+    name = type(stage).__name__
+    return name.startswith('LoadImage') and name.endswith('FromFile') \
+        and not getattr(stage, 'ignore_empty', False)
+
+
+def _is_elsewhere(reader: Any) -> bool:
+    """Whether a data set or a loading stage reads from another storage."""
+    given = getattr(reader, 'backend_args', None) or getattr(
+        reader, 'file_client_args', None) or {}
+    return given.get('backend', 'local') not in ('local', 'disk')
+
+
+def _check_there(paths: Iterable[str], who: str) -> None:
+    by_folder: Dict[str, Set[str]] = defaultdict(set)
+    for path in paths:
+        folder, name = osp.split(path)
+        by_folder[folder].add(name)
+    missing: List[str] = []
+    for folder, names in by_folder.items():
+        # a network's disk lists a folder faster than it finds each file
+        there = set(_files_in(folder or '.'))
+        missing += (osp.join(folder, name) for name in sorted(names - there))
+    if missing:
+        raise FileNotFoundError(
+            f'{len(missing)} files of {who} are not there, such as '
+            f"'{missing[0]}'; copy them, look at `data_prefix` and the "
+            "suffixes, or take them out of the data set's lists.")
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    if osp.isdir(folder):
+        with os.scandir(folder) as entries:
+            yield from (each.name for each in entries if each.is_file())
+
+
+def _say_left_out(dataset: BaseDataset, taken: Set[str]) -> None:
+    """Name images of a folder that its data set passes over by their ends."""
+    if dataset.ann_file and not osp.isdir(dataset.ann_file):
+        return
+    prefix = dataset.data_prefix or {}
+    if hasattr(dataset, 'img_suffix'):
+        option, ends = 'img_suffix', dataset.img_suffix
+    elif hasattr(dataset, 'extensions'):
+        option, ends = 'extensions', sorted(dataset.extensions)
+    else:
+        return
+    left = sorted(set(_images_in(prefix.get('img_path'))) - taken)
+    if left:
+        print_log(
+            f'{len(left)} images in {prefix["img_path"]}, such as '
+            f'{short(left[0])}, are left out: they do not end in '
+            f'{short(ends)} (`{option}`).',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _images_in(folder: Any) -> Iterator[str]:
+    if not isinstance(folder, str) or not folder:
+        return
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(_IMAGES) and not name.startswith('.'):
+                yield osp.join(where, name)
+
+
+def _check_sizes(dataset: BaseDataset, load: Any) -> None:
+    """Compare the sizes that annotations give with some of the images."""
+    read = Compose([load])  # names what cannot be read
+    for info in infos(dataset, OPENED):
+        if not ({'width', 'height'} <= info.keys()
+                and isinstance(info.get('img_path'), str)):
+            return
+        found: Tuple[int, int] = tuple(read(dict(info))['ori_shape'][:2])
+        if found != (info['height'], info['width']):
+            raise ValueError(
+                f"The image {info['img_path']} has {found[1]} x {found[0]} "
+                f'px as it is read, and {dataset.ann_file} says '
+                f"{info['width']} x {info['height']} (width x height): its "
+                'boxes would lie elsewhere, or be left out; correct the '
+                'sizes, and the boxes if they are of that size (EXIF may '
+                'turn an image).')

@@ -1,0 +1,143 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What a run judges by, against what it predicts and learns."""
+
+import logging
+import os.path as osp
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import Dataset
+
+from vim_mm.utils.messages import short
+from .data_sets import LISTED, infos, parts_of
+
+
+def check_judges(runner: Runner) -> None:
+    """Compare the data sets of a run's loops with each other and its metrics.
+
+    Args:
+        runner (Runner): The run, whose loops are built as far as it needs
+            them.
+
+    Raises:
+        ValueError: If a metric has another file than its data set, or label
+            maps of one data set are read in two ways.
+    """
+    learned = _sets(runner._train_loop)
+    for stage in ('val', 'test'):
+        for task, loop in _inner(getattr(runner, f'_{stage}_loop')):
+            where = f'{stage}_evaluator{task}'
+            dataset = loop.dataloader.dataset
+            for metric in loop.evaluator.metrics:
+                _check_metric(metric, dataset, where)
+            if task in learned:
+                _check_zero_label(learned[task], dataset,
+                                  f'{stage}_dataloader{task}')
+
+
+def _sets(loop: Any) -> Dict[str, Dataset]:
+    """The data set of a loop, or those of its tasks by '.TASK'."""
+    if not isinstance(loop, BaseLoop):
+        return {}
+    own = loop.dataloader.dataset
+    by_task = getattr(own, 'datasets', None)
+    if isinstance(by_task, dict):
+        return {f'.{task}': each for task, each in by_task.items()}
+    return {'': own}
+
+
+def _inner(loop: Any) -> Iterator[Tuple[str, BaseLoop]]:
+    """The ordinary loops of a loop that judges, by '.TASK'."""
+    if not isinstance(loop, BaseLoop):
+        return
+    by_task = getattr(loop, 'loops', None)
+    if by_task is None and hasattr(loop, 'evaluator'):
+        yield '', loop
+    for task, each in (by_task or {}).items():
+        yield f'.{task}', each
+
+
+# ------------------------------------------------------------ files of boxes
+
+
+def _check_metric(metric: Any, dataset: Dataset, where: str) -> None:
+    """Compare the images and categories that a metric of boxes has read.
+
+    Images go by their ids alone, so another file gives a number, too.
+    """
+    known = getattr(metric, '_coco_api', None) or getattr(
+        metric, '_lvis_api', None)
+    parts = [part for part in parts_of(dataset) if isinstance(part,
+                                                              BaseDataset)]
+    if known is None or not parts:
+        return
+    seen = set()
+    for info in (info for part in parts for info in infos(part, LISTED)):
+        index, path = info.get('img_id'), info.get('img_path')
+        seen.add(index)
+        theirs = _file_name(known.imgs.get(index))
+        if theirs is not None and isinstance(path, str) and (
+                osp.basename(path) != osp.basename(theirs)):
+            raise ValueError(
+                f'The `ann_file` of `{where}` calls the image {short(index)} '
+                f'{short(theirs)}, and the data set {short(path)}: results '
+                'would be compared with boxes of another image; give both '
+                'the same file.')
+    lacking = seen - set(known.imgs)
+    if lacking:
+        raise ValueError(
+            f'The `ann_file` of `{where}` lacks {len(lacking)} of the '
+            f'{len(seen)} images of the data set, such as '
+            f'{short(next(iter(lacking)))}; give both the same file.')
+    if any(base.__name__ == 'CocoMetric' for base in type(metric).__mro__):
+        _check_categories(known, dataset, where)
+    more = set(known.imgs) - seen
+    if more:
+        print_log(
+            f'The `ann_file` of `{where}` has {len(more)} images more than '
+            'the data set: nothing is found in them, which lowers the '
+            'metric; give both the same images.',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _file_name(image: Optional[dict]) -> Optional[str]:
+    """LVIS has an address in its place."""
+    if image is None:
+        return None
+    return image.get('file_name') or image.get('coco_url')
+
+
+def _check_categories(known: Any, dataset: Dataset, where: str) -> None:
+    """Labels are numbers of the classes that the metric's file lists."""
+    own = list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    theirs = [each['name'] for each in known.cats.values()
+              if each.get('name') in own]
+    if own != theirs:
+        index = next((i for i, pair in enumerate(zip(own, theirs))
+                      if pair[0] != pair[1]), len(theirs))
+        raise ValueError(
+            f'The `ann_file` of `{where}` has the classes {short(theirs)}, '
+            f'and the data set {short(own)}: they differ from number {index} '
+            'on, so boxes would count for other classes; give both the same '
+            'file.')
+
+
+# ---------------------------------------------------------------- label maps
+
+
+def _check_zero_label(first: Dataset, second: Dataset, where: str) -> None:
+    """Refuse maps of one data set whose labels mean two things."""
+    for one in parts_of(first):
+        for other in parts_of(second):
+            ways = [getattr(each, 'reduce_zero_label', None)
+                    for each in (one, other)]
+            if ways[0] != ways[1] and type(one) is type(other) and (
+                    one.data_root == other.data_root):
+                raise ValueError(
+                    f'`reduce_zero_label` is {ways[0]} in training and '
+                    f'{ways[1]} in `{where}`, of maps in '
+                    f"'{one.data_root}': their labels would be one off; give "
+                    'both the same.')
