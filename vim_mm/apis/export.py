@@ -164,6 +164,9 @@ def export_model(model: BaseModel,
         **{NAME: BLANK},
         **graph.about)
     usual = height, width
+    if min(usual) < 1 or not takes(graph, (2, 3, *usual)):
+        raise ValueError(f'The model reads no images of {height} x {width} px '
+                         '(`size`, height x width); give another size.')
     sizes = [
         each for each in smaller(*usual, divisor)
         if takes(graph, (2, 3, *each))

@@ -5,10 +5,10 @@ import logging
 import os.path as osp
 from typing import Any, Dict, Iterator, Optional, Tuple
 
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, InfiniteSampler
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.utils.messages import short
 from .data_sets import LISTED, infos, parts_of
@@ -22,19 +22,39 @@ def check_judges(runner: Runner) -> None:
             them.
 
     Raises:
-        ValueError: If a metric has another file than its data set, or label
-            maps of one data set are read in two ways.
+        ValueError: If a metric has another file than its data set, label maps
+            of one data set are read in two ways, or a loop never ends.
     """
     learned = _sets(runner._train_loop)
     for stage in ('val', 'test'):
-        for task, loop in _inner(getattr(runner, f'_{stage}_loop')):
+        for task, loop in ordinary_loops(getattr(runner, f'_{stage}_loop')):
             where = f'{stage}_evaluator{task}'
+            check_ends(loop, f'{stage}_dataloader{task}')
             dataset = loop.dataloader.dataset
             for metric in loop.evaluator.metrics:
                 _check_metric(metric, dataset, where)
             if task in learned:
                 _check_zero_label(learned[task], dataset,
                                   f'{stage}_dataloader{task}')
+
+
+def check_ends(loop: Any, where: str, by_epoch: bool = True) -> None:
+    """Refuse a loop over data that never ends.
+
+    Args:
+        loop (BaseLoop): The loop.
+        where (str): Where its loader stands in the config.
+        by_epoch (bool): Whether it waits for the end.
+
+    Raises:
+        ValueError: If it would wait for ever.
+    """
+    loader = getattr(loop, 'dataloader', None)
+    if by_epoch and isinstance(loader, DataLoader) and isinstance(
+            loader.sampler, InfiniteSampler):
+        raise ValueError(
+            f'`{where}` has an InfiniteSampler, whose pass through the data '
+            "never ends; give it `sampler=dict(type='DefaultSampler', …)`.")
 
 
 def _sets(loop: Any) -> Dict[str, Dataset]:
@@ -48,7 +68,7 @@ def _sets(loop: Any) -> Dict[str, Dataset]:
     return {'': own}
 
 
-def _inner(loop: Any) -> Iterator[Tuple[str, BaseLoop]]:
+def ordinary_loops(loop: Any) -> Iterator[Tuple[str, BaseLoop]]:
     """The ordinary loops of a loop that judges, by '.TASK'."""
     if not isinstance(loop, BaseLoop):
         return

@@ -2,10 +2,10 @@
 """What every run looks at before it works, from a tool or from Python."""
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import wraps
-from typing import Any, Callable, Tuple, Union
+from typing import Any, Callable, Iterator, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -23,6 +23,8 @@ from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.keys import check_keys
 from vim_mm.utils.quiet_logs import drop_frozen
+from vim_mm.utils.settings import check_together
+from .explained import explained, explained_method
 from .loaders import check_loaders
 from .resume import choose_checkpoint
 from .stopping import stoppable
@@ -48,6 +50,7 @@ def build_runner(cfg: Config,
             variables are missing.
     """
     check_keys(cfg)
+    check_together(cfg)
     check_data(cfg, parts)
     prepare_cpu_dist(cfg, cfg.launcher)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -64,11 +67,12 @@ def guard_runner() -> None:
         first = 'setup_env' if runner is Runner else 'register_hooks'
         _precede(runner, first, _check_keys)
         _precede(runner, 'register_hooks', _add_guard)
-        _precede(runner, 'train', _before_training, stoppable)
-        _precede(runner, 'val', _before_validation)
-        _precede(runner, 'test', _before_testing)
+        _precede(runner, 'train', _before_training, _training)
+        _precede(runner, 'val', _before_validation, explained)
+        _precede(runner, 'test', _before_testing, explained)
         _precede(runner, 'load_or_resume', choose_checkpoint)
         check_loaders(runner)
+        explained_method(runner, '__init__', 'The run cannot be built')
 
 
 def _precede(cls: type,
@@ -110,6 +114,12 @@ def _add_guard(runner: Runner) -> None:
     runner.register_hook(dict(type='vim_mm.FiniteLossHook'))
     runner.register_hook(dict(type='vim_mm.SummaryHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))
+
+
+@contextmanager
+def _training(runner: Runner) -> Iterator[None]:
+    with explained(runner), stoppable(runner):
+        yield
 
 
 def _before_training(runner: Runner) -> None:

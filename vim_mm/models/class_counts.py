@@ -2,7 +2,7 @@
 """How many classes heads and data sets tell apart, and which labels fit."""
 
 import logging
-from typing import Any, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -114,6 +114,31 @@ def check_labels(model: nn.Module, data: Any) -> bool:
                 f'{_besides(kind, head)}; set its `num_classes`, or correct '
                 'the annotations.')
     return labelled
+
+
+def label_counts(model: nn.Module, data: Any) -> Dict[str, Tensor]:
+    """How often each class of a model's first head is in a batch.
+
+    Args:
+        model (nn.Module): The model, not wrapped.
+        data: A batch that :func:`check_labels` has let pass.
+
+    Returns:
+        dict[str, Tensor]: By name of the head; empty if that is unknown.
+    """
+    samples = data.get('data_samples') if isinstance(data, Mapping) else None
+    head: Optional[nn.Module]
+    name, head = next(main_heads(model), ('', None))
+    if head is None or not isinstance(samples, (list, tuple)):
+        return {}
+    counts = torch.zeros(head.num_classes, dtype=torch.long)
+    for sample in samples:
+        kind = _kind(sample)
+        if kind is None:
+            return {}
+        labels = _labels(kind, head, sample).flatten().long().cpu()
+        counts += torch.bincount(labels, minlength=head.num_classes)
+    return {name: counts}
 
 
 def _kind(sample: Any) -> Optional[str]:

@@ -2,13 +2,15 @@
 """Images as numbers: a network's own normalisation, and RGB from 0 to 1."""
 
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import Any, Mapping, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 #: Channels of what pipelines load.
 BGR, RGB = 'bgr', 'rgb'
+#: No pixel of what is normalised is larger.
+_SMALL = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Normalizer:
                 for name in ('mean', 'std'))
         # mmpretrain names the channels; the others say whether they turn
         # them around, which is almost always from BGR
+        if not all(each > 0 for each in std):
+            raise ValueError(
+                f'`data_preprocessor.std` is {std}, by which images are '
+                'divided; give numbers above 0.')
         turned = getattr(preprocessor, 'to_rgb', None)
         if turned is None:
             turned = getattr(preprocessor, '_channel_conversion', False)
@@ -101,3 +107,45 @@ def _three(values: Tensor) -> Tuple[float, ...]:
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return like.new_tensor(values).view(1, -1, 1, 1)
+
+
+def check_form(model: nn.Module, data: Any) -> None:
+    """Refuse a batch that a pipeline has not made for a model.
+
+    Args:
+        model (nn.Module): The model, not wrapped.
+        data: The batch as the loader gives it.
+
+    Raises:
+        ValueError: If it is not packed, has images of another number of
+            channels, or of pixels that are normalised already.
+    """
+    if not isinstance(data, Mapping):
+        return
+    if 'inputs' not in data and {'img', 'img_path'} & data.keys():
+        raise ValueError(
+            f'The pipeline gives {sorted(data)}, and a model reads `inputs`; '
+            'load the image in it, and let it end with PackInputs '
+            '(mmpretrain), PackDetInputs (mmdet) or PackSegInputs (mmseg).')
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    images = data.get('inputs')
+    if not getattr(preprocessor, '_enable_normalize', False) or not isinstance(
+            images, (list, tuple, Tensor)) or not all(
+                isinstance(x, Tensor) and x.ndim == 3 for x in images):
+        return
+    mean = preprocessor.mean.flatten()
+    for image in images:
+        if len(mean) not in (1, len(image)):
+            raise ValueError(
+                f'An image has {len(image)} channels, and `mean` and `std` of '
+                f'the `data_preprocessor` have {len(mean)}; give a number for '
+                'each channel, or load images in colour '
+                "(`color_type='color'`).")
+    high = max(float(image.max()) for image in images)
+    if images[0].is_floating_point() and 0 < high <= _SMALL < mean.max() / 2:
+        raise ValueError(
+            f'No pixel of a batch is above {high:.3g}, and the '
+            f'`data_preprocessor` takes away means of up to '
+            f'{float(mean.max()):.4g}: images are normalised twice; take '
+            '`Normalize` out of the pipeline, or `mean` and `std` out of the '
+            '`data_preprocessor`.')

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 from mmengine.registry import Registry
 
 from .config import type_name
+from .messages import short
 from .misspelt import explained
 from .own_types import check_own, explain
 
@@ -91,6 +92,10 @@ def _better(registry: Registry, cfg: Any,
             error: Exception) -> Optional[Exception]:
     """The same error in a sentence; None if there is no better one."""
     from .cli import is_user_error  # which needs torch
+    if 'must contain the key "type"' in str(error):
+        return RefusedError(
+            f'A config among the {registry.name}s has no `type`, only '
+            f'{short(sorted(cfg))}; name its class.')
     if isinstance(error, (KeyError, TypeError)):
         said = explain(registry, cfg, error)
         better = explained(registry, cfg, error) if said is None \

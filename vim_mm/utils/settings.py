@@ -68,6 +68,11 @@ _SETTINGS: Dict[str, Demand] = {
         lambda value: isinstance(value, Integral) or str(value) in logging.
         _nameToLevel, f'one of {", ".join(logging._nameToLevel)}'),
 }
+#: What mmengine takes together.
+_TOGETHER = [('train_dataloader', 'train_cfg', 'optim_wrapper'), *[
+    (f'{stage}_dataloader', f'{stage}_cfg', f'{stage}_evaluator')
+    for stage in ('val', 'test')
+]]
 _OF_LOADERS = dict(batch_size=_COUNT, num_workers=_ANY_COUNT)
 _OF_SETS = dict(
     pipeline=Demand(
@@ -109,6 +114,24 @@ def check_settings(cfg: Config) -> None:
                                                        _OF_HOOKS)):
         for where, part in _parts(key, cfg.get(key)):
             _check_all(part, where, demands)
+
+
+def check_together(cfg: Config) -> None:
+    """Refuse a part of a run without the others that it needs.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for keys in _TOGETHER:
+        given = [key for key in keys if cfg.get(key) is not None]
+        lacking = [key for key in keys if key not in given]
+        if given and lacking:
+            raise ValueError(
+                f'The config has `{given[0]}` and no `{lacking[0]}`; give '
+                f'{", ".join(keys)} together, or none of them.')
 
 
 def _check_all(holder: Mapping, where: str, demands: Dict[str,

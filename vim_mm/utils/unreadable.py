@@ -10,7 +10,8 @@ from typing import Any, Optional
 from mmengine.dataset.base_dataset import Compose
 from PIL import Image
 
-from .messages import InputError
+from .messages import InputError, short
+from .refusals import frames, refused_by_library, words_of
 
 #: Where a sample keeps the paths of what its stages read.
 _PATHS = ('img_path', 'seg_map_path')
@@ -27,6 +28,10 @@ class UnreadableFileError(InputError):
     """A file of a data set that is empty or damaged."""
 
 
+class PipelineError(InputError):
+    """A stage of a pipeline that cannot do what its config says."""
+
+
 def watch_pipelines() -> None:
     """Let all pipelines name the file that they cannot read. Idempotent.
 
@@ -40,16 +45,29 @@ def watch_pipelines() -> None:
     def call(self: Compose, data: Any) -> Any:
         try:
             return original(self, data)
-        except UnreadableFileError:
+        except (UnreadableFileError, PipelineError):
             raise
         except Exception as error:
             said = _unreadable(data)
-            if said is None:
+            if said is not None:
+                raise UnreadableFileError(said) from error
+            if not refused_by_library(error):
                 raise
-            raise UnreadableFileError(said) from error
+            raise PipelineError(_failed(self, data, error)) from error
 
     call.names_files = True
     Compose.__call__ = call
+
+
+def _failed(pipeline: Compose, data: Any, error: Exception) -> str:
+    """A sentence on the stage that raised a library's error."""
+    stages = {id(stage): stage for stage in pipeline.transforms}
+    failed = [stages[id(frame.f_locals.get('self'))] for frame in frames(error)
+              if id(frame.f_locals.get('self')) in stages]
+    name = type(failed[-1]).__name__ if failed else 'a stage'
+    image = data.get('img_path') if isinstance(data, dict) else None
+    return (f'The pipeline ends at {name}, image {short(image)}: '
+            f'{words_of(error)}; correct its settings, or what comes before.')
 
 
 def _unreadable(data: Any) -> Optional[str]:

@@ -25,6 +25,7 @@ from ..rates import refuse_idle_run
 from ..resume import keep_numbers
 from ..run_state import check_counters
 from ..schedules import check_schedules, say_which_rates
+from ..trial import check_schedule, try_validation
 
 
 @HOOKS.register_module()
@@ -40,6 +41,8 @@ class GuardHook(Hook):
 
     priority = 'HIGHEST'
 
+    #: Whether a step of the training is done.
+    has_stepped = False
     _watch: Optional[BatchWatch] = None
 
     def before_run(self, runner: Runner) -> None:
@@ -59,10 +62,13 @@ class GuardHook(Hook):
         """Refuse a run with a frozen trunk that would learn nothing.
 
         Raises:
-            ValueError: If it is one, or its head is built for fewer classes
-                than its data has.
+            ValueError: If it is one, its head is built for fewer classes
+                than its data has, or it would fail when it validates.
         """
+        self.has_stepped = False
         refuse_idle_run(runner)
+        check_schedule(runner)
+        try_validation(runner)
         note_start(runner)
         self._watch = BatchWatch(runner)
 
@@ -80,6 +86,7 @@ class GuardHook(Hook):
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """See :class:`BatchWatch`."""
+        self.has_stepped = True
         if self._watch is not None:
             self._watch.look_at_rates()
 

@@ -16,6 +16,7 @@ from vim_mm.features.source import source_of
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
+from vim_mm.utils.arguments import check_number, check_width
 from ..loaded import spared
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
@@ -67,6 +68,9 @@ class ProxyHook(Hook):
             domain_loss: dict = dict(type='vim_mm.LinearCKA'),
             keep_loaded: bool = True) -> None:
         check_optimizer(optimizer, 'ProxyHook.optimizer')
+        check_number(epochs, 'ProxyHook.epochs')
+        check_width(batch_size, 'ProxyHook.batch_size')
+        check_number(domain, 'ProxyHook.domain')
         self.epochs = epochs
         self.batch_size = batch_size
         self.optimizer = optimizer

@@ -1,10 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Frozen networks that help in training and are no part of the model."""
 
+import logging
 from typing import Any, Optional, Sequence
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
 
@@ -88,6 +90,13 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
     if file is None:
         with quiet():  # it tells of each parameter
             network.init_weights()
+        if not _names_weights(whole.model):
+            print_log(
+                f'`{what}` is given no weights, neither by `checkpoint` nor '
+                'by an `init_cfg`: they are random, and so is what is learned '
+                'from it.',
+                logger='current',
+                level=logging.WARNING)
     else:
         meta = load_whole(network, file)
         classes = (meta.get('dataset_meta') or {}).get('classes')
@@ -114,6 +123,15 @@ def load_whole(network: BaseModel, file: str) -> dict:
     network.load_state_dict(state, strict=False)
     read_head_notes(network, loaded, f"The checkpoint '{file}'")
     return loaded.get('meta') or {}
+
+
+def _names_weights(cfg: Any) -> bool:
+    """Whether a config, or one inside it, says where weights are from."""
+    if isinstance(cfg, dict):
+        own = ('checkpoint', 'checkpoint_path', 'pretrained')
+        return any(cfg.get(key) for key in own) or any(
+            map(_names_weights, cfg.values()))
+    return isinstance(cfg, (list, tuple)) and any(map(_names_weights, cfg))
 
 
 def _whole_config(cfg: dict) -> Config:

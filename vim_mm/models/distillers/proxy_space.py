@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_width
 
 NORMS = dict(LN=nn.LayerNorm, BN=nn.BatchNorm1d)
 
@@ -42,6 +43,9 @@ class ProxySpace(BaseModule):
                  standardize: bool = True,
                  reprogram: bool = True) -> None:
         super().__init__()
+        check_width(channels, 'proxy.channels')
+        if hidden is not None:
+            check_width(hidden, 'proxy.hidden')
         if norm not in NORMS:
             raise ValueError(f'`proxy.norm` is {norm!r}; give one of '
                              f'{", ".join(NORMS)}.')

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import (arguments_of, check_arguments,
-                                    check_is_config)
+                                    check_is_config, check_width)
 from ..layouts import as_levels, as_tokens, pool_tokens
 from ..recorder import tapping
 from .base_distiller import BaseDistiller
@@ -102,6 +102,7 @@ class TDMRDistiller(BaseDistiller):
 
     def _build_help(self, proxy: dict, feature_loss: dict, logits_loss: dict,
                     probe_size: int) -> None:
+        check_width(probe_size, 'model.probe_size')
         features = self.look(torch.zeros(1, 3, probe_size, probe_size))
         classes, width = self.classifier.weight.shape[:2]
         check_arguments(ProxySpace, proxy, ('in_channels', 'num_classes'))

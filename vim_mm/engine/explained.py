@@ -1,0 +1,82 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Runs that cannot begin say so in a sentence, whoever notices it.
+
+Libraries look at a config as late as they need it, and end in an error about
+some index or shape. Until a step is done, such an error is about the config;
+later it may be anything, and keeps its traceback.
+"""
+
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Callable, Iterator, Optional, Tuple
+
+from mmengine.runner import Runner
+from torch import nn
+
+from vim_mm.utils.refusals import frames, refusal, refused_by_library
+
+_FIX = 'correct it in the config'
+
+
+def explained_method(cls: type, method: str, what: str) -> None:
+    """Let what a library raises in a method end in a sentence. Idempotent.
+
+    Args:
+        cls (type): A class of runners.
+        method (str): Name of the method.
+        what (str): What went wrong, in words.
+    """
+    original: Callable = getattr(cls, method)
+    if hasattr(original, 'explained'):
+        return
+
+    @wraps(original)
+    def call(self: Runner, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except Exception as error:
+            if not refused_by_library(error):
+                raise
+            raise refusal(what, error, _FIX) from error
+
+    call.explained = True
+    setattr(cls, method, call)
+
+
+@contextmanager
+def explained(runner: Runner) -> Iterator[None]:
+    """Within, what a library raises before a step is done is a sentence.
+
+    Args:
+        runner (Runner): The run. Its :class:`GuardHook` notes steps.
+
+    Raises:
+        RefusedError: In place of the library's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        stepped = any(getattr(hook, 'has_stepped', False)
+                      for hook in runner.hooks)
+        if stepped or not refused_by_library(error):
+            raise
+        name, kind = _part(runner.model, error)
+        where = f' in `model.{name}` ({kind})' if name else ''
+        raise refusal(f'The run fails{where} before a step is done', error,
+                      _FIX) from error
+
+
+def _part(model: Any, error: Exception) -> Tuple[str, Optional[str]]:
+    """The innermost part of a model that an error came by."""
+    names = {
+        id(part): name
+        for name, part in model.named_modules()
+    } if isinstance(model, nn.Module) else {}
+    found = None
+    for frame in frames(error):
+        part = frame.f_locals.get('self')
+        if isinstance(part, nn.Module) and names.get(id(part)):
+            found = part
+    if found is None:
+        return '', None
+    return names[id(found)], type(found).__name__

@@ -1,0 +1,200 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What would fail or count for nothing only after hours of training."""
+
+import logging
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import torch
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.logging import print_log
+from mmengine.optim import _ParamScheduler
+from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
+from mmengine.registry import DefaultScope
+from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
+                             Runner, autocast)
+from torch import nn
+
+from vim_mm.models.tasks import holders, select_task
+from vim_mm.utils.messages import short
+from vim_mm.utils.refusals import refusal, refused_by_library
+from .judges import check_ends, ordinary_loops
+
+#: Images that a validation is tried with.
+_TRIED = 2
+#: Libraries whose metrics are quick, and judge any part of a data set.
+_QUICK = ('mmpretrain', 'mmseg', 'vim_mm')
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def check_schedule(runner: Runner) -> None:
+    """Refuse schedules that never act, and name what goes on too long.
+
+    Args:
+        runner (Runner): The run, ready to train.
+
+    Raises:
+        ValueError: If rates wait for epochs that there are not, or something
+            for a validation.
+    """
+    loop = runner._train_loop
+    check_ends(loop, 'train_dataloader', isinstance(loop, EpochBasedTrainLoop))
+    judged = isinstance(runner._val_loop, BaseLoop)
+    for scheduler in _flat(runner.param_schedulers):
+        name = type(scheduler).__name__
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            if not judged:
+                raise ValueError(f'{name} waits for a validation, and the run '
+                                 f'has none; {_GIVE}.')
+            continue
+        if scheduler.by_epoch and isinstance(loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'{name} counts epochs, and the run iterations, so rates '
+                'would stay as they begin; set `param_scheduler.by_epoch='
+                'False`, and its lengths in iterations.')
+        most = runner.max_epochs if scheduler.by_epoch else runner.max_iters
+        _say_too_long(scheduler, name, most)
+    _check_waiting(runner, judged)
+
+
+def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:
+    if isinstance(schedulers, Mapping):
+        schedulers = schedulers.values()
+    for each in schedulers or ():
+        if isinstance(each, (list, tuple)):
+            yield from _flat(each)
+        else:
+            yield each
+
+
+def _say_too_long(scheduler: _ParamScheduler, name: str, most: int) -> None:
+    marks = getattr(scheduler, 'milestones', None)
+    last = min(marks) if marks else getattr(scheduler, 'T_max', 0)
+    if last > 2 * most:
+        print_log(
+            f'`param_scheduler` has a {name} that goes on until {last}, and '
+            f'the run ends after {most}: rates stay near those of its '
+            'beginning.',
+            logger='current',
+            level=logging.WARNING)
+
+
+_LOOK_AT = 'correct it, or `val_dataloader.dataset.pipeline`'
+_GIVE = ('give `val_dataloader`, `val_evaluator` and `val_cfg`, or take it '
+         'out')
+
+
+def _check_waiting(runner: Runner, judged: bool) -> None:
+    """Hooks that wait for a validation, and runs that leave nothing."""
+    kept = False
+    for hook in runner.hooks:
+        waits = isinstance(hook, EarlyStoppingHook) or getattr(
+            hook, 'save_best', None)
+        if waits and not judged:
+            raise ValueError(
+                f'{type(hook).__name__} waits for a validation, and the run '
+                f'has none; {_GIVE}.')
+        kept = kept or type(hook).__name__ == 'ModuleToZooHook' or (
+            isinstance(hook, CheckpointHook)
+            and (hook.interval > 0 or hook.save_last or hook.save_best))
+    if not kept:
+        print_log(
+            'Nothing of what is learned will be kept: there is no '
+            '`default_hooks.checkpoint`, or it saves nothing.',
+            logger='current',
+            level=logging.WARNING)
+
+
+# ----------------------------------------------------------------- validation
+
+
+@torch.no_grad()
+def try_validation(runner: Runner) -> None:
+    """Judge two images before training, as it is to be done after hours.
+
+    Nothing of it is logged, and the model is as before. A run under a
+    strategy is left alone.
+
+    Args:
+        runner (Runner): The run, ready to train.
+
+    Raises:
+        ValueError: If that fails, or what is waited for is no metric.
+    """
+    model = runner.model
+    if not isinstance(model, nn.Module) or type(runner) is not Runner:
+        return
+    loops = list(ordinary_loops(runner._val_loop))
+    if not loops or runner.iter:  # a run that is resumed was tried
+        return
+    modes = {part: part.training for part in model.modules()}
+    tasks = {holder: holder.task for holder in holders(model)}
+    names: List[str] = []
+    model.eval()
+    try:
+        for task, loop in loops:
+            scope = getattr(runner._val_loop, 'scopes', {}).get(task[1:])
+            found = _judge(model, task[1:], loop, scope)
+            if found is None:
+                return
+            names += [f'{task[1:]}/{key}' if task else key for key in found]
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        for holder, running in tasks.items():
+            holder.select_task(running)
+    _check_names(runner, names)
+
+
+def _judge(model: nn.Module, task: str, loop: Any,
+           scope: Optional[str]) -> Optional[Dict[str, Any]]:
+    """Metrics of two images; None if it would take long to know them."""
+    if task:
+        select_task(model, task)
+    scope = scope or DefaultScope.get_current_instance().scope_name
+    where = f'val_evaluator.{task}' if task else 'val_evaluator'
+    evaluator, loader = loop.evaluator, loop.dataloader
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            items = [
+                loader.dataset[index]
+                for index in range(min(_TRIED, len(loader.dataset)))
+            ]
+            batch = loader.collate_fn(items)
+            with autocast(enabled=loop.fp16):
+                outputs = model.val_step(batch)
+            evaluator.process(data_samples=outputs, data_batch=batch)
+            quick = all(
+                type(metric).__module__.partition('.')[0] in _QUICK
+                for metric in evaluator.metrics)
+            return evaluator.evaluate(len(items)) if quick else None
+    except Exception as error:
+        if not refused_by_library(error):
+            raise
+        raise refusal(f'A validation would fail (`{where}`)', error,
+                      _LOOK_AT) from error
+    finally:
+        for metric in evaluator.metrics:
+            metric.results.clear()
+
+
+def _check_names(runner: Runner, names: List[str]) -> None:
+    """Metrics that are waited for are among those that there are."""
+    for owner, name in _waited_for(runner):
+        if name != 'auto' and names and name not in names:
+            raise ValueError(
+                f'{owner} waits for the metric {short(name)}, and a '
+                f'validation gives {", ".join(names)}; name one of these.')
+
+
+def _waited_for(runner: Runner) -> Iterator[Tuple[str, str]]:
+    for hook in runner.hooks:
+        if isinstance(hook, EarlyStoppingHook):
+            yield 'EarlyStoppingHook.monitor', hook.monitor
+        best = getattr(hook, 'save_best', None) or ()
+        for name in [best] if isinstance(best, str) else best:
+            yield f'{type(hook).__name__}.save_best', name
+    for scheduler in _flat(runner.param_schedulers):
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            yield type(scheduler).__name__, scheduler.monitor

@@ -1,0 +1,69 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""What libraries say of a config, in an error of their own, as one sentence.
+
+An error whose innermost frame is in a library comes from what it was given.
+One of a file of the user's, or of ours, may be a bug and stays as it is.
+"""
+
+import os
+import traceback
+from pathlib import PurePath
+from types import FrameType
+from typing import Iterator, Optional
+
+from .building import RefusedError
+from .cli import is_user_error
+from .messages import cut, printable
+
+#: Packages that a run is made of.
+_LIBRARIES = ('PIL', 'albumentations', 'cv2', 'mmcv', 'mmdet', 'mmengine',
+              'mmpretrain', 'mmseg', 'numpy', 'pycocotools', 'timm', 'torch',
+              'torchvision', 'transformers')
+#: Modules of Python itself.
+_STANDARD = ('multiprocessing', )
+_SAID = 300
+
+
+def refused_by_library(error: Exception) -> bool:
+    """Whether an error is a library's, and no sentence of ours.
+
+    What a process of a loader raised is as it was there.
+    """
+    if is_user_error(error) or str(error).startswith('Caught '):
+        return False
+    frame = None
+    for frame in frames(error):
+        pass
+    return frame is not None and _library(frame) is not None
+
+
+def frames(error: Exception) -> Iterator[FrameType]:
+    """Where an error came by, the innermost place last."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame
+
+
+def _library(frame: FrameType) -> Optional[str]:
+    parts = PurePath(frame.f_code.co_filename).parts
+    for place, known in (('site-packages', _LIBRARIES),
+                         (PurePath(os.__file__).parent.name, _STANDARD)):
+        if place in parts:
+            name = parts[parts.index(place) + 1:][:1]
+            if name and name[0] in known:
+                return name[0]
+    return None
+
+
+def words_of(error: Exception) -> str:
+    """The type of an error and what it says, in one line."""
+    said = str(error).strip()
+    if not said:  # an assertion says what it asks for
+        said = traceback.extract_tb(error.__traceback__)[-1].line or ''
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    line = cut(printable(lines[0] if lines else ''), _SAID).rstrip('.')
+    return f'{type(error).__name__}, {line}' if line else type(error).__name__
+
+
+def refusal(what: str, error: Exception, fix: str) -> RefusedError:
+    """A sentence of ours on what a library raised."""
+    return RefusedError(f'{what}: {words_of(error)}; {fix}.')
