@@ -5,8 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from _damage import flipped, tool, trained, uses
 
+from vim_mm.engine.hooks import guard_hook
 from vim_mm.utils.checkpoint import CheckpointError
 
 USES = list(uses(Path()))
@@ -29,3 +31,22 @@ def test_a_flipped_bit_is_refused(folder: Path, use: str) -> None:
                 CheckpointError, match=f'{path.name} is damaged'):
             tool(*command)
     tool(*command)
+
+
+@pytest.mark.parametrize('use', ['test', 'resume', 'start'])
+def test_a_file_of_another_program_is_taken_with_a_line(
+        folder: Path, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, command = uses(folder)[use]
+    told, content = [], path.read_bytes()
+    monkeypatch.setattr(guard_hook, 'print_log',
+                        lambda said, **kwargs: told.append(said))
+    torch.save(torch.load(path, weights_only=False), path)
+    try:
+        tool(*command)
+    finally:
+        path.write_bytes(content)
+    assert told == [f'{path} has no checksum, as files of other programs: a '
+                    'changed bit in it would not be noticed.']
+    told.clear()
+    tool(*command)
+    assert not told

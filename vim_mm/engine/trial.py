@@ -5,7 +5,7 @@ import logging
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
@@ -89,9 +89,7 @@ def _check_waiting(runner: Runner, judged: bool) -> None:
     """Hooks that wait for a validation, and runs that leave nothing."""
     kept = False
     for hook in runner.hooks:
-        waits = isinstance(hook, EarlyStoppingHook) or getattr(
-            hook, 'save_best', None)
-        if waits and not judged:
+        if list(_names_of(hook)) and not judged:
             raise ValueError(
                 f'{type(hook).__name__} waits for a validation, and the run '
                 f'has none; {_GIVE}.')
@@ -188,13 +186,19 @@ def _check_names(runner: Runner, names: List[str]) -> None:
                 f'validation gives {", ".join(names)}; name one of these.')
 
 
+def _names_of(hook: Hook) -> Iterator[Tuple[str, str]]:
+    """What a hook of mmengine's own waits for; others may judge themselves."""
+    if type(hook) is EarlyStoppingHook:
+        yield 'EarlyStoppingHook.monitor', hook.monitor
+    if type(hook) is CheckpointHook:
+        best = hook.save_best or ()
+        for name in [best] if isinstance(best, str) else best:
+            yield 'CheckpointHook.save_best', name
+
+
 def _waited_for(runner: Runner) -> Iterator[Tuple[str, str]]:
     for hook in runner.hooks:
-        if isinstance(hook, EarlyStoppingHook):
-            yield 'EarlyStoppingHook.monitor', hook.monitor
-        best = getattr(hook, 'save_best', None) or ()
-        for name in [best] if isinstance(best, str) else best:
-            yield f'{type(hook).__name__}.save_best', name
+        yield from _names_of(hook)
     for scheduler in _flat(runner.param_schedulers):
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
             yield type(scheduler).__name__, scheduler.monitor

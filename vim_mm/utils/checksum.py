@@ -128,11 +128,7 @@ def is_intact(path: Union[str, Path]) -> Optional[bool]:
         bool | None: None for a file without a checksum.
     """
     with open(path, 'rb') as file:
-        is_archive = file.read(4) == b'PK\x03\x04'
-        find = _after_archive if is_archive else _in_header
-        if Path(path).suffix == '.onnx':
-            find = _in_onnx
-        place, said = find(file)
+        is_archive, place, said = _find(file, path)
         if said is None:
             return None
         digest = hashlib.sha256()
@@ -143,6 +139,22 @@ def is_intact(path: Union[str, Path]) -> Optional[bool]:
             for chunk in _chunks(file, place + len(BLANK)):
                 digest.update(chunk)
     return digest.hexdigest().encode() == said
+
+
+def has_checksum(path: Union[str, Path]) -> bool:
+    """Whether there is one in a file; see :func:`is_intact`."""
+    with open(path, 'rb') as file:
+        return _find(file, path)[2] is not None
+
+
+def _find(file: BinaryIO,
+          path: Union[str, Path]) -> Tuple[bool, int, Optional[bytes]]:
+    """Whether a file is an archive, where its checksum begins, and it."""
+    is_archive = file.read(4) == b'PK\x03\x04'
+    find = _after_archive if is_archive else _in_header
+    if Path(path).suffix == '.onnx':
+        find = _in_onnx
+    return (is_archive, *find(file))
 
 
 def _after_archive(file: BinaryIO) -> Tuple[int, Optional[bytes]]:

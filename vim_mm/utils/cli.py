@@ -26,8 +26,8 @@ _SENTENCE = 4000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 #: What a place may have against a file, and what helps.
 _PLACES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'make room, or name another '
-                    'place'),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+                    'make room, or name another place'),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS),
                     'change its permissions, or name another place'),
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST,

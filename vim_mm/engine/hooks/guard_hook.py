@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import os.path as osp
 from typing import Optional
 
 from mmengine.config import Config
@@ -17,6 +18,7 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
+from vim_mm.utils.checksum import has_checksum
 from ..batch_watch import BatchWatch
 from ..judges import check_judges
 from ..loaded import note_loaded, note_start
@@ -98,6 +100,11 @@ class GuardHook(Hook):
                 model or the data set that it is to be judged by.
         """
         file = runner._load_from or 'The checkpoint'
+        if osp.isfile(file) and not has_checksum(file):
+            print_log(
+                f'{file} has no checksum, as files of other programs: a '
+                'changed bit in it would not be noticed.',
+                logger='current')
         check_whole(checkpoint, file)
         model = unwrap(runner.model)
         if isinstance(model, BaseTTAModel):
