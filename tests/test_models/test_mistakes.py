@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from _tiny import (add_modules, build_backbone, fill, fusion_neck, occupy,
-                   same, save_trunk, snapshot)
+                   same, save_trunk, snapshot, vit)
 from vim_mm.models.adapters import build_adapter
 from vim_mm.models.fusion import build_fusion
 from vim_mm.registry import MODELS
@@ -65,11 +65,22 @@ def test_of_fusions(cfg: object, sentence: str) -> None:
      'VisionTransformer cannot be built .*x.*`model.backbone.trunk`'),
     (dict(trunk=dict(type='mmpretrain.VisionTransformer', size=8)),
      'VisionTransformer cannot be built .*size'),
+    *[(dict(new_module='n', adapter=dict(type=kind, drop_rate=rate)),
+       '`drop_rate` is .*; give a number from 0 to below 1')
+      for kind in ('ConvPass', 'BottleneckAdapter', 'LoRA')
+      for rate in (1., 2., -.1, '0', float('nan'))],
     (dict(slots=['attn', 'ffn']), r"\['attn', 'ffn'\] is no regular"),
 ])
 def test_of_backbones(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build_backbone(**settings)
+
+
+@pytest.mark.parametrize('size', [0, -3, '56', (56, 0), 5.5])
+def test_probe_sizes_of_no_image(size: object) -> None:
+    with pytest.raises(ValueError, match='`model.backbone.probe_size` is'):
+        MODELS.build(dict(
+            type='vim_mm.ViMBackbone', trunk=vit(), probe_size=size))
 
 
 INIT = dict(type='Constant', val=3., layer='Linear')

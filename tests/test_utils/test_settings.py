@@ -95,6 +95,15 @@ def test_others(key: str, value: Any, words: str) -> None:
     (dict(val_dataloader=dict(dataset=dict(
         type='A', datasets=[dict(type='B', pipeline=[])]))),
      r'`val_dataloader.dataset.datasets\[0\].pipeline` is \[\]'),
+    (dict(custom_hooks=[dict(type='vim_mm.GateLogHook', interval=0)]),
+     r'`custom_hooks\[0\].interval` is 0; give a whole number, 1 or more, or'),
+    (dict(custom_hooks=[dict(type='vim_mm.ScoreGatesHook', deals=0)]),
+     r'`custom_hooks\[0\].deals` is 0; give a whole number, 1 or more'),
+    (dict(custom_hooks=[dict(type='vim_mm.WarmHeadHook', epochs='3')]),
+     r"`custom_hooks\[0\].epochs` is '3'; give a whole number, 0 or more"),
+    *[(dict(model=dict(head=dict(losses=[dict(loss_weight=weight)]))),
+       r'`model.head.losses\[0\].loss_weight` is .*; give a number, 0 or')
+      for weight in (-1, nan, inf, True)],
     (dict(val_dataloader=dict(t=dict(dataset=dict(type='A', pipeline='x')))),
      "`val_dataloader.t.dataset.pipeline` is 'x'"),
 ])
@@ -105,7 +114,9 @@ def test_parts(more: dict, words: str) -> None:
 
 def test_parts_that_are_as_they_should_be() -> None:
     check_keys(Config(dict(
-        custom_hooks=[dict(type='EMAHook', priority='very_high'),
+        model=dict(head=dict(loss=dict(loss_weight=0.), two=dict(
+            loss_weight=[1., 2.]))),
+        custom_hooks=[dict(type='EMAHook', priority='very_high', interval=-1),
                       dict(type='EMAHook', priority=0)],
         param_scheduler=[dict(type='MultiStepLR', milestones=[3, 5]),
                          dict(type='CosineAnnealingLR', T_max=3)],

@@ -34,7 +34,12 @@ def refused_by_library(error: Exception) -> bool:
     frame = None
     for frame in frames(error):
         pass
-    return frame is not None and _library(frame) is not None
+    if frame is None:
+        return False
+    within = error.__context__
+    if frame.f_code.co_name == 'call_hook' and isinstance(within, Exception):
+        return refused_by_library(within)  # mmengine names the hook
+    return _library(frame) is not None
 
 
 def frames(error: Exception) -> Iterator[FrameType]:

@@ -74,6 +74,11 @@ _TOGETHER = [('train_dataloader', 'train_cfg', 'optim_wrapper'), *[
     for stage in ('val', 'test')
 ]]
 _OF_LOADERS = dict(batch_size=_COUNT, num_workers=_ANY_COUNT)
+_OF_MODELS = dict(
+    loss_weight=Demand(
+        lambda value: not isinstance(value, (bool, Real)) or
+        (0 <= value < float('inf') and not isinstance(value, bool)),
+        'a number, 0 or more: a loss of a negative weight is made larger'))
 _OF_SETS = dict(
     pipeline=Demand(
         lambda value: isinstance(value, (list, tuple)) and len(value) > 0,
@@ -85,6 +90,10 @@ _OF_SCHEDULERS = dict(
         lambda value: isinstance(value, (list, tuple)) and all(
             map(_ANY_COUNT.holds, value)), 'a list of whole numbers'))
 _OF_HOOKS = dict(
+    interval=_OR_NEVER,
+    epochs=_ANY_COUNT,
+    deals=_COUNT,
+    max_pictures=_COUNT,
     priority=Demand(
         lambda value: str(value).upper() in Priority.__members__ or
         _whole(0, 101).holds(value),
@@ -103,6 +112,8 @@ def check_settings(cfg: Config) -> None:
     """
     for where, demand in _SETTINGS.items():
         _check(cfg, where.split('.'), where, demand)
+    for where, part in _dicts('model', cfg.get('model')):
+        _check_all(part, where, _OF_MODELS)
     for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for where, loader in _loaders(part, cfg.get(part)):
             _check_all(loader, where, _OF_LOADERS)
@@ -153,6 +164,17 @@ def _parts(where: str, given: Any) -> Iterator[Tuple[str, Mapping]]:
         return
     for place, part in inside:
         yield from _parts(place, part)
+
+
+def _dicts(where: str, given: Any) -> Iterator[Tuple[str, Mapping]]:
+    """All dicts inside a config, and where they stand."""
+    if isinstance(given, Mapping):
+        yield where, given
+        for key, part in given.items():
+            yield from _dicts(f'{where}.{key}', part)
+    elif isinstance(given, (list, tuple)):
+        for index, part in enumerate(given):
+            yield from _dicts(f'{where}[{index}]', part)
 
 
 def _sets(where: str, dataset: Any) -> Iterator[Tuple[str, Mapping]]:

@@ -21,6 +21,7 @@ from vim_mm.models.head_origin import head_parts
 from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
+from vim_mm.utils.messages import short
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.files import check_writable
 from ..gradients import Gradients
@@ -54,6 +55,11 @@ class ModuleToZooHook(Hook):
                  overwrite: bool = False) -> None:
         self.zoo = zoo
         self.overwrite = overwrite
+        for name, value in (('dataset', dataset), ('licence', licence)):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f'`ModuleToZooHook.{name}` is {short(value)}; give text, '
+                    'which the card tells others.')
         self.card = dict(dataset=dataset, task=task, licence=licence)
 
     def before_train(self, runner: Runner) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_finite, check_width
+from vim_mm.utils.arguments import check_finite, check_number, check_width
 from .base_adapter import Grid
 from .conv_pass import quick_gelu
 from .low_rank_adapter import Activation, LowRankAdapter, Packed
@@ -51,6 +51,7 @@ class BottleneckAdapter(LowRankAdapter):
                              f'use one of {sorted(ACTIVATIONS)}.')
         check_width(hidden_dims, 'hidden_dims')
         check_finite(scale, 'scale')
+        check_number(drop_rate, 'drop_rate', below=1)
         self.hidden_dims = hidden_dims
         self.act = act
         self.scale = scale

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_finite, check_width
+from vim_mm.utils.arguments import check_finite, check_number, check_width
 from .base_adapter import Grid
 from .low_rank_adapter import LowRankAdapter, Packed
 
@@ -136,6 +136,7 @@ class ConvPass(LowRankAdapter):
                 "'identity' or 'xavier'.")
         check_width(hidden_dims, 'hidden_dims')
         check_finite(scale, 'scale')
+        check_number(drop_rate, 'drop_rate', below=1)
         self.hidden_dims = hidden_dims
         self.scale = scale
         self.down = nn.Linear(dims, hidden_dims)

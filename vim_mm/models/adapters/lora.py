@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.arguments import check_finite, check_width
+from vim_mm.utils.arguments import check_finite, check_number, check_width
 from .base_adapter import Grid
 from .low_rank_adapter import LowRankAdapter, Packed
 
@@ -46,6 +46,7 @@ class LoRA(LowRankAdapter):
         self.rank = rank
         self.alpha = rank if alpha is None else alpha
         check_finite(self.alpha, 'alpha')
+        check_number(drop_rate, 'drop_rate', below=1)
         self.scale = self.alpha / rank
         self.down = nn.Linear(in_dims, rank, bias=False)
         self.up = nn.Linear(rank, out_dims, bias=False)

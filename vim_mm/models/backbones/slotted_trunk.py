@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from vim_mm.utils.arguments import check_width
 from vim_mm.utils.messages import short
 from ..adapters import BaseAdapter
 from ..autocast import cast_once
@@ -58,6 +59,10 @@ class SlottedTrunk(BaseModule):
         self.save_trunk = save_trunk
         self.slots: Dict[str, SlotSpec] = {}
         self._pattern = slots
+        sides = [probe_size] if isinstance(
+            probe_size, (int, float, str)) else probe_size
+        for side in sides:
+            check_width(side, 'model.backbone.probe_size')
         self._probe_size = probe_size
         self._ladder: List[OutputSlot] = []
         # submodules that the trunk never calls
