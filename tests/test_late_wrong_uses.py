@@ -62,6 +62,7 @@ def waits(**hook: Any) -> dict:
     return {'default_hooks.checkpoint': dict(KEEP, **hook)}
 
 
+SAVES = {'default_hooks.checkpoint': KEEP}
 STOP = dict(custom_hooks=[dict(type='EarlyStoppingHook', monitor='acc')])
 PLATEAU = dict(param_scheduler=dict(type='ReduceOnPlateauLR', monitor='acc'))
 SHORT = 'val_dataloader.dataset.pipeline'
@@ -96,6 +97,11 @@ ROWS = [
      "EarlyStoppingHook.monitor waits for the metric 'acc'"),
     ('slows by another name', 'cls', {'val': None, **PLATEAU},
      "ReduceOnPlateauLR waits for the metric 'acc'"),
+    *[(f'best {name!r}', 'det',
+       {'val': None, SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)),
+                             *LOADED['det']], **waits(save_best=name)},
+       f"save_best waits for the metric '{name}', .* gives coco/bbox_mAP…")
+      for name in ('coco/bbox_map', 'mAP', 'coco/segm_mAP')],
     ('best of nothing', 'cls', waits(save_best='auto'),
      'CheckpointHook waits for a validation, and the run has none'),
     ('stops by nothing', 'cls', STOP, 'EarlyStoppingHook waits for a val'),
@@ -268,16 +274,17 @@ def lines(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list:
 
 @pytest.mark.parametrize(('change', 'words'), [
     (dict(param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False,
-                               T_max=900)), 'CosineAnnealingLR .* until 900'),
+                               T_max=900), **SAVES), 'CosineAnnealingLR .* until 900'),
     (dict(param_scheduler=dict(type='MultiStepLR', by_epoch=False,
-                               milestones=[90, 99])), 'until 90, .* after 3'),
+                               milestones=[90, 99]), **SAVES), 'until 90, .* after 3'),
     (dict(param_scheduler=dict(type='MultiStepLR', by_epoch=False,
-                               milestones=[2, 99])), None),
+                               milestones=[2, 99]), **SAVES), None),
+    ({'default_hooks.checkpoint': dict(KEEP, by_epoch=True)},
+     'CheckpointHook counts epochs, and the run iterations'),
     ({'default_hooks.checkpoint': None}, 'Nothing of what is learned'),
     ({'default_hooks.checkpoint': dict(KEEP, interval=-1)}, None),
     ({'default_hooks.checkpoint': dict(KEEP, interval=-1, save_last=False)},
      'Nothing of what is learned'),
-    ({}, None),
 ])
 def test_what_one_line_says(change: dict, words: Any, tmp_path: Path,
                             monkeypatch: pytest.MonkeyPatch) -> None:

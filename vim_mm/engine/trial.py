@@ -93,6 +93,14 @@ def _check_waiting(runner: Runner, judged: bool) -> None:
             raise ValueError(
                 f'{type(hook).__name__} waits for a validation, and the run '
                 f'has none; {_GIVE}.')
+        if type(hook) is CheckpointHook and hook.by_epoch and isinstance(
+                runner._train_loop, IterBasedTrainLoop):
+            print_log(
+                'CheckpointHook counts epochs, and the run iterations, so it '
+                'saves at the end alone; set `default_hooks.checkpoint.'
+                'by_epoch=False`.',
+                logger='current',
+                level=logging.WARNING)
         kept = kept or type(hook).__name__ == 'ModuleToZooHook' or (
             isinstance(hook, CheckpointHook)
             and (hook.interval > 0 or hook.save_last or hook.save_best))
@@ -129,25 +137,26 @@ def try_validation(runner: Runner) -> None:
     modes = {part: part.training for part in model.modules()}
     tasks = {holder: holder.task for holder in holders(model)}
     names: List[str] = []
+    prefixes: List[str] = []
     model.eval()
     try:
         for task, loop in loops:
             scope = getattr(runner._val_loop, 'scopes', {}).get(task[1:])
             found = _judge(model, task[1:], loop, scope)
-            if found is None:
-                return
-            names += [f'{task[1:]}/{key}' if task else key for key in found]
+            before = f'{task[1:]}/' if task else ''
+            names += [f'{before}{key}' for key in found]
+            prefixes += [f'{before}{key}' for key in _slow_names(loop)]
     finally:
         for part, training in modes.items():
             part.training = training
         for holder, running in tasks.items():
             holder.select_task(running)
-    _check_names(runner, names)
+    _check_names(runner, names, prefixes)
 
 
 def _judge(model: nn.Module, task: str, loop: Any,
-           scope: Optional[str]) -> Optional[Dict[str, Any]]:
-    """Metrics of two images; None if it would take long to know them."""
+           scope: Optional[str]) -> Dict[str, Any]:
+    """Metrics of two images; none if it would take long to know them."""
     if task:
         select_task(model, task)
     scope = scope or DefaultScope.get_current_instance().scope_name
@@ -163,10 +172,8 @@ def _judge(model: nn.Module, task: str, loop: Any,
             with autocast(enabled=loop.fp16):
                 outputs = model.val_step(batch)
             evaluator.process(data_samples=outputs, data_batch=batch)
-            quick = all(
-                type(metric).__module__.partition('.')[0] in _QUICK
-                for metric in evaluator.metrics)
-            return evaluator.evaluate(len(items)) if quick else None
+            quick = all(map(_is_quick, evaluator.metrics))
+            return evaluator.evaluate(len(items)) if quick else {}
     except Exception as error:
         if not refused_by_library(error):
             raise
@@ -177,13 +184,35 @@ def _judge(model: nn.Module, task: str, loop: Any,
             metric.results.clear()
 
 
-def _check_names(runner: Runner, names: List[str]) -> None:
+def _is_quick(metric: Any) -> bool:
+    return type(metric).__module__.partition('.')[0] in _QUICK
+
+
+def _slow_names(loop: Any) -> Iterator[str]:
+    """What names of metrics begin with that were not computed."""
+    if all(map(_is_quick, loop.evaluator.metrics)):
+        return
+    for metric in loop.evaluator.metrics:
+        prefix = f'{metric.prefix}/' if metric.prefix else ''
+        if prefix == 'coco/' and not getattr(metric, 'classwise', True):
+            for kind in metric.metrics:
+                # of proposals there are recalls
+                yield f'{prefix}{kind}_mAP' if kind in (
+                    'bbox', 'segm') else f'{prefix}AR'
+        else:
+            yield prefix
+
+
+def _check_names(runner: Runner, names: List[str],
+                 prefixes: List[str]) -> None:
     """Metrics that are waited for are among those that there are."""
     for owner, name in _waited_for(runner):
-        if name != 'auto' and names and name not in names:
+        if name not in ('auto', *names) and not name.startswith(
+                tuple(prefixes)):
+            given = [*names, *(f'{each}…' for each in prefixes)]
             raise ValueError(
                 f'{owner} waits for the metric {short(name)}, and a '
-                f'validation gives {", ".join(names)}; name one of these.')
+                f'validation gives {", ".join(given)}; name one of these.')
 
 
 def _names_of(hook: Hook) -> Iterator[Tuple[str, str]]:

@@ -75,5 +75,11 @@ def test_a_network_without_weights_is_named(
         [] if key else ['`teacher`'])
 
 
+@pytest.mark.parametrize('model', ['teacher.py', 3, None])
+def test_a_network_that_is_no_config(model: object) -> None:
+    with pytest.raises(ValueError, match='`teacher.model` is .*; give a conf'):
+        outside.build_outside(dict(model=model), 'teacher')
+
+
 def test_it_can_be_built() -> None:
     assert build().proxy.channels == 24

@@ -83,7 +83,7 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
             f'`{what}` has the keys {sorted(cfg)}; give `config`, the path of '
             "the config that it was trained with, or `model`, its model's "
             'config, and `checkpoint`, the path of its weights.')
-    whole = _whole_config(cfg)
+    whole = _whole_config(cfg, what)
     network = build_model(whole)
     file: Optional[str] = cfg.get('checkpoint')
     classes = None
@@ -134,9 +134,10 @@ def _names_weights(cfg: Any) -> bool:
     return isinstance(cfg, (list, tuple)) and any(map(_names_weights, cfg))
 
 
-def _whole_config(cfg: dict) -> Config:
+def _whole_config(cfg: dict, what: str) -> Config:
     if 'config' in cfg:
         return read_config(cfg['config'])
+    check_is_config(cfg['model'], f'{what}.model')
     model = dict(cfg['model'])
     # types of a library that names no scope for its parts
     scope = str(model.get('type', '')).rpartition('.')[0] or None
