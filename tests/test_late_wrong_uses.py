@@ -274,9 +274,11 @@ def lines(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list:
 
 @pytest.mark.parametrize(('change', 'words'), [
     (dict(param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False,
-                               T_max=900), **SAVES), 'CosineAnnealingLR .* until 900'),
+                               T_max=900), **SAVES),
+     'CosineAnnealingLR .* until 900'),
     (dict(param_scheduler=dict(type='MultiStepLR', by_epoch=False,
-                               milestones=[90, 99]), **SAVES), 'until 90, .* after 3'),
+                               milestones=[90, 99]), **SAVES),
+     'until 90, .* after 3'),
     (dict(param_scheduler=dict(type='MultiStepLR', by_epoch=False,
                                milestones=[2, 99]), **SAVES), None),
     ({'default_hooks.checkpoint': dict(KEEP, by_epoch=True)},

@@ -21,8 +21,9 @@ from .judges import check_ends, ordinary_loops
 
 #: Images that a validation is tried with.
 _TRIED = 2
-#: Libraries whose metrics are quick, and judge any part of a data set.
-_QUICK = ('mmpretrain', 'mmseg', 'vim_mm')
+#: Metrics that are quick, and judge any part of a data set.
+_QUICK = ('Accuracy', 'AveragePrecision', 'IoUMetric', 'MultiLabelMetric',
+          'SingleLabelMetric')
 
 
 # ------------------------------------------------------------------ schedules
@@ -185,7 +186,7 @@ def _judge(model: nn.Module, task: str, loop: Any,
 
 
 def _is_quick(metric: Any) -> bool:
-    return type(metric).__module__.partition('.')[0] in _QUICK
+    return type(metric).__name__ in _QUICK
 
 
 def _slow_names(loop: Any) -> Iterator[str]:

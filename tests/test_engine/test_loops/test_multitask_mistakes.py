@@ -104,6 +104,19 @@ MISTAKES = dict(
                       "classes of the task 'seg' are .* in training"),
     scaled_rate=(dict(auto_scale_lr=dict(enable=True, base_batch_size=8)),
                  'differs from task to task'),
+    endless_validation=(dict(
+        val_dataloader=loaders(det=loader(
+            'det', train=False, sampler=dict(type='InfiniteSampler')))),
+                        '`val_dataloader.det` has an InfiniteSampler'),
+    metric_of_no_task=(dict(default_hooks=dict(checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, save_best='mIoU'))),
+                       "waits for the metric 'mIoU', .* det/pascal_voc/…"),
+    metric_of_another_kind=(dict(
+        val_evaluator=dict(METRICS, cls=dict(type='mmseg.IoUMetric'))),
+                            r'validation would fail \(`val_evaluator.cls`'),
+    rates_by_epoch=(dict(
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=9)),
+                    'counts epochs, and the run iterations'),
     does_not_learn=(dict(model=multitask_cfg(learn_tasks=['cls'])),
                     'is drawn, but those that learn are'),
 )
