@@ -77,6 +77,13 @@ def test_whole_data_sets(kind: str, tmp_path: Path, lines: list) -> None:
     assert not lines
 
 
+@pytest.mark.parametrize('kind', SETS)
+def test_a_part_of_a_data_set(kind: str, tmp_path: Path, lines: list) -> None:
+    write(tmp_path)
+    assert len(build(tmp_path, kind, indices=1)) == 1
+    assert not lines
+
+
 @pytest.mark.parametrize('kind', ['lines', 'det', 'seg'])
 @pytest.mark.parametrize('instead', ['nothing', 'a dead link', 'a link'])
 def test_a_missing_file(kind: str, instead: str, tmp_path: Path) -> None:
@@ -108,7 +115,7 @@ def test_prefixes_and_suffixes(kind: str, more: dict, words: str,
 
 
 @pytest.mark.parametrize(('kind', 'path', 'words'), [
-    ('seg', 'img/4.jpg', r"1 images in .*4.jpg', are left out: .*'.png' "
+    ('seg', 'img/4.jpg', r"1 images in .*4.jpg', are left out: .*'.png'. "
      r'\(`img_suffix`\)'),
     ('seg', 'img/deep/4.PNG', '1 images in'),
     ('seg', 'img/.4.jpg', None),

@@ -109,11 +109,11 @@ def _check_there(paths: Iterable[str], who: str) -> None:
     for folder, names in by_folder.items():
         # a network's disk lists a folder faster than it finds each file
         there = set(_files_in(folder or '.'))
-        missing += (osp.join(folder, name) for name in sorted(names - there))
+        missing += (osp.join(folder, name) for name in names - there)
     if missing:
         raise FileNotFoundError(
             f'{len(missing)} files of {who} are not there, such as '
-            f"'{missing[0]}'; copy them, look at `data_prefix` and the "
+            f"'{min(missing)}'; copy them, look at `data_prefix` and the "
             "suffixes, or take them out of the data set's lists.")
 
 
@@ -129,17 +129,20 @@ def _say_left_out(dataset: BaseDataset, taken: Set[str]) -> None:
         return
     prefix = dataset.data_prefix or {}
     if hasattr(dataset, 'img_suffix'):
-        option, ends = 'img_suffix', dataset.img_suffix
+        option, ends = 'img_suffix', (dataset.img_suffix, )
     elif hasattr(dataset, 'extensions'):
-        option, ends = 'extensions', sorted(dataset.extensions)
+        option, ends = 'extensions', tuple(sorted(dataset.extensions))
     else:
         return
-    left = sorted(set(_images_in(prefix.get('img_path'))) - taken)
+    left = sorted(
+        path for path in set(_images_in(prefix.get('img_path'))) - taken
+        if not (path.lower() if option == 'extensions' else path).endswith(
+            ends))
     if left:
         print_log(
             f'{len(left)} images in {prefix["img_path"]}, such as '
             f'{short(left[0])}, are left out: they do not end in '
-            f'{short(ends)} (`{option}`).',
+            f'{short(list(ends))} (`{option}`).',
             logger='current',
             level=logging.WARNING)
 
