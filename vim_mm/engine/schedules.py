@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.messages import short
+from .optimizer_state import drop_others, is_like
 
 #: What changes while a schedule runs; all else of it is a setting.
 _MOVING = ('last_step', '_global_step', '_last_value', 'base_values', 'best',
@@ -39,6 +41,7 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
             f'{file} is of a run with {len(theirs)} parameter schedulers, and '
             f'the config has {len(own)}; {_FIX}')
     for scheduler, state in zip(own, theirs):
+        _check_form(scheduler, state, file)
         mine, stored = _settings(vars(scheduler)), _settings(state)
         unlike = [
             key for key in stored if key in mine and mine[key] != stored[key]
@@ -53,6 +56,22 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
                 f'{file} is of a run whose {type(scheduler).__name__} has '
                 f'`{key}` {stored[key]}, and the config makes it {mine[key]}; '
                 f'{_FIX}')
+
+
+def _check_form(scheduler: Any, state: Any, file: str) -> None:
+    """Drop what a schedule does not keep; refuse what is none of its kind."""
+    own = scheduler.state_dict()
+    drop_others(state, own.keys())
+    for key, value in own.items():
+        given = state.get(key, value)
+        # settings are compared later, by their values
+        if not is_like(value, given) and (key in _MOVING or not isinstance(
+                given, _SETTINGS)):
+            raise CheckpointError(
+                f'{file} has {short(given)} for `{key}` of a '
+                f'{type(scheduler).__name__}, so no run can go on from it; '
+                'take another checkpoint, or load its weights with '
+                '`load_from`.')
 
 
 _SETTINGS = (bool, int, float, str, list, tuple, dict, type(None))

@@ -110,8 +110,9 @@ def new_folder(dst: Path,
     finally:
         if old.is_dir() and not dst.is_dir():
             os.replace(old, dst)
-        discard(draft)
-    with suppress(PermissionError):  # a colleague's, who can delete it
+        with suppress(OSError):  # it hides no other error, and is not read
+            discard(draft)
+    with suppress(OSError):  # a colleague's, or open on another machine
         discard(old)
 
 
