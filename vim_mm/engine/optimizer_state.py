@@ -6,7 +6,6 @@ another optimizer, would end the run at its first step or change how it learns.
 """
 
 import copy
-import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any, Dict, NoReturn, Optional
@@ -16,6 +15,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.utils.messages import short
 
@@ -23,11 +23,12 @@ from vim_mm.utils.messages import short
 _HOW = ('foreach', 'fused', 'capturable', 'differentiable')
 #: Settings that files of earlier versions of torch lack.
 _ADDED = ('amsgrad', 'maximize', 'decoupled_weight_decay', *_HOW)
-_NOT_NEGATIVE = ('lr', 'initial_lr', 'weight_decay')
 #: What the state of a wrapper has beside that of its optimizer.
 _BASE, _SCALER = 'base_param_settings', 'loss_scaler'
-#: Sizes of a tensor whose state stands for that of another.
-_SIZES = (2, ) * 16
+#: Numbers beyond it fit into no tensor.
+LARGEST = 1e300
+#: Of each axis of a tiny parameter; sums along it have one of 1.
+SIZE = 2
 
 
 def is_like(own: Any, given: Any) -> bool:
@@ -37,8 +38,8 @@ def is_like(own: Any, given: Any) -> bool:
         own: The run's: a number, text, None, tensor, or containers of these.
         given: The file's.
     """
-    if own is None or given is None:
-        return all(each is None or _is_number(each) for each in (own, given))
+    if own is None:
+        return given is None or _is_number(given)
     if _is_number(own):
         return _is_number(given)
     if isinstance(own, (list, tuple)):
@@ -85,7 +86,7 @@ def check_optimizer(wrapper: Any, state: Any, file: str) -> None:
         return
     drop_others(state, ('state', 'param_groups', _BASE, _SCALER))
     _check_groups(optimizer, state['param_groups'], file)
-    _check_state(optimizer, state['state'], file)
+    _check_state(optimizer, state, file)
     own = {_BASE: wrapper.base_param_settings}
     if _SCALER in state:
         own[_SCALER] = getattr(wrapper, _SCALER).state_dict() if hasattr(
@@ -100,10 +101,12 @@ def _check_groups(optimizer: Optimizer, groups: list, file: str) -> None:
     own = optimizer.param_groups
     sizes, theirs = ([len(group['params']) for group in each]
                      for each in (own, groups))
+    params = [each for group in groups for each in group['params']]
     # of tensors that processes have parts of, a file has the names
-    named = any(isinstance(each, str) for group in groups
-                for each in group['params'])
-    if len(own) != len(groups) or (sizes != theirs and not named):
+    named = bool(params) and all(isinstance(each, str) for each in params)
+    numbered = all(type(each) is int for each in params) and (
+        sizes == theirs and params == list(range(sum(sizes))))
+    if len(own) != len(groups) or not (named or numbered):
         _refuse(file, f'is of {sum(theirs):,} parameters in {len(groups)} '
                 f'groups, and the run has {sum(sizes):,} in {len(own)}')
     for mine, group in zip(own, groups):
@@ -111,69 +114,99 @@ def _check_groups(optimizer: Optimizer, groups: list, file: str) -> None:
                          set(_ADDED))
         if lacking:
             _refuse(file, f'has no `{lacking[0]}`, which that of the run has')
-        drop_others(group, mine.keys() - set(_HOW))
-        for key, value in mine.items():
-            given = group.setdefault(key, value)
-            if key != 'params' and not (is_like(value, given)
-                                        and _is_finite(given)) or (
-                                            key in _NOT_NEGATIVE
-                                            and given < 0):
+        drop_others(group, group.keys() - set(_HOW))
+        for key in mine.keys() - group.keys():
+            group[key] = mine[key]
+        # some count their steps here
+        stepped = _stepped(optimizer, mine, mine['params'][0])
+        known = mine if stepped is None else stepped.param_groups[0]
+        drop_others(group, known)
+        for key in group.keys() - {'params'}:
+            given = group[key]
+            if not is_like(known[key], given) or not is_finite(given):
                 _refuse(file, f'has `{key}` {short(given)}')
+        _check_ranges(optimizer, group, file)
 
 
-def _is_finite(value: Any) -> bool:
+def _check_ranges(optimizer: Optimizer, group: Mapping, file: str) -> None:
+    """Let an optimizer of its kind say which settings it refuses."""
+    known = set(arguments_of(type(optimizer))) - {'params'}
+    try:
+        type(optimizer)([torch.zeros(1, requires_grad=True)],
+                        **{key: group[key] for key in known & group.keys()})
+    except ValueError as error:
+        _refuse(file, f'has settings that there are not ({error})')
+    except Exception:  # what an optimizer of others asks for
+        return
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number, or all in a list, can be computed with."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not _is_number(value) or abs(value) < math.inf
+        return all(map(is_finite, value))
+    return not _is_number(value) or abs(value) <= LARGEST
 
 
-def _check_state(optimizer: Optimizer, state: Mapping, file: str) -> None:
+def _check_state(optimizer: Optimizer, whole: Mapping, file: str) -> None:
     """Compare what is kept of each parameter with what the run's keeps."""
-    params = [(param, group) for group in optimizer.param_groups
-              for param in group['params']]
-    usual: Dict[tuple, Optional[Mapping]] = {}
-    for index, given in state.items():
+    groups = whole['param_groups']
+    params = [(param, group) for own, group in zip(optimizer.param_groups,
+                                                   groups)
+              for param in own['params']]
+    usual: Dict[tuple, Optional[Optimizer]] = {}
+    known = {each for group in groups for each in group['params']}
+    for index, given in whole['state'].items():
+        if index not in known:
+            _refuse(file, f'keeps something of parameter {short(index)}')
         if isinstance(index, str):
             continue  # parts of a tensor, by its name
-        if type(index) is not int or not 0 <= index < len(params):
-            _refuse(file, f'keeps something of parameter {short(index)}')
         param, group = params[index]
         kind = id(group), param.dim()
         if kind not in usual:
-            usual[kind] = _usual_state(optimizer, *params[index])
-        if not given or usual[kind] is None:
-            continue
-        if given.keys() != usual[kind].keys():
-            _refuse(file, f'keeps {short(sorted(map(str, given)))} of each '
-                    f'parameter, and that of the run '
-                    f'{short(sorted(usual[kind]))}')
-        for key, own in usual[kind].items():
-            if isinstance(own, Tensor) and own.shape == _SIZES[:param.dim()]:
-                own = param
-            if not is_like(own, given[key]):
-                _refuse(file, f'has `{key}` {short(given[key])}')
+            usual[kind] = _stepped(optimizer, group, param)
+        if given and usual[kind] is not None:
+            own = next(iter(usual[kind].state.values()), {})
+            _check_kept(own, given, param, file)
 
 
-def _usual_state(optimizer: Optimizer, param: Tensor,
-                 group: Dict[str, Any]) -> Optional[Mapping]:
-    """What an optimizer keeps of a parameter: it steps on a tiny one.
+def _check_kept(own: Mapping, given: Mapping, param: Tensor,
+                file: str) -> None:
+    """Compare what is kept of one parameter with what is of a tiny one."""
+    lacking = sorted(own.keys() - given.keys())
+    if lacking:
+        _refuse(file, f'keeps {short(sorted(map(str, given)))} of each '
+                f'parameter, and not `{lacking[0]}` as that of the run')
+    for key, value in own.items():
+        if isinstance(value, Tensor) and value.dim() == param.dim():
+            # all of its size, or sums along an axis
+            value = torch.empty([
+                one if of_tiny == SIZE else of_tiny
+                for one, of_tiny in zip(param.shape, value.shape)
+            ], device='meta')
+        if not is_like(value, given[key]):
+            _refuse(file, f'has `{key}` {short(given[key])}')
+
+
+def _stepped(optimizer: Optimizer, group: Mapping,
+             param: Tensor) -> Optional[Optimizer]:
+    """An optimizer of its kind after a step with a tiny parameter.
 
     Returns:
-        Mapping | None: By name; None if it cannot step on one alone.
+        Optimizer | None: None if it cannot step on one alone.
     """
-    tiny = torch.zeros(_SIZES[:param.dim()], device=param.device,
+    tiny = torch.zeros([SIZE] * param.dim(), device=param.device,
                        requires_grad=True)
     tiny.grad = torch.zeros_like(tiny)
-    probe = copy.copy(optimizer)
-    probe.state = defaultdict(dict)
-    probe.param_groups = [dict(group, params=[tiny])]
+    found = copy.copy(optimizer)
+    found.state = defaultdict(dict)
+    found.param_groups = [dict(group, params=[tiny])]
     for hooks in ('_optimizer_step_pre_hooks', '_optimizer_step_post_hooks'):
-        setattr(probe, hooks, OrderedDict())
+        setattr(found, hooks, OrderedDict())
     try:
-        type(optimizer).step(probe)  # schedules count those of the instance
+        type(optimizer).step(found)  # schedules count those of the instance
     except Exception:  # what an optimizer of others asks for
         return None
-    return probe.state[tiny]
+    return found
 
 
 def drop_others(holder: Any, kept: Collection) -> None:

@@ -111,7 +111,8 @@ def _best(runner: Runner, infos: Mapping) -> Dict[str, str]:
     names = {
         key: osp.basename(value)
         for key, value in infos.items()
-        if key.startswith('best_ckpt') and isinstance(value, str)
+        if isinstance(key, str) and key.startswith('best_ckpt')
+        and isinstance(value, str)
     }
     present = {osp.basename(path): path for path in _best_files(runner)}
     return {

@@ -47,8 +47,14 @@ class ZooReader:
         Raises:
             ZooError: If the directory does not exist or cannot be read.
         """
+        return [
+            name for name in self._listed() if is_name(name)
+            and files.holds_any(self.root, name, (CARD, MODULE))
+        ]
+
+    def _listed(self) -> List[str]:
         try:
-            found = files.names_in(self.root)
+            return files.names_in(self.root)
         except (FileNotFoundError, NotADirectoryError):
             raise ZooError(
                 f'There is no zoo at {str(self.root)!r}: the directory does '
@@ -57,18 +63,17 @@ class ZooReader:
         except OSError as error:
             raise ZooError(f'The zoo {str(self.root)!r} cannot be read '
                            f'({error.strerror}).') from None
-        return [
-            name for name in found if is_name(name)
-            and files.holds_any(self.root, name, (CARD, MODULE))
-        ]
 
     def misnamed(self) -> Dict[str, str]:
         """Folders of modules that nothing can name, each with the reason.
 
         Such as 'boats (copy)', or what another system has made of a name.
+
+        Raises:
+            ZooError: If the directory does not exist or cannot be read.
         """
         found = {}
-        for name in files.names_in(self.root):
+        for name in self._listed():
             if not is_name(name) and files.holds_any(self.root, name,
                                                      (CARD, MODULE)):
                 try:
