@@ -19,7 +19,7 @@ from vim_mm.engine.schedules import check_schedules
 from vim_mm.utils.checkpoint import CheckpointError
 
 NAN = float('nan')
-ODD = dict(ODD_VALUES, nan=NAN, infinite=-float('inf'), code='__import__("os")',
+ODD = dict(ODD_VALUES, nan=NAN, infinite=-float('inf'), code='__import__("x")',
            tensor=torch.ones(3), complex=1j, bytes=b'x', set={1})
 OPTIMIZERS_TRIED: Dict[str, dict] = dict(
     adamw=dict(type='AdamW', lr=.1, weight_decay=.1),

@@ -92,7 +92,8 @@ def check_afterwards(zoo: Zoo, name: str, error, failed: str) -> None:
 
 
 @pytest.mark.parametrize('error', [
-    OSError(37, 'No locks available'), PermissionError(13, 'Permission denied'),
+    OSError(37, 'No locks available'),
+    PermissionError(13, 'Permission denied'),
     NotImplementedError('no flock here')])
 def test_a_lock_that_there_is_not(zoo, make_card, make_tensors, monkeypatch,
                                   error):

@@ -268,7 +268,7 @@ def _allowed() -> ContextManager:
 @contextmanager
 def _own_statistics() -> Iterator[None]:
     """Keep what a file says of the statistics of all buffers out of them."""
-    own = dict(HistoryBuffer._statistics_methods)
+    own = dict(HistoryBuffer()._statistics_methods)  # the first adds its own
     try:
         yield
     finally:

@@ -10,8 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import (Any, BinaryIO, Dict, Iterable, List, Optional, Set,
-                    Tuple)
+from typing import Any, BinaryIO, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor

@@ -21,7 +21,7 @@ from .messages import short
 from .reading import ReadError, open_regular
 
 HEADER_BYTES = 8 << 20
-TENSORS, AXES, NAME = 100_000, 16, 512
+TENSORS, AXES, NAME = 50_000, 16, 512
 #: Numbers that an empty tensor's other axes may span.
 EMPTY = 1 << 24
 #: Formats that torch computes with.

@@ -179,8 +179,12 @@ def _is_current(root: Path, name: str, folder: OpenFolder) -> bool:
     for ever.
     """
     try:
-        return folder.is_at(root / name) or (
-            not is_folder(root, name) and folder.is_at(root / f'.{name}.old'))
+        if folder.is_at(root / name):
+            return True
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR(os.stat(root / name).st_mode):
+                return False
+        return folder.is_at(root / f'.{name}.old')
     except OSError:
         return True
 
