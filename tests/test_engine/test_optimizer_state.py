@@ -151,7 +151,7 @@ def test_any_value_is_refused_or_can_be_stepped_on_with(name: str) -> None:
 def test_what_the_run_does_not_know_is_dropped() -> None:
     kind = OPTIMIZERS_TRIED['adamw']
     given, own = state(kind), wrapper(kind)
-    given.update(step='text', hooks=[1])
+    given.update(step='text', base_param_settings=3., loss_scaler=1.)
     given['param_groups'][0].update(step=3, foreach='text', fused=True)
     check_optimizer(own, given, 'x.pth')
     assert given.keys() == {'state', 'param_groups'}

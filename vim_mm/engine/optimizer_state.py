@@ -84,14 +84,16 @@ def check_optimizer(wrapper: Any, state: Any, file: str) -> None:
         for name, each in wrapper.items():
             check_optimizer(each, state[name], file)
         return
-    drop_others(state, ('state', 'param_groups', _BASE, _SCALER))
+    scaler = getattr(wrapper, _SCALER, None)
+    beside = {
+        _BASE: wrapper.base_param_settings,
+        _SCALER: scaler and scaler.state_dict()
+    }
+    beside = {key: value for key, value in beside.items() if value}
+    drop_others(state, ('state', 'param_groups', *beside))
     _check_groups(optimizer, state['param_groups'], file)
     _check_state(optimizer, state, file)
-    own = {_BASE: wrapper.base_param_settings}
-    if _SCALER in state:
-        own[_SCALER] = getattr(wrapper, _SCALER).state_dict() if hasattr(
-            wrapper, _SCALER) else None
-    for key, value in own.items():
+    for key, value in beside.items():
         if not is_like(value, state.get(key, value)):
             _refuse(file, f'has `{key}` {short(state[key])}')
 

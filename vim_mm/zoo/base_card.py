@@ -9,8 +9,7 @@ from typing import (Any, ClassVar, Dict, Mapping, NoReturn, Sequence, Type,
                     TypeVar, Union)
 
 from vim_mm.utils.messages import InputError, cut, printable, short
-from vim_mm.utils.reading import (JSON_BYTES, ReadError, check_plain,
-                                  parse_json)
+from vim_mm.utils.reading import JSON_BYTES, ReadError, check_plain, parse_json
 from vim_mm.version import __version__
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
