@@ -199,7 +199,7 @@ def sudden_kills(tally: Tally, root: Path, share: float, seed: int) -> None:
 
 
 def failures(tally: Tally, root: Path, share: float, seed: int) -> None:
-    """Let each file operation of each change fail, and look at what is left."""
+    """Let each file operation of each change fail; see what is left."""
     rng, source = random.Random(seed), Zoo(root / 'source')
     save(source, 'x', 1)
     changes: Dict[str, Callable[[Zoo], Any]] = dict(
