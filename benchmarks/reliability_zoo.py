@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
+from _failing import ERRORS, failing
 from _hostile import (IN_PLACE, JSON_FILES, TENSOR_FILES, exchange, odd_json,
                       put)
 from reliability_cases import (Campaign, Tally, damaged, die_at, forked,
@@ -197,6 +198,32 @@ def sudden_kills(tally: Tally, root: Path, share: float, seed: int) -> None:
         after_a_kill(tally, zoo, f'kill {index}', range(10**6))
 
 
+def failures(tally: Tally, root: Path, share: float, seed: int) -> None:
+    """Let each file operation of each change fail; see what is left."""
+    rng, source = random.Random(seed), Zoo(root / 'source')
+    save(source, 'x', 1)
+    changes: Dict[str, Callable[[Zoo], Any]] = dict(
+        save=lambda zoo: save(zoo, 'x', 1),
+        overwrite=lambda zoo: save(zoo, 'm', 1, True),
+        remove=lambda zoo: zoo.remove('m'),
+        add=lambda zoo: zoo.add(source.root / 'x'))
+    for name, change in changes.items():
+        for error in some(ERRORS, share, rng):
+            for step in range(1000):
+                zoo = Zoo(root / f'{name} {error} {step}')
+                save(zoo, 'm', 0)
+                what = f'{name} fails with {error} at {step}'
+                with tally.case(what), failing(step, error) as end:
+                    change(zoo)
+                if end.failed is None:
+                    break
+                tally.keep(f'{what}: {zoo.verify()}', zoo.verify() == [] and (
+                    'm' in zoo or name == 'remove'))
+                save(zoo, 'm', 2, True)
+                tally.keep(what, version(zoo, 'm') == 2)
+                shutil.rmtree(zoo.root)
+
+
 # --------------------------------------------------------------- many users
 
 
@@ -263,5 +290,6 @@ CAMPAIGNS = [
     Campaign('hostile folders in a zoo', hostile_folders),
     Campaign('a zoo is killed at every file operation', kills),
     Campaign('a zoo is killed at any moment', sudden_kills),
+    Campaign('a file operation of a zoo fails', failures),
     Campaign('six processes on one zoo', many_users)
 ]

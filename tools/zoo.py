@@ -150,8 +150,10 @@ def short_list(names: List[str], number: int = 10) -> str:
 
 def verify_modules(args: argparse.Namespace) -> None:
     zoo, bad = Zoo(args.zoo), {}
-    names = zoo.names() if args.name is None else [args.name]
-    if not names:
+    names, misnamed = [args.name], {}
+    if args.name is None:
+        names, misnamed = zoo.names(), zoo.misnamed()
+    if not names and not misnamed:
         raise ZooError(f'{args.zoo} holds no module to verify: check the '
                        'path.')
     table = Table('module', 'result')
@@ -165,17 +167,21 @@ def verify_modules(args: argparse.Namespace) -> None:
         if problems:
             bad[name] = ' '.join(problems)
         table.add_row(name, '[red]not valid' if problems else '[green]ok')
+    for name in misnamed:
+        table.add_row(escape(name), '[red]not valid')
+    bad.update(misnamed)
     table_console().print(table)
     print_bad(bad)
     if bad:
-        raise ZooError(f'{len(bad)} of {len(names)} modules are not valid.')
+        raise ZooError(f'{len(bad)} of {len(names) + len(misnamed)} modules '
+                       'are not valid.')
 
 
 def add_modules(args: argparse.Namespace) -> None:
     bad: Dict[str, str] = {}
     added = Zoo(args.zoo).add(args.source, args.name, bad)
     for name in added:
-        print(f'Added {name} to {args.zoo}.')
+        print(f'Added {name} to {visible(args.zoo)}.')
     print_bad(bad)
     if bad:
         raise ZooError(f'{len(bad)} of {len(added) + len(bad)} modules were '
@@ -184,12 +190,12 @@ def add_modules(args: argparse.Namespace) -> None:
 
 def push_module(args: argparse.Namespace) -> None:
     digest = Zoo(args.zoo).push(args.name, args.out)
-    print(f'Wrote {args.name} to {args.out}.\nsha256 {digest}')
+    print(f'Wrote {args.name} to {visible(args.out)}.\nsha256 {digest}')
 
 
 def pull_module(args: argparse.Namespace) -> None:
     name, digest = Zoo(args.zoo).pull(args.source, args.sha256, args.name)
-    print(f'Added {name} to {args.zoo}.\nsha256 {digest}')
+    print(f'Added {name} to {visible(args.zoo)}.\nsha256 {digest}')
 
 
 def remove_module(args: argparse.Namespace) -> None:
@@ -201,7 +207,7 @@ def remove_module(args: argparse.Namespace) -> None:
         if not Confirm.ask(f'Delete {args.name} from {args.zoo}?'):
             return
     zoo.remove(args.name)
-    print(f'Removed {args.name} from {args.zoo}.')
+    print(f'Removed {args.name} from {visible(args.zoo)}.')
 
 
 def save_trained(args: argparse.Namespace) -> None:
@@ -240,7 +246,8 @@ def save_trained(args: argparse.Namespace) -> None:
 
 
 def print_saved(card: ModuleCard, zoo: str) -> None:
-    print(f'Saved {card.name} ({card.num_params:,} parameters) to {zoo}.')
+    print(f'Saved {card.name} ({card.num_params:,} parameters) to '
+          f'{visible(zoo)}.')
 
 
 def main(argv: Optional[List[str]] = None) -> None:

@@ -480,6 +480,17 @@ def test_seeds_that_are_none_are_dropped(run_dir: Path, seed: object) -> None:
     assert resumed(run_dir).seed == 0
 
 
+@pytest.mark.parametrize('step', [4, 5, 2**31])
+def test_a_run_that_is_over_ends_at_once(run_dir: Path, step: int) -> None:
+    path = run_dir / 'iter_4.pth'
+    saved = torch.load(path, weights_only=False)
+    saved['meta']['iter'] = step
+    torch.save(saved, path)
+    run = runner(run_dir, iters=4, resume=True)
+    run.train()
+    assert same(run.model.state_dict(), saved['state_dict'])
+
+
 # ---------------------------------------------------------------- schedules
 
 

@@ -132,6 +132,21 @@ def test_missing_files_give_a_sentence(tmp_path: Path, name: str) -> None:
         load(tmp_path / name)
 
 
+def test_a_file_changes_no_statistics(tmp_path: Path) -> None:
+    """A buffer brings some along, for all buffers of the process."""
+    own = dict(HistoryBuffer()._statistics_methods)
+    for given in (dict(mean='text'), dict(mean=HistoryBuffer.min),
+                  dict(own, x=3), {}):
+        buffer = HistoryBuffer([1, 2], [1, 1])
+        state = dict(vars(buffer), statistics_methods=given)
+        path = tmp_path / 'x.pth'
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(HistoryBuffer, '__getstate__', lambda _: state)
+            torch.save(dict(a=buffer), path)
+        assert load(path)['a'].statistics('mean') == 1.5
+        assert HistoryBuffer._statistics_methods == own
+
+
 def test_payload_of_training_loads(tmp_path: Path) -> None:
     buffer = HistoryBuffer([1, 2, 3], [1, 1, 1])
     numbers = [np.float64(0.5), np.int64(3), np.float32(2), np.bool_(True)]

@@ -110,11 +110,42 @@ def test_archives_that_unpack_to_more_are_refused(
         load(path)
 
 
-def test_lists_that_hold_themselves(tmp_path: Path) -> None:
-    circle: list = [torch.ones(1)]
-    circle.append(circle)
-    torch.save(dict(state_dict=STATE, a=circle), tmp_path / 'x.pth')
-    assert load(tmp_path / 'x.pth')['a'][1][0] == 1
+def nested(levels: int, width: int) -> list:
+    """Lists of one list, so many times each."""
+    value: list = [1.]
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+def circle(kind: type) -> Any:
+    holder: Any = kind()
+    inner = [torch.ones(1), dict(a=holder)]
+    holder.update(a=inner) if kind is dict else holder.append(inner)
+    return holder
+
+
+@pytest.mark.parametrize('value, said', [
+    (circle(list), 'holds itself'), (circle(dict), 'holds itself'),
+    (nested(100, 1), 'on 65 levels'), (nested(40, 2), ' values on '),
+    ({'a': (nested(9, 10), )}, ' values on ')], ids=lambda value: None)
+@pytest.mark.parametrize('place', ['state_dict', 'optimizer', 'meta', 'x'])
+def test_what_no_reader_would_come_to_the_end_of(tmp_path: Path, value: Any,
+                                                 said: str,
+                                                 place: str) -> None:
+    content = {'state_dict': dict(STATE), place: dict(STATE, a=value)}
+    torch.save(content, tmp_path / 'x.pth')
+    with judged() as verdict:
+        load(tmp_path / 'x.pth')
+    assert isinstance(verdict.error, CheckpointError) and not verdict.problem
+    assert said in str(verdict.error)
+
+
+def test_what_is_held_twice_is_fine(tmp_path: Path) -> None:
+    shared = [1, 2, [3]]
+    torch.save(dict(state_dict=STATE, a=[shared, (shared, shared)],
+                    b=nested(50, 1), c=shared), tmp_path / 'x.pth')
+    assert load(tmp_path / 'x.pth')['a'][1] == (shared, shared)
 
 
 def test_weights_by_name() -> None:

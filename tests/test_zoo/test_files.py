@@ -130,7 +130,7 @@ def test_failed_write_leaves_the_old_one(zoo, make_card, make_tensors,
 
     before = zoo.load('m')[1]
     monkeypatch.setattr(os, 'fsync', full_disk)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(ZooError, match='No space left'):
         zoo.save(make_card(), make_tensors(9), overwrite=True)
     assert same(zoo.load('m')[1], before)
 

@@ -205,6 +205,111 @@ def test_a_tensor_file_beyond_its_card_is_not_read(pair, monkeypatch):
         pair.load('bad')
 
 
+# ----------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize('name', [
+    'bad (copy)', 'bad.bak', 'a\nb', 'm\u202egpj', '\U0001f986', 'a' * 101,
+    'a' * 255, '-bad', b'\xff\xfe', '[red]', ESCAPE.replace('/', '')
+], ids=ascii)
+def test_a_module_that_nothing_can_name_is_told_of(pair, tmp_path, cli, capsys,
+                                                   name):
+    os.rename(os.fsencode(pair.root / 'bad'),
+              os.path.join(os.fsencode(pair.root), os.fsencode(name)))
+    bad = {}
+    assert pair.names() == ['good'] and 'good' in pair
+    assert [card.name for card in pair.cards(bad)] == ['good']
+    said, = bad.values()
+    assert 'cannot name a module' in said and said.endswith('its folder.')
+    assert pair.verify() == [said] and pair.verify('good') == []
+    for argv, code in ((('list', pair.root), 0), (('verify', pair.root), 1),
+                       (('add', tmp_path / 'other', pair.root), 1)):
+        assert cli(*argv) == code
+        out = capsys.readouterr().out
+        assert 'good' in out and 'cannot name a module' in out
+        assert out.replace('\n', '').isprintable()
+    assert cli('list', pair.root, '--json') == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted('error' in row for row in rows) == [False, True]
+    shutil.rmtree(pair.root / 'good')
+    assert cli('verify', pair.root) == cli('add', tmp_path / 'other',
+                                           pair.root) == 1
+
+
+def test_hidden_folders_are_nobodys(pair):
+    for name in ('.git', '.ipynb_checkpoints', '..', '.x (copy)'):
+        if name != '..':
+            shutil.copytree(pair.root / 'bad', pair.root / name)
+    assert pair.verify() == [] and pair.names() == ['bad', 'good']
+
+
+@pytest.mark.parametrize('name', ['aaa', 'GOOD', 'zzz'])
+def test_a_folder_with_the_card_of_another(pair, tmp_path, make_card,
+                                           make_tensors, name):
+    """Whatever it holds, the module of that name is the one in its folder."""
+    shutil.rmtree(pair.root / 'bad')
+    before = pair.load('good')
+    shutil.copytree(pair.root / 'good', pair.root / name)
+    older = Zoo(tmp_path / 'older')
+    older.save(make_card('good', version='old'), make_tensors(5))
+    for source in (pair.root, older.root):
+        shutil.rmtree(pair.root / name)
+        shutil.copytree(source / 'good', pair.root / name)
+        other, bad = Zoo(tmp_path / f'to_{source.name}'), {}
+        assert other.add(pair.root, problems=bad) == ['good']
+        assert list(bad) == [name] and "the card of 'good'" in bad[name]
+        assert other.card('good') == before[0] and len(pair.verify()) == 1
+    # by its own path it is what its card says
+    assert Zoo(tmp_path / 'single').add(pair.root / name) == ['good']
+
+
+def test_a_card_that_says_something_twice_is_refused(pair):
+    path = pair.root / 'bad' / CARD
+    for key in ('licence', 'sha256', 'name'):
+        text = path.read_text()
+        path.write_text(text.replace('{', f'{{"{key}": "good",', 1))
+        problem, = pair.verify('bad')
+        assert 'says something twice' in problem
+        path.write_text(text)
+    assert pair.verify() == []
+
+
+def test_what_an_overwrite_left_may_be_bad(pair):
+    """It is what is read of that name, and no reader tries for ever."""
+    (pair.root / 'bad' / CARD).write_text('{')
+    (pair.root / 'bad').rename(pair.root / '.bad.old')
+    with judged() as verdict:
+        assert pair.names() == ['bad', 'good']
+        problem, = pair.verify()
+    assert 'not valid JSON' in problem
+    assert not verdict.error and not verdict.problem
+    (pair.root / 'bad').write_text('a file in its place')
+    assert pair.verify() == [problem]
+
+
+def test_a_long_card_can_be_copied(pair, tmp_path):
+    path = pair.root / 'bad' / CARD
+    metrics = [dict(name='m', value=1, n=1)] * 20_000
+    card = dict(json.loads(path.read_text()), metrics=metrics)
+    path.write_text(json.dumps(card))
+    assert pair.verify() == []
+    other = Zoo(tmp_path / 'other')
+    assert other.add(pair.root) == ['bad', 'good']
+    assert other.card('bad') == pair.card('bad')
+
+
+def test_large_files_are_looked_at_before_they_are_read(pair, monkeypatch):
+    path = pair.root / 'bad' / CARD
+    card = dict(json.loads(path.read_text()), num_params=10**299)
+    path.write_text(json.dumps(card))
+    with (pair.root / 'bad' / MODULE).open('wb') as file:
+        file.truncate(1 << 31)
+    with judged() as verdict:
+        problem, = pair.verify('bad')
+    assert 'truncated or no safetensors file' in problem
+    assert not verdict.error and not verdict.problem
+
+
 # ------------------------------------------------------------------ colleagues
 
 

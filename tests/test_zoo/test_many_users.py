@@ -98,8 +98,8 @@ def test_a_change_amid_reading(zoo, make_card, make_tensors, monkeypatch,
                                after, change):
     read, done = OpenFolder.read, []
 
-    def reading(self, name, limit):
-        data = read(self, name, limit)
+    def reading(self, name, *args):
+        data = read(self, name, *args)
         if name.startswith(after) and not done:
             done.append(name)
             if change == 'remove':
@@ -202,7 +202,7 @@ def dying(action, step):
 def test_reading_takes_one_look_at_each_file(zoo, monkeypatch):
     names, read = [], OpenFolder.read
     monkeypatch.setattr(
-        OpenFolder, 'read', lambda self, name, limit:
-        (names.append(name), read(self, name, limit))[1])
+        OpenFolder, 'read', lambda self, name, *args:
+        (names.append(name), read(self, name, *args))[1])
     zoo.load('m')
     assert names == [folder.CARD, folder.MODULE]

@@ -134,6 +134,8 @@ def _skip(batches: _InfiniteDataloaderIterator, count: int) -> None:
     """As mmengine's, for every sampler, and without loading what it skips."""
     loader = batches._dataloader
     if isinstance(loader, _StepLoader):
+        if count >= loader.steps.loop.max_iters:
+            return  # it has ended
         batches._epoch = loader.steps.skip(count)
     else:  # its batches come from no sampler
         for _ in range(count):

@@ -44,12 +44,14 @@ def keep_numbers(checkpoint: dict, runner: Runner) -> None:
     hub = _mapping(checkpoint, 'message_hub')
     scalars, infos, resumed = ({
         key: value
-        for key, value in _mapping(hub, part).items() if keeps(key, value)
+        for key, value in _mapping(hub, part).items()
+        if _is_name(key) and keeps(key, value)
     } for part, keeps in (
-        ('log_scalars', lambda _, value: isinstance(value, HistoryBuffer)),
+        ('log_scalars', lambda _, value: _is_curve(value)),
         ('runtime_info', _is_of_its_kind),
         ('resumed_keys', lambda _, value: isinstance(value, bool)),
     ))
+    scalars = {key: HistoryBuffer(*each.data) for key, each in scalars.items()}
     infos.update(_best(runner, _mapping(hub, 'runtime_info')))
     known = scalars.keys() | infos.keys()
     checkpoint['meta'] = kept
@@ -64,10 +66,23 @@ def _mapping(holder: Mapping, key: str) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_of_its_kind(key: Any, value: Any) -> bool:
+def _is_name(key: Any) -> bool:
+    """Whether a log may show it."""
+    return isinstance(key, str) and key.isprintable()
+
+
+def _is_curve(value: Any) -> bool:
+    """Whether it is a buffer with as many numbers as counts of them."""
+    parts = [vars(value).get(f'_{name}_history') for name in ('log', 'count')
+             ] if type(value) is HistoryBuffer else [None]
+    return all(
+        isinstance(part, np.ndarray) and part.ndim == 1
+        and part.dtype.kind in 'biuf' and len(part) == len(parts[0])
+        for part in parts)
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
     """Whether a note of the message hub is what a run makes of it."""
-    if not isinstance(key, str):
-        return False
     if key in _COUNTS:
         return counts(value)
     if key == 'keep_ckpt_ids':
@@ -96,7 +111,8 @@ def _best(runner: Runner, infos: Mapping) -> Dict[str, str]:
     names = {
         key: osp.basename(value)
         for key, value in infos.items()
-        if key.startswith('best_ckpt') and isinstance(value, str)
+        if isinstance(key, str) and key.startswith('best_ckpt')
+        and isinstance(value, str)
     }
     present = {osp.basename(path): path for path in _best_files(runner)}
     return {

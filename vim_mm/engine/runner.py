@@ -126,6 +126,8 @@ def _before_training(runner: Runner) -> None:
     # not above: importing models may be what has imported this file
     from vim_mm.models.channels import check_channels
     from .rates import check_rates
+    from .strategies.fsdp_strategy import check_strategy
+    check_strategy(getattr(runner, 'strategy', None))
     _check_loops(runner, 'train', 'val')
     for hook in runner.hooks:
         if hasattr(hook, 'check_steps'):

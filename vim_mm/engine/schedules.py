@@ -2,6 +2,7 @@
 """Whether a checkpoint's schedule is that of the run that goes on with it."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Dict, List
 
@@ -9,10 +10,16 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.messages import short
+from .optimizer_state import drop_others, is_finite, is_like
+from .run_state import COUNTERS
 
 #: What changes while a schedule runs; all else of it is a setting.
 _MOVING = ('last_step', '_global_step', '_last_value', 'base_values', 'best',
            'cooldown_counter', 'num_bad_epochs', 'mode_worse', 'verbose')
+_STEPS = ('last_step', '_global_step')
+#: What is infinite before the first validation.
+_BEST, _INFINITE = ('best', 'mode_worse'), (math.inf, -math.inf)
 
 
 def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
@@ -39,6 +46,7 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
             f'{file} is of a run with {len(theirs)} parameter schedulers, and '
             f'the config has {len(own)}; {_FIX}')
     for scheduler, state in zip(own, theirs):
+        _check_form(scheduler, state, checkpoint['meta'], file)
         mine, stored = _settings(vars(scheduler)), _settings(state)
         unlike = [
             key for key in stored if key in mine and mine[key] != stored[key]
@@ -53,6 +61,27 @@ def check_schedules(runner: Runner, checkpoint: Mapping, file: str) -> None:
                 f'{file} is of a run whose {type(scheduler).__name__} has '
                 f'`{key}` {stored[key]}, and the config makes it {mine[key]}; '
                 f'{_FIX}')
+
+
+def _check_form(scheduler: Any, state: Any, meta: Mapping,
+                file: str) -> None:
+    """Drop what a schedule does not keep; refuse what is none of its kind."""
+    own, done = scheduler.state_dict(), 1 + max(map(meta.get, COUNTERS))
+    drop_others(state, own.keys())
+    for key, value in own.items():
+        given = state.get(key, value)
+        # other settings are compared later, by their values
+        moves = key in _MOVING or key == 'end'
+        finite = is_finite(given) or key in _BEST and given in _INFINITE
+        fits = is_like(value, given) and finite and not (
+            key in _STEPS and not -1 <= given <= done)
+        if not fits and (moves or callable(value)
+                         or not isinstance(given, _SETTINGS)):
+            raise CheckpointError(
+                f'{file} has {short(given)} for `{key}` of a '
+                f'{type(scheduler).__name__}, so no run can go on from it; '
+                'take another checkpoint, or load its weights with '
+                '`load_from`.')
 
 
 _SETTINGS = (bool, int, float, str, list, tuple, dict, type(None))

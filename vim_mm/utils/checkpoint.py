@@ -13,9 +13,11 @@ import logging
 import os
 import os.path as osp
 import re
+from contextlib import contextmanager
 from functools import wraps
 from pickle import UnpicklingError
-from typing import Any, Callable, ContextManager, List, Optional, Union
+from typing import (Any, Callable, ContextManager, Iterator, List, Optional,
+                    Union)
 from urllib.parse import urlparse
 
 import numpy as np
@@ -170,7 +172,7 @@ def load_pickle(file: Any,
             f'{torch.__version__} can be made to run any code by reading one '
             '(CVE-2025-32434); torch >= 2.6 cannot')
     try:
-        with _allowed():
+        with _allowed(), _own_statistics():
             return torch.load(
                 file, map_location=map_location, weights_only=True)
     except MemoryError:
@@ -261,6 +263,17 @@ def _allowed() -> ContextManager:
         allowed += [(rebuild, f'{home}._reconstruct'),
                     (scalar, f'{home}.scalar')]
     return torch.serialization.safe_globals(allowed)
+
+
+@contextmanager
+def _own_statistics() -> Iterator[None]:
+    """Keep what a file says of the statistics of all buffers out of them."""
+    own = dict(HistoryBuffer()._statistics_methods)  # the first adds its own
+    try:
+        yield
+    finally:
+        HistoryBuffer._statistics_methods.clear()
+        HistoryBuffer._statistics_methods.update(own)
 
 
 def _method(owner: type, name: str) -> Callable:

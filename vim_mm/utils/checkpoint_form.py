@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Dict, List, Optional
+from typing import Any, BinaryIO, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,12 @@ from .reading import open_regular
 FILES, DIRECTORY, NAME = 100_000, 32 << 20, 512
 #: Bytes that the tensors of a small file may have.
 SPARE = 64 << 20
+#: Levels of dicts and lists, and values in them beyond a file's bytes.
+DEPTH, VALUES = 64, 1_000_000
 _STATES = ('state_dict', 'ema_state_dict')
 _NOTES = ('meta', 'message_hub')
 _EXTRA = '_extra_state'
+_HOLDERS = (Mapping, list, tuple)
 
 
 class CheckpointError(InputError):
@@ -99,7 +102,7 @@ def check_content(content: Any, path: str, size: int,
         CheckpointError: If weights are no named tensors, notes no notes, or
             tensors are larger than the file.
     """
-    total, tensors = 0, _tensors_in(content, path)
+    total, tensors = 0, _tensors_in(content, path, size)
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_quantized or \
                 tensor.is_nested or (tensor.is_meta and not on_meta):
@@ -119,25 +122,49 @@ def check_content(content: Any, path: str, size: int,
         _check_classes((content.get('meta') or {}).get('dataset_meta'), path)
 
 
-def _tensors_in(content: Any, path: str) -> List[Tensor]:
-    """All tensors in dicts and lists, which may hold themselves."""
+def _tensors_in(content: Any, path: str, size: int) -> List[Tensor]:
+    """All tensors in dicts and lists.
+
+    Raises:
+        CheckpointError: If whoever goes through these would not come to an
+            end: one may hold another many times over, or itself.
+    """
     found: List[Tensor] = []
-    seen, left = set(), [content]
+    known: Dict[int, Tuple[int, int]] = {}  # levels and values in each
+    above: Set[int] = set()  # what holds the present one
+    left = [content]
     while left:
-        value = left.pop()
+        value = left[-1]
         if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (Mapping, list, tuple)):
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, Mapping):
-                if any(isinstance(key, str) and len(key) > NAME
-                       for key in value):
-                    raise _odd(path, f'names of more than {NAME} characters')
-                value = value.values()
-            left += value
+            found.append(left.pop())
+            continue
+        if id(value) in known or not isinstance(value, _HOLDERS):
+            left.pop()
+            continue
+        inner = [each for each in _inside(value, path)
+                 if isinstance(each, (Tensor, *_HOLDERS))]
+        if id(value) not in above:
+            above.add(id(value))
+            if any(id(each) in above for each in inner):
+                raise _odd(path, 'a dict or list that holds itself')
+            left += inner
+            continue
+        sizes = [known.get(id(each), (0, 0)) for each in inner]
+        levels = 1 + max((each[0] for each in sizes), default=0)
+        values = len(value) + sum(each[1] for each in sizes)
+        if levels > DEPTH or values > size + VALUES:
+            raise _odd(path, f'{values:,} values on {levels} levels')
+        known[id(value)] = levels, values
+        above.remove(id(left.pop()))
     return found
+
+
+def _inside(value: Any, path: str) -> Iterable[Any]:
+    if not isinstance(value, Mapping):
+        return value
+    if any(isinstance(key, str) and len(key) > NAME for key in value):
+        raise _odd(path, f'names of more than {NAME} characters')
+    return value.values()
 
 
 def _check_state(state: Any, part: str, path: str) -> None:

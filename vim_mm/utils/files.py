@@ -110,12 +110,14 @@ def new_folder(dst: Path,
             discard(old)
             os.replace(dst, old)
         os.replace(draft, dst)
-        sync_folder(dst.parent)
-    finally:
+    except BaseException:
         if old.is_dir() and not dst.is_dir():
             os.replace(old, dst)
-        discard(draft)
-    with suppress(PermissionError):  # a colleague's, who can delete it
+        with suppress(OSError):  # which would hide the first
+            discard(draft)
+        raise
+    sync_folder(dst.parent)
+    with suppress(OSError):  # a colleague's, or open on another machine
         discard(old)
 
 

@@ -6,12 +6,14 @@ ever, a device, a loop of links, or terabytes of nothing. JSON can be nested
 until the interpreter gives up, or hold numbers that no float holds.
 """
 
+import io
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, Union
+from typing import (Any, BinaryIO, Callable, Dict, List, Mapping, Optional,
+                    Tuple, Union)
 
 from .messages import InputError
 
@@ -21,6 +23,7 @@ DEPTH, VALUES = 32, 200_000
 #: Bytes of what a program keeps for itself.
 KEPT_BYTES = 64 << 20
 _LARGEST = 10**300
+Check = Callable[[BinaryIO], Any]
 
 
 class ReadError(InputError):
@@ -71,16 +74,32 @@ def _check(status: os.stat_result, limit: Optional[int]) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ReadError('it is no regular file')
     if limit is not None and status.st_size > limit:
-        raise ReadError(f'it has {status.st_size:,} bytes, and {limit:,} are '
-                        'the most that is read')
+        raise _too_large(status.st_size, limit)
+
+
+def _too_large(size: int, limit: int) -> ReadError:
+    return ReadError(f'it has {size:,} bytes, and {limit:,} are the most that '
+                     'is read')
 
 
 def read_regular(path: Union[str, Path],
                  limit: int,
-                 dir_fd: Optional[int] = None) -> bytes:
-    """The bytes of a regular file; see :func:`open_regular`."""
+                 dir_fd: Optional[int] = None,
+                 check: Optional[Check] = None) -> bytes:
+    """The bytes of a regular file; see :func:`open_regular`.
+
+    Args:
+        path (str | Path): The file.
+        limit (int): Bytes that it may have.
+        dir_fd (int, optional): An open folder that ``path`` is relative to.
+        check (Callable, optional): Looks at the open file before all of it
+            is read; raises a ReadError.
+    """
     with open_regular(path, limit, dir_fd) as file:
         try:
+            if check is not None:
+                check(file)
+                file.seek(0)
             return file.read(limit)
         except OSError as error:
             raise ReadError(f'it cannot be read ({error.strerror})') from None
@@ -128,11 +147,19 @@ def parse_json(text: Union[str, bytes],
         ReadError: If it is none, or see :func:`check_plain`.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ReadError(f'it is not valid JSON ({error})') from None
     check_plain(value, finite, values)
     return value
+
+
+def _once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """An object; which of two values of a key counts is up to the reader."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError('it says something twice')
+    return found
 
 
 def check_plain(value: Any,
@@ -196,7 +223,11 @@ class OpenFolder:
         self._fd: Optional[int] = None
         if os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self._status = os.stat(path if self._fd is None else self._fd)
+        try:
+            self._status = os.stat(path if self._fd is None else self._fd)
+        except OSError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> 'OpenFolder':
         return self
@@ -205,15 +236,49 @@ class OpenFolder:
         if self._fd is not None:
             os.close(self._fd)
 
-    def read(self, name: str, limit: int) -> bytes:
+    def read(self,
+             name: str,
+             limit: int,
+             check: Optional[Check] = None) -> bytes:
         """The bytes of a file in it; see :func:`read_regular`."""
         if self._fd is None:
-            return read_regular(self.path / name, limit)
-        return read_regular(name, limit, self._fd)
+            return read_regular(self.path / name, limit, check=check)
+        return read_regular(name, limit, self._fd, check)
 
     def is_at(self, path: Path) -> bool:
-        """Whether a path leads to this very folder."""
+        """Whether a path leads to this very folder.
+
+        Raises:
+            OSError: If that cannot be told.
+        """
         try:
             return os.path.samestat(os.stat(path), self._status)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+class HeldFolder(OpenFolder):
+    """Files in memory, read as those of a folder are.
+
+    Args:
+        path (Path): Where they are from, for messages.
+        files (Mapping[str, bytes]): By name.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, bytes]) -> None:
+        self.path = path
+        self._files = files
+
+    def read(self,
+             name: str,
+             limit: int,
+             check: Optional[Check] = None) -> bytes:
+        """The bytes of a file in it; see :func:`read_regular`."""
+        if name not in self._files:
+            raise FileNotFoundError(f'There is no {name}.')
+        data = self._files[name]
+        if len(data) > limit:
+            raise _too_large(len(data), limit)
+        if check is not None:
+            check(io.BytesIO(data))
+        return data

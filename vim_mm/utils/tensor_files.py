@@ -21,7 +21,7 @@ from .messages import short
 from .reading import ReadError, open_regular
 
 HEADER_BYTES = 8 << 20
-TENSORS, AXES, NAME = 100_000, 16, 512
+TENSORS, AXES, NAME = 50_000, 16, 512
 #: Numbers that an empty tensor's other axes may span.
 EMPTY = 1 << 24
 #: Formats that torch computes with.
@@ -106,13 +106,14 @@ def opened(path: Union[str, Path]) -> Any:
         raise TensorFileError(f'it is no safetensors file ({error})') from None
 
 
-def check(data: bytes) -> Header:
-    """Check the header in the bytes of a file.
+def check(file: Union[bytes, BinaryIO]) -> Header:
+    """Check the header of an open file, or of its bytes.
 
     Raises:
         TensorFileError: If it is out of bounds.
     """
-    return _parse(BytesIO(data), len(data), HEADER_BYTES)
+    file = BytesIO(file) if isinstance(file, bytes) else file
+    return _parse(file, file.seek(0, 2), HEADER_BYTES)
 
 
 def unpack(data: bytes) -> Dict[str, Tensor]:

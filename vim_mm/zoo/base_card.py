@@ -9,7 +9,7 @@ from typing import (Any, ClassVar, Dict, Mapping, NoReturn, Sequence, Type,
                     TypeVar, Union)
 
 from vim_mm.utils.messages import InputError, cut, printable, short
-from vim_mm.utils.reading import ReadError, check_plain, parse_json
+from vim_mm.utils.reading import JSON_BYTES, ReadError, check_plain, parse_json
 from vim_mm.version import __version__
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
@@ -103,8 +103,12 @@ class Card:
         return asdict(self)
 
     def to_json(self) -> str:
-        """Return the text of ``card.json``."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + '\n'
+        """Return the text of ``card.json``, for people if it may be long."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + '\n'
+        if len(text.encode()) <= JSON_BYTES:
+            return text
+        return json.dumps(
+            self.to_dict(), ensure_ascii=False, separators=(',', ':'))
 
     @classmethod
     def from_dict(cls: Type[Self], data: Mapping[str, Any]) -> Self:

@@ -36,9 +36,10 @@ def check_writable(root: Path) -> None:
     Raises:
         ZooError: If it or the first folder above it that exists cannot.
     """
+    # not the methods of a path, which may raise
     there = next(p for p in (root.absolute(), *root.absolute().parents)
-                 if os.path.exists(p))  # not p.exists(), which may raise
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                 if os.path.exists(p))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
         raise ZooError(f"The zoo '{root}' cannot be written: {there} is no "
                        'folder that this user may write in; name another.')
 
@@ -87,7 +88,7 @@ def check(data: bytes, name: str) -> None:
 
 
 def names_in(root: Path) -> List[str]:
-    """Names under which there may be a module: links and leftovers, too.
+    """Names under which there may be something: links and leftovers, too.
 
     Raises:
         OSError: If the directory cannot be read.
@@ -98,7 +99,7 @@ def names_in(root: Path) -> List[str]:
         for entry in os.listdir(root):
             hidden = _HIDDEN.fullmatch(entry)
             found.add(hidden[1] if hidden else entry)
-    return sorted(filter(is_name, found))
+    return sorted(name for name in found if not name.startswith('.'))
 
 
 def _versions(root: Path, name: str) -> List[Path]:
@@ -172,9 +173,20 @@ def _open(root: Path, name: str) -> OpenFolder:
 
 
 def _is_current(root: Path, name: str, folder: OpenFolder) -> bool:
-    """Whether an open folder is still the version that others find."""
-    return folder.is_at(root / name) or (not is_folder(root, name) and
-                                         folder.is_at(root / f'.{name}.old'))
+    """Whether an open folder is still the version that others find.
+
+    It counts as such where that cannot be told, or a reader would try again
+    for ever.
+    """
+    try:
+        if folder.is_at(root / name):
+            return True
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR(os.stat(root / name).st_mode):
+                return False
+        return folder.is_at(root / f'.{name}.old')
+    except OSError:
+        return True
 
 
 # ------------------------------------------------------------------ writing
@@ -187,24 +199,49 @@ def locked(root: Path) -> Iterator[None]:
     What a crash left is cleared away first.
     """
     check_writable(root)
-    root.mkdir(parents=True, exist_ok=True)
+    with _in_one_sentence(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _lock(root)
+        try:
+            _sweep(root)
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _in_one_sentence(root: Path) -> Iterator[None]:
+    """Within this context what keeps a zoo from being changed is named."""
+    try:
+        yield
+    except OSError as error:  # the disk is full, a server does not answer
+        raise ZooError(
+            f"The zoo '{root}' cannot be changed ({error.strerror or error}); "
+            'what it held before is whole: try again once that is mended, or '
+            'name another.') from error
+
+
+def _lock(root: Path) -> filelock.BaseFileLock:
+    """The lock of a zoo, taken.
+
+    Raises:
+        ZooError: If it cannot be.
+    """
     try:
         lock = filelock.FileLock(_lock_file(root), timeout=LOCK_SECONDS)
         lock.acquire()
+        return lock
     except filelock.Timeout:
         raise ZooError(f'Another process has been changing the zoo '
                        f'{str(root)!r} for {LOCK_SECONDS} s; try again when '
                        'it has ended.') from None
-    except OSError as error:
-        raise ZooError(
-            f'The lock of the zoo {str(root)!r} cannot be opened '
-            f'({error.strerror}); ask the owner of its file .lock for the '
-            'right to write it.') from None
-    try:
-        _sweep(root)
-        yield
-    finally:
-        lock.release()
+    except (OSError, NotImplementedError) as error:
+        said = getattr(error, 'strerror', None) or error
+        fix = 'delete its file .lock, or name a zoo on another disk'
+        if isinstance(error, PermissionError):
+            fix = 'ask the owner of its file .lock for the right to write it'
+        raise ZooError(f'The lock of the zoo {str(root)!r} cannot be opened '
+                       f'({said}); {fix}.') from None
 
 
 def _lock_file(root: Path) -> str:
@@ -239,7 +276,7 @@ def withdraw(root: Path, name: str) -> None:
     doomed = root / f'.{name}.new'
     os.replace(root / name, doomed)
     sync_folder(root)
-    with suppress(PermissionError):  # it is gone; who may clears it away
+    with suppress(OSError):  # it is gone; who may clears it away
         discard(doomed)
 
 

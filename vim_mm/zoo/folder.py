@@ -1,12 +1,13 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Reading the folder of one module."""
 
-from typing import Callable, Dict, Optional, Tuple
+from typing import BinaryIO, Callable, Dict, Optional, Tuple
 
 from torch import Tensor
 
 from vim_mm.utils.files import sha256
 from vim_mm.utils.reading import JSON_BYTES, OpenFolder, ReadError
+from vim_mm.utils.tensor_files import check
 from . import files
 from .card import ModuleCard, ZooError
 from .checks import check_head, check_module
@@ -61,13 +62,21 @@ def read_head(
     return data, head
 
 
-def read_all(folder: OpenFolder) -> Tuple[ModuleCard, bytes, Optional[bytes]]:
+def read_all(
+        folder: OpenFolder,
+        name: Optional[str] = None
+) -> Tuple[ModuleCard, bytes, Optional[bytes]]:
     """A card and the verified bytes of the module and its head.
+
+    Args:
+        folder (OpenFolder): The folder.
+        name (str, optional): The name that the card must have. Defaults to
+            None, any.
 
     Raises:
         ZooError: If something is missing, damaged or does not fit.
     """
-    card = read_card(folder)
+    card = read_card(folder) if name is None else named_card(folder, name)
     return card, read_module(folder, card)[0], read_head(folder, card)[0]
 
 
@@ -119,12 +128,18 @@ class InvalidModule(ZooError):
         self.problems = problems
 
 
+def _look(file: BinaryIO) -> None:
+    """Refuse what is large and none of ours before all of it is read."""
+    if file.seek(0, 2) > EXTRA_BYTES:
+        check(file)
+
+
 def _read(folder: OpenFolder, name: str, digest: str,
           limit: int) -> Tuple[bytes, Dict[str, Tensor]]:
     """Read a tensor file once: what is hashed is what is parsed."""
     path = folder.path / name
     try:
-        data = folder.read(name, limit)
+        data = folder.read(name, limit, _look)
     except FileNotFoundError:
         raise ZooError(f'{str(path)!r} is missing, but the card names it; '
                        'get the module again from its source.') from None

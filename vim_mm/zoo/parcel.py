@@ -9,6 +9,7 @@ tar (links, devices, paths that lead out of a folder) is refused.
 import io
 import tarfile
 from http.client import HTTPException
+from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Dict, Mapping, Optional, Tuple, Union
 from urllib.parse import urlparse
@@ -16,7 +17,7 @@ from urllib.request import url2pathname, urlopen
 
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.progress import track
-from vim_mm.utils.reading import JSON_BYTES
+from vim_mm.utils.reading import JSON_BYTES, ReadError, open_regular
 from .card import ZooError
 from .folder import CARD, HEAD, MODULE, TENSOR_BYTES
 
@@ -46,7 +47,7 @@ def write_parcel(path: Union[str, Path], name: str,
     Raises:
         ZooError: If the name is another, or the tar cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(expanduser(path))
     if path.suffix != '.tar':
         raise ZooError(f"A module is handed on as one tar: '{path}' does not "
                        'end in .tar.')
@@ -151,7 +152,7 @@ def _is_of_a_module(member: tarfile.TarInfo) -> bool:
 def _read(source: str) -> bytes:
     scheme = urlparse(source).scheme
     if '://' not in source:
-        return _from_path(Path(source).expanduser())
+        return _from_path(Path(expanduser(source)))
     if scheme == 'file':
         return _from_path(Path(url2pathname(urlparse(source).path)))
     if scheme not in SCHEMES:
@@ -167,18 +168,22 @@ def _read(source: str) -> bytes:
 
 
 def _from_path(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file '{path}': check the path.")
     try:
-        with path.open('rb') as file:
-            return _limited(file, str(path), path.stat().st_size)
-    except OSError as error:
+        with open_regular(path) as file:
+            return _limited(file, str(path), _size(file))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file '{path}': check the path."
+                                ) from None
+    except (OSError, ReadError) as error:
         raise ZooError(f"'{path}' cannot be read: "
-                       f'{error.strerror or error}.') from error
+                       f'{getattr(error, "strerror", None) or error}.'
+                       ) from error
 
 
 def _limited(file: BinaryIO, source: str, size: Optional[int]) -> bytes:
     """All bytes of a file, which may not say how many these are."""
+    if size is not None and size > TAR_LIMIT:
+        raise _too_large(source)
     chunks = []
     expected = max(1, -(-(size or 0) // _CHUNK))
     for chunk in track(
@@ -186,10 +191,20 @@ def _limited(file: BinaryIO, source: str, size: Optional[int]) -> bytes:
             expected):
         chunks.append(chunk)
         if len(chunks) * _CHUNK > TAR_LIMIT:
-            raise ZooError(f"'{source}' has more than {TAR_LIMIT:,} bytes, "
-                           'so it is no module.')
+            raise _too_large(source)
     data = b''.join(chunks)
     if size is not None and len(data) != size:
         raise ZooError(f"Of '{source}' {len(data):,} of {size:,} bytes have "
                        'come; get it again.')
     return data
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, 2)
+    file.seek(0)
+    return size
+
+
+def _too_large(source: str) -> ZooError:
+    return ZooError(f"'{source}' has more than {TAR_LIMIT:,} bytes, so it is "
+                    'no module.')

@@ -4,13 +4,12 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor
 
-from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.reading import JSON_BYTES, OpenFolder
+from vim_mm.utils.files import sha256
+from vim_mm.utils.reading import JSON_BYTES, HeldFolder
 from vim_mm.version import __version__
 from . import files
 from .card import ModuleCard, ZooError, check_name
@@ -98,15 +97,17 @@ class Zoo(ZooReader):
             card = replace(card, name=check_name(name or card.name))
             self._publish(card, *content)
             return [card.name]
-        found = Zoo(source).names()
-        if not found:
+        found, misnamed = Zoo(source).names(), Zoo(source).misnamed()
+        if not found and not misnamed:
             raise ZooError(f'{str(source)!r} is neither the folder of a '
                            f'module (with a {CARD}) nor a zoo with modules.')
-        if name is not None and len(found) != 1:
-            raise ZooError(f'{str(source)!r} holds {len(found)} modules; '
-                           'give the folder of one to rename it.')
+        number = len(found) + len(misnamed)
+        if name is not None and number != 1:
+            raise ZooError(f'{str(source)!r} holds {number} modules; give the '
+                           'folder of one to rename it.')
         files.check_writable(self.root)
         added, bad = self._add_each(Zoo(source), found, name)
+        bad.update(misnamed)
         if not added and problems is None:
             raise ZooError(f'None of the {len(bad)} modules of '
                            f'{str(source)!r} can be added: '
@@ -120,7 +121,8 @@ class Zoo(ZooReader):
         added, bad = [], {}
         for name in names:
             try:
-                card, *content = source._read(name, read_all)
+                card, *content = source._read(
+                    name, lambda folder: read_all(folder, name))
                 card = replace(card, name=new_name or card.name)
                 self._publish(card, *content, again=True)
                 added.append(card.name)
@@ -166,15 +168,11 @@ class Zoo(ZooReader):
         """
         found, data = read_parcel(source, digest)
         content = open_parcel(data, source)
-        with TemporaryDirectory() as draft:
-            for file, part in content.items():
-                write_atomic(Path(draft, file), part)
-            try:
-                with OpenFolder(Path(draft)) as opened:
-                    card, *parts = read_all(opened)
-            except ZooError as error:
-                raise ZooError(f"'{source}' holds no valid module. "
-                               f'{error}') from error
+        try:
+            card, *parts = read_all(HeldFolder(Path(source), content))
+        except ZooError as error:
+            raise ZooError(f"'{source}' holds no valid module. "
+                           f'{error}') from error
         card = replace(card, name=check_name(name or card.name))
         self._publish(card, *parts)
         return card.name, found

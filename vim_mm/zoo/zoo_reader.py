@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A directory of modules, as it is read and checked."""
 
+import os
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import (Callable, Dict, List, Mapping, Optional, Tuple, TypeVar,
 
 from torch import Tensor
 
+from vim_mm.utils.messages import short
 from vim_mm.utils.reading import OpenFolder
 from . import files
 from .card import ModuleCard, ZooError, check_name, is_name
@@ -31,7 +33,7 @@ class ZooReader:
     check_trunk = staticmethod(check_trunk)
 
     def __init__(self, root: Union[str, Path]) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
 
     def __repr__(self) -> str:
         return f'Zoo({str(self.root)!r})'
@@ -45,8 +47,14 @@ class ZooReader:
         Raises:
             ZooError: If the directory does not exist or cannot be read.
         """
+        return [
+            name for name in self._listed() if is_name(name)
+            and files.holds_any(self.root, name, (CARD, MODULE))
+        ]
+
+    def _listed(self) -> List[str]:
         try:
-            found = files.names_in(self.root)
+            return files.names_in(self.root)
         except (FileNotFoundError, NotADirectoryError):
             raise ZooError(
                 f'There is no zoo at {str(self.root)!r}: the directory does '
@@ -55,10 +63,24 @@ class ZooReader:
         except OSError as error:
             raise ZooError(f'The zoo {str(self.root)!r} cannot be read '
                            f'({error.strerror}).') from None
-        return [
-            name for name in found
-            if files.holds_any(self.root, name, (CARD, MODULE))
-        ]
+
+    def misnamed(self) -> Dict[str, str]:
+        """Folders of modules that nothing can name, each with the reason.
+
+        Such as 'boats (copy)', or what another system has made of a name.
+
+        Raises:
+            ZooError: If the directory does not exist or cannot be read.
+        """
+        found = {}
+        for name in self._listed():
+            if not is_name(name) and files.holds_any(self.root, name,
+                                                     (CARD, MODULE)):
+                try:
+                    check_name(name)
+                except ZooError as error:
+                    found[short(name)] = f'{error} Rename its folder.'
+        return found
 
     def card(self, name: str) -> ModuleCard:
         """Return the card of a module.
@@ -83,6 +105,7 @@ class ZooReader:
             except ZooError as error:
                 if name in self:  # else it was removed meanwhile
                     bad[name] = str(error)
+        bad.update(self.misnamed())
         tell(bad, problems)
         return found
 
@@ -144,7 +167,7 @@ class ZooReader:
                 problems += self._problems(each)
             except ZooError:
                 continue  # it was removed meanwhile
-        return problems
+        return problems + list(self.misnamed().values())
 
     def _problems(self, name: str) -> List[str]:
         self._demand(name)

@@ -23,6 +23,7 @@ from ..batch_watch import BatchWatch
 from ..judges import check_judges
 from ..loaded import note_loaded, note_start
 from ..model_parts import saved_model
+from ..optimizer_state import check_optimizer
 from ..rates import refuse_idle_run
 from ..resume import keep_numbers
 from ..run_state import check_counters
@@ -118,6 +119,9 @@ class GuardHook(Hook):
                                  '`load_from`.')
             check_counters(checkpoint, file)
             check_schedules(runner, checkpoint, file)
+            if 'optimizer' in checkpoint:
+                check_optimizer(runner.optim_wrapper, checkpoint['optimizer'],
+                                file)
             say_which_rates(runner, checkpoint, file)
         read_head_notes(saved_model(model), checkpoint, file)
         if 'state_dict' in checkpoint:

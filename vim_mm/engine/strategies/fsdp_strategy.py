@@ -1,13 +1,26 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Optional, Set, Union
 
 import torch
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import (FullOptimStateDictConfig,
+                                    FullStateDictConfig,
+                                    FullyShardedDataParallel)
 
 from vim_mm.registry import STRATEGIES
+from vim_mm.utils.messages import short
+
+#: What mmengine takes for checkpoints of whole tensors.
+FULL = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(
+        type='FullStateDictConfig', rank0_only=True, offload_to_cpu=True),
+    optim_state_dict_config=dict(
+        type='FullOptimStateDictConfig',
+        rank0_only=True,
+        offload_to_cpu=True))
 
 
 @STRATEGIES.register_module()
@@ -21,19 +34,36 @@ class FSDPStrategy(_FSDPStrategy):
     Args:
         model_wrapper (dict, optional): See mmengine's. Parameters stay apart
             (``use_orig_params``), unless it says otherwise. Defaults to None.
+        state_dict_cfg (str | dict): See mmengine's, of which that of whole
+            tensors is taken. Defaults to 'full'.
         **kwargs: See mmengine's.
+
+    Raises:
+        ValueError: If each process would write its own part: torch writes
+            these as pickles of its classes, which no run reads again.
     """
 
     def __init__(self,
                  *,
                  model_wrapper: Optional[dict] = None,
+                 state_dict_cfg: Union[str, dict] = 'full',
                  **kwargs: Any) -> None:
+        given = {'full': FULL}.get(str(state_dict_cfg), state_dict_cfg)
+        kind = given.get('state_dict_type') if isinstance(given, dict) else 0
+        if getattr(kind, 'name', kind) != FULL['state_dict_type']:
+            raise not_whole(state_dict_cfg)
         wrapper = dict(
             type='MMFullyShardedDataParallel', use_orig_params=True)
         if get_device() == 'cpu':
             wrapper.update(device_id='cpu')
         wrapper.update(model_wrapper or {})
-        super().__init__(model_wrapper=wrapper, **kwargs)
+        super().__init__(
+            model_wrapper=wrapper, state_dict_cfg={**FULL, **given}, **kwargs)
+        if not isinstance(self.state_dict_config,
+                          FullStateDictConfig) or not isinstance(
+                              self.optim_state_dict_config,
+                              FullOptimStateDictConfig):
+            raise not_whole(state_dict_cfg)
         if get_device() == 'cpu':
             # torch would gather one state of Adam over the other, which it
             # has put aside by moving it to where it is
@@ -104,3 +134,27 @@ class FSDPStrategy(_FSDPStrategy):
                 model=self.model,
                 optim=self.optim_wrapper.optimizer,
                 optim_state_dict=state_dict))
+
+
+def not_whole(cfg: Any) -> ValueError:
+    """What is wrong with checkpoints in parts."""
+    return ValueError(
+        f'`strategy.state_dict_cfg` is {short(cfg)}: each process would write '
+        'a part of the checkpoint, which no run could go on with; set it to '
+        "'full', for one file of whole tensors.")
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse mmengine's own, whose runs could not be gone on with.
+
+    Args:
+        strategy: Of the run, if it has one.
+
+    Raises:
+        ValueError: If it is that.
+    """
+    if type(strategy) is _FSDPStrategy:
+        raise ValueError(
+            "`strategy.type` is mmengine's FSDPStrategy, which with this "
+            'torch cannot load the state of its optimizer again; set it to '
+            "'vim_mm.FSDPStrategy', and its `state_dict_cfg` to 'full'.")
