@@ -445,6 +445,7 @@ def test_vtab_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         Config.fromfile(ROOT / 'downstream_vtab.py')
 
 
+@pytest.mark.slow
 def test_vtab_learns_from_lists_and_tests_once(zoo_dir: str,
                                                tmp_path: Path) -> None:
     cfg = small(config('downstream_vtab.py'), zoo_dir)

@@ -94,7 +94,8 @@ def test_a_run_without_a_seed(tmp_path: Path) -> None:
     assert not unlike(one, learned(second))
 
 
-@pytest.mark.parametrize('sampler', [ENDLESS, FINITE])
+@pytest.mark.parametrize(
+    'sampler', [pytest.param(ENDLESS, marks=pytest.mark.slow), FINITE])
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, sampler: str,
                                                monkeypatch: Any) -> None:
     monkeypatch.setattr('time.sleep', lambda seconds: None)

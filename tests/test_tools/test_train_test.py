@@ -287,6 +287,7 @@ def test_classes_in_another_order_are_refused(toy: Path) -> None:
     assert 'Traceback' not in tested.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_found_by_all_processes_is_one_code(toy: Path) -> None:
     """After the group was made: it is left in the middle of the work."""
     result = run([
