@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from _tiny import KINDS, build_model, build_runner, fusion_neck, model_cfg, vit
-from vim_mm.engine.rates import (_check_optimized, check_rates,
-                                 refuse_idle_run)
+from vim_mm.engine.rates import _check_optimized, check_rates, refuse_idle_run
 
 BACKBONE = dict(trunk=vit(), new_module='n', fusion=dict(type='EnsMoE'))
 ADDED = (r"'backbone.bank': dict\(lr_mult=1.0\), "
@@ -165,7 +164,7 @@ def test_a_run_is_refused_before_it_begins(tmp_path: Path) -> None:
 
 def test_optimizers_that_hold_copies_are_not_asked_what_they_move() -> None:
     """ZeRO's hold parts of tensors that they have put together."""
-    model = build_model('cls')
+    model = build_model('cls', BACKBONE)
     copies = dict(lr=1e-3, params=[nn.Parameter(p.detach().clone())
                                    for p in model.parameters()])
     run = SimpleNamespace(optim_wrapper=SimpleNamespace(param_groups=[copies]))
