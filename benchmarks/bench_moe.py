@@ -2,6 +2,7 @@
 """Rows: a layer of experts beside a dense MLP and other ways of dispatch.
 
     python benchmarks/bench_moe.py  # 'auto': which way is faster, how much
+    python benchmarks/bench_moe.py --floor  # what products alone take
 
 A step is a forward and a backward pass of 4,096 tokens. An expert is as wide
 as a token, k = 4 of them run, so that the dense MLP of ratio 4 has as many
@@ -24,7 +25,8 @@ from harness import (Benchmark, Goal, Result, Settings, peak_mb_on_gpu,
 from mmengine.registry import MODELS
 from torch import nn
 
-from vim_mm.models.moe import MoEMlp
+from vim_mm.models.moe import MoEMlp, segment_mm
+from vim_mm.models.moe.segments import _segment_outer
 
 TOKENS, K, BATCH = 4096, 4, 32
 #: what a step may cost beside the dense MLP's, by the number of experts
@@ -102,7 +104,10 @@ def goals(name: str) -> List[Goal]:
 
 
 def whole_backbone(settings: Settings) -> Iterator[Result]:
-    """A training step of MoE-DaViT-T with three tasks, and of its twin."""
+    """A training step of MoE-DaViT-T with three tasks, and of its twin.
+
+    AdamW is fused for both: it has ten times as many parameters to move.
+    """
     small = dict(
         arch=dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
         num_experts=8) if settings.quick else {}
@@ -110,7 +115,9 @@ def whole_backbone(settings: Settings) -> Iterator[Result]:
         name:
         bench_training.simple(
             MODELS.build(dict(type='vim_mm.MoEDaViT', **small, **kwargs)),
-            settings, BATCH)
+            settings,
+            BATCH,
+            fused=True)
         for name, kwargs in dict(
             ours=dict(tasks=['cls', 'det', 'seg']), twin=dict(
                 moe=None)).items()
@@ -184,10 +191,50 @@ def choice(settings: Settings) -> None:
                             for way in ways))
 
 
+def products(dims: int, num: int, settings: Settings) -> Step:
+    """The products of a step alone, of balanced rows that lie sorted."""
+    where, size = place(settings), TOKENS * K // num
+    x, y = torch.randn(2, TOKENS * K, dims, **where)
+    weight = torch.randn(num, dims, dims, **where)
+    ends = torch.arange(
+        size,
+        TOKENS * K + 1,
+        size,
+        dtype=torch.int32,
+        device=settings.device)
+
+    def step() -> None:
+        for _ in range(2):  # layers
+            segment_mm(x, weight.transpose(1, 2), ends)
+            segment_mm(y, weight, ends)
+            _segment_outer(x, y, ends, True)
+
+    return step
+
+
+def floor(settings: Settings) -> None:
+    """Print what products alone, and a step, take of a dense MLP's step."""
+    print('width  experts  products      step')
+    for dims in (192, 384, 768):
+        for num in TARGETS:
+            steps = dict(
+                products=products(dims, num, settings),
+                step=training_step(experts(dims, num), dims, settings),
+                dense=training_step(dense(dims), dims, settings))
+            times = take_turns(steps, 15, settings.device)
+            ratios = (times.against(name, 'dense').ratio
+                      for name in ('products', 'step'))
+            print(f'{dims:5}  {num:7}  ' +
+                  '  '.join(f'{ratio:8.3f}' for ratio in ratios))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description='Time ways of dispatch')
     parser.add_argument('--device', default='cpu')
-    choice(Settings(parser.parse_args().device))
+    parser.add_argument(
+        '--floor', action='store_true', help='time products alone')
+    args = parser.parse_args()
+    (floor if args.floor else choice)(Settings(args.device))
 
 
 if __name__ == '__main__':

@@ -37,7 +37,8 @@ Step = Callable[[], None]
 def training_step(features: Callable[[Tensor], Tensor],
                   params: Iterable[nn.Parameter],
                   settings: Settings,
-                  batch: int = BATCH) -> Step:
+                  batch: int = BATCH,
+                  fused: bool = False) -> Step:
     """A step of what learns of a backbone, and of a linear head.
 
     Args:
@@ -45,13 +46,16 @@ def training_step(features: Callable[[Tensor], Tensor],
         params (Iterable[Parameter]): Those of the backbone that learn.
         settings (Settings): Size of images.
         batch (int): Their number.
+        fused (bool): Whether AdamW passes over the parameters once, not ten
+            times. Defaults to False.
     """
     device = settings.device
     x = settings.images(settings.batch(batch))
     labels = torch.randint(NUM_CLASSES, (len(x), ), device=device)
     with torch.no_grad():
         head = nn.Linear(features(x).shape[-1], NUM_CLASSES).to(device)
-    optimizer = torch.optim.AdamW([*params, *head.parameters()], lr=1e-4)
+    optimizer = torch.optim.AdamW(
+        [*params, *head.parameters()], lr=1e-4, fused=fused)
 
     def step() -> None:
         with torch.autocast(
@@ -75,10 +79,13 @@ def last(outputs: Any) -> Tensor:
     return out.mean((2, 3)) if out.dim() == 4 else out
 
 
-def simple(model: nn.Module, settings: Settings, batch: int = BATCH) -> Step:
+def simple(model: nn.Module,
+           settings: Settings,
+           batch: int = BATCH,
+           fused: bool = False) -> Step:
     model.to(settings.device).train()
     return training_step(lambda x: last(model(x)), learning(model), settings,
-                         batch)
+                         batch, fused)
 
 
 # -------------------------------------------------------------- contestants

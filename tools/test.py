@@ -75,7 +75,7 @@ def build_config(args: argparse.Namespace) -> Config:
         ValueError: An option does not fit the config.
     """
     cfg = read_config(args.config, args.cfg_options)
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+    if '://' not in args.checkpoint and not osp.exists(args.checkpoint):
         raise FileNotFoundError(f'There is no checkpoint file '
                                 f'{args.checkpoint}: check the path.')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):

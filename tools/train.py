@@ -96,7 +96,7 @@ def set_resume(cfg: Config, resume: str) -> None:
     """
     cfg.resume = True
     if resume != 'auto':
-        if '://' not in resume and not osp.isfile(resume):
+        if '://' not in resume and not osp.exists(resume):
             raise FileNotFoundError(
                 f'There is no checkpoint file {resume} to resume from: check '
                 'the path.')

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from _tiny import KINDS, build_model, build_runner, fusion_neck, model_cfg, vit
-from vim_mm.engine.rates import check_rates, refuse_idle_run
+from vim_mm.engine.rates import _check_optimized, check_rates, refuse_idle_run
 
 BACKBONE = dict(trunk=vit(), new_module='n', fusion=dict(type='EnsMoE'))
 ADDED = (r"'backbone.bank': dict\(lr_mult=1.0\), "
@@ -160,6 +160,18 @@ def test_a_run_is_refused_before_it_begins(tmp_path: Path) -> None:
     run = run_cfg(tmp_path, optim_wrapper=optim(backbone=dict(lr_mult=0)))
     with pytest.raises(ValueError, match="'backbone' is 0"):
         run.train()
+
+
+def test_optimizers_that_hold_copies_are_not_asked_what_they_move() -> None:
+    """ZeRO's hold parts of tensors that they have put together."""
+    model = build_model('cls', BACKBONE)
+    copies = dict(lr=1e-3, params=[nn.Parameter(p.detach().clone())
+                                   for p in model.parameters()])
+    run = SimpleNamespace(optim_wrapper=SimpleNamespace(param_groups=[copies]))
+    _check_optimized(run, model)
+    copies['params'][:1] = list(model.parameters())[:1]
+    with pytest.raises(ValueError, match='moves nothing of'):
+        _check_optimized(run, model)
 
 
 @pytest.mark.parametrize('scheduler', [

@@ -166,6 +166,15 @@ def test_flexible_runners_resume_alike(
     assert name(run) == 'iter_3.pth' and run.iter == 5
 
 
+def test_folders_that_were_not_named_may_be_cut_short(
+        run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strategies write them in place, unlike files."""
+    (run_dir / 'iter_9.pth').mkdir()
+    monkeypatch.setattr('_tiny.Runner', FlexibleRunner)
+    run = resumed(run_dir)
+    assert name(run) == 'iter_4.pth' and run.iter == 5
+
+
 def test_none_that_loads_stops_the_run(run_dir: Path) -> None:
     for path in run_dir.glob('*.pth'):
         cut(path)

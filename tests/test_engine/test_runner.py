@@ -4,10 +4,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine._strategy import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import init_default_scope
@@ -66,6 +69,16 @@ def test_guarding_twice_changes_nothing() -> None:
     before = Runner.train, FlexibleRunner.train
     guards.guard_runner()
     assert before == (Runner.train, FlexibleRunner.train)
+
+
+@pytest.mark.parametrize('kind', [DeepSpeedStrategy, FSDPStrategy])
+def test_no_averages_of_parts(kind: type) -> None:
+    run = SimpleNamespace(strategy=kind.__new__(kind), hooks=[EMAHook()])
+    with pytest.raises(ValueError, match='EMAHook averages whole tensors'):
+        guards._check_averages(run)
+    run.strategy = DDPStrategy.__new__(DDPStrategy)
+    guards._check_averages(run)
+    guards._check_averages(SimpleNamespace(hooks=run.hooks))
 
 
 @pytest.mark.parametrize('part', PARTS)

@@ -236,6 +236,16 @@ def test_nothing_is_tied_in_where_nothing_idles(tmp_path: Path) -> None:
 SPECIAL = [0., -0., torch.nan, torch.inf, -torch.inf, 1e-45, -3.5]
 
 
+def test_what_zero_3_has_taken_away_gets_no_gradient() -> None:
+    """It leaves parameters without elements, and knows how many they had."""
+    here, away = (nn.Parameter(torch.ones(n)) for n in (3, 0))
+    here.ds_numel = away.ds_numel = 3
+    x = torch.ones(2, requires_grad=True)
+    tie_in(x * 2, [here, away]).sum().backward()
+    assert here.grad is not None and not here.grad.any()
+    assert away.grad is None
+
+
 @pytest.mark.parametrize('dtype', [
     torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_no_bit_of_an_output_changes(dtype: torch.dtype) -> None:

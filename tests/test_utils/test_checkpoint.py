@@ -126,6 +126,25 @@ def test_changed_bytes_give_a_sentence(tmp_path: Path, legacy: bool) -> None:
     assert refused > 20
 
 
+def test_folders_of_deepspeed(tmp_path: Path) -> None:
+    """All weights lie in one file, or in parts."""
+    state = dict(module=dict(weight=torch.ones(2)), meta=dict(iter=4))
+    folder = tmp_path / 'iter_4.pth'
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match='no checkpoint file.*iter_4'):
+        load(folder)
+    torch.save(state, folder / 'zero_pp_rank_0_mp_rank_00_model_states.pt')
+    said = rf'in parts.*zero_to_fp32.py {tmp_path} JOINED --tag iter_4'
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        load(folder)
+    file = folder / 'mp_rank_00_model_states.pt'
+    torch.save(state, file)
+    for path in (folder, file):
+        found = load(path)
+        assert found.keys() == {'state_dict', 'meta'}
+        assert torch.equal(found['state_dict']['weight'], torch.ones(2))
+
+
 @pytest.mark.parametrize('name', ['no.pth', 'no.safetensors'])
 def test_missing_files_give_a_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f'no checkpoint file.*{name}'):

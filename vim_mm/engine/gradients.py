@@ -5,7 +5,7 @@ from typing import Iterable, List, Union
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,12 +14,12 @@ from torch.utils.hooks import RemovableHandle
 _FIRST, _SELDOM = 50, 500
 
 
-def wrappers(runner: Runner) -> List[OptimWrapper]:
+def wrappers(runner: Runner) -> List[BaseOptimWrapper]:
     """The optimizer wrappers of a run, once they are built."""
     wrapper = runner.optim_wrapper
     several = wrapper.values() if isinstance(wrapper, OptimWrapperDict) \
         else [wrapper]
-    return [each for each in several if isinstance(each, OptimWrapper)]
+    return [each for each in several if isinstance(each, BaseOptimWrapper)]
 
 
 class Gradients:

@@ -105,6 +105,8 @@ def _check_optimized(runner: Runner, model: nn.Module) -> None:
         raise ValueError('All learning rates are 0, so nothing would learn; '
                          'set `optim_wrapper.optimizer.lr`, or `eta_max` of a '
                          'OneCycleLR.')
+    # ZeRO's optimizers hold parts of tensors that they have put together
+    known = rates.keys() & set(map(id, model.parameters()))
     for prefix, backbone in backbones(model):
         if not backbone.save_trunk and any(
                 param.requires_grad for param in backbone.trunk.parameters()):
@@ -119,7 +121,7 @@ def _check_optimized(runner: Runner, model: nn.Module) -> None:
                     getattr(backbone, part), 'parameters', tuple)()
                 if param.requires_grad
             ]
-            if rates and learns and not any(
+            if known and learns and not any(
                     rates.get(id(param)) for param in learns):
                 raise ValueError(
                     f'The optimizer moves nothing of `{prefix}.{part}`, since '

@@ -181,9 +181,14 @@ def _choose(runner: Runner) -> Tuple[Optional[str], str]:
         return None, (f'There is no checkpoint in {runner.work_dir} to resume '
                       f'from: training starts from {start}.')
     for path in ordered:
+        # a folder is a strategy's own, which alone can read it
+        is_folder = takes_folders and osp.isdir(path)
+        if is_folder and named in ordered[ordered.index(path) + 1:]:
+            reasons.append(f'{path} may be cut short, as the run has not come '
+                           'to name it.')
+            continue
         try:
-            # a folder is a strategy's own, which alone can read it
-            if not (osp.isdir(path) and takes_folders):
+            if not is_folder:
                 check_counters(
                     CheckpointLoader.load_checkpoint(path, 'cpu', 'silent'),
                     path)

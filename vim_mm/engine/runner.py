@@ -7,9 +7,10 @@ from copy import deepcopy
 from functools import wraps
 from typing import Any, Callable, Iterator, Tuple, Union
 
+from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
@@ -129,6 +130,7 @@ def _before_training(runner: Runner) -> None:
     from .strategies.fsdp_strategy import check_strategy
     check_strategy(getattr(runner, 'strategy', None))
     _check_loops(runner, 'train', 'val')
+    _check_averages(runner)
     for hook in runner.hooks:
         if hasattr(hook, 'check_steps'):
             hook.check_steps(runner._train_loop)
@@ -140,6 +142,16 @@ def _before_training(runner: Runner) -> None:
     else:  # a strategy has not built it yet
         runner.register_hook(_RatesHook(deepcopy(runner.optim_wrapper)))
     keep_float32_on_cpu(runner.optim_wrapper)
+
+
+def _check_averages(runner: Runner) -> None:
+    """Refuse averaged copies of a model of which processes hold parts."""
+    parts = (DeepSpeedStrategy, FSDPStrategy)
+    if isinstance(getattr(runner, 'strategy', None), parts) and any(
+            isinstance(hook, EMAHook) for hook in runner.hooks):
+        raise ValueError(
+            'EMAHook averages whole tensors, of which FSDP and DeepSpeed give '
+            'a process a part only; leave the hook out, or the `strategy`.')
 
 
 class _RatesHook(Hook):

@@ -242,7 +242,11 @@ def tie_in(outputs: Any, idle: Sequence[Tensor] = ()) -> Any:
     """
     if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return outputs
-    idle = [tensor for tensor in idle if tensor.requires_grad]
+    # ZeRO-3 leaves nothing of some, and waits for none of them
+    idle = [
+        tensor for tensor in idle if tensor.requires_grad
+        and tensor.numel() == getattr(tensor, 'ds_numel', tensor.numel())
+    ]
     leaves, structure = tree_flatten(outputs)
     floats = [
         index for index, leaf in enumerate(leaves)

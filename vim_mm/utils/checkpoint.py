@@ -38,6 +38,8 @@ _METHODS = {
     HistoryBuffer: ('current', 'max', 'mean', 'min'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
+#: Where DeepSpeed puts all weights, in a folder.
+_WEIGHTS = 'mp_rank_00_model_states.pt'
 MapLocation = Optional[Union[str, torch.device, Callable, dict]]
 
 
@@ -119,7 +121,7 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
         UntrustedPickleError: The file holds objects beyond tensors, plain
             containers, numpy arrays and mmengine's training records.
     """
-    path = _existing(filename)
+    path = _existing(_of_folder(filename))
     try:
         size = check_archive(path)
     except ReadError as error:
@@ -127,7 +129,28 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
     _check_intact(path)
     content = load_pickle(path, map_location=map_location)
     check_content(content, path, size, str(map_location) == 'meta')
+    if osp.basename(path) == _WEIGHTS and 'module' in content:
+        content['state_dict'] = content.pop('module')
     return content
+
+
+def _of_folder(path: str) -> str:
+    """The file with the weights of a folder that DeepSpeed has written.
+
+    Raises:
+        CheckpointError: If they lie in parts.
+    """
+    folder = osp.expanduser(path)
+    file = osp.join(folder, _WEIGHTS)
+    if osp.isfile(file):
+        return file
+    if osp.isfile(osp.join(folder, f'zero_pp_rank_0_{_WEIGHTS}')):
+        where, name = osp.split(folder.rstrip(osp.sep))
+        raise CheckpointError(
+            f'{path} holds the weights in parts (ZeRO-3 of DeepSpeed); join '
+            f'them with `python {osp.join(where, "zero_to_fp32.py")} {where} '
+            f'JOINED --tag {name}` and take JOINED/pytorch_model.bin.')
+    return path
 
 
 def load_from_http(filename: str,

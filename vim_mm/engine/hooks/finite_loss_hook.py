@@ -6,7 +6,7 @@ from typing import Any, Optional
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class FiniteLossHook(Hook):
             if self._watches:
                 self._watch(runner, wrapper)
 
-    def _watch(self, runner: Runner, wrapper: OptimWrapper) -> None:
+    def _watch(self, runner: Runner, wrapper: BaseOptimWrapper) -> None:
         original = type(wrapper).backward
 
         @wraps(original)
@@ -61,7 +61,7 @@ class FiniteLossHook(Hook):
 
         wrapper.backward = backward
 
-    def _look(self, runner: Runner, wrapper: OptimWrapper,
+    def _look(self, runner: Runner, wrapper: BaseOptimWrapper,
               loss: Tensor) -> None:
         bad = (~torch.isfinite(loss)).any().float()
         all_reduce(bad, op='max')

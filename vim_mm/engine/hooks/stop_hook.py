@@ -95,6 +95,9 @@ def leave_validation() -> None:
 
 def _is_partial(wrapper: Any) -> bool:
     """Whether gradients have been added that no step has used yet."""
+    engine = getattr(wrapper, '_model', None)  # of DeepSpeed
+    if engine is not None:
+        return bool(engine.micro_steps % engine.gradient_accumulation_steps())
     count = getattr(wrapper, '_inner_count', 0)
     return bool(count % getattr(wrapper, '_accumulative_counts', 1)
                 ) and count != wrapper._max_counts

@@ -39,6 +39,15 @@ def see_whole_tensors(runner: Runner) -> None:
             parameters apart.
     """
     model, wrapper = runner.model, runner.optim_wrapper
+    # ZeRO's holds the one that was asked for
+    name = type(getattr(wrapper.optimizer, 'optimizer',
+                        wrapper.optimizer)).__name__
+    is_parted = isinstance(model, FullyShardedDataParallel) or type(
+        wrapper.optimizer).__name__.startswith('DeepSpeedZero')
+    if is_parted and name.lower().startswith(WHOLE_TENSORS):
+        raise ValueError(
+            f'{name} scales steps by the norm of each tensor, of which FSDP '
+            'and ZeRO give a process a part only; use AdamW, or neither.')
     if not isinstance(model, FullyShardedDataParallel):
         return
     if not model._use_orig_params:
@@ -46,10 +55,5 @@ def see_whole_tensors(runner: Runner) -> None:
                          'spared by the optimizer; set '
                          '`strategy.model_wrapper.use_orig_params=True`, '
                          'which keeps their parameters apart.')
-    name = type(wrapper.optimizer).__name__
-    if name.lower().startswith(WHOLE_TENSORS):
-        raise ValueError(
-            f'{name} scales steps by the norm of each tensor, of which FSDP '
-            'gives a process a part only; use AdamW, or no FSDP.')
     if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
         wrapper.clip_func = lambda _, **kwargs: model.clip_grad_norm_(**kwargs)
