@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
@@ -272,6 +273,11 @@ def fusion_neck(kind: str, modules: List[str] = ()) -> dict:
 
 SCOPES = {name: kind.scope for name, kind in kinds.KINDS.items()}
 KINDS = list(SCOPES)
+#: Of long tests `make test` runs the first kind.
+FIRST_KIND = [
+    KINDS[0],
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])
+]
 
 
 def build_model(kind: str, backbone: dict, neck: Optional[dict] = None):

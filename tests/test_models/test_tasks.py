@@ -300,7 +300,10 @@ def test_unread_outputs_send_back_zeros() -> None:
         assert torch.equal(param.grad, torch.zeros(2))
 
 
-@pytest.mark.parametrize('fusion', FUSIONS)
+@pytest.mark.parametrize('fusion', [
+    *(pytest.param(name, marks=pytest.mark.slow) for name in FUSIONS[:2]),
+    FUSIONS[2]
+])
 def test_idle_tasks_compile_to_one_graph(fusion: str, tmp_path: Path) -> None:
     backbone = build(tmp_path, fusion=fusion, learn=BOTH).backbone
     for part in backbone.trunk.modules():

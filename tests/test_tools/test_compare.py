@@ -17,7 +17,7 @@ import _outside
 import pytest
 from mmengine.config import Config
 
-from _tiny import add_modules, build_backbone, vit
+from _tiny import KINDS, add_modules, build_backbone, vit
 from vim_mm.report import compare
 from vim_mm.report.evidence import usefulness
 from vim_mm.report.steps import Gallery
@@ -124,9 +124,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 METRICS = dict(cls='accuracy', det='AP', seg='mIoU')
 
 
-@pytest.mark.parametrize(
-    'kind', ['cls', *(pytest.param(k, marks=pytest.mark.slow)
-                      for k in ('det', 'seg'))])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_table_a_page_and_evidence(kind: str, tmp_path: Path,
                                      tool: Callable) -> None:
     # fused in the trunk, and in the neck

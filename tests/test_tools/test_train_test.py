@@ -219,6 +219,7 @@ def test_drawing_finds_its_library(model: dict, scope: str,
     assert cfg.visualizer.save_dir.endswith('shown')
 
 
+@pytest.mark.slow
 def test_a_mistake_under_the_launcher_shows_no_traceback(toy: Path) -> None:
     result = run([ROOT / 'tools/dist_train.sh', 'none.py', 2], toy)
     assert result.returncode == 1

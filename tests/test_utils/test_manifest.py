@@ -53,6 +53,8 @@ def copies(made: Path, tmp_path: Path) -> Callable[[str], Config]:
             dataset['data_prefix'][image] = 'copies'
         return Config({
             PART: dict(dataset=dataset),
+            'train_cfg': dict(by_epoch=True, max_epochs=1),
+            'optim_wrapper': dict(optimizer=dict(type='SGD', lr=0.01)),
             'launcher': 'none',
             'default_scope': SCOPES[kind]
         })

@@ -7,7 +7,6 @@ from copy import deepcopy
 from functools import wraps
 from typing import Any, Callable, Iterator, Tuple, Union
 
-from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import EMAHook, Hook
@@ -146,6 +145,8 @@ def _before_training(runner: Runner) -> None:
 
 def _check_averages(runner: Runner) -> None:
     """Refuse averaged copies of a model of which processes hold parts."""
+    # not above: importing strategies may be what has imported this file
+    from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
     parts = (DeepSpeedStrategy, FSDPStrategy)
     if isinstance(getattr(runner, 'strategy', None), parts) and any(
             isinstance(hook, EMAHook) for hook in runner.hooks):

@@ -40,7 +40,8 @@ def check_schedule(runner: Runner) -> None:
             for a validation.
     """
     loop = runner._train_loop
-    check_ends(loop, 'train_dataloader', isinstance(loop, EpochBasedTrainLoop))
+    by_epoch = isinstance(loop, EpochBasedTrainLoop) and loop.max_epochs > 0
+    check_ends(loop, 'train_dataloader', by_epoch)
     judged = isinstance(runner._val_loop, BaseLoop)
     for scheduler in _flat(runner.param_schedulers):
         name = type(scheduler).__name__

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from vim_mm.registry import STRATEGIES
-from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.checkpoint import CheckpointError, load_pickle
 from vim_mm.utils.config import type_name
 
 #: Optimizers of DeepSpeed by module; which of them there are differs.
@@ -174,6 +174,8 @@ class DeepSpeedStrategy(_DeepSpeedStrategy):
                 'optimizer; start from its weights with `load_from` and '
                 '`resume=False`.')
         load = self.model.load_checkpoint
+        # its own would build any object that a file names
+        self.model.checkpoint_engine.load = read_part
 
         def load_and_tell(*args: Any, **kwargs: Any) -> Tuple[str, dict]:
             path, notes = load(*args, **kwargs)
@@ -185,7 +187,7 @@ class DeepSpeedStrategy(_DeepSpeedStrategy):
         try:
             return super().resume(filename, **kwargs)
         finally:
-            del self.model.load_checkpoint
+            del self.model.load_checkpoint, self.model.checkpoint_engine.load
 
     def _shapes(self) -> Dict[str, Tensor]:
         """The weights of all processes together, without memory."""
@@ -195,6 +197,25 @@ class DeepSpeedStrategy(_DeepSpeedStrategy):
             for name, value in self.model.module.state_dict(
                 keep_vars=True).items()
         }
+
+
+def read_part(path: str, map_location: Any = None) -> Any:
+    """A file of a folder: numbers, and what DeepSpeed notes of itself.
+
+    Args:
+        path (str): The file.
+        map_location: See :func:`torch.load`. Defaults to None.
+
+    Raises:
+        UntrustedPickleError: If it holds anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import (DynamicLossScaler,
+                                                    LossScaler)
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    own = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(own):
+        return load_pickle(path, map_location)
 
 
 def register_optimizers() -> None:
