@@ -273,11 +273,14 @@ def fusion_neck(kind: str, modules: List[str] = ()) -> dict:
 
 SCOPES = {name: kind.scope for name, kind in kinds.KINDS.items()}
 KINDS = list(SCOPES)
-#: Of long tests `make test` runs the first kind.
-FIRST_KIND = [
-    KINDS[0],
-    *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])
-]
+
+
+def first_of(values: Sequence, num: int = 1) -> list:
+    """Values of a long test, of which `make test` takes some alone."""
+    return [
+        *values[:num],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in values[num:])
+    ]
 
 
 def build_model(kind: str, backbone: dict, neck: Optional[dict] = None):

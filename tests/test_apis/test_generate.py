@@ -18,8 +18,8 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from _tiny import (FIRST_KIND, KINDS, SCOPES, Pictures, build_model,
-                   fusion_neck, model_cfg, save_trunk)
+from _tiny import (KINDS, SCOPES, Pictures, build_model, first_of, fusion_neck,
+                   model_cfg, save_trunk)
 from vim_mm.apis.generate import Guides, Plan, generate
 from vim_mm.apis.generated_folder import GeneratedFolder
 from vim_mm.models.generators import GuidedGenerator
@@ -178,7 +178,7 @@ def test_images_of_several_sizes_are_made_with_their_equals(jobs, tmp_path):
 # ------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize('kind', FIRST_KIND)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_an_interrupted_run_goes_on_to_the_same_images(kind, jobs, tmp_path,
                                                        monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
@@ -238,7 +238,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(changed)
 
 
-@pytest.mark.parametrize('kind', FIRST_KIND)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_a_damaged_file_is_named(kind, jobs, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr('vim_mm.apis.generated_folder.print_log',

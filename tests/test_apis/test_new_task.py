@@ -16,7 +16,7 @@ from mmengine.config import Config
 from PIL import Image
 
 import vim_mm
-from _tiny import FIRST_KIND, KINDS
+from _tiny import KINDS, first_of
 from vim_mm.apis.new_task import known_trunks, new_task, read_data
 from vim_mm.apis.new_task.own_data import held_out
 from vim_mm.apis.new_task.own_trunk import OwnTrunk, find_trunk
@@ -519,7 +519,7 @@ def real_seg(folder: Path) -> str:
             'pavement tree sign fence car pedestrian bicyclist')
 
 
-@pytest.mark.parametrize('kind', FIRST_KIND)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_from_real_data_to_a_zoo(kind: str, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from _damage import flipped, tool, trained, uses
 
+from _tiny import first_of
 from vim_mm.engine.hooks import guard_hook
 from vim_mm.utils.checkpoint import CheckpointError
 
@@ -21,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize('use', USES)
+@pytest.mark.parametrize('use', first_of(USES))
 def test_a_flipped_bit_is_refused(folder: Path, use: str) -> None:
     """`make reliability` flips more of them."""
     path, command = uses(folder)[use]
@@ -33,7 +34,7 @@ def test_a_flipped_bit_is_refused(folder: Path, use: str) -> None:
     tool(*command)
 
 
-@pytest.mark.parametrize('use', ['test', 'resume', 'start'])
+@pytest.mark.parametrize('use', first_of(['test', 'resume', 'start']))
 def test_a_file_of_another_program_is_taken_with_a_line(
         folder: Path, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path, command = uses(folder)[use]

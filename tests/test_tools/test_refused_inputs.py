@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import vim_mm
-from _tiny import FIRST_KIND
+from _tiny import KINDS, first_of
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.new_task import new_task, read_data
 from vim_mm.models import build_model
@@ -68,7 +68,7 @@ def images() -> List[Path]:
             for i in range(len(dataset))]
 
 
-@pytest.mark.parametrize('kind', FIRST_KIND)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_what_cannot_be_judged_or_answered(
         kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

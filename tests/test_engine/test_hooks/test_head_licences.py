@@ -10,7 +10,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from _tiny import KINDS, build_runner, fusion_neck, model_cfg, save_trunk
+from _tiny import (KINDS, build_runner, first_of, fusion_neck, model_cfg,
+                   save_trunk)
 from vim_mm.apis.bake import bake
 from vim_mm.apis.serving import load_model
 from vim_mm.models.distillers import build_outside
@@ -65,7 +66,7 @@ def baked(folder: Path, checkpoint: Path) -> set:
     return {part['name'] for part in card.parts}
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_a_module_that_learned_beside_the_head(tmp_path: Path,
                                                kind: str) -> None:
     cfg = model(kind, tmp_path, new_module='n')
