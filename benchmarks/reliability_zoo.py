@@ -208,20 +208,20 @@ def failures(tally: Tally, root: Path, share: float, seed: int) -> None:
         remove=lambda zoo: zoo.remove('m'),
         add=lambda zoo: zoo.add(source.root / 'x'))
     for name, change in changes.items():
-        for error in some(ERRORS, share, rng):
-            for step in range(1000):
-                zoo = Zoo(root / f'{name} {error} {step}')
-                save(zoo, 'm', 0)
-                what = f'{name} fails with {error} at {step}'
-                with tally.case(what), failing(step, error) as end:
-                    change(zoo)
-                if end.failed is None:
-                    break
-                tally.keep(f'{what}: {zoo.verify()}', zoo.verify() == [] and (
-                    'm' in zoo or name == 'remove'))
-                save(zoo, 'm', 2, True)
-                tally.keep(what, version(zoo, 'm') == 2)
-                shutil.rmtree(zoo.root)
+        for step in range(0, 1000, max(1, round(1 / share))):
+            error = rng.choice(ERRORS)
+            zoo = Zoo(root / f'{name} {step}')
+            save(zoo, 'm', 0)
+            what = f'{name} fails with {error} at {step}'
+            with tally.case(what), failing(step, error) as end:
+                change(zoo)
+            if end.failed is None:
+                break
+            tally.keep(f'{what}: {zoo.verify()}', zoo.verify() == [] and (
+                'm' in zoo or name == 'remove'))
+            save(zoo, 'm', 2, True)
+            tally.keep(what, version(zoo, 'm') == 2)
+            shutil.rmtree(zoo.root)
 
 
 # --------------------------------------------------------------- many users
