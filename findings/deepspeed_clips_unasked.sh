@@ -16,7 +16,8 @@ DS_BUILD_OPS=0 "$folder/venv/bin/python" -m pip install -q \
     --no-build-isolation deepspeed==0.19.8
 cd "$folder"
 # it compiles an operator, which is not to stay
-DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$folder/compiled" RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_SIZE=1 \
+DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$folder/compiled" \
+    RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_SIZE=1 \
     MASTER_ADDR=localhost MASTER_PORT=29517 PATH="$folder/venv/bin:$PATH" \
     "$folder/venv/bin/python" -W ignore - <<'PY' | grep -v INFO
 import deepspeed

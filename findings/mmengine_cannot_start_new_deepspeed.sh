@@ -12,7 +12,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install -q torch==2.14.1 torchvision \
-    numpy==2.2.6 setuptools wheel onedl-mmengine==0.10.12
+    numpy==2.2.6 setuptools wheel onedl-mmengine==0.10.12 \
+    opencv-python-headless==4.12.0.88
 DS_BUILD_OPS=0 "$folder/venv/bin/python" -m pip install -q \
     --no-build-isolation deepspeed==0.19.8
 cd "$folder"
