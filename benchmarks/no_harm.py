@@ -58,8 +58,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/no_harm'))
     parser.add_argument(
-        '--pictures', type=int, default=100,
-        help='that modules are tried on, at most')
+        '--pictures',
+        type=int,
+        default=2000,
+        help='that modules are tried on, at most (default: %(default)s, as '
+        'of ScoreGatesHook)')
     return parser.parse_args(argv)
 
 

@@ -106,8 +106,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--pictures',
         type=int,
-        default=50,
-        help='that modules are tried on, at most (default: %(default)s)')
+        default=2000,
+        help='that modules are tried on, at most (default: %(default)s, as '
+        'of ScoreGatesHook)')
     return parser.parse_args(argv)
 
 
