@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vim_mm.apis.new_task.own_trunk import known_trunks
 from vim_mm.utils import checkpoint
+from vim_mm.utils.files import shipped
 from vim_mm.utils.setup_env import prepare_stack
 
 STATE = {'a.weight': torch.arange(6.).view(2, 3), 'b': torch.tensor([1, 2])}
@@ -149,6 +151,16 @@ def test_folders_of_deepspeed(tmp_path: Path) -> None:
 def test_missing_files_give_a_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f'no checkpoint file.*{name}'):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize('name', known_trunks())
+def test_missing_weights_of_our_trunks_say_where_they_are_from(
+        tmp_path: Path, name: str) -> None:
+    said = f'get it as the first lines of .*{name}.py say'
+    with pytest.raises(FileNotFoundError, match=said):
+        load(tmp_path / f'{name}.safetensors')
+    about = shipped('configs') / f'_base_/trunks/{name}.py'
+    assert f'weights/{name}.safetensors' in about.read_text()
 
 
 def test_a_file_changes_no_statistics(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os.path as osp
 import re
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import (Any, Callable, ContextManager, Iterator, List, Optional,
                     Union)
@@ -28,6 +29,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from .checkpoint_form import CheckpointError, check_archive, check_content
 from .checksum import is_intact, save_checkpoint
+from .files import shipped
 from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
                           trusts_pickles)
 from .reading import ReadError
@@ -237,8 +239,11 @@ def _load_trusted(file: Any,
 def _existing(filename: str) -> str:
     path = osp.expanduser(filename)
     if not osp.isfile(path):
+        about = shipped('configs') / '_base_/trunks' / f'{Path(path).stem}.py'
+        hint = f', or get it as the first lines of {about} say' \
+            if about.is_file() else ''
         raise FileNotFoundError(
-            f'There is no checkpoint file {path}: check the path.')
+            f'There is no checkpoint file {path}: check the path{hint}.')
     return path
 
 
