@@ -6,7 +6,7 @@ public code; optimizer, batch and steps are those of the other baselines.
 
     python tools/train.py configs/tdmr/clothing_aft.py
 
-Expected result: not measured yet.
+Expected result: README.md of this folder.
 """
 _base_ = './clothing_mobilenet-v2.py'
 
@@ -14,6 +14,9 @@ model = dict(
     proxy=dict(reprogram=False, standardize=False),
     feature_loss=dict(type='vim_mm.AFTLoss'),
     schedule=dict(kind='constant', feature=10., logits=0.))
-custom_hooks = [_base_.cost_hook, dict(_base_.proxy_hook, epochs=0)]
+custom_hooks = [
+    _base_.cost_hook,
+    dict(_base_.proxy_hook, epochs=0), _base_.warm_head
+]
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(feature_loss=dict(lr_mult=100.))))

@@ -6,7 +6,7 @@ standardised, all at length one.
 
     python tools/train.py configs/tdmr/clothing_hint.py
 
-Expected result: not measured yet.
+Expected result: README.md of this folder.
 """
 _base_ = './clothing_mobilenet-v2.py'
 
@@ -14,4 +14,7 @@ model = dict(
     proxy=dict(reprogram=False),
     feature_loss=dict(type='vim_mm.NormalizedMSE'),
     schedule=dict(kind='constant', logits=0.))
-custom_hooks = [_base_.cost_hook, dict(_base_.proxy_hook, epochs=0)]
+custom_hooks = [
+    _base_.cost_hook,
+    dict(_base_.proxy_hook, epochs=0), _base_.warm_head
+]

@@ -3,7 +3,7 @@
 
     python tools/train.py configs/tdmr/clothing_linear-probe-kd.py
 
-Expected result: not measured yet.
+Expected result: README.md of this folder.
 """
 _base_ = './clothing_mobilenet-v2.py'
 

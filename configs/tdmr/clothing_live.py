@@ -3,8 +3,11 @@
 
     python tools/train.py configs/tdmr/clothing_live.py
 
-Expected result: not measured yet.
+Expected result: README.md of this folder.
 """
 _base_ = './clothing_mobilenet-v2.py'
 
-custom_hooks = [_base_.cost_hook, dict(_base_.proxy_hook, store=None)]
+custom_hooks = [
+    _base_.cost_hook,
+    dict(_base_.proxy_hook, store=None), _base_.warm_head
+]
