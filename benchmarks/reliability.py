@@ -33,6 +33,7 @@ sys.path.insert(0, str(TESTS))
 
 import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
+import reliability_writers  # noqa: E402
 import reliability_zoo  # noqa: E402
 from reliability_cases import Campaign, Tally  # noqa: E402
 
@@ -40,8 +41,8 @@ from vim_mm.utils.cli import run_cli, table_console  # noqa: E402
 from vim_mm.utils.files import write_atomic  # noqa: E402
 
 CAMPAIGNS: List[Campaign] = [
-    *reliability_zoo.CAMPAIGNS, *reliability_files.CAMPAIGNS,
-    *reliability_runs.CAMPAIGNS
+    *reliability_zoo.CAMPAIGNS, *reliability_writers.CAMPAIGNS,
+    *reliability_files.CAMPAIGNS, *reliability_runs.CAMPAIGNS
 ]
 OUT = Path('work_dirs') / 'reliability.json'
 
@@ -83,7 +84,7 @@ def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
         met=tally.tried > 0 and not tally.failed and not tally.lost,
         seconds=round(time.perf_counter() - start, 1),
         cpu_seconds=round(cpu_seconds() - cpu, 1),
-        examples=(tally.lost + tally.failed)[:5])
+        examples=(tally.lost + tally.failed)[:500])
 
 
 def cpu_seconds() -> float:

@@ -7,12 +7,13 @@ import warnings
 from random import Random
 from typing import Callable, Dict
 
+import filelock
 import pytest
 import torch
 from _failing import ERRORS, failing
 
 from vim_mm.zoo import Zoo, ZooError, files
-from vim_mm.zoo.files import check_writable
+from vim_mm.zoo.locking import check_writable
 
 #: What of a zoo is read, and what is changed: which names are there then.
 READS = ('names', 'cards', 'verify', 'load', 'push')
@@ -101,7 +102,7 @@ def test_a_lock_that_there_is_not(zoo, make_card, make_tensors, monkeypatch,
     def acquire(*_, **__):
         raise error
 
-    monkeypatch.setattr(files.filelock.FileLock, 'acquire', acquire)
+    monkeypatch.setattr(filelock.FileLock, 'acquire', acquire)
     said = getattr(error, 'strerror', None) or 'no flock here'
     with pytest.raises(ZooError, match=f'lock of the zoo .*{said}'):
         zoo.save(make_card('n'), make_tensors())
