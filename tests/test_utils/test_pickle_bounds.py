@@ -1,0 +1,215 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Pickles that claim more than they hold end in a sentence, at once.
+
+All are a few bytes whose length fields, or calls, ask for gigabytes.
+"""
+
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import numpy as np
+import pytest
+import torch
+from _hostile import judged
+from mmengine.fileio import load
+from mmengine.runner import CheckpointLoader
+
+from vim_mm.utils.checkpoint import CheckpointError
+from vim_mm.utils.pickle_bounds import check_claims
+from vim_mm.utils.plain_files import UnsafeFileError, load_plain
+
+
+def claim(opcode: bytes, form: str, number: int, rest: bytes = b'abc') -> bytes:
+    """A pickle in which an operation claims a number of bytes."""
+    return b'\x80\x05' + opcode + struct.pack(form, number) + rest
+
+
+LARGE = (1 << 30, (1 << 31) - 1)
+LARGER = (1 << 31, (1 << 32) - 1)
+LARGEST = (1 << 32, 1 << 40, 1 << 62, (1 << 63) - 1, (1 << 64) - 1)
+FORMS: Dict[str, tuple] = dict(
+    BINBYTES=('<I', LARGE + LARGER),
+    BINBYTES8=('<Q', LARGE + LARGEST),
+    BYTEARRAY8=('<Q', LARGE + LARGEST),
+    BINUNICODE=('<I', LARGE + LARGER),
+    BINUNICODE8=('<Q', LARGE + LARGEST),
+    BINSTRING=('<i', LARGE + (-1, -(1 << 31))),
+    LONG4=('<i', LARGE + (-1, )),
+    FRAME=('<Q', LARGE + LARGEST),
+    LONG_BINGET=('<I', LARGE + LARGER))
+CODES = {each.name: each.code.encode('latin1')
+         for each in pickletools.opcodes}
+#: Lengths, by what claims them.
+LENGTHS = {
+    f'{name} {number}': claim(CODES[name], form, number)
+    for name, (form, numbers) in FORMS.items() for number in numbers
+}
+#: Numbers of objects that grow the reader's memory.
+MEMO = {
+    **{f'LONG_BINPUT {number}': b'\x80\x02]r' + struct.pack('<I', number) +
+       b'.' for number in (1 << 24, *LARGE, *LARGER)},
+    **{f'PUT {number}': f'(lp{number}\n.'.encode()
+       for number in (1 << 24, *LARGER, *LARGEST, 10**40, -1)}
+}
+
+
+class Calls:
+    """Unpickling it calls something with a number."""
+
+    def __init__(self, what: Any, *args: Any) -> None:
+        self.call = what, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+#: Objects that are built from a number, without any data.
+RECONSTRUCT, SCALAR = (x.__reduce__()[0] for x in (np.empty(0), np.float64()))
+NUMBERS: Dict[str, Any] = dict(
+    bytes=Calls(bytes, 1 << 50),
+    bytearray=Calls(bytearray, 1 << 34),
+    set=Calls(set, range(1 << 32)),
+    frozenset=Calls(frozenset, range(1 << 32)),
+    array=Calls(np.ndarray, (1 << 50, )),
+    array_of_shape=Calls(RECONSTRUCT, np.ndarray, (1 << 34, ), b'b'),
+    array_of_objects=Calls(RECONSTRUCT, np.ndarray, (1 << 34, ), b'O'),
+    scalar=Calls(SCALAR, np.dtype(f'V{(1 << 31) - 1}')))
+CALLS = {
+    f'{name}, protocol {protocol}': pickle.dumps(dict(a=[value]), protocol)
+    for name, value in NUMBERS.items()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+}
+ALL = {**LENGTHS, **MEMO, **CALLS}
+
+
+@pytest.mark.parametrize('what', ALL)
+def test_annotations_that_claim_more_than_they_hold(what: str,
+                                                    tmp_path: Path) -> None:
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(ALL[what])
+    with path.open('rb') as file:
+        for read in (lambda: load(path), lambda: load_plain(file),
+                     lambda: load_plain(io.BytesIO(ALL[what]))):
+            with judged(len(ALL[what])) as verdict:
+                read()
+            assert isinstance(verdict.error, UnsafeFileError)
+            assert not verdict.problem
+    if what in {**LENGTHS, **MEMO}:
+        with pytest.raises(UnsafeFileError, match='x.pkl is truncated or no'):
+            load(path)
+
+
+def as_archive(path: Path, data: bytes) -> None:
+    """A checkpoint as of today, with this pickle."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', data)
+        archive.writestr('archive/byteorder', 'little')
+        archive.writestr('archive/version', '3\n')
+
+
+@pytest.mark.parametrize('write', [as_archive, Path.write_bytes])
+@pytest.mark.parametrize('what', ALL)
+def test_checkpoints_that_claim_more_than_they_hold(
+        what: str, write: Callable, tmp_path: Path) -> None:
+    path = tmp_path / 'x.pth'
+    write(path, ALL[what])
+    with judged(len(ALL[what])) as verdict:
+        CheckpointLoader.load_checkpoint(str(path), 'cpu', 'silent')
+    # torch numbers objects in a dict, so that a number is but a name
+    if not what.startswith('LONG_BINPUT'):
+        assert isinstance(verdict.error, CheckpointError)
+    assert not verdict.problem
+
+
+@pytest.mark.parametrize('what', ['bytearray, protocol 2', 'bytes, protocol 2',
+                                  'BINUNICODE 4294967295'])
+def test_a_tensor_whose_own_pickle_claims_more(what: str,
+                                               tmp_path: Path) -> None:
+    """torch reads it, inside of what is read as plain data."""
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(
+        pickle.dumps(Calls(torch.storage._load_from_bytes, ALL[what])))
+    with judged() as verdict:
+        load(path)
+    assert isinstance(verdict.error, UnsafeFileError) and not verdict.problem
+
+
+@pytest.mark.parametrize('reader', ['load_plain', 'load_checkpoint'])
+def test_memory_that_there_is_not(reader: str, tmp_path: Path,
+                                  monkeypatch: Any) -> None:
+    """An honest file may be too large for a machine."""
+
+    def none(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    torch.save(dict(a=torch.ones(1)), tmp_path / 'x.pth')
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps([1]))
+    monkeypatch.setattr(torch, 'load', none)
+    monkeypatch.setattr('vim_mm.utils.plain_files._Plain.load', none)
+    with pytest.raises((UnsafeFileError, CheckpointError),
+                       match='does not fit into memory, or claims'):
+        if reader == 'load_plain':
+            load(tmp_path / 'x.pkl')
+        else:
+            CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'), 'cpu')
+
+
+def test_arrays_that_claim_more_than_they_hold(tmp_path: Path) -> None:
+    import mmdet.datasets.openimages as openimages
+    path = tmp_path / 'x.npy'
+    for shape in ((1 << 40, ), (1 << 50, ), (1 << 20, 1 << 42)):
+        with path.open('wb') as file:
+            np.lib.format.write_array_header_1_0(
+                file, dict(descr='<f8', fortran_order=False, shape=shape))
+            file.write(b'abc')
+        with judged() as verdict:
+            openimages.np.load(path, allow_pickle=True)
+        assert isinstance(verdict.error, UnsafeFileError), shape
+        assert not verdict.problem
+
+
+# ------------------------------------------------------------ honest pickles
+
+MANY = [dict(name=f'{index}', box=[index, .5], data=b'b' * (index % 300))
+        for index in range(700)]
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_honest_pickles(protocol: int, tmp_path: Path) -> None:
+    whole = pickle.dumps(MANY, protocol)
+    own = io.BytesIO()
+    pickle._Pickler(own, protocol).dump(MANY)  # in Python
+    for data in (whole, pickletools.optimize(whole), own.getvalue()):
+        path = tmp_path / 'x.pkl'
+        path.write_bytes(data)
+        assert load(path) == MANY
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_several_in_one_file(protocol: int, tmp_path: Path) -> None:
+    """Each is read from where the one before ended."""
+    data = b''.join(pickle.dumps(value, protocol) for value in (MANY, 'b', 3))
+    path = tmp_path / 'x.bin'
+    path.write_bytes(data)
+    with path.open('rb') as file:
+        found = [load_plain(file) for _ in range(3)]
+        assert found == [MANY, 'b', 3]
+        with pytest.raises(UnsafeFileError, match='has no end'):
+            load_plain(file)
+    memory = io.BytesIO(data)
+    assert [load_plain(memory) for _ in range(3)] == [MANY, 'b', 3]
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cut_anywhere(protocol: int) -> None:
+    data = pickle.dumps(dict(a=[1, 'text' * 99, b'bytes'], b=1.5, c=10**40),
+                        protocol)
+    for end in range(len(data)):
+        with pytest.raises(UnsafeFileError, match='truncated or no pickle'):
+            load_plain(io.BytesIO(data[:end]))
+    check_claims(io.BytesIO(data))
