@@ -31,6 +31,7 @@ from rich.table import Table
 TESTS = Path(__file__).resolve().parents[1] / 'tests'
 sys.path.insert(0, str(TESTS))
 
+import reliability_crowd  # noqa: E402
 import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
 import reliability_writers  # noqa: E402
@@ -41,7 +42,8 @@ from vim_mm.utils.cli import run_cli, table_console  # noqa: E402
 from vim_mm.utils.files import write_atomic  # noqa: E402
 
 CAMPAIGNS: List[Campaign] = [
-    *reliability_zoo.CAMPAIGNS, *reliability_writers.CAMPAIGNS,
+    *reliability_zoo.CAMPAIGNS, *reliability_crowd.CAMPAIGNS,
+    *reliability_writers.CAMPAIGNS,
     *reliability_files.CAMPAIGNS, *reliability_runs.CAMPAIGNS
 ]
 OUT = Path('work_dirs') / 'reliability.json'
@@ -84,7 +86,7 @@ def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
         met=tally.tried > 0 and not tally.failed and not tally.lost,
         seconds=round(time.perf_counter() - start, 1),
         cpu_seconds=round(cpu_seconds() - cpu, 1),
-        examples=(tally.lost + tally.failed)[:500])
+        examples=(tally.lost + tally.failed)[:5])
 
 
 def cpu_seconds() -> float:

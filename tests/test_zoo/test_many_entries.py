@@ -36,7 +36,7 @@ def cli() -> Callable:
 def test_of_files_nothing_more_is_asked(zoo, monkeypatch):
     """The time for what is no module is that of a listing."""
     for index in range(300):
-        (zoo.root / f'file{index}').touch()
+        (zoo.root / f'picture{index}').touch()
     asked = []
     for name in ('stat', 'lstat', 'open', 'listdir'):
         real = getattr(os, name)
@@ -45,7 +45,7 @@ def test_of_files_nothing_more_is_asked(zoo, monkeypatch):
                 str(path)) or real(path, *args, **kwargs))
     assert zoo.names() == ['m'] and zoo.misnamed() == {}
     assert len(zoo.cards({})) == 1 and zoo.verify() == []
-    assert not [path for path in asked if 'file' in path]
+    assert not [path for path in asked if 'picture' in path]
 
 
 def test_folders_are_asked_a_few_times(zoo, monkeypatch):
