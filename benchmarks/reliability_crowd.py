@@ -4,7 +4,7 @@
 import io
 import random
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List, Tuple
 
 from _claims import ALL, as_archive
 from _crowd import crowd, spoil
@@ -25,7 +25,7 @@ def crowded(tally: Tally, root: Path, share: float, seed: int) -> None:
     save(zoo, 'good')
     crowd(zoo.root, max(1000, round(ENTRIES * share)))
     bad = spoil(zoo.root)
-    for what, look, holds in (
+    looks: List[Tuple[str, Callable, Callable]] = [
         ('names', zoo.names, lambda found: 'good' in found),
         ('cards', lambda: cards(zoo), lambda found: found == (1, bad)),
         ('verify', zoo.verify, lambda found: len(found) == bad),
@@ -33,7 +33,9 @@ def crowded(tally: Tally, root: Path, share: float, seed: int) -> None:
         ('add', lambda: other.add(zoo.root, problems={}),
          lambda found: found == ['good']),
         ('save', lambda: save(zoo, 'new'), lambda _: 'new' in zoo),
-        ('remove', lambda: zoo.remove('new'), lambda _: 'new' not in zoo)):
+        ('remove', lambda: zoo.remove('new'), lambda _: 'new' not in zoo)
+    ]
+    for what, look, holds in looks:
         found: Any = None
         with tally.case(what):
             found = look()

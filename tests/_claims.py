@@ -11,9 +11,9 @@ from typing import Any, Dict
 import numpy as np
 
 
-def claim(opcode: bytes, form: str, number: int, rest: bytes = b'abc') -> bytes:
+def claim(opcode: bytes, form: str, number: int) -> bytes:
     """A pickle in which an operation claims a number of bytes."""
-    return b'\x80\x05' + opcode + struct.pack(form, number) + rest
+    return b'\x80\x05' + opcode + struct.pack(form, number) + b'abc'
 
 
 LARGE = (1 << 30, (1 << 31) - 1)

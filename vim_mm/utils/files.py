@@ -12,8 +12,7 @@ import shutil
 import stat
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import (BinaryIO, Callable, Iterator, Optional, Tuple, Type,
-                    Union)
+from typing import BinaryIO, Callable, Iterator, Optional, Tuple, Type, Union
 
 from .drafts import (LOCKS, NotFlushedError, confirm, exchange, is_draft,
                      named, open_draft, sync_folder, take_folder)

@@ -196,8 +196,8 @@ def _is_current(root: Path, name: str, folder: OpenFolder) -> bool:
 def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
     """Make ``root/name`` a folder of exactly these files, all or nothing.
 
-    Call it within :func:`.locking.locked`. An older version stays readable until the
-    new one is complete. All who may read the zoo may read it.
+    Call it within :func:`.locking.locked`. An older version stays readable
+    until the new one is complete. All who may read the zoo may read it.
     """
     _recover(root, name)
     with new_folder(root / name, mark='') as draft:
