@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
-import filelock
-
+from vim_mm.utils.drafts import named
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.locks import Lock
 from vim_mm.utils.messages import short
 
 #: seed: run: what it gave
@@ -79,7 +79,7 @@ def add(path: Path, row: Mapping[str, Any]) -> None:
     Processes that run other seeds may add to it as well, and what is damaged
     stays as it is.
     """
-    with filelock.FileLock(f'{path}.lock'):
+    with named(path), Lock(f'{path}.lock'):
         before = path.read_bytes() if path.exists() else b''
         if before and not before.endswith(b'\n'):
             before += b'\n'  # the end of a line that was cut off

@@ -31,8 +31,10 @@ from rich.table import Table
 TESTS = Path(__file__).resolve().parents[1] / 'tests'
 sys.path.insert(0, str(TESTS))
 
+import reliability_crowd  # noqa: E402
 import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
+import reliability_writers  # noqa: E402
 import reliability_zoo  # noqa: E402
 from reliability_cases import Campaign, Tally  # noqa: E402
 
@@ -40,8 +42,9 @@ from vim_mm.utils.cli import run_cli, table_console  # noqa: E402
 from vim_mm.utils.files import write_atomic  # noqa: E402
 
 CAMPAIGNS: List[Campaign] = [
-    *reliability_zoo.CAMPAIGNS, *reliability_files.CAMPAIGNS,
-    *reliability_runs.CAMPAIGNS
+    *reliability_zoo.CAMPAIGNS, *reliability_crowd.CAMPAIGNS,
+    *reliability_writers.CAMPAIGNS,
+    *reliability_files.CAMPAIGNS, *reliability_runs.CAMPAIGNS
 ]
 OUT = Path('work_dirs') / 'reliability.json'
 

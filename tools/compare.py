@@ -28,9 +28,10 @@ from vim_mm.report.steps import Step
 from vim_mm.report.variants import CONFIGURED, fusing_config
 from vim_mm.report.verdicts import (FULL, ONE_SEED, by_method, claims, gain,
                                     spread)
-from vim_mm.utils.cli import run_cli, table_console
+from vim_mm.utils.cli import run_cli, table_console, visible
 from vim_mm.utils.config import add_cfg_options, read_config
 from vim_mm.utils.data import check_data
+from vim_mm.utils.messages import first_lines
 from vim_mm.utils.processes import RunError, run_logged
 from vim_mm.zoo import Zoo
 
@@ -104,6 +105,15 @@ def build_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def show_bad(zoo: str, console: Console) -> None:
+    """A line for each module of a zoo that cannot be used, the first ones."""
+    bad: Dict[str, str] = {}
+    Zoo(zoo).cards(bad)
+    for line in first_lines(f'Not valid: {name}: {visible(problem)}'
+                            for name, problem in bad.items()):
+        console.print(line, markup=False, highlight=False)
+
+
 def terms_of(comparison: Comparison) -> Dict[str, str]:
     """The words of this comparison, without methods that are not in it."""
     left_out = {CONFIGURED, FULL} - {run.method for run in comparison.runs}
@@ -135,6 +145,7 @@ def show_table(step: Step, console: Console) -> None:
 def main() -> None:
     args = parse_args()
     cfg, console, root = build_config(args), table_console(), args.work_dir
+    show_bad(cfg.model.backbone.zoo, console)
     singles = None
     if args.best is not None:
         singles = best_modules(cfg, args.best, root, console)

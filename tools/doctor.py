@@ -13,6 +13,7 @@ FIXES = dict(
     mmengine='pip install onedl-mmengine',
     cv2='pip install opencv-python-headless')
 try:
+    from rich.markup import escape
     from rich.table import Table
 
     from vim_mm.utils.cli import run_cli, table_console
@@ -37,8 +38,8 @@ def main() -> int:
                       show_header=False, box=None)  # yapf: disable
         for check in group:
             color = COLORS[check.state]
-            table.add_row(check.name, f'[{color}]{check.state}[/]',
-                          check.detail)
+            table.add_row(escape(check.name), f'[{color}]{check.state}[/]',
+                          escape(check.detail))
         console.print(table)
     for check in checks:
         if check.mend:

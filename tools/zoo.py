@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -17,6 +18,7 @@ from vim_mm.utils.cli import print_json, run_cli, table_console, visible
 from vim_mm.utils.commands import run_command
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
 from vim_mm.utils.described import card_fields
+from vim_mm.utils.messages import LINES, first_lines
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.parts import NOT_STATED
 
@@ -109,9 +111,9 @@ def list_modules(args: argparse.Namespace) -> None:
 
 
 def print_bad(bad: Dict[str, str]) -> None:
-    """One line for each module that something is wrong with."""
-    for name, problem in bad.items():
-        print(f'{name}: {visible(problem)}')
+    """A line for each module that something is wrong with, the first ones."""
+    lines = (f'{name}: {visible(problem)}' for name, problem in bad.items())
+    print(*first_lines(lines), sep='\n', end='\n' * bool(bad))
 
 
 def metrics_text(card: Dict[str, Any], limit: Optional[int] = None) -> str:
@@ -166,10 +168,11 @@ def verify_modules(args: argparse.Namespace) -> None:
             raise
         if problems:
             bad[name] = ' '.join(problems)
-        table.add_row(name, '[red]not valid' if problems else '[green]ok')
-    for name in misnamed:
-        table.add_row(escape(name), '[red]not valid')
+        else:
+            table.add_row(name, '[green]ok')
     bad.update(misnamed)
+    for name in islice(bad, LINES):
+        table.add_row(escape(name), '[red]not valid')
     table_console().print(table)
     print_bad(bad)
     if bad:

@@ -36,7 +36,7 @@ def test_killed_at_every_change(exported: tuple, tmp_path: Path) -> None:
     states = states_of(
         folder, lambda: export_model(model, cfg, folder / 'model.onnx'))
     whole = {b'older', file.read_bytes()}
-    assert len(states) > 2
+    assert len(states) > 1
     assert all((state / 'model.onnx').read_bytes() in whole
                for state in states)
     assert (folder / 'model.onnx').read_bytes() == file.read_bytes()

@@ -18,7 +18,7 @@ from vim_mm.datasets import View
 from vim_mm.features import shards as module
 from vim_mm.features.shards import StoreError
 from vim_mm.features.store import FeatureStore
-from vim_mm.utils import files
+from vim_mm.utils import drafts, files
 
 SOURCE = dict(trunk='abc', pipeline='[1]', cv2='4.12.0', dtype='float32')
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +202,7 @@ def test_a_full_disk(tmp_path, monkeypatch, full_at) -> None:
         return real(handle)
 
     monkeypatch.setattr(files.os, 'fsync', fsync)
-    monkeypatch.setattr(files, 'sync_folder', lambda folder: None)
+    monkeypatch.setattr(drafts, 'sync_folder', lambda folder: None)
     store = FeatureStore(tmp_path / 's', SOURCE)
     with pytest.raises(StoreError, match='No space left.*kept: make room'):
         with store.writer() as writer:

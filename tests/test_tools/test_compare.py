@@ -15,6 +15,7 @@ from typing import Callable, List
 
 import _outside
 import pytest
+from _crowd import spoil
 from mmengine.config import Config
 
 from _tiny import KINDS, add_modules, build_backbone, vit
@@ -22,6 +23,7 @@ from vim_mm.report import compare
 from vim_mm.report.evidence import usefulness
 from vim_mm.report.steps import Gallery
 from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.messages import LINES
 from vim_mm.utils.processes import RunError
 from vim_mm.zoo import save_module
 
@@ -188,6 +190,22 @@ def test_seeds_best_modules_and_metrics(
     assert 'mIoU' in said.out and '0.125 ± 0.007' in said.out
     with pytest.raises(ValueError, match="the metric 'AP'; known are"):
         tool(tmp_path, *args, '--metric', 'AP')
+
+
+def test_a_page_of_a_zoo_with_bad_folders(tmp_path: Path, tool: Callable,
+                                          quick: None) -> None:
+    """The good ones are ranked and run; a line says of each bad one why."""
+    config = project(tmp_path, 'seg')
+    number = spoil(tmp_path / 'zoo')
+    args = [config, '--seeds', '0', '--work-dir', 'out', '--best', '1']
+    code, made, said = tool(tmp_path, *args)
+    assert code == 0 and len(made) == 5
+    assert {'single: a, seed 0', 'single: b, seed 0'} & set(made)
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert 'single: ' in page and page.endswith('</html>\n')
+    assert said.out.count('Not valid: ') == LINES
+    assert f'… and {number - LINES} more' in said.out
+    assert not set(said.out + said.err) & set('\x1b\x9b\x07')
 
 
 def test_a_broken_run_is_named_and_the_others_go_on(tmp_path: Path,

@@ -11,11 +11,13 @@ from typing import Tuple
 
 import cv2
 import pytest
+from _crowd import spoil
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone, fill,
                    first_of, fusion_neck, model_cfg, save_trunk)
+from vim_mm.utils.messages import LINES
 from vim_mm.zoo import save_module
 
 SCRIPT = Path(__file__).parents[2] / 'tools' / 'zoo.py'
@@ -100,6 +102,34 @@ def test_it_answers_in_json_and_tables(kind: str, tmp_path: Path, capsys,
     assert 'Kendall tau' in out and 'mIoU lost' in out
     assert 'Over 2 with known mIoU.' in out and 'Verdict: ' in out
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_bad_folders_are_told_of(tmp_path: Path, capsys, monkeypatch) -> None:
+    config, zoo = prepare(tmp_path, 'seg'), tmp_path / 'zoo'
+    number = spoil(zoo) + 1  # and one that does not fit
+    code, out, _ = rank(capsys, monkeypatch, config, '--zoo', str(zoo))
+    assert code == 0
+    assert out.count('not scored: ') == LINES
+    assert f'… and {number - LINES} more' in out
+    assert not set(out) & set('\x1b\x9b\x07')
+    code, out, _ = rank(capsys, monkeypatch, config, '--zoo', str(zoo),
+                        '--json')
+    answer = json.loads(out[out.index('{\n'):])
+    assert {'up', 'down'} < set(answer['scores'])
+    assert len(answer['skipped']) == number
+    assert all(reason.isprintable() and len(reason) < 1500
+               for reason in answer['skipped'].values())
+
+
+def test_a_zoo_of_bad_folders_alone(tmp_path: Path, capsys,
+                                    monkeypatch) -> None:
+    config, zoo = prepare(tmp_path, 'seg'), tmp_path / 'bad'
+    zoo.mkdir()
+    number = spoil(zoo)
+    code, _, err = rank(capsys, monkeypatch, config, '--zoo', str(zoo))
+    assert code == 1 and f'it holds {number}.' in err
+    assert 'Traceback' not in err and len(err) < 6000
+    assert not set(err) & set('\x1b\x9b\x07')
 
 
 @pytest.mark.slow

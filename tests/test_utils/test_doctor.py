@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from _hostile import IN_PLACE, TENSOR_FILES, judged, put
 from safetensors.torch import save_file
 
 from vim_mm.utils import doctor
@@ -180,6 +181,37 @@ def test_the_tool_prints_the_mend(monkeypatch: pytest.MonkeyPatch,
     # whole and on one line, however narrow the terminal
     assert f'{state} thing -> {mend}'.strip() in out
     assert 'what was found' in out
+
+
+@pytest.mark.parametrize('what', [*IN_PLACE, *TENSOR_FILES, 'markup',
+                                  'unreadable'])
+def test_weights_that_are_none(tmp_path: Path, what: str, capsys: Any,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are broken or not there, in a line; nothing waits or breaks."""
+    monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
+    monkeypatch.setattr(doctor, 'examine', doctor.check_weights)
+    path = tmp_path / 'clip_vit-b16.safetensors'
+    if what in IN_PLACE:
+        put(path, what)
+    else:
+        save_file({'x': torch.zeros(9)}, path)
+        data = path.read_bytes()
+        path.write_bytes(TENSOR_FILES.get(what, lambda data: data)(data))
+    if what in ('markup', 'unreadable'):
+        said = dict(markup='[/nothing] \x1b[31m', unreadable='Input/output')
+
+        def fails(_: Path) -> str:
+            raise OSError(said[what])
+
+        monkeypatch.setattr(doctor, '_size', fails)
+    with judged() as verdict, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, 'argv', ['doctor.py'])
+        runpy.run_path(str(ROOT / 'tools' / 'doctor.py'),
+                       run_name='__main__')
+    out = capsys.readouterr().out
+    assert not verdict.problem and ended.value.code in (0, 1)
+    assert not set(out) & set('\x1b\x9b\x07') and len(out) < 20_000
+    assert ended.value.code == 0 or 'broken' in out
 
 
 def test_weights_are_looked_for_where_the_configs_look(

@@ -8,6 +8,7 @@ from typing import Dict, List
 
 import pytest
 
+from vim_mm.utils import files
 from vim_mm.utils.files import new_folder, sha256
 
 
@@ -66,6 +67,7 @@ def test_a_failing_rename_brings_the_old_one_back(full, failing, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, 'replace', fails_once)
+    monkeypatch.setattr(files, 'exchange', lambda *_: False)
     with pytest.raises(OSError, match='no'):
         with new_folder(full) as draft:
             (draft / 'b').write_text('new')

@@ -5,7 +5,7 @@ import filelock
 import pytest
 import torch
 
-from vim_mm.zoo import Zoo, ZooError, files
+from vim_mm.zoo import Zoo, ZooError, files, locking
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, 'fork'), reason='needs os.fork to die at a given step')
@@ -136,7 +136,7 @@ def test_failed_write_leaves_the_old_one(zoo, make_card, make_tensors,
 
 
 def test_one_writer_at_a_time(zoo, make_card, make_tensors, monkeypatch):
-    monkeypatch.setattr(files, 'LOCK_SECONDS', 0.05)
+    monkeypatch.setattr(locking, 'LOCK_SECONDS', 0.05)
     with filelock.FileLock(str(zoo.root / '.lock')):
         assert zoo.load('m')[0].name == 'm'
         for change in (lambda: zoo.save(make_card('n'), make_tensors()),

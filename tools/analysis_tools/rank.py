@@ -19,6 +19,7 @@ from vim_mm.apis.ranking import Ranking, rank_modules
 from vim_mm.report.evidence import agreement, usefulness
 from vim_mm.utils.cli import run_cli, table_console, visible
 from vim_mm.utils.config import add_cfg_options, read_config
+from vim_mm.utils.messages import first_lines
 from vim_mm.zoo import ZooError
 
 
@@ -120,9 +121,9 @@ def show_ranking(ranking: Ranking, metric: str,
                   'noise is that of `ours` beside the frozen trunk.')
     console.print(f'Verdict: {ranking.verdict}.', markup=False,
                   highlight=False)  # yapf: disable
-    for name, why in ranking.skipped.items():
-        console.print(f'not scored: {name}. {visible(why)}', markup=False,
-                      highlight=False)  # yapf: disable
+    for line in first_lines(f'not scored: {name}. {visible(why)}'
+                            for name, why in ranking.skipped.items()):
+        console.print(line, markup=False, highlight=False)
 
 
 def show_agreement(title: str, metric: str, found: Dict[str, Any]) -> None:

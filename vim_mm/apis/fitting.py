@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 
 from vim_mm.models import build_model
 from vim_mm.utils.config import type_name
+from vim_mm.utils.messages import first_lines
 from vim_mm.zoo import Zoo, ZooError
 
 
@@ -23,12 +24,12 @@ def fitting_model(cfg: Config,
 
     Returns:
         tuple[BaseModel, dict[str, str]]: The model, and the modules that do
-        not fit, each with the reason.
+        not fit or are not valid, each with the reason.
 
     Raises:
         ZooError: If none fits.
     """
-    fits, skipped, model = Zoo(zoo).names(), {}, None
+    fits, skipped, model = Zoo(zoo).names(), Zoo(zoo).misnamed(), None
     bare = unfused_model(cfg, zoo, []).backbone
     for name in fits:
         try:
@@ -46,10 +47,12 @@ def fitting_model(cfg: Config,
         fits = [name for name in fits if name not in misfits]
         skipped.update(misfits)
     if not fits:
-        reasons = ''.join(f'\n  {name}: {why}'
-                          for name, why in skipped.items())
-        raise ZooError(f'No module of the zoo {zoo!r} fits this config; it '
-                       f'holds {len(skipped)}.{reasons}')
+        reasons = first_lines(f'  {name}: {why}'
+                              for name, why in skipped.items())
+        raise ZooError('\n'.join([
+            f'No module of the zoo {zoo!r} fits this config; it holds '
+            f'{len(skipped)}.', *reasons
+        ]))
     return model or unfused_model(cfg, zoo, fits), skipped
 
 

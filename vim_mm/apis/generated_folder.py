@@ -21,6 +21,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
 from vim_mm.models.generators.teacher import is_labelled, kind_of
+from vim_mm.utils.drafts import is_draft
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.manifest import (ANNOTATIONS, IMAGES, LABEL_SUM, LABELS,
                                    MANIFEST, SUM, files_of, read_manifest,
@@ -70,7 +71,8 @@ class GeneratedFolder:
     def _open(self) -> None:
         path = self.root / MANIFEST
         if not path.exists():
-            if self.root.exists() and any(self.root.iterdir()):
+            if self.root.exists() and not all(
+                    map(is_draft, self.root.iterdir())):
                 raise ValueError(f"'{self.root}' is no folder of generated "
                                  f'images: it has no {MANIFEST} but other '
                                  'files; name a new folder.')
@@ -116,6 +118,8 @@ class GeneratedFolder:
                 is full.
         """
         try:
+            if not (self.root / MANIFEST).exists():
+                self._write_manifest()  # without it images are nobody's
             fresh = {key: self._write(key, *rest) for key, *rest in batch}
             self.records.update(fresh)
             self._write_manifest()

@@ -23,6 +23,7 @@ from vim_mm.models.generators import (UpstreamCard, VQAutoEncoder, code_use,
 from vim_mm.models.generators.upstream_release import CARD
 from vim_mm.registry import MODELS
 from vim_mm.utils.config import class_of
+from vim_mm.utils.drafts import named
 from vim_mm.utils.files import new_folder, sha256
 from vim_mm.utils.manifest import (COPIES, MANIFEST, SUM, check_files,
                                    images_in, manifest_of, write_manifest)
@@ -279,7 +280,8 @@ def re_represent_folder(release: Union[str, Path],
 def _copy(model: VQAutoEncoder, source: Path, draft: Path, name: str,
           scale: float) -> Dict[str, Any]:
     """Write the re-represented copy of one image; what is noted of it."""
-    image = mmcv.imread(str(source))
+    with named(source):
+        image = mmcv.imread(str(source))
     if image is None:
         raise ZooError(f"'{source}' cannot be read as an image; take it out "
                        'of the folder.')

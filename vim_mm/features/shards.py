@@ -15,8 +15,10 @@ from torch import Tensor
 
 from vim_mm.datasets.views import View
 from vim_mm.utils.files import sha256, write_atomic
+from vim_mm.utils.locks import Lock
 from vim_mm.utils.messages import InputError
-from vim_mm.utils.tensor_files import DTYPES, Header, opened, read_header
+from vim_mm.utils.tensor_files import (DTYPES, Header, UnreadTensorsError,
+                                       opened, read_header)
 
 SUFFIX = '.safetensors'
 #: Tensors of a shard.
@@ -58,8 +60,11 @@ def read_shard(
             return samples, *map(file.get_tensor, NAMES)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, SafetensorError, ValueError, TypeError,
-            KeyError):
+    except (OSError, UnreadTensorsError) as error:
+        said = getattr(error, 'strerror', None) or error
+        raise StoreError(f"'{path}' cannot be read ({said}); check the disk, "
+                         'and who may read it.') from None
+    except (RuntimeError, SafetensorError, ValueError, TypeError, KeyError):
         raise StoreError(
             f"'{path}' is damaged; delete it, and the features in it are "
             'computed again.') from None
@@ -109,6 +114,8 @@ class StoreWriter:
         Raises:
             StoreError: If the disk is full.
         """
+        if not len(views):
+            return  # a shard of none would be called damaged
         features = features.detach().to('cpu', self._dtype)
         self._parts.setdefault(features.shape[1:], []).append(
             (list(views), features))
@@ -164,13 +171,13 @@ def in_one_sentence(root: Path) -> Iterator[None]:
             'room, or name another folder.') from error
 
 
-def own_draft(root: Path) -> Tuple[filelock.FileLock, Path]:
+def own_draft(root: Path) -> Tuple[Lock, Path]:
     """A lock, and the file that only its holder writes.
 
     A crash frees the lock, and the next writer overwrites what it left.
     """
     for number in count():
-        lock = filelock.FileLock(str(root / f'.writer-{number}.lock'))
+        lock = Lock(str(root / f'.writer-{number}.lock'))
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:

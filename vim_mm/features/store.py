@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import (Dict, Iterator, List, Mapping, Optional, Sequence, Tuple,
                     Union)
 
-import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
 from vim_mm.datasets.views import View
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.locks import Lock
 from vim_mm.utils.reading import ReadError, read_json
 from .shards import (LOCK_SECONDS, SUFFIX, StoreError, StoreWriter,
                      in_one_sentence, own_draft, read_shard)
@@ -122,8 +122,7 @@ class FeatureStore:
         """
         with in_one_sentence(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(
-                    str(self.root / '.lock'), timeout=LOCK_SECONDS):
+            with Lock(str(self.root / '.lock'), timeout=LOCK_SECONDS):
                 if not self._check_card():
                     write_atomic(self.root / CARD,
                                  json.dumps(self.source, indent=1) + '\n')

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import (Any, Callable, ContextManager, Iterator, List, Optional,
-                    Union)
+from typing import Any, Callable, Iterator, List, Optional, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -30,6 +29,8 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from .checkpoint_form import CheckpointError, check_archive, check_content
 from .checksum import is_intact, save_checkpoint
 from .files import shipped
+from .pickle_bounds import (NDARRAY, PARTS, bounded_parts, reconstruct,
+                            scalar_of)
 from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
                           trusts_pickles)
 from .reading import ReadError
@@ -201,7 +202,9 @@ def load_pickle(file: Any,
             return torch.load(
                 file, map_location=map_location, weights_only=True)
     except MemoryError:
-        raise
+        raise CheckpointError(
+            f'{file} does not fit into memory, or claims to hold more than it '
+            'does: fetch or write it again.') from None
     except Exception as error:  # bytes that changed raise any kind
         # an archive cut short may send its reader before its start
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -277,20 +280,25 @@ def _refused_globals(file: Any, error: Exception) -> List[str]:
     return found or re.findall(r'GLOBAL (\S+)', str(error))
 
 
-def _allowed() -> ContextManager:
+@contextmanager
+def _allowed() -> Iterator[None]:
     """What mmengine's Runner puts into checkpoints besides tensors."""
     # numpy 1.26 has the places of numpy 2 by name alone
-    rebuild, scalar = (x.__reduce__()[0] for x in (np.empty(0), np.float64()))
+    scalar = scalar_of(np.float64().__reduce__()[0])
     allowed = [
-        *_METHODS, np.ndarray, np.dtype, slice, bytes,
-        (_method, 'builtins.getattr'),
+        *_METHODS, np.dtype, slice, (PARTS['builtins.bytes'],
+                                     'builtins.bytes'),
+        (_method, 'builtins.getattr'), (NDARRAY, 'numpy.ndarray'),
+        # what it fills; a name in a file has a point
+        (np.ndarray, 'arrays'),
         *{type(np.dtype(kind)) for kind in '?bBhHiIlLqQefd'}
     ]
     # numpy 2 moved these; files of either version name them their own way
     for home in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed += [(rebuild, f'{home}._reconstruct'),
+        allowed += [(reconstruct, f'{home}._reconstruct'),
                     (scalar, f'{home}.scalar')]
-    return torch.serialization.safe_globals(allowed)
+    with torch.serialization.safe_globals(allowed), bounded_parts():
+        yield
 
 
 @contextmanager

@@ -43,7 +43,10 @@ def save_checkpoint(checkpoint: Any, path: Union[str, Path]) -> None:
 
     def write(file: BinaryIO) -> None:
         signed = _Signed(file)
-        torch.save(checkpoint, signed)
+        try:
+            torch.save(checkpoint, signed)
+        except RuntimeError as error:  # in place of what the disk said
+            raise signed.error or error from None
         signed.finish()
 
     path = Path(path)
@@ -58,6 +61,7 @@ class _Signed:
         self.file = file
         self.digest = hashlib.sha256()
         self.tail = b''
+        self.error: Optional[OSError] = None
 
     def write(self, data: Any) -> int:
         """All but the last bytes, which say how long the comment is."""
@@ -81,7 +85,11 @@ class _Signed:
 
     def _pass_on(self, data: Any) -> None:
         self.digest.update(data)
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str],

@@ -15,6 +15,8 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from safetensors import safe_open
 
+from .messages import MESSAGE, cut, printable
+
 OK, NOTE, BROKEN = 'ok', 'note', 'broken'
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: The checkout, or what an installed package carries of it.
@@ -267,8 +269,8 @@ def mend_of(error: Exception) -> str:
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ['']
-    return f'{type(error).__name__}: {lines[-1]}'
+    lines = printable(str(error)).strip().splitlines() or ['']
+    return cut(f'{type(error).__name__}: {lines[-1]}', MESSAGE)
 
 
 def _version(distribution: str) -> Optional[str]:

@@ -8,16 +8,17 @@ whoever comes after a crash, finds the old or the new, complete.
 
 import hashlib
 import os
-import re
 import shutil
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, Optional, Type, Union
+from typing import BinaryIO, Callable, Iterator, Optional, Tuple, Type, Union
+
+from .drafts import (LOCKS, NotFlushedError, confirm, exchange, is_draft,
+                     named, open_draft, sync_folder, take_folder)
 
 #: A file's content, or what writes it into the open file.
 Content = Union[str, bytes, Callable[[BinaryIO], None]]
-_DRAFT = re.compile(r'\..+\.\d+\.draft')
 
 
 def sha256(source: Union[bytes, Path]) -> str:
@@ -25,7 +26,7 @@ def sha256(source: Union[bytes, Path]) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()
-    with source.open('rb') as file:
+    with named(source), source.open('rb') as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -41,26 +42,40 @@ def write_atomic(path: Path,
         content (str | bytes | Callable): Its content; text is written as
             UTF-8, and a function is called with the open file.
         draft (Path, optional): A neighbour that nobody else writes; it does
-            not stay. Defaults to one of this process.
+            not stay. Defaults to one that only this process has, or takes
+            over from one that was killed.
+
+    Raises:
+        OSError: If it cannot be written; the file is what it was.
+        NotFlushedError: See :func:`confirm`.
     """
-    draft = draft or path.with_name(f'.{path.name}.{os.getpid()}.draft')
-    try:
-        with draft.open('wb') as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode('utf-8') if isinstance(
-                    content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        sync_folder(path.parent)
-    except OSError as error:  # writing does not name the file
-        if error.filename is None and error.strerror:
-            error.filename = str(path)
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
+    with named(path):
+        if draft is None:
+            file, draft = open_draft(path)
+        else:
+            file = draft.open('wb')
+        try:
+            # Windows renames and deletes no open file
+            with file if not LOCKS else nullcontext():
+                _fill(file, content)
+            os.replace(draft, path)
+        except BaseException:
+            with suppress(OSError):  # which would hide the first
+                draft.unlink()
+            raise
+        finally:
+            file.close()  # only now may others take the draft's name
+    confirm(path)
+
+
+def _fill(file: BinaryIO, content: Content) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(
+            content.encode('utf-8') if isinstance(content, str) else content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sweep(folder: Path) -> None:
@@ -69,7 +84,7 @@ def sweep(folder: Path) -> None:
     Only for folders that one process writes.
     """
     for path in folder.iterdir():
-        if _DRAFT.fullmatch(path.name) and path.is_file():
+        if is_draft(path) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -79,8 +94,9 @@ def new_folder(dst: Path,
                mark: Optional[str] = None) -> Iterator[Path]:
     """A hidden neighbour of ``dst``, moved into its place when all went well.
 
-    A folder cannot be replaced in one step: an older version goes through a
-    second neighbour, and comes back if the new one does not get there.
+    Where the system cannot exchange two folders in one step, an older version
+    goes through a second neighbour, and comes back if the new one does not
+    get there.
 
     Args:
         dst (Path): The folder to make, or to make anew.
@@ -88,37 +104,70 @@ def new_folder(dst: Path,
             no empty folder. Defaults to None, which replaces it.
         mark (str, optional): Tells apart who writes the same folder: the
             neighbours are ``.NAME{mark}.new`` and ``.NAME{mark}.old``.
-            Defaults to None, which is the process; a writer that holds a lock
-            gives ``''``, so that others find what a crash left.
+            Defaults to None, for which this process finds one; a writer that
+            holds a lock gives ``''``.
 
     Yields:
         Path: The empty folder to fill.
+
+    Raises:
+        OSError: If it cannot be written; what was there is there.
+        NotFlushedError: See :func:`confirm`.
     """
     if error is not None:
         dst = dst.resolve()  # a link to an empty folder stays one
         if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
             raise error(f"'{dst}' is there already: name a new folder")
-    mark = f'.{os.getpid()}' if mark is None else mark
+    with named(dst), _neighbours(dst, mark) as (draft, old):
+        try:
+            yield draft
+            _sync_all(draft)
+            _put(draft, dst, old)
+        except BaseException as error:
+            if old.is_dir() and not dst.is_dir():
+                os.replace(old, dst)
+            with suppress(OSError):  # which would hide the first
+                discard(draft)
+            if isinstance(error, NotFlushedError):  # of a file in the draft
+                raise error.__cause__ from None
+            raise
+        confirm(dst)
+        for left in (draft, old):
+            with suppress(OSError):  # a colleague's, or open elsewhere
+                discard(left)
+
+
+@contextmanager
+def _neighbours(dst: Path,
+                mark: Optional[str]) -> Iterator[Tuple[Path, Path]]:
+    """An empty folder of this process, and where an older version goes."""
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    handle = None
+    if mark is None:
+        handle = take_folder(dst.with_name(f'.{dst.name}.new'))
+        mark = '' if handle is not None else f'.{os.getpid()}'
     draft = dst.with_name(f'.{dst.name}{mark}.new')
     old = dst.with_name(f'.{dst.name}{mark}.old')
-    discard(draft)
-    draft.mkdir(parents=True)
     try:
-        yield draft
-        _sync_all(draft)
-        if dst.is_dir():
-            discard(old)
-            os.replace(dst, old)
-        os.replace(draft, dst)
-    except BaseException:
-        if old.is_dir() and not dst.is_dir():
-            os.replace(old, dst)
-        with suppress(OSError):  # which would hide the first
+        if handle is None:
             discard(draft)
-        raise
-    sync_folder(dst.parent)
-    with suppress(OSError):  # a colleague's, or open on another machine
+            draft.mkdir()
+        elif old.is_dir() and not dst.is_dir():  # of a killed process
+            os.replace(old, dst)
+        yield draft, old
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _put(draft: Path, dst: Path, old: Path) -> None:
+    """Move a folder into its place; nothing can fail once it is there."""
+    if dst.is_dir():
+        if exchange(draft, dst):
+            return
         discard(old)
+        os.replace(dst, old)
+    os.replace(draft, dst)
 
 
 def discard(folder: Path) -> None:
@@ -153,16 +202,6 @@ def _sync_all(folder: Path) -> None:
             with Path(where, name).open('rb') as file:
                 os.fsync(file.fileno())
         sync_folder(Path(where))
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, where the system can (Windows cannot)."""
-    if os.name == 'posix':
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def shipped(part: str) -> Path:

@@ -5,12 +5,14 @@ A name or a description can hold escape sequences, which a terminal obeys, and
 be as long as its file.
 """
 
-from typing import Any
+from typing import Any, Iterable, List
 
 #: Characters of a message; what is longer loses its middle.
 MESSAGE = 1200
 #: Characters of a value inside a message.
 VALUE = 80
+#: Lines of a list of what is alike; of more the number is said.
+LINES = 20
 
 
 class InputError(ValueError):
@@ -45,3 +47,15 @@ def cut(text: str, limit: int) -> str:
 def short(value: Any) -> str:
     """A value for the inside of a message."""
     return cut(repr(value), VALUE)
+
+
+def first_lines(lines: Iterable[str], limit: int = LINES) -> List[str]:
+    """The first of many lines, and how many more there are.
+
+    Args:
+        lines (Iterable[str]): All of them.
+        limit (int): How many stay. Defaults to :data:`LINES`.
+    """
+    lines = list(lines)
+    more = len(lines) - limit
+    return [*lines[:limit], f'… and {more:,} more'] if more > 0 else lines

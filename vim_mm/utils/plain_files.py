@@ -21,6 +21,9 @@ from typing import Any, BinaryIO, Callable
 
 import yaml
 
+from .pickle_bounds import (NDARRAY, PARTS, bounded_parts, check_claims,
+                            reconstruct, scalar_of)
+
 TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
 #: How files are called whose readers do not know their names.
 _UNNAMED = 'The file'
@@ -81,6 +84,8 @@ def restrict_arrays(module: str) -> None:
     def load(file: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return numpy.load(file, *args, **dict(kwargs, allow_pickle=False))
+        except MemoryError:
+            raise _too_large(file) from None
         except ValueError:
             _check_trusted(f'{file} is a pickle of arrays')
         return numpy.load(file, *args, **kwargs)
@@ -144,9 +149,10 @@ def load_plain(file: BinaryIO, **kwargs: Any) -> Any:
     name, start = getattr(file, 'name', _UNNAMED), file.tell()
     reader = _Plain(file, **kwargs)
     try:
+        check_claims(file)
         return reader.load()
     except MemoryError:
-        raise
+        raise _too_large(name) from None
     except Exception as error:  # bytes that changed raise any kind
         if reader.refused is None:
             raise UnsafeFileError(
@@ -155,6 +161,11 @@ def load_plain(file: BinaryIO, **kwargs: Any) -> Any:
     _check_trusted(f'{name} would build {reader.refused} while it is read')
     file.seek(start)
     return pickle.load(file, **kwargs)
+
+
+def _too_large(name: Any) -> UnsafeFileError:
+    return UnsafeFileError(f'{name} does not fit into memory, or claims to '
+                           'hold more than it does; get or write it again.')
 
 
 def _load_pickle(handler: Any, file: BinaryIO, **kwargs: Any) -> Any:
@@ -168,7 +179,8 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ('builtins', '__builtin__') and name in _BUILTINS:
-            return getattr(builtins, name.replace('xrange', 'range'))
+            name = name.replace('xrange', 'range')
+            return PARTS.get(f'builtins.{name}') or getattr(builtins, name)
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]()
         self.refused = f'{module}.{name}'
@@ -179,8 +191,9 @@ def _array_part(name: str) -> Any:
     """numpy 2 moved these; files of either version name them their own way."""
     import numpy as np
     core = np._core if hasattr(np, '_core') else np.core
-    return getattr(core.numeric if name == '_frombuffer' else core.multiarray,
-                   name)
+    if name == '_frombuffer':
+        return core.numeric._frombuffer
+    return scalar_of(core.multiarray.scalar)
 
 
 def _tensor_part(name: str) -> Any:
@@ -189,7 +202,8 @@ def _tensor_part(name: str) -> Any:
     def load(data: bytes) -> Any:
         if not torch_reads_safely():
             raise pickle.UnpicklingError('tensors need torch >= 2.6')
-        return torch.load(io.BytesIO(data), weights_only=True)
+        with bounded_parts():
+            return torch.load(io.BytesIO(data), weights_only=True)
 
     return dict(
         Size=torch.Size,
@@ -198,19 +212,19 @@ def _tensor_part(name: str) -> Any:
         _load_from_bytes=load)[name]
 
 
-def _numpy_part(name: str) -> Any:
+def _dtype() -> Any:
     import numpy as np
-    return getattr(np, name)
+    return np.dtype
 
 
 _BUILTINS = ('bytearray', 'bytes', 'complex', 'frozenset', 'range', 'set',
              'slice', 'xrange')
 #: What plain data is made of beside them, by the names in pickles.
 _PLAIN = {
-    ('_codecs', 'encode'): lambda: lambda text, _: text.encode('latin1'),
+    ('_codecs', 'encode'): lambda: PARTS['_codecs.encode'],
     ('collections', 'OrderedDict'): lambda: collections.OrderedDict,
-    ('numpy', 'dtype'): partial(_numpy_part, 'dtype'),
-    ('numpy', 'ndarray'): partial(_numpy_part, 'ndarray'),
+    ('numpy', 'dtype'): _dtype,
+    ('numpy', 'ndarray'): lambda: NDARRAY,
     ('torch', 'Size'): partial(_tensor_part, 'Size'),
     ('torch._utils', '_rebuild_tensor_v2'):
     partial(_tensor_part, '_rebuild_tensor_v2'),
@@ -218,8 +232,9 @@ _PLAIN = {
     partial(_tensor_part, '_load_from_bytes'),
     **{(f'numpy.{core}.{part}', name): partial(_array_part, name)
        for core in ('core', '_core') for part, name in (
-           ('multiarray', '_reconstruct'), ('multiarray', 'scalar'),
-           ('numeric', '_frombuffer'))},
+           ('multiarray', 'scalar'), ('numeric', '_frombuffer'))},
+    **{(f'numpy.{core}.multiarray', '_reconstruct'): lambda: reconstruct
+       for core in ('core', '_core')},
 }
 
 # --------------------------------------------------------------------- YAML

@@ -30,6 +30,10 @@ class ReadError(InputError):
     """A file that is not what its name promises."""
 
 
+class UnreadError(ReadError):
+    """A file that a disk, or a right that lacks, keeps from being read."""
+
+
 def open_regular(path: Union[str, Path],
                  limit: Optional[int] = None,
                  dir_fd: Optional[int] = None) -> BinaryIO:
@@ -63,7 +67,7 @@ def open_regular(path: Union[str, Path],
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ReadError(f'it cannot be read ({error.strerror})') from None
+        raise UnreadError(f'it cannot be read ({error.strerror})') from None
     except ValueError as error:
         if isinstance(error, ReadError):
             raise
@@ -102,7 +106,8 @@ def read_regular(path: Union[str, Path],
                 file.seek(0)
             return file.read(limit)
         except OSError as error:
-            raise ReadError(f'it cannot be read ({error.strerror})') from None
+            raise UnreadError(
+                f'it cannot be read ({error.strerror})') from None
         except MemoryError:
             raise ReadError('it does not fit into memory') from None
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .messages import short
-from .reading import ReadError, open_regular
+from .reading import ReadError, UnreadError, open_regular
 
 HEADER_BYTES = 8 << 20
 TENSORS, AXES, NAME = 50_000, 16, 512
@@ -42,6 +42,10 @@ DTYPES = dict(
 
 class TensorFileError(ReadError):
     """A file that is no safetensors file within bounds."""
+
+
+class UnreadTensorsError(TensorFileError):
+    """One that cannot be read, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,15 @@ def read_header(path: Union[str, Path],
     try:
         with open_regular(path) as file:
             return _parse(file, file.seek(0, 2), limit)
-    except TensorFileError:
+    except (FileNotFoundError, TensorFileError):
         raise
+    except UnreadError as error:
+        raise UnreadTensorsError(error) from None
     except ReadError as error:
         raise TensorFileError(error) from None
+    except OSError as error:  # of reading on
+        raise UnreadTensorsError(
+            f'it cannot be read ({error.strerror or error})') from None
 
 
 def load_tensors(path: Union[str, Path]) -> Dict[str, Tensor]:

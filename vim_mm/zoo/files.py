@@ -1,47 +1,33 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Bytes of a zoo: safetensors in memory, folders that appear all at once.
 
-An overwrite (:func:`new_folder`) renames the present folder to ``.NAME.old``
-before the new one takes its place. A reader that finds a ``.NAME.old`` and no
-NAME reads the former, so one complete version can be read at any time. What
-a change that was killed leaves is put right by the next change of the zoo.
+An overwrite (:func:`new_folder`) exchanges the present folder and the new one.
+Where the system cannot, it renames the present one to ``.NAME.old`` before the
+new one takes its place. A reader that finds a ``.NAME.old`` and no NAME reads
+the former, so one complete version can be read at any time. What a change that
+was killed leaves is put right by the next change of the zoo.
 """
 
 import os
 import re
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, TypeVar
 
-import filelock
 import safetensors.torch
 import torch
 
 from vim_mm.utils import tensor_files
-from vim_mm.utils.files import discard, new_folder, share, sync_folder
+from vim_mm.utils.drafts import confirm
+from vim_mm.utils.files import discard, new_folder, share
 from vim_mm.utils.reading import OpenFolder
 from .card import ZooError, is_name
 
-LOCK_SECONDS = 60
 #: Looks at a folder that may be in exchange.
 LOOKS = 10
 Read = TypeVar('Read')
 _HIDDEN = re.compile(r'\.(.+)\.(?:new|old)')
-
-
-def check_writable(root: Path) -> None:
-    """Refuse a folder, there or not yet, that cannot be written in.
-
-    Raises:
-        ZooError: If it or the first folder above it that exists cannot.
-    """
-    # not the methods of a path, which may raise
-    there = next(p for p in (root.absolute(), *root.absolute().parents)
-                 if os.path.exists(p))
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-        raise ZooError(f"The zoo '{root}' cannot be written: {there} is no "
-                       'folder that this user may write in; name another.')
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -88,7 +74,7 @@ def check(data: bytes, name: str) -> None:
 
 
 def names_in(root: Path) -> List[str]:
-    """Names under which there may be something: links and leftovers, too.
+    """Names under which there may be a folder: links and leftovers, too.
 
     Raises:
         OSError: If the directory cannot be read.
@@ -96,15 +82,30 @@ def names_in(root: Path) -> List[str]:
     found = set()
     # a name that is in exchange while one listing passes is in the next
     for _ in range(2):
-        for entry in os.listdir(root):
-            hidden = _HIDDEN.fullmatch(entry)
-            found.add(hidden[1] if hidden else entry)
+        with os.scandir(root) as entries:
+            found.update(map(_name_of, entries))
     return sorted(name for name in found if not name.startswith('.'))
 
 
-def _versions(root: Path, name: str) -> List[Path]:
+def _name_of(entry: os.DirEntry) -> str:
+    """The name that an entry of a zoo stands for; '.' if it is a file.
+
+    Listing tells files from folders, and a zoo may lie among many files.
+    """
+    try:
+        if not entry.is_dir(follow_symlinks=False) and not entry.is_symlink():
+            return '.'
+    except OSError:  # who looks at it is told
+        pass
+    hidden = _HIDDEN.fullmatch(entry.name)
+    return hidden[1] if hidden else entry.name
+
+
+def _versions(root: Path, name: str) -> Iterator[Path]:
     """Where NAME may be, the later looks for overwrites that end meanwhile."""
-    return [root / name, root / f'.{name}.old'] * LOOKS
+    for _ in range(LOOKS):
+        yield root / name
+        yield root / f'.{name}.old'
 
 
 def is_folder(root: Path, name: str) -> bool:
@@ -122,10 +123,10 @@ def is_folder(root: Path, name: str) -> bool:
 
 def holds_any(root: Path, name: str, files: Iterable[str]) -> bool:
     """Whether NAME holds one of some files, of any kind, or cannot be read."""
-    for path in _versions(root, name)[:3]:
+    for path in (f'{root}/{name}', f'{root}/.{name}.old', f'{root}/{name}'):
         for file in files:
             try:
-                os.lstat(path / file)
+                os.lstat(f'{path}/{file}')
                 return True
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -192,72 +193,11 @@ def _is_current(root: Path, name: str, folder: OpenFolder) -> bool:
 # ------------------------------------------------------------------ writing
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time change a zoo; a crash frees the lock.
-
-    What a crash left is cleared away first.
-    """
-    check_writable(root)
-    with _in_one_sentence(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = _lock(root)
-        try:
-            _sweep(root)
-            yield
-        finally:
-            lock.release()
-
-
-@contextmanager
-def _in_one_sentence(root: Path) -> Iterator[None]:
-    """Within this context what keeps a zoo from being changed is named."""
-    try:
-        yield
-    except OSError as error:  # the disk is full, a server does not answer
-        raise ZooError(
-            f"The zoo '{root}' cannot be changed ({error.strerror or error}); "
-            'what it held before is whole: try again once that is mended, or '
-            'name another.') from error
-
-
-def _lock(root: Path) -> filelock.BaseFileLock:
-    """The lock of a zoo, taken.
-
-    Raises:
-        ZooError: If it cannot be.
-    """
-    try:
-        lock = filelock.FileLock(_lock_file(root), timeout=LOCK_SECONDS)
-        lock.acquire()
-        return lock
-    except filelock.Timeout:
-        raise ZooError(f'Another process has been changing the zoo '
-                       f'{str(root)!r} for {LOCK_SECONDS} s; try again when '
-                       'it has ended.') from None
-    except (OSError, NotImplementedError) as error:
-        said = getattr(error, 'strerror', None) or error
-        fix = 'delete its file .lock, or name a zoo on another disk'
-        if isinstance(error, PermissionError):
-            fix = 'ask the owner of its file .lock for the right to write it'
-        raise ZooError(f'The lock of the zoo {str(root)!r} cannot be opened '
-                       f'({said}); {fix}.') from None
-
-
-def _lock_file(root: Path) -> str:
-    """The lock, which all who may write the zoo may take."""
-    path = root / '.lock'
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        share(path, root)
-    return str(path)
-
-
 def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
     """Make ``root/name`` a folder of exactly these files, all or nothing.
 
-    Call it within :func:`locked`. An older version stays readable until the
-    new one is complete. All who may read the zoo may read it.
+    Call it within :func:`.locking.locked`. An older version stays readable
+    until the new one is complete. All who may read the zoo may read it.
     """
     _recover(root, name)
     with new_folder(root / name, mark='') as draft:
@@ -271,16 +211,18 @@ def publish(root: Path, name: str, files: Mapping[str, bytes]) -> None:
 
 
 def withdraw(root: Path, name: str) -> None:
-    """Remove ``root/name`` in one step; call it within :func:`locked`."""
+    """Remove ``root/name`` in one step; call it within
+    :func:`.locking.locked`.
+    """
     _recover(root, name)
     doomed = root / f'.{name}.new'
     os.replace(root / name, doomed)
-    sync_folder(root)
+    confirm(root / name)
     with suppress(OSError):  # it is gone; who may clears it away
         discard(doomed)
 
 
-def _sweep(root: Path) -> None:
+def sweep(root: Path) -> None:
     """Put right what changes that were killed left."""
     for entry in os.listdir(root):
         hidden = _HIDDEN.fullmatch(entry)

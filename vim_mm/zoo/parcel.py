@@ -15,6 +15,7 @@ from typing import BinaryIO, Dict, Mapping, Optional, Tuple, Union
 from urllib.parse import urlparse
 from urllib.request import url2pathname, urlopen
 
+from vim_mm.utils.drafts import NotFlushedError
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.progress import track
 from vim_mm.utils.reading import JSON_BYTES, ReadError, open_regular
@@ -65,6 +66,8 @@ def write_parcel(path: Union[str, Path], name: str,
     except OSError as error:
         raise ZooError(f"'{path}' cannot be written: "
                        f'{error.strerror or error}.') from error
+    except NotFlushedError as error:
+        raise ZooError(str(error)) from error
     return sha256(data)
 
 

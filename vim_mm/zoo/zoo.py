@@ -15,6 +15,7 @@ from . import files
 from .card import ModuleCard, ZooError, check_name
 from .checks import check_head, check_module, count_params
 from .folder import CARD, HEAD, MODULE, read_all
+from .locking import check_writable, locked
 from .parcel import open_parcel, read_parcel, write_parcel
 from .zoo_reader import ZooReader, tell
 
@@ -105,7 +106,7 @@ class Zoo(ZooReader):
         if name is not None and number != 1:
             raise ZooError(f'{str(source)!r} holds {number} modules; give the '
                            'folder of one to rename it.')
-        files.check_writable(self.root)
+        check_writable(self.root)
         added, bad = self._add_each(Zoo(source), found, name)
         bad.update(misnamed)
         if not added and problems is None:
@@ -184,7 +185,7 @@ class Zoo(ZooReader):
             ZooError: If there is no such module.
         """
         self._demand(name)
-        with files.locked(self.root):
+        with locked(self.root):
             self._demand(name)
             files.withdraw(self.root, name)
 
@@ -202,7 +203,7 @@ class Zoo(ZooReader):
                  again: bool = False) -> None:
         """Write a module; with ``again`` the very same may be here already."""
         content = _content(card, data, head_data)
-        with files.locked(self.root):
+        with locked(self.root):
             here = card.name in self
             if again and here and self._is(card):
                 return

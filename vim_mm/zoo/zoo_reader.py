@@ -4,13 +4,14 @@
 import os
 import warnings
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import (Callable, Dict, List, Mapping, Optional, Tuple, TypeVar,
                     Union)
 
 from torch import Tensor
 
-from vim_mm.utils.messages import short
+from vim_mm.utils.messages import LINES, short
 from vim_mm.utils.reading import OpenFolder
 from . import files
 from .card import ModuleCard, ZooError, check_name, is_name
@@ -18,6 +19,8 @@ from .fingerprint import check_trunk
 from .folder import (CARD, MODULE, InvalidModule, check_all, named_card,
                      read_head, read_module)
 
+#: Names of a zoo that a wrong one is compared to, which takes a while.
+COMPARED = 10_000
 Read = TypeVar('Read')
 
 
@@ -195,7 +198,7 @@ class ZooReader:
 
     def _unknown(self, name: str) -> ZooError:
         names = self.names()
-        near = get_close_matches(name, names, cutoff=0.5)
+        near = get_close_matches(name, names[:COMPARED], cutoff=0.5)
         hint = (f'did you mean {" or ".join(near)}?' if near else
                 f'it holds: {", ".join(names[:20]) or "no module yet"}.')
         return ZooError(f'The zoo {str(self.root)!r} has no module {name!r}; '
@@ -207,5 +210,8 @@ def tell(bad: Mapping[str, str], problems: Optional[Dict[str, str]]) -> None:
     if problems is not None:
         problems.update(bad)
         return
-    for name, problem in bad.items():
+    for name, problem in islice(bad.items(), LINES):
         warnings.warn(f'{name}: {problem}', stacklevel=3)
+    if len(bad) > LINES:
+        warnings.warn(f'{len(bad) - LINES:,} more are not valid.',
+                      stacklevel=3)

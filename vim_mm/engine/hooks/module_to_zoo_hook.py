@@ -23,7 +23,7 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
 from vim_mm.utils.messages import short
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
-from vim_mm.zoo.files import check_writable
+from vim_mm.zoo.locking import check_writable
 from ..gradients import Gradients
 from ..model_parts import ordinary, refuse_tasks
 

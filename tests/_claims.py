@@ -1,0 +1,82 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Pickles of a few bytes whose length fields, or calls, ask for gigabytes."""
+
+import pickle
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+
+
+def claim(opcode: bytes, form: str, number: int) -> bytes:
+    """A pickle in which an operation claims a number of bytes."""
+    return b'\x80\x05' + opcode + struct.pack(form, number) + b'abc'
+
+
+LARGE = (1 << 30, (1 << 31) - 1)
+LARGER = (1 << 31, (1 << 32) - 1)
+LARGEST = (1 << 32, 1 << 40, 1 << 62, (1 << 63) - 1, (1 << 64) - 1)
+FORMS: Dict[str, tuple] = dict(
+    BINBYTES=('<I', LARGE + LARGER),
+    BINBYTES8=('<Q', LARGE + LARGEST),
+    BYTEARRAY8=('<Q', LARGE + LARGEST),
+    BINUNICODE=('<I', LARGE + LARGER),
+    BINUNICODE8=('<Q', LARGE + LARGEST),
+    BINSTRING=('<i', LARGE + (-1, -(1 << 31))),
+    LONG4=('<i', LARGE + (-1, )),
+    FRAME=('<Q', LARGE + LARGEST),
+    LONG_BINGET=('<I', LARGE + LARGER))
+CODES = {each.name: each.code.encode('latin1')
+         for each in pickletools.opcodes}
+#: Lengths, by what claims them.
+LENGTHS = {
+    f'{name} {number}': claim(CODES[name], form, number)
+    for name, (form, numbers) in FORMS.items() for number in numbers
+}
+#: Numbers of objects that grow the reader's memory.
+MEMO = {
+    **{f'LONG_BINPUT {number}': b'\x80\x02]r' + struct.pack('<I', number) +
+       b'.' for number in (1 << 24, *LARGE, *LARGER)},
+    **{f'PUT {number}': f'(lp{number}\n.'.encode()
+       for number in (1 << 24, *LARGER, *LARGEST, 10**40, -1)}
+}
+
+
+class Calls:
+    """Unpickling it calls something with a number."""
+
+    def __init__(self, what: Any, *args: Any) -> None:
+        self.call = what, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+#: Objects that are built from a number, without any data.
+RECONSTRUCT, SCALAR = (x.__reduce__()[0] for x in (np.empty(0), np.float64()))
+NUMBERS: Dict[str, Any] = dict(
+    bytes=Calls(bytes, 1 << 50),
+    bytearray=Calls(bytearray, 1 << 34),
+    set=Calls(set, range(1 << 32)),
+    frozenset=Calls(frozenset, range(1 << 32)),
+    array=Calls(np.ndarray, (1 << 50, )),
+    array_of_shape=Calls(RECONSTRUCT, np.ndarray, (1 << 34, ), b'b'),
+    array_of_objects=Calls(RECONSTRUCT, np.ndarray, (1 << 34, ), b'O'),
+    scalar=Calls(SCALAR, np.dtype(f'V{(1 << 31) - 1}')))
+CALLS = {
+    f'{name}, protocol {protocol}': pickle.dumps(dict(a=[value]), protocol)
+    for name, value in NUMBERS.items()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+}
+ALL = {**LENGTHS, **MEMO, **CALLS}
+
+
+def as_archive(path: Path, data: bytes) -> None:
+    """A checkpoint as of today, with this pickle."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', data)
+        archive.writestr('archive/byteorder', 'little')
+        archive.writestr('archive/version', '3\n')
