@@ -54,6 +54,11 @@ class Gradients:
             while self._handles:
                 self._handles.pop().remove()
 
+    @property
+    def stepped(self) -> bool:
+        """Whether an optimizer has stepped here, as far as is known."""
+        return self._steps > 0
+
     def came(self) -> bool:
         """Whether one has, in any process; True if none could be seen."""
         found = torch.tensor(int(not self._watches or bool(self._any)))

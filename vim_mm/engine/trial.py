@@ -10,8 +10,8 @@ from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
 from mmengine.registry import DefaultScope
-from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
-                             Runner, autocast)
+from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, FlexibleRunner,
+                             IterBasedTrainLoop, Runner, autocast)
 from torch import nn
 
 from vim_mm.models.tasks import holders, select_task
@@ -121,8 +121,8 @@ def _check_waiting(runner: Runner, judged: bool) -> None:
 def try_validation(runner: Runner) -> None:
     """Judge two images before training, as it is to be done after hours.
 
-    Nothing of it is logged, and the model is as before. A run under a
-    strategy is left alone.
+    Nothing of it is logged, and the model is as before. Where processes hold
+    a part of each tensor, all of them judge the same two images.
 
     Args:
         runner (Runner): The run, ready to train.
@@ -131,7 +131,8 @@ def try_validation(runner: Runner) -> None:
         ValueError: If that fails, or what is waited for is no metric.
     """
     model = runner.model
-    if not isinstance(model, nn.Module) or type(runner) is not Runner:
+    if not isinstance(model, nn.Module) or type(runner) not in (
+            Runner, FlexibleRunner):
         return
     loops = list(ordinary_loops(runner._val_loop))
     if not loops or runner.iter:  # a run that is resumed was tried

@@ -47,6 +47,10 @@ _SETTINGS: Dict[str, Demand] = {
     'train_cfg.val_interval': _COUNT,
     'randomness.seed': _whole(0, 2**32),
     'optim_wrapper.accumulative_counts': _COUNT,
+    'optim_wrapper.loss_scale': Demand(
+        lambda value: value == 'dynamic' or isinstance(value, Mapping) or
+        (isinstance(value, Real) and 0 < value < float('inf')),
+        "'dynamic', a number above 0, or the settings of torch's GradScaler"),
     'optim_wrapper.clip_grad.max_norm': Demand(
         lambda value: isinstance(value, Real) and value > 0,
         'a number above 0'),

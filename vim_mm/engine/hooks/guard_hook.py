@@ -91,7 +91,7 @@ class GuardHook(Hook):
         """See :class:`BatchWatch`."""
         self.has_stepped = True
         if self._watch is not None:
-            self._watch.look_at_rates()
+            self._watch.look_at_step()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.

@@ -192,3 +192,8 @@ def weigh(weight: Weight) -> float:
     steps, step = hub.get_info('max_iters', 1), hub.get_info('iter', 0)
     first, last = weight
     return first + (last - first) * min(step / max(steps - 1, 1), 1.)
+
+
+def largest(weight: Weight) -> float:
+    """The largest weight of a run."""
+    return max(weight) if isinstance(weight, tuple) else weight
