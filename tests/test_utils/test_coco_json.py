@@ -99,7 +99,6 @@ SILENT = dict(
     as_it_is=lambda data: None,
     as_texts=as_texts,
     the_same_image_twice=add('images', 0),
-    the_same_category_twice=add('categories', 0),
     a_crowd=change('annotations', 1, iscrowd=1),
     over_the_edge=change('annotations', 1, bbox=[-3, 30, 50, 20]),
     some_over_the_edge=change_all(

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 from mmengine.logging import print_log
@@ -164,7 +164,8 @@ def check_numbers(path: str, categories: Sequence[dict], dataset: Any) -> None:
         raise ValueError(
             f'The category {short(name)} of {path} has the label {label}, '
             f'which by the classes of the data set is {own}; give `metainfo` '
-            'all classes of the file, in its order.')
+            'all classes of the file, in its order, and let the file list '
+            'each once.')
 
 
 # -------------------------------------------------------------------- boxes

@@ -40,7 +40,7 @@ def while_importing(name: str, act: Callable[[], None]) -> Iterator[None]:
         name (str): Full name of the module.
         act (Callable): Called once the module has run.
     """
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:
         act()
         yield
         return
