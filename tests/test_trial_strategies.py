@@ -35,7 +35,7 @@ ROWS = [
 def flexible(kind: str, change: dict, folder: Path, **more: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('test_wrong_uses.Runner', FlexibleRunner)
-        return run(kind, {**change, **more}, folder)
+        return run(kind, {'env_cfg': {}, **change, **more}, folder)
 
 
 @pytest.mark.parametrize(('kind', 'change', 'words'), ROWS)

@@ -53,7 +53,11 @@ def build_runner(cfg: Config,
     check_together(cfg)
     check_data(cfg, parts)
     prepare_cpu_dist(cfg, cfg.launcher)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if 'runner_type' not in cfg:
+        return Runner.from_cfg(cfg)
+    if cfg.get('env_cfg') is None:  # which FlexibleRunner does not take
+        cfg.env_cfg = {}
+    return RUNNERS.build(cfg)
 
 
 def guard_runner() -> None:
