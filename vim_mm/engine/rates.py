@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from vim_mm.datasets import SoftOnly
@@ -46,8 +47,9 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
     """
     if not isinstance(optim_wrapper, dict):
         return
-    if isinstance(optim_wrapper.get('optimizer'), dict):
-        check_optimizer(optim_wrapper['optimizer'], 'optim_wrapper.optimizer')
+    optimizer = optim_wrapper.get('optimizer')
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        check_optimizer(optimizer, 'optim_wrapper.optimizer')
     keys = check_paramwise(optim_wrapper)
     check_custom_keys(unwrap(model), keys)
     for prefix, backbone in backbones(unwrap(model)):
