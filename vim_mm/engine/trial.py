@@ -17,6 +17,7 @@ from torch import nn
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.messages import short
 from vim_mm.utils.refusals import refusal, refused_by_library
+from .explained import place_of
 from .judges import check_ends, ordinary_loops
 
 #: Images that a validation is tried with.
@@ -175,16 +176,31 @@ def _judge(model: nn.Module, task: str, loop: Any,
             with autocast(enabled=loop.fp16):
                 outputs = model.val_step(batch)
             evaluator.process(data_samples=outputs, data_batch=batch)
+            for metric in evaluator.metrics:
+                _check_masks(metric, where)
             quick = all(map(_is_quick, evaluator.metrics))
             return evaluator.evaluate(len(items)) if quick else {}
     except Exception as error:
         if not refused_by_library(error):
             raise
-        raise refusal(f'A validation would fail (`{where}`)', error,
-                      _LOOK_AT) from error
+        raise refusal(
+            f'A validation would fail (`{where}`){place_of(model, error)}',
+            error, _LOOK_AT) from error
     finally:
         for metric in evaluator.metrics:
             metric.results.clear()
+
+
+def _check_masks(metric: Any, where: str) -> None:
+    """Refuse to judge masks of a model that gives none, as mmdet does late."""
+    asked = getattr(metric, 'metrics', None) or ()
+    found = [each[1] for each in metric.results
+             if isinstance(each, tuple) and len(each) == 2]
+    if 'segm' in asked and found and not any('masks' in each
+                                             for each in found):
+        raise ValueError(
+            f"A validation would fail: `{where}` judges masks ('segm'), and "
+            "the model gives none; leave 'segm' out of `metric`.")
 
 
 def _is_quick(metric: Any) -> bool:

@@ -87,7 +87,12 @@ _OF_SETS = dict(
     pipeline=Demand(
         lambda value: isinstance(value, (list, tuple)) and len(value) > 0,
         'a list of transforms'))
+_SHARE = Demand(
+    lambda value: isinstance(value, Real) and 0 <= value < float('inf'),
+    'a number, 0 or more')
 _OF_SCHEDULERS = dict(
+    dict.fromkeys(('gamma', 'factor', 'start_factor', 'end_factor', 'eta_min',
+                   'eta_max', 'eta_min_ratio', 'power'), _SHARE),
     T_max=_COUNT,
     step_size=_COUNT,
     milestones=Demand(

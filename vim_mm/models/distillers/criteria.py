@@ -28,7 +28,8 @@ def read_criteria(criteria: Mapping[Pair, Any]) -> List[Tuple[Pair, dict]]:
     Raises:
         ValueError: If it is of another form.
     """
-    if not isinstance(criteria, Mapping) or not criteria:
+    if not isinstance(criteria, Mapping) or not any(
+            given or given == {} for given in criteria.values()):
         raise ValueError(
             f'`model.criteria` is {criteria!r}; give {{(student layer, '
             'teacher layer): loss}.')
