@@ -15,8 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from vim_mm.utils.cli import is_user_error
-from vim_mm.utils.refusals import (frames, refusal, refused_by_library,
-                                   unhooked)
+from vim_mm.utils.refusals import frames, refusal, refused_by_library, unhooked
 
 _FIX = 'correct it in the config'
 

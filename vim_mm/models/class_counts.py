@@ -179,11 +179,11 @@ def _labels(kind: str, head: nn.Module, sample: BaseDataElement) -> Tensor:
 
 def _check_map(image: Any, sample: BaseDataElement) -> None:
     labels = sample.gt_sem_seg.data
-    if labels.dim() > 3:
-        raise ValueError(
-            f'{_place(sample)} has a label map of {labels.shape[-1]} channels;'
-            ' give maps of one, whose pixels are the numbers of classes.')
     size, own = (tuple(x.shape[-2:]) for x in (image, labels))
+    if size == tuple(labels.shape[:2]) and labels.dim() == 3:
+        raise ValueError(
+            f'{_place(sample)} has a label map of {labels.shape[2]} channels; '
+            'give maps of one, whose pixels are the numbers of classes.')
     if size != own:
         raise ValueError(
             f'{_place(sample)} has a label map of {own[0]}x{own[1]} px, and '
