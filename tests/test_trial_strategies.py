@@ -3,7 +3,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 from test_late_wrong_uses import SHORT, Notes, run, waits
 from test_wrong_uses import LOADED
+from torch import Tensor
 
 from _loading import LOAD
 from _tiny import KINDS
+from vim_mm.registry import MODELS
 from vim_mm.utils.cli import is_user_error
 
 SINGLE = dict(type='SingleDeviceStrategy')
@@ -57,6 +59,10 @@ def test_a_validation_that_works(kind: str, tmp_path: Path) -> None:
     assert runner.iter == 3 and notes.training and notes.results == [[]]
 
 
+def shapes(state: Dict[str, Tensor]) -> Dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     import vim_mm  # noqa: F401, prepares the stack
     from vim_mm.utils.dist import leave_group, prepare_cpu_dist
@@ -73,6 +79,11 @@ def worker(rank: int, port: int, folder: str) -> None:
             flexible(kind, change, Path(folder, f'{index}_{rank}'), **own)
     done = flexible('seg', {'val': None}, Path(folder, f'done_{rank}'), **own)
     assert done.iter == 3
+    if rank == 0:  # which saves: as without a strategy, trunk left out
+        path, = Path(folder, 'done_0').glob('run/*.pth')
+        saved = torch.load(path, weights_only=False)['state_dict']
+        assert shapes(saved) == shapes(MODELS.build(done.cfg.model)
+                                       .state_dict())
     leave_group()
 
 

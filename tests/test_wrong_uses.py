@@ -173,10 +173,11 @@ ROWS = [
     *[(f'a schedule whose {key} is {value}', 'cls',
        dict(param_scheduler=dict(type=kind, by_epoch=False, end=9, **more,
                                  **{key: value})),
-       rf'param_scheduler.{key}` is {value}; give a number, 0 or more')
+       rf'param_scheduler.{key}` is {value}; give a number')
       for kind, key, value, more in (
-          ('ConstantLR', 'factor', nan, {}), ('LinearLR', 'start_factor', inf,
-                                              {}),
+          ('ConstantLR', 'factor', nan, {}),
+          ('LinearLR', 'start_factor', inf, {}),
+          ('LinearLR', 'start_factor', 0., {}),
           ('MultiStepLR', 'gamma', -1., dict(milestones=[1])),
           ('CosineAnnealingLR', 'eta_min', nan, dict(T_max=3)))],
     ('a rate that overflows', 'cls', {f'{OPTIMIZER}.lr': 1e30},
@@ -264,6 +265,11 @@ ROWS = [
      'numbers its classes dark, light, and .* dark, lihgt'),
     ('a misspelt category', 'det', {f'{DATA}.metainfo.classes': ['squere']},
      'has none: it has square'),
+    ('one class', 'det', {f'{DATA}.metainfo': dict(classes='square')},
+     r"are the text 'square', .* give a list, \['square'\]"),
+    ('one folder', 'cls', {f'{DATA}.classes': 'dark'}, "are the text 'dark'"),
+    ('misspelt filter', 'det', {f'{DATA}.filter_cfg': dict(filter_empty=True)},
+     'filter_cfg.filter_empty_gt` is meant'),
     ('a category that the file lacks', 'det',
      {f'{DATA}.metainfo.classes': ['square', 'disk']}, r"no classes \['disk'"),
     ('a label too large', 'cls',

@@ -110,6 +110,7 @@ def test_parts_that_there_are(key: str, told: list) -> None:
     (dict(bias_lr_mult=-1.), 'bias_lr_mult` is -1.0; give a number'),
     (dict(dwconv_decay_mult='0'), "dwconv_decay_mult` is '0'; give a number"),
     (dict(custom_keys=['head']), r"custom_keys` is \['head'\]; give a dict"),
+    (dict(custom_keys={3: dict(lr_mult=.1)}), 'has the key 3; give a part'),
     (dict(custom_keys=dict(neck=.1)), r"\['neck'\]` is 0.1; give a dict"),
     (dict(custom_keys=dict(neck=dict(lr_mul=2.))),
      r"\['neck'\].lr_mult` is meant"),

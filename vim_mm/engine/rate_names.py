@@ -47,6 +47,9 @@ def check_paramwise(optim_wrapper: Mapping) -> Mapping[str, Mapping]:
     _check_factors(given, _WHERE)
     keys = _dict(given.get('custom_keys'), f'{_WHERE}.custom_keys')
     for name, own in keys.items():
+        if not isinstance(name, str):
+            raise ValueError(f'`{_WHERE}.custom_keys` has the key {name!r}; '
+                             "give a part of a parameter's name.")
         where = f"{_WHERE}.custom_keys['{name}']"
         check_names(f'{where}.', _dict(own, where), RATES)
         _check_factors(own, where)

@@ -44,6 +44,11 @@ def check_schedule(runner: Runner) -> None:
     by_epoch = isinstance(loop, EpochBasedTrainLoop) and loop.max_epochs > 0
     check_ends(loop, 'train_dataloader', by_epoch)
     judged = isinstance(runner._val_loop, BaseLoop)
+    begin = getattr(loop, 'val_begin', 0)
+    last = getattr(loop, 'max_epochs' if by_epoch else 'max_iters', None)
+    if judged and last and begin > last:
+        raise ValueError(f'`train_cfg.val_begin` is {begin}, and the run ends '
+                         f'after {last}, so it is never validated; lower it.')
     for scheduler in _flat(runner.param_schedulers):
         name = type(scheduler).__name__
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
-from .settings import check_settings
+from .settings import check_settings, data_sets
 
 #: Names of the first generation of runners, and what stands for them now.
 _FORMER = dict(
@@ -36,6 +36,8 @@ _INSIDE: Dict[str, Tuple[str, ...]] = {
                                 'error_if_nonfinite', 'foreach'),
     'optim_wrapper.paramwise_cfg': PARAMWISE,
 }
+#: What data sets read of their `filter_cfg`.
+_FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -73,6 +75,8 @@ def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
     for name, own in _mapping(cfg, keys).items():
         if isinstance(own, Mapping):
             yield f"{keys}['{name}']", own, RATES
+    for where, dataset in data_sets(cfg):
+        yield f'{where}.filter_cfg', _mapping(dataset, 'filter_cfg'), _FILTERS
     loaded = [*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch']
     for where in _LOADERS:
         if 'dataset' in _mapping(cfg, where):  # and not by task

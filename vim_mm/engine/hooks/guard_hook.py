@@ -137,7 +137,9 @@ class GuardHook(Hook):
         state = state_of(checkpoint, file)
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
         _check_classes(metainfo, checkpoint.get('meta') or {}, file)
-        check_fit(model, state, file, whole=split)
+        strategy = getattr(runner, 'strategy', None)
+        check_fit(model, state, file, whole=split,
+                  own=getattr(strategy, 'whole', None))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Say what the heads were made of."""
