@@ -74,7 +74,7 @@ def alike(one: Path, other: Path) -> bool:
 def test_a_strategy_that_builds_it_late(task: str, tmp_path: Path) -> None:
     write(tmp_path)
     assert alike(predict(tmp_path, 'plain', task),
-                predict(tmp_path, 'single', task))
+                 predict(tmp_path, 'single', task))
 
 
 def test_each_task_has_its_own_part(tmp_path: Path) -> None:
