@@ -13,8 +13,8 @@ from torch import nn
 import _distill
 import _multitask
 from _loading import lines
-from _tiny import (KINDS, build_backbone, build_model, build_runner,
-                   fusion_neck, model_cfg, vit)
+from _tiny import (KINDS, add_modules, build_backbone, build_model,
+                   build_runner, fusion_neck, model_cfg, vit)
 from vim_mm.engine import no_effect
 from vim_mm.engine.loops import multitask_loops
 from vim_mm.engine.no_effect import check_losses, check_scales
@@ -186,6 +186,23 @@ def test_modules_of_no_effect(kind: str, told: list) -> None:
         'type': kind, option: -.5})
     check_scales(dict(b=backbone))
     assert len(told) == 1
+
+
+@pytest.mark.parametrize('kind', ['FixedFusion', 'FixedMerge'])
+@pytest.mark.parametrize(('weights', 'learns', 'refused'), [
+    (dict(a=1., b=0.), True, True), (dict(a=0., b=1.), True, False),
+    (dict(a=1., b=0.), False, False), (dict(a=1., b=-.5), True, False)])
+def test_modules_of_no_weight(kind: str, weights: dict, learns: bool,
+                              refused: bool) -> None:
+    backbone = build_backbone()
+    add_modules(backbone, 'a')
+    add_modules(backbone, 'b', trainable=learns)
+    backbone.set_fusion(dict(type=kind, weights=weights))
+    if not refused:
+        check_scales(dict(b=backbone))
+        return
+    with pytest.raises(ValueError, match="module 'b' .* fusion are 0, so no"):
+        check_scales(dict(b=backbone))
 
 
 # ----------------------------------------------------- whatever the reason is

@@ -3,7 +3,7 @@
 
 import logging
 from numbers import Real
-from typing import Any, Dict, Iterator, Mapping, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import numpy as np
 from mmengine.logging import print_log
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.distillers import BaseDistiller
+from vim_mm.models.fusion import BaseFusion, FixedFusion
 from vim_mm.models.heads import TaskHeads
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.utils.messages import short
@@ -123,19 +124,35 @@ def check_scales(backbones: Mapping[str, ViMBackbone]) -> None:
     """
     for prefix, backbone in backbones.items():
         for name in backbone.bank.names:
-            adapters = list(backbone.bank.members[name].values())
+            member = backbone.bank.members[name]
+            learns = any(p.requires_grad for p in member.parameters())
+            if learns and _weighs_nothing(backbone.fusion, name):
+                raise ValueError(
+                    f"The module '{name}' of `{prefix}` is to learn, and the "
+                    'weights of its fusion are 0, so no gradient reaches it; '
+                    'give it another weight, or let it not learn.')
+            adapters = list(member.values())
             if not adapters or any(not isinstance(each.scale, Real)
                                    or each.scale for each in adapters):
                 continue
             said = (f"The module '{name}' of `{prefix}`, a "
                     f'{type(adapters[0]).__name__}, multiplies its output by '
                     '0, so it adds nothing')
-            if any(p.requires_grad for each in adapters
-                   for p in each.parameters()):
+            if learns:
                 raise ValueError(
                     f'{said} and no gradient reaches it; give its adapter '
                     'another `scale` (`alpha` of LoRA).')
             _warn(f'{said}; take it out of `modules`.')
+
+
+def _weighs_nothing(fusion: Optional[BaseFusion], name: str) -> bool:
+    """Whether fixed weights of a module are 0 in all that learns."""
+    tasks = [task for task in fusion.learning
+             if name in fusion.task_modules[task]] if isinstance(
+                 fusion, FixedFusion) else []
+    return bool(tasks) and not any(
+        fusion.gates(task)[:, fusion.task_modules[task].index(name)].any()
+        for task in tasks)
 
 
 def _warn(said: str) -> None:
