@@ -24,6 +24,7 @@ from vim_mm.utils.arguments import (check_arguments, check_is_config,
                                     check_number, passes_on)
 from vim_mm.utils.config import class_of
 from vim_mm.utils.misspelt import no_type
+from .data_sets import parts_of
 from .model_parts import is_own, saved_model
 from .no_effect import check_losses, check_scales
 from .rate_names import check_custom_keys, check_paramwise
@@ -166,13 +167,13 @@ def _has_no_box(dataset: Any) -> bool:
     """Whether a data set of a detector has no box at all, and needs one."""
     if isinstance(dataset, SoftOnly):
         return False
-    look = getattr(dataset, 'get_data_info', None)
-    if look is None or not len(dataset) or 'instances' not in look(0):
-        return False
+    parts = [part for part in parts_of(dataset)
+             if len(part) and 'instances' in part.get_data_info(0)]
     # the first image has some, but for the case that is looked for
-    return not any(
-        not each.get('ignore_flag') for index in range(len(dataset))
-        for each in look(index)['instances'])
+    return bool(parts) and not any(
+        not each.get('ignore_flag') for part in parts
+        for index in range(len(part))
+        for each in part.get_data_info(index)['instances'])
 
 
 def check_optimizer(cfg: Any, what: str) -> None:
