@@ -19,12 +19,12 @@ from mmengine.runner import Runner
 from test_wrong_uses import (DATA, LOADED, LOADER, NAMES, annotations, config,
                              image, put, train)
 
+from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
 from vim_mm.engine import batch_watch, trial
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.settings import check_together
 
-LOAD = dict(type='LoadImageFromFile')
 METRICS = dict(cls=dict(type='Accuracy'), det=dict(type='CocoMetric'),
                seg=dict(type='IoUMetric'))
 KEEP = dict(type='CheckpointHook', by_epoch=False, interval=1)
@@ -82,11 +82,19 @@ ROWS = [
     ('boxes without truth', 'det',
      dict(val={'val_evaluator': dict(type='CocoMetric')}),
      'validation would fail .*AssertionError, ground truth is required'),
+    ('masks that a model does not give', 'det',
+     {'val': None, 'val_evaluator.metric': ['bbox', 'segm'],
+      SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)),
+              *LOADED['det']]},
+     "would fail: `val_evaluator` judges masks .*leave 'segm' out"),
     ('more classes than there are', 'cls',
      dict(val={'val_evaluator': dict(type='Accuracy', topk=(1, 5))}),
      'validation would fail .*Top-5 accuracy is unavailable'),
     ('metric without a type', 'cls',
      dict(val={'val_evaluator': dict(topk=1)}), "no `type`, only .'topk'"),
+    ('a validation after the end', 'cls',
+     {'val': None, 'train_cfg.val_begin': 99},
+     'val_begin` is 99, and the run ends after 3'),
     ('endless validation', 'cls',
      {'val': None, 'val_dataloader.sampler': dict(type='InfiniteSampler')},
      '`val_dataloader` has an InfiniteSampler'),
@@ -262,14 +270,6 @@ def test_an_error_of_a_later_step_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
         run('cls', {
             'then': lambda run: run.register_hook(Fails())}, tmp_path)
-
-
-def lines(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list:
-    told: list = []
-    for module in modules:
-        monkeypatch.setattr(module, 'print_log',
-                            lambda said, **kwargs: told.append(said))
-    return told
 
 
 @pytest.mark.parametrize(('change', 'words'), [

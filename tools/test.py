@@ -7,12 +7,13 @@ import vim_mm  # noqa: F401,I001 isort:skip
 import argparse
 import os
 import os.path as osp
+from typing import Union
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop
-from torch import nn
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 
 from vim_mm.engine.loops import MultiTaskTestLoop
 from vim_mm.engine.runner import TESTING, build_runner
@@ -145,10 +146,22 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
-def run_task(model: nn.Module, task: str) -> None:
-    """Let the parts that tell tasks apart, if there are any, run one."""
-    if any(task in part.tasks for part in holders(model)):
-        select_task(model, task)
+class TaskHook(Hook):
+    """Let the parts that tell tasks apart, if there are any, run one.
+
+    A strategy builds the model when the test begins.
+
+    Args:
+        task (str): Name of the task.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def before_test(self, runner: Union[Runner, FlexibleRunner]) -> None:
+        """Select the task."""
+        if any(self.task in part.tasks for part in holders(runner.model)):
+            select_task(runner.model, self.task)
 
 
 def dump_predictions(loop: BaseLoop, path: str) -> None:
@@ -167,7 +180,7 @@ def main() -> None:
     cfg = build_config(args)
     runner = build_runner(cfg, TESTING)
     if args.task is not None:
-        run_task(runner.model, args.task)
+        runner.register_hook(TaskHook(args.task))
     if args.out:
         dump_predictions(runner.test_loop, args.out)
     runner.test()

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Callable, List
 
-import cv2
-import numpy as np
 import pytest
-from mmengine.runner import Runner
 
+import _loading
+from _loading import LOAD, build_loader, coco, write_image, write_json
 from vim_mm.engine import data_sets
 from vim_mm.utils.cli import is_user_error
 
@@ -21,15 +20,11 @@ SIZE = 32
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     """What a run is told in its log."""
-    told: List[str] = []
-    monkeypatch.setattr(data_sets, 'print_log',
-                        lambda said, **kwargs: told.append(said))
-    return told
+    return _loading.lines(monkeypatch, data_sets)
 
 
 def image(path: Path, width: int = SIZE, height: int = SIZE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
+    write_image(path, width, height)
 
 
 def write(folder: Path) -> None:
@@ -38,15 +33,9 @@ def write(folder: Path) -> None:
         image(folder / f'cls/{"ab"[index % 2]}/{index}.png')
         image(folder / f'ann/{index}_map.png')
     (folder / 'list.txt').write_text('a/0.png 0\nb/1.png 1\n')
-    (folder / 'ann.json').write_text(json.dumps(dict(
-        images=[dict(id=i, file_name=f'{i}.png', width=SIZE, height=SIZE)
-                for i in range(4)],
-        annotations=[dict(id=i, image_id=i, category_id=1, iscrowd=0,
-                          bbox=[2, 2, 9, 9], area=81) for i in range(4)],
-        categories=[dict(id=1, name='x')])))
+    write_json(folder / 'ann.json', coco(4, SIZE, [[2, 2, 9, 9]], {1: 'x'}))
 
 
-LOAD = dict(type='LoadImageFromFile')
 SETS = dict(
     cls=dict(type='mmpretrain.CustomDataset', data_prefix='cls'),
     lines=dict(type='mmpretrain.CustomDataset', data_prefix='cls',
@@ -65,9 +54,7 @@ MISSING = dict(cls='cls/a/0.png', lines='cls/b/1.png', det='img/2.png',
 def build(folder: Path, kind: str, **more: Any) -> Any:
     dataset = dict(dict(data_root=str(folder), pipeline=[LOAD]),
                    **dict(SETS[kind], **more))
-    return Runner.build_dataloader(dict(
-        batch_size=1, num_workers=0, dataset=dataset,
-        sampler=dict(type='DefaultSampler', shuffle=False)))
+    return build_loader(dataset)
 
 
 @pytest.mark.parametrize('kind', SETS)

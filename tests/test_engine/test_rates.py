@@ -193,14 +193,16 @@ def test_nothing_that_learns_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('wrap', [False, True])
-@pytest.mark.parametrize('boxes', [0, 1])
-def test_a_detector_without_boxes_is_refused(boxes: int, wrap: bool,
+@pytest.mark.parametrize(('boxes', 'ignored'), [(0, 0), (1, 0), (1, 1)])
+def test_a_detector_without_boxes_is_refused(boxes: int, ignored: int,
+                                             wrap: bool,
                                              tmp_path: Path) -> None:
     """Whatever reads the annotations: these are of no known library."""
     run = run_cfg(tmp_path)
     dataset = BaseDataset(lazy_init=True)
     dataset.data_list = [dict(instances=[])] * 3
-    dataset.data_list.append(dict(instances=[dict(bbox=[])] * boxes))
+    dataset.data_list.append(dict(
+        instances=[dict(bbox=[], ignore_flag=ignored)] * boxes))
     dataset.serialize_data, dataset._fully_initialized = False, True
     if wrap:
         dataset = RepeatDataset(dataset, times=2)
@@ -208,7 +210,7 @@ def test_a_detector_without_boxes_is_refused(boxes: int, wrap: bool,
         model=run.model,
         optim_wrapper=None,
         train_dataloader=DataLoader(dataset))
-    if boxes:
+    if boxes and not ignored:
         refuse_idle_run(fed)
         return
     with pytest.raises(ValueError, match='No image .* has a box'):

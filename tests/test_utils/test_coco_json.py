@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 
-import cv2
-import numpy as np
 import pytest
-from mmengine.runner import Runner
 
+import _loading
+from _loading import build_loader as build
+from _loading import coco, write_image, write_json
 from vim_mm.utils import coco_json
 from vim_mm.utils.cli import is_user_error
 
@@ -20,15 +20,8 @@ SIZE, NUM = 40, 6
 
 def good() -> dict:
     """Six images with two boxes each, of two classes."""
-    boxes = [[5, 5, 20, 10], [20, 12, 15, 25]]
-    return dict(
-        images=[dict(id=i, file_name=f'{i}.png', width=SIZE, height=SIZE)
-                for i in range(NUM)],
-        annotations=[
-            dict(id=2 * i + j, image_id=i, category_id=3 + j, bbox=list(box),
-                 area=200, iscrowd=0)
-            for i in range(NUM) for j, box in enumerate(boxes)],
-        categories=[dict(id=3, name='a'), dict(id=4, name='b')])
+    return coco(NUM, SIZE, [[5, 5, 20, 10], [20, 12, 15, 25]],
+                {3: 'a', 4: 'b'})
 
 
 def change(part: str, index: int, **values: Any) -> Callable:
@@ -106,7 +99,6 @@ SILENT = dict(
     as_it_is=lambda data: None,
     as_texts=as_texts,
     the_same_image_twice=add('images', 0),
-    the_same_category_twice=add('categories', 0),
     a_crowd=change('annotations', 1, iscrowd=1),
     over_the_edge=change('annotations', 1, bbox=[-3, 30, 50, 20]),
     some_over_the_edge=change_all(
@@ -139,29 +131,19 @@ def config(folder: Path, spoil: Callable, classes: tuple = ('a', 'b'),
     data = good()
     changed = spoil(data)
     for index in range(NUM):
-        pixels = np.full((SIZE, SIZE, 3), index * 20, np.uint8)
-        cv2.imwrite(str(folder / f'{index}.png'), pixels)
-    content = changed if isinstance(changed, list) else data
-    (folder / 'ann.json').write_text(json.dumps(content))
+        write_image(folder / f'{index}.png', SIZE, value=index * 20)
+    write_json(folder / 'ann.json',
+               changed if isinstance(changed, list) else data)
     return dict(
         type='mmdet.CocoDataset', data_root=str(folder), ann_file='ann.json',
         data_prefix=dict(img=''), metainfo=dict(classes=classes),
         pipeline=[dict(type='mmdet.LoadImageFromFile')], **more)
 
 
-def build(dataset: dict) -> Any:
-    return Runner.build_dataloader(dict(
-        batch_size=1, num_workers=0, dataset=dataset,
-        sampler=dict(type='DefaultSampler', shuffle=False)))
-
-
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     """What a run is told in its log."""
-    told: List[str] = []
-    monkeypatch.setattr(coco_json, 'print_log',
-                        lambda said, **kwargs: told.append(said))
-    return told
+    return _loading.lines(monkeypatch, coco_json)
 
 
 @pytest.mark.parametrize('what', REFUSED)

@@ -2,7 +2,7 @@
 """The first batches and steps of a run, by which nothing may be learned."""
 
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -16,18 +16,18 @@ from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.pixels import check_form
 from vim_mm.utils.messages import short
-from .gradients import wrappers
+from .gradients import Gradients, wrappers
 from .model_parts import is_own
 
-#: Batches without a label before a line says so, and steps at a rate of zero
-#: before the run stops.
+#: Batches without a label before a line says so, and steps at a rate of zero,
+#: or without a gradient, before the run stops.
 PATIENCE = 50
 _LOOK = ('look at the annotations, and at what the pipeline makes of them '
          '(`reduce_zero_label`, crops, filters).')
 
 
 class BatchWatch:
-    """Looks at a run's batches once, and at its first rates.
+    """Looks at a run's batches once, at its first rates and gradients.
 
     A model without parts of vim_mm is left alone.
 
@@ -37,18 +37,20 @@ class BatchWatch:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.model: nn.Module = unwrap(runner.model)
-        if isinstance(self.model, BaseDistiller):
-            self.model = self.model.student
-        looks = is_own(unwrap(runner.model))
-        loader = runner.train_dataloader
-        # an endless sampler has no last batch
-        size = getattr(loader.batch_sampler, 'batch_size', 1)
-        self._pass = -(-len(loader.dataset) // (size * get_world_size()))
-        self._seen = 0 if looks else self._pass
-        self._labelled = False
-        self._counts: Dict[str, Tensor] = {}
+        whole = unwrap(runner.model)
+        self.model: nn.Module = whole
+        if isinstance(whole, BaseDistiller):
+            self.model = whole.student
+        looks = is_own(whole)
+        self._passes = {
+            task: FirstPass(size, task)
+            for task, size in _batches(runner).items()
+        } if looks else {}
         self._idle = min(runner.max_iters, PATIENCE) if looks else 0
+        self._tried = self._idle
+        self._gradients = Gradients(
+            runner, (p for p in whole.parameters()
+                     if p.requires_grad)) if looks else None
 
     def look(self, data: Any) -> None:
         """Look at the labels of a batch, until all images were seen once.
@@ -57,35 +59,102 @@ class BatchWatch:
             ValueError: If a label is none of the head's, no image has any, or
                 a pipeline does not give what the model takes.
         """
-        if self._seen == self._pass:
-            return
-        self._seen += 1
-        model = self.model
+        model, task = self.model, None
         if isinstance(model, MultiTaskModel):
-            model = model.models[data['task']]
+            task = data['task']
+            model = model.models[task]
+        if task in self._passes and self._passes[task].look(model, data):
+            del self._passes[task]
+
+    def look_at_step(self) -> None:
+        """Look at the rates of a step, and whether gradients come.
+
+        Raises:
+            ValueError: If all rates were zero in the first steps, or no
+                gradient came.
+        """
+        if self._tried:
+            self._tried -= 1
+            if not self._tried:
+                self._check_gradients()
+        if self._idle:
+            self._look_at_rates()
+
+    def _look_at_rates(self) -> None:
+        self._idle -= 1
+        groups = [
+            group for wrapper in wrappers(self.runner)
+            for group in wrapper.optimizer.param_groups
+        ]
+        if not groups or any(group['lr'] for group in groups):
+            self._idle = 0
+        elif not self._idle:
+            raise ValueError(
+                'All learning rates were 0 in each step so far, so nothing is '
+                'learned; look at `param_scheduler` (OneCycleLR needs '
+                '`eta_max` and `total_steps`).')
+
+    def _check_gradients(self) -> None:
+        gradients, self._gradients = self._gradients, None
+        if gradients is None or gradients.came():  # all processes ask
+            return
+        if gradients.stepped:
+            raise ValueError(
+                'No gradient has come to any part of the model in the first '
+                f'{self.runner.iter + 1} steps, so nothing is learned; look '
+                'at what losses are multiplied by (`loss_weight`, '
+                '`class_weight`), and at what the pipeline leaves of the '
+                'annotations.')
+
+
+class FirstPass:
+    """Looks at the batches of one data set until each image was seen.
+
+    Args:
+        size (int): Batches of a pass.
+        task (str, optional): The task that the data set is of. Defaults to
+            None, for a model of one task.
+    """
+
+    def __init__(self, size: int, task: Optional[str] = None) -> None:
+        self._size = size
+        self._where = '' if task is None else f'tasks.{task}.'
+        self._whose = '' if task is None else f" of the task '{task}'"
+        self._seen = 0
+        self._labelled = False
+        self._counts: Dict[str, Tensor] = {}
+
+    def look(self, model: nn.Module, data: Any) -> bool:
+        """Look at a batch; see :meth:`BatchWatch.look`.
+
+        Returns:
+            bool: Whether the pass is over.
+        """
+        self._seen += 1
         if self._seen == 1:
             check_form(model, data)
         self._labelled = check_labels(model, data) or self._labelled
-        if model is self.model:  # of several tasks none is seen in turn
-            for name, counts in label_counts(model, data).items():
-                self._counts[name] = self._counts.get(name, 0) + counts
-        if self._seen == self._pass:
+        for name, counts in label_counts(model, data).items():
+            name = f'{self._where}{name}'
+            self._counts[name] = self._counts.get(name, 0) + counts
+        if self._seen == self._size:
             self._check_any()
             self._name_unseen()
         elif self._seen == PATIENCE and not self._labelled:
             print_log(
-                f'Nothing in the first {PATIENCE} batches is labelled; '
-                f'{_LOOK}',
+                f'Nothing in the first {PATIENCE} batches{self._whose} is '
+                f'labelled; {_LOOK}',
                 logger='current',
                 level=logging.WARNING)
+        return self._seen == self._size
 
     def _check_any(self) -> None:
         labelled = torch.tensor(int(self._labelled))
         all_reduce(labelled, op='max')
         if not labelled:
             raise ValueError(
-                'Nothing in the whole training set is labelled: no box is '
-                f'left, or all pixels are ignored; {_LOOK}')
+                f'Nothing in the whole training set{self._whose} is labelled: '
+                f'no box is left, or all pixels are ignored; {_LOOK}')
 
     def _name_unseen(self) -> None:
         """Say which classes of a data set no image has shown."""
@@ -103,23 +172,14 @@ class BatchWatch:
                     logger='current',
                     level=logging.WARNING)
 
-    def look_at_rates(self) -> None:
-        """Look at the rates of a step, until one is not zero.
 
-        Raises:
-            ValueError: If all were zero in the first steps.
-        """
-        if not self._idle:
-            return
-        self._idle -= 1
-        groups = [
-            group for wrapper in wrappers(self.runner)
-            for group in wrapper.optimizer.param_groups
-        ]
-        if not groups or any(group['lr'] for group in groups):
-            self._idle = 0
-        elif not self._idle:
-            raise ValueError(
-                'All learning rates were 0 in each step so far, so nothing is '
-                'learned; look at `param_scheduler` (OneCycleLR needs '
-                '`eta_max` and `total_steps`).')
+def _batches(runner: Runner) -> Dict[Optional[str], int]:
+    """How many batches of each task a pass through its data has."""
+    loader = runner.train_dataloader
+    by_task = getattr(loader, 'loaders', None) or {None: loader}
+    # an endless sampler has no last batch
+    return {
+        task: -(-len(one.dataset) // (
+            getattr(one.batch_sampler, 'batch_size', 1) * get_world_size()))
+        for task, one in by_task.items()
+    }

@@ -2,18 +2,20 @@
 """Runs that cannot begin say so in a sentence, whoever notices it.
 
 Libraries look at a config as late as they need it, and end in an error about
-some index or shape. Until a step is done, such an error is about the config;
-later it may be anything, and keeps its traceback.
+some index or shape. Until a step is done, of several tasks one of the task
+that runs, such an error is about the config; later it may be anything, and
+keeps its traceback.
 """
 
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator
 
 from mmengine.runner import Runner
 from torch import nn
 
-from vim_mm.utils.refusals import frames, refusal, refused_by_library
+from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.refusals import frames, refusal, refused_by_library, unhooked
 
 _FIX = 'correct it in the config'
 
@@ -56,18 +58,29 @@ def explained(runner: Runner) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        stepped = any(getattr(hook, 'has_stepped', False)
-                      for hook in runner.hooks)
+        inner = unhooked(error)
+        if inner is not error and is_user_error(inner):
+            raise inner from None  # as it was said
+        stepped = any(
+            hook.has_stepped(runner) for hook in runner.hooks
+            if hasattr(hook, 'has_stepped'))
         if stepped or not refused_by_library(error):
             raise
-        name, kind = _part(runner.model, error)
-        where = f' in `model.{name}` ({kind})' if name else ''
+        where = place_of(runner.model, error)
         raise refusal(f'The run fails{where} before a step is done', error,
                       _FIX) from error
 
 
-def _part(model: Any, error: Exception) -> Tuple[str, Optional[str]]:
-    """The innermost part of a model that an error came by."""
+def place_of(model: Any, error: Exception) -> str:
+    """The innermost part of a model that an error came by, in words.
+
+    Args:
+        model (nn.Module): The model.
+        error (Exception): The error.
+
+    Returns:
+        str: Such as ' in `model.neck` (FPN)'; empty if it came by none.
+    """
     names = {
         id(part): name
         for name, part in model.named_modules()
@@ -78,5 +91,5 @@ def _part(model: Any, error: Exception) -> Tuple[str, Optional[str]]:
         if isinstance(part, nn.Module) and names.get(id(part)):
             found = part
     if found is None:
-        return '', None
-    return names[id(found)], type(found).__name__
+        return ''
+    return f' in `model.{names[id(found)]}` ({type(found).__name__})'

@@ -37,6 +37,7 @@ class Gradients:
         self._params: List[nn.Parameter] = list(params)
         self._any: Union[bool, Tensor] = False
         self._steps = 0
+        self._found = False
         self._handles: List[RemovableHandle] = [
             each.optimizer.register_step_pre_hook(self._look)
             for each in wrappers(runner)
@@ -45,17 +46,25 @@ class Gradients:
         self._watches = bool(self._handles)
 
     def _look(self, *_) -> None:
+        if self._found:  # an optimizer that steps lets no hook be removed
+            return
         grads = [p.grad for p in self._params if p.grad is not None]
         for grad in grads:
             self._any = grad.any() | self._any
         self._steps += 1
         waits = self._steps <= _FIRST or not self._steps % _SELDOM
-        if grads and waits and bool(self._any):
-            while self._handles:
-                self._handles.pop().remove()
+        if grads and waits:
+            self._found = bool(self._any)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether an optimizer has stepped here, as far as is known."""
+        return self._steps > 0
 
     def came(self) -> bool:
         """Whether one has, in any process; True if none could be seen."""
         found = torch.tensor(int(not self._watches or bool(self._any)))
         all_reduce(found, op='max')
+        while found and self._handles:
+            self._handles.pop().remove()
         return bool(found)

@@ -10,9 +10,10 @@ from mmengine.registry import FUNCTIONS
 from torch.utils.data import DataLoader
 
 from vim_mm.utils.cli import is_user_error
-from vim_mm.utils.coco_json import checked_coco
+from vim_mm.utils.coco_json import check_numbers, checked_coco
 from vim_mm.utils.messages import cut, printable, short
-from .data_sets import check_files, named
+from .boxes import check_boxes
+from .data_sets import check_files, named, parts_of
 
 #: What data sets of the libraries read their annotations in.
 _READING = ('full_init', 'load_data_list', 'load_annotations',
@@ -39,7 +40,7 @@ def check_loaders(cls: type) -> None:
             given = dataloader.get('dataset')
             _check_collate(dataloader.get('collate_fn'))
         try:
-            with checked_coco():
+            with checked_coco() as read:
                 loader = original(dataloader, *args, **kwargs)
         except Exception as error:
             # mmengine's data sets join their annotations
@@ -50,7 +51,10 @@ def check_loaders(cls: type) -> None:
             raise ValueError(_unreadable(given, error)) from error
         if not _num_images(loader):
             raise ValueError(_empty(given or loader.dataset))
+        for part in parts_of(loader.dataset):
+            check_numbers(part.ann_file, read.get(part.ann_file, ()), part)
         check_files(loader.dataset)
+        check_boxes(loader.dataset)
         return loader
 
     build.checks = True
@@ -78,9 +82,11 @@ def _reads_annotations(error: Exception) -> bool:
 
 def _unreadable(dataset: Any, error: Exception) -> str:
     """The sentence on annotations that a library gave up on."""
-    said = cut(printable(str(error)), 200)
+    said = cut(printable(str(error)), 200).rstrip('.')
+    mend = 'Install that package' if isinstance(error, ImportError) else \
+        'Correct or export them again'
     return (f'The annotations of {named(dataset)} cannot be read: '
-            f'{type(error).__name__}, {said}. Correct or export them again.')
+            f'{type(error).__name__}, {said}. {mend}.')
 
 
 def _empty(dataset: Any) -> str:

@@ -7,14 +7,16 @@ alone, which are new and need the full rate.
 """
 
 import logging
-from difflib import get_close_matches
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Mapping, Tuple
 
 from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
+from vim_mm.datasets import SoftOnly
 from vim_mm.features.cache import check_filled, unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.class_counts import check_head
@@ -22,6 +24,10 @@ from vim_mm.utils.arguments import (check_arguments, check_is_config,
                                     check_number, passes_on)
 from vim_mm.utils.config import class_of
 from vim_mm.utils.misspelt import no_type
+from .data_sets import parts_of
+from .model_parts import is_own, saved_model
+from .no_effect import check_losses, check_scales
+from .rate_names import check_custom_keys, check_paramwise
 
 #: What constructors that decay rates by layer are given.
 _DECAYS = ('decay_rate', 'layer_decay_rate')
@@ -29,7 +35,7 @@ _PARTS = ('bank', 'fusion')
 
 
 def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
-    """Look at the rates of what learns beside a trunk.
+    """Look at the rates of a model, and of what learns beside a trunk.
 
     Args:
         optim_wrapper: Config of the optimizer wrapper. One that is built is
@@ -37,18 +43,20 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
         model (nn.Module): The model, wrapped or not.
 
     Raises:
-        ValueError: If modules and gates would not learn, or their rates
-            depend on the trunk's layers.
+        ValueError: If a name or number is none, modules and gates would not
+            learn, or their rates depend on the trunk's layers.
     """
     if not isinstance(optim_wrapper, dict):
         return
-    _check_wrapper(optim_wrapper)
-    paramwise = optim_wrapper.get('paramwise_cfg') or {}
-    if any(backbones(unwrap(model))):
-        _check_keys(unwrap(model), paramwise.get('custom_keys') or {})
+    optimizer = optim_wrapper.get('optimizer')
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        check_optimizer(optimizer, 'optim_wrapper.optimizer')
+    keys = check_paramwise(optim_wrapper)
+    check_custom_keys(unwrap(model), keys)
     for prefix, backbone in backbones(unwrap(model)):
-        _refuse_decay(optim_wrapper.get('constructor'), paramwise)
-        slow = _slowed(prefix, backbone, paramwise.get('custom_keys') or {})
+        _refuse_decay(optim_wrapper.get('constructor'),
+                      optim_wrapper.get('paramwise_cfg') or {})
+        slow = _slowed(prefix, backbone, keys)
         zero = [key for key, mult in slow.values() if mult == 0]
         if zero:
             raise ValueError(
@@ -67,36 +75,54 @@ def check_rates(optim_wrapper: Any, model: nn.Module) -> None:
 
 
 def refuse_idle_run(runner: Runner) -> None:
-    """Refuse a run with a frozen trunk in which nothing would be learned.
+    """Refuse a run in which nothing would be learned.
+
+    A model without parts of vim_mm is left alone.
 
     Raises:
         ValueError: If nothing requires gradients, a rate is zero for all, or
-            for all modules or gates, what would be learned is not saved, the
-            data fills no batch, no image of a detector has a box, or the head
-            is built for fewer classes.
+            for all modules or gates, losses or a module are multiplied by
+            zero, what would be learned is not saved, the data fills no batch,
+            no image of a detector has a box, or the head is built for fewer
+            classes.
     """
     model = unwrap(runner.model)
-    if not any(backbones(model)):
+    if not is_own(model):
         return
     loader = runner.train_dataloader
-    check_filled(loader)
-    if _has_no_box(loader.dataset):
-        raise ValueError(
-            'No image of the training set has a box of the classes that '
-            '`train_dataloader` names, so nothing would be learned; give '
-            "`metainfo` the names in its annotations, and look at the data's "
-            'filters.')
-    check_head(model, loader.dataset)
+    for task, dataset in _data_sets(loader.dataset):
+        if _has_no_box(dataset):
+            raise ValueError(
+                'No image of the training set has a box of the classes that '
+                f'`train_dataloader{task}` names, so nothing would be '
+                'learned; give `metainfo` the names in its annotations, and '
+                "look at the data's filters.")
+    if not hasattr(loader, 'loaders'):  # those of tasks have an end each
+        check_filled(loader)
+        check_head(saved_model(model), loader.dataset)
     if not any(param.requires_grad for param in model.parameters()):
         raise ValueError(
             'Nothing of the model requires gradients, so nothing would learn; '
             'set `model.backbone.new_module` or `model.backbone.fusion`, or '
             'unfreeze its head.')
+    check_losses(model)
+    check_scales(dict(backbones(model)))
     _check_optimized(runner, model)
+
+
+def _data_sets(dataset: Dataset) -> Iterator[Tuple[str, Dataset]]:
+    """The data set of a run, or those of its tasks by '.TASK'."""
+    by_task = getattr(dataset, 'datasets', None)
+    if not isinstance(by_task, dict):
+        by_task = {'': dataset}
+    for task, each in by_task.items():
+        yield f'.{task}' if task else '', each
 
 
 def _check_optimized(runner: Runner, model: nn.Module) -> None:
     groups = getattr(runner.optim_wrapper, 'param_groups', None) or []
+    if isinstance(groups, dict):  # of several optimizers
+        groups = [group for each in groups.values() for group in each]
     rates = {
         id(param): group.get('initial_lr', group.get('lr'))
         for group in groups for param in group['params']
@@ -138,12 +164,16 @@ def backbones(model: nn.Module) -> Iterator[Tuple[str, ViMBackbone]]:
 
 
 def _has_no_box(dataset: Any) -> bool:
-    """Whether a data set of a detector has no box at all."""
-    look = getattr(dataset, 'get_data_info', None)
-    if look is None or not len(dataset) or 'instances' not in look(0):
+    """Whether a data set of a detector has no box at all, and needs one."""
+    if isinstance(dataset, SoftOnly):
         return False
+    parts = [part for part in parts_of(dataset)
+             if len(part) and 'instances' in part.get_data_info(0)]
     # the first image has some, but for the case that is looked for
-    return not any(look(i)['instances'] for i in range(len(dataset)))
+    return bool(parts) and not any(
+        not each.get('ignore_flag') for part in parts
+        for index in range(len(part))
+        for each in part.get_data_info(index)['instances'])
 
 
 def check_optimizer(cfg: Any, what: str) -> None:
@@ -170,43 +200,7 @@ def check_optimizer(cfg: Any, what: str) -> None:
             check_number(cfg[key], f'{what}.{key}')
 
 
-def _check_wrapper(optim_wrapper: dict) -> None:
-    if isinstance(optim_wrapper.get('optimizer'), dict):
-        check_optimizer(optim_wrapper['optimizer'], 'optim_wrapper.optimizer')
-    paramwise = optim_wrapper.get('paramwise_cfg') or {}
-    for name, own in (paramwise.get('custom_keys') or {}).items():
-        for key in ('lr_mult', 'decay_mult'):
-            if key in own:
-                check_number(
-                    own[key],
-                    f"optim_wrapper.paramwise_cfg.custom_keys['{name}'].{key}")
-
-
-def _check_keys(model: nn.Module, keys: Dict[str, dict]) -> None:
-    """Name keys of rates that move nothing; refuse those that are misspelt."""
-    learns = {n: p.requires_grad for n, p in model.named_parameters()}
-    prefixes = {
-        name.rsplit('.', levels)[0]
-        for name in learns for levels in range(1, name.count('.') + 1)
-    }
-    for key, own in keys.items():
-        held = [each for name, each in learns.items() if key in name]
-        if held and not any(held) and 'lr_mult' in own:
-            print_log(
-                f"`paramwise_cfg.custom_keys['{key}']` is the rate of "
-                f'{len(held)} parameters that are frozen, so it moves '
-                'nothing.',
-                logger='current',
-                level=logging.WARNING)
-        alike = [p for p in prefixes if p.count('.') == key.count('.')]
-        near = [] if held else get_close_matches(key, alike, 1, 0.85)
-        if near:
-            raise ValueError(
-                f"`paramwise_cfg.custom_keys['{key}']` is the rate of no "
-                f"parameter; perhaps '{near[0]}' is meant.")
-
-
-def _refuse_decay(constructor: Any, paramwise: dict) -> None:
+def _refuse_decay(constructor: Any, paramwise: Mapping) -> None:
     name = getattr(constructor, '__name__', str(constructor))
     decays = [key for key in _DECAYS if key in paramwise]
     if decays or 'Decay' in name:
@@ -219,7 +213,7 @@ def _refuse_decay(constructor: Any, paramwise: dict) -> None:
 
 
 def _slowed(prefix: str, backbone: ViMBackbone,
-            keys: Dict[str, dict]) -> Dict[str, Tuple[str, float]]:
+            keys: Mapping[str, Mapping]) -> Dict[str, Tuple[str, float]]:
     """Parts beside the trunk that a key for the whole backbone slows.
 
     As mmengine does it, the longest key that a parameter's name holds counts,

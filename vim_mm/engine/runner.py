@@ -53,7 +53,11 @@ def build_runner(cfg: Config,
     check_together(cfg)
     check_data(cfg, parts)
     prepare_cpu_dist(cfg, cfg.launcher)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if 'runner_type' not in cfg:
+        return Runner.from_cfg(cfg)
+    if cfg.get('env_cfg') is None:  # which FlexibleRunner does not take
+        cfg.env_cfg = {}
+    return RUNNERS.build(cfg)
 
 
 def guard_runner() -> None:
@@ -139,7 +143,7 @@ def _before_training(runner: Runner) -> None:
         check_rates(runner.optim_wrapper, model)
         check_channels(model)
     else:  # a strategy has not built it yet
-        runner.register_hook(_RatesHook(deepcopy(runner.optim_wrapper)))
+        runner.register_hook(_BuiltHook(deepcopy(runner.optim_wrapper)))
     keep_float32_on_cpu(runner.optim_wrapper)
 
 
@@ -155,8 +159,8 @@ def _check_averages(runner: Runner) -> None:
             'a process a part only; leave the hook out, or the `strategy`.')
 
 
-class _RatesHook(Hook):
-    """Looks at rates as soon as a strategy has built the model.
+class _BuiltHook(Hook):
+    """Looks at rates and channels as soon as a strategy has built the model.
 
     Args:
         optim_wrapper (dict): Config of the optimizer wrapper.
@@ -168,9 +172,16 @@ class _RatesHook(Hook):
         self._optim_wrapper = optim_wrapper
 
     def before_train(self, runner: FlexibleRunner) -> None:
-        """See :func:`check_rates`."""
+        """See :func:`check_rates` and :func:`check_channels`."""
+        from mmengine._strategy import FSDPStrategy, SingleDeviceStrategy
+
+        from vim_mm.models.channels import check_channels
         from .rates import check_rates
         check_rates(self._optim_wrapper, runner.model)
+        # a part of a model runs alone where it is whole
+        if isinstance(runner.strategy, SingleDeviceStrategy) \
+                and not isinstance(runner.strategy, FSDPStrategy):
+            check_channels(_unwrap(runner.model))
 
 
 def _before_validation(runner: Runner) -> None:

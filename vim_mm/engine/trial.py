@@ -10,13 +10,14 @@ from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
 from mmengine.registry import DefaultScope
-from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
-                             Runner, autocast)
+from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, FlexibleRunner,
+                             IterBasedTrainLoop, Runner, autocast)
 from torch import nn
 
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.messages import short
 from vim_mm.utils.refusals import refusal, refused_by_library
+from .explained import place_of
 from .judges import check_ends, ordinary_loops
 
 #: Images that a validation is tried with.
@@ -43,6 +44,11 @@ def check_schedule(runner: Runner) -> None:
     by_epoch = isinstance(loop, EpochBasedTrainLoop) and loop.max_epochs > 0
     check_ends(loop, 'train_dataloader', by_epoch)
     judged = isinstance(runner._val_loop, BaseLoop)
+    begin = getattr(loop, 'val_begin', 0)
+    last = getattr(loop, 'max_epochs' if by_epoch else 'max_iters', None)
+    if judged and last and begin > last:
+        raise ValueError(f'`train_cfg.val_begin` is {begin}, and the run ends '
+                         f'after {last}, so it is never validated; lower it.')
     for scheduler in _flat(runner.param_schedulers):
         name = type(scheduler).__name__
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
@@ -121,8 +127,8 @@ def _check_waiting(runner: Runner, judged: bool) -> None:
 def try_validation(runner: Runner) -> None:
     """Judge two images before training, as it is to be done after hours.
 
-    Nothing of it is logged, and the model is as before. A run under a
-    strategy is left alone.
+    Nothing of it is logged, and the model is as before. Where processes hold
+    a part of each tensor, all of them judge the same two images.
 
     Args:
         runner (Runner): The run, ready to train.
@@ -131,7 +137,8 @@ def try_validation(runner: Runner) -> None:
         ValueError: If that fails, or what is waited for is no metric.
     """
     model = runner.model
-    if not isinstance(model, nn.Module) or type(runner) is not Runner:
+    if not isinstance(model, nn.Module) or type(runner) not in (
+            Runner, FlexibleRunner):
         return
     loops = list(ordinary_loops(runner._val_loop))
     if not loops or runner.iter:  # a run that is resumed was tried
@@ -174,16 +181,31 @@ def _judge(model: nn.Module, task: str, loop: Any,
             with autocast(enabled=loop.fp16):
                 outputs = model.val_step(batch)
             evaluator.process(data_samples=outputs, data_batch=batch)
+            for metric in evaluator.metrics:
+                _check_masks(metric, where)
             quick = all(map(_is_quick, evaluator.metrics))
             return evaluator.evaluate(len(items)) if quick else {}
     except Exception as error:
         if not refused_by_library(error):
             raise
-        raise refusal(f'A validation would fail (`{where}`)', error,
-                      _LOOK_AT) from error
+        raise refusal(
+            f'A validation would fail (`{where}`){place_of(model, error)}',
+            error, _LOOK_AT) from error
     finally:
         for metric in evaluator.metrics:
             metric.results.clear()
+
+
+def _check_masks(metric: Any, where: str) -> None:
+    """Refuse to judge masks of a model that gives none, as mmdet does late."""
+    asked = getattr(metric, 'metrics', None) or ()
+    found = [each[1] for each in metric.results
+             if isinstance(each, tuple) and len(each) == 2]
+    if 'segm' in asked and found and not any('masks' in each
+                                             for each in found):
+        raise ValueError(
+            f"A validation would fail: `{where}` judges masks ('segm'), and "
+            "the model gives none; leave 'segm' out of `metric`.")
 
 
 def _is_quick(metric: Any) -> bool:

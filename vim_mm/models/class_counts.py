@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vim_mm.utils.kinds import find_kind
+from vim_mm.utils.kinds import SOFT_ONLY, find_kind
 
 #: Heads whose classes are those of the data; helpers may tell others apart.
 _MAIN = ('head', 'bbox_head', 'decode_head', 'mask_head', 'panoptic_head')
@@ -97,6 +97,9 @@ def check_labels(model: nn.Module, data: Any) -> bool:
         return True
     images, labelled = data.get('inputs'), False
     for index, sample in enumerate(samples):
+        if _is_soft_only(sample):
+            labelled = True  # by a teacher
+            continue
         kind = _kind(sample)
         if kind is None:
             return True
@@ -134,11 +137,17 @@ def label_counts(model: nn.Module, data: Any) -> Dict[str, Tensor]:
     counts = torch.zeros(head.num_classes, dtype=torch.long)
     for sample in samples:
         kind = _kind(sample)
-        if kind is None:
+        if kind is None or _is_soft_only(sample):
             return {}
         labels = _labels(kind, head, sample).flatten().long().cpu()
         counts += torch.bincount(labels, minlength=head.num_classes)
     return {name: counts}
+
+
+def _is_soft_only(sample: Any) -> bool:
+    """Whether a student learns from a sample by its teacher alone."""
+    return isinstance(sample, BaseDataElement) and bool(
+        sample.get(SOFT_ONLY, False))
 
 
 def _kind(sample: Any) -> Optional[str]:
@@ -169,7 +178,12 @@ def _labels(kind: str, head: nn.Module, sample: BaseDataElement) -> Tensor:
 
 
 def _check_map(image: Any, sample: BaseDataElement) -> None:
-    size, own = (tuple(x.shape[-2:]) for x in (image, sample.gt_sem_seg.data))
+    labels = sample.gt_sem_seg.data
+    size, own = (tuple(x.shape[-2:]) for x in (image, labels))
+    if size == tuple(labels.shape[:2]) and labels.dim() == 3:
+        raise ValueError(
+            f'{_place(sample)} has a label map of {labels.shape[2]} channels; '
+            'give maps of one, whose pixels are the numbers of classes.')
     if size != own:
         raise ValueError(
             f'{_place(sample)} has a label map of {own[0]}x{own[1]} px, and '

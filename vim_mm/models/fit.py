@@ -2,7 +2,7 @@
 """What a checkpoint must hold to be judged or served."""
 
 import re
-from typing import Dict, Iterable, Iterator, Sequence
+from typing import Dict, Iterable, Iterator, Optional, Sequence
 
 from mmengine.model import BaseModel
 from torch import Tensor
@@ -16,7 +16,8 @@ def check_fit(model: BaseModel,
               state: Dict[str, Tensor],
               file: str,
               every_task: bool = False,
-              whole: bool = False) -> None:
+              whole: bool = False,
+              own: Optional[Dict[str, Tensor]] = None) -> None:
     """Refuse a checkpoint of something else: its model would predict noise.
 
     A zoo's module and head files lie beside checkpoints and look like them,
@@ -33,12 +34,14 @@ def check_fit(model: BaseModel,
             of all of them count. Defaults to False.
         whole (bool): Whether nothing may be missing, whatever the backbone;
             so it is for those of several tasks. Defaults to False.
+        own (dict[str, Tensor], optional): The state of the whole model, where
+            processes hold a part of each tensor. Defaults to None.
 
     Raises:
         ValueError: If something is missing or has another shape, or modules
             or gates in it would be dropped.
     """
-    own = model.state_dict()
+    own = model.state_dict() if own is None else own
     if _has_backbone(own) and not _has_backbone(state):
         raise ValueError(
             f'{file} holds nothing of a backbone, so it is no checkpoint of a '
@@ -46,7 +49,7 @@ def check_fit(model: BaseModel,
             'of a zoo are named in `model.backbone.modules`).')
     has_bank = isinstance(getattr(model, 'backbone', None), ViMBackbone)
     if not (has_bank or whole or isinstance(model, MultiTaskModel)):
-        _refuse_dropped(model, state, file)
+        _refuse_dropped(model, own, state, file)
         return
     spare = tuple(_spare(model, every_task)) if has_bank else ()
     unlike = [
@@ -58,11 +61,11 @@ def check_fit(model: BaseModel,
             f'{file} lacks {len(unlike)} tensors of the model, or holds them '
             f'in another shape, such as {unlike[:3]}: it is of another model; '
             'give a checkpoint that a run of this config wrote.')
-    _refuse_dropped(model, state, file)
+    _refuse_dropped(model, own, state, file)
 
 
-def _refuse_dropped(model: BaseModel, state: Iterable[str],
-                    file: str) -> None:
+def _refuse_dropped(model: BaseModel, own: Iterable[str],
+                    state: Iterable[str], file: str) -> None:
     """Refuse a checkpoint whose modules or gates the model has no place for.
 
     mmengine would drop them with a line in the log, and what is judged would
@@ -71,7 +74,7 @@ def _refuse_dropped(model: BaseModel, state: Iterable[str],
     """
     if not any(key.endswith('trunk_fingerprint') for key in state):
         return  # another library's own
-    own, parts = map(_learned_parts, (model.state_dict(), state))
+    own, parts = map(_learned_parts, (own, state))
     dropped = {key: part for key, part in parts.items() if key not in own}
     baked = getattr(getattr(model, 'backbone', None), 'baked_from', set())
     modules = {key.rpartition('.')[2] for key in dropped} - {'fusion'}

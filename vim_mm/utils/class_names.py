@@ -31,9 +31,10 @@ def check_class_names(key: str, dataset: dict) -> None:
         dataset (dict): The config, with the scope of its type.
 
     Raises:
-        ValueError: If no class of the config is found, or those that are
-            found would be numbered otherwise.
+        ValueError: If no class of the config is found, those that are found
+            would be numbered otherwise, or they are no list.
     """
+    _refuse_text(key, dataset)
     own = names_of(dataset)
     if own is None:
         return
@@ -65,6 +66,16 @@ def names_of(dataset: dict) -> Optional[List[str]]:
     if not isinstance(own, (list, tuple)) or not own:
         return None
     return list(map(str, own))
+
+
+def _refuse_text(key: str, dataset: dict) -> None:
+    """Refuse one name where a list, or a file of names, is asked for."""
+    own = dataset.get('classes') or (dataset.get('metainfo')
+                                     or {}).get('classes')
+    if isinstance(own, str) and not osp.isfile(own):
+        raise ValueError(
+            f"The classes of `{key}` are the text '{own}', whose letters "
+            f"would be names; give a list, ['{own}'], or a file of names.")
 
 
 def check_same_names(first: str, names: Sequence[str], second: str,

@@ -3,21 +3,25 @@
 
 mmdet passes over annotations of images and categories that their file does not
 list, and over boxes outside of their image; of two entries with one id it
-takes the last. pycocotools is looked at while it reads, so that no file is
-read twice.
+takes the last. The libraries that read such files are looked at while they do,
+so that no file is read twice.
 """
 
 import logging
+import sys
 from collections import Counter
-from contextlib import contextmanager
-from functools import wraps
-from typing import Any, Dict, Iterator, List, Optional
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 from mmengine.logging import print_log
 
+from .import_hooks import while_importing
 from .messages import short
 
+#: Where files of COCO and of LVIS are read.
+_READERS = (('pycocotools.coco', 'COCO'), ('lvis', 'LVIS'))
 #: Share of the boxes that read as corners where all are.
 _NEARLY_ALL = 0.99
 #: Share of them that would then reach out of their images.
@@ -25,26 +29,41 @@ _MANY = 0.25
 
 
 @contextmanager
-def checked_coco() -> Iterator[None]:
+def checked_coco() -> Iterator[Dict[str, List[dict]]]:
     """Within, a COCO json that contradicts itself is refused as it is read.
+
+    Yields:
+        dict[str, list[dict]]: Filled with the categories of each file that is
+        read, by its path.
 
     Raises:
         ValueError: See :func:`check_coco`.
     """
-    from pycocotools.coco import COCO
-    original = COCO.__init__
+    read: Dict[str, List[dict]] = {}
+    with ExitStack() as changed:
+        for module, name in _READERS:
+            changed.enter_context(
+                while_importing(module,
+                                partial(_watch, changed, module, name, read)))
+        yield read
+
+
+def _watch(changed: ExitStack, module: str, name: str,
+           read: Dict[str, List[dict]]) -> None:
+    """Let a class look at what it has read, until the stack is left."""
+    reader = getattr(sys.modules[module], name)
+    original = reader.__init__
 
     @wraps(original)
-    def read(self: COCO, annotation_file: Optional[str] = None) -> None:
-        original(self, annotation_file)
-        if annotation_file is not None:
-            check_coco(annotation_file, self.dataset)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        path = next(iter([*args, *kwargs.values()]), None)
+        if path is not None:
+            check_coco(path, self.dataset)
+            read[path] = self.dataset.get('categories') or []
 
-    COCO.__init__ = read
-    try:
-        yield
-    finally:
-        COCO.__init__ = original
+    reader.__init__ = init
+    changed.callback(setattr, reader, '__init__', original)
 
 
 def check_coco(path: str, data: Dict[str, Any]) -> None:
@@ -86,7 +105,8 @@ def _check_ids(path: str, what: str, entries: List[dict]) -> None:
 
 
 def _called(entry: dict) -> str:
-    return short(entry.get('file_name', entry.get('name')))
+    keys = ('file_name', 'coco_url', 'name')
+    return short(next((entry[key] for key in keys if key in entry), None))
 
 
 def _check_named(path: str, key: str, what: str, listed: List[dict],
@@ -107,8 +127,10 @@ def _for_example(known: set) -> str:
 
 
 def _say_listed_twice(path: str, images: List[dict]) -> None:
-    counts = Counter(map(str, (image.get('file_name') for image in {
-        image['id']: image for image in images}.values())))
+    entries = {image['id']: image for image in images}.values()
+    counts = Counter(
+        str(image.get('file_name', image.get('coco_url')))  # of LVIS
+        for image in entries)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         _warn(f'{path} lists {len(twice)} images more than once, such as '
@@ -116,7 +138,37 @@ def _say_listed_twice(path: str, images: List[dict]) -> None:
               'background.')
 
 
-# --------------------------------------------------------------------- boxes
+def check_numbers(path: str, categories: Sequence[dict], dataset: Any) -> None:
+    """Refuse labels that stand for other classes than a data set says.
+
+    Some data sets number the categories of a file as it lists them, whatever
+    their classes are.
+
+    Args:
+        path (str): The file.
+        categories (Sequence[dict]): Its categories.
+        dataset (BaseDataset): What has read it.
+
+    Raises:
+        ValueError: If a label is that of another class, or of none.
+    """
+    labels = getattr(dataset, 'cat2label', None) or {}
+    names = list((dataset.metainfo or {}).get('classes') or ())
+    for each in categories if names else ():
+        label, name = labels.get(each['id']), each.get('name')
+        if label is None or (label < len(names) and (
+                names[label] == name or name not in names)):
+            continue
+        own = short(names[label]) if label < len(names) else \
+            f'none, as there are {len(names)}'
+        raise ValueError(
+            f'The category {short(name)} of {path} has the label {label}, '
+            f'which by the classes of the data set is {own}; give `metainfo` '
+            'all classes of the file, in its order, and let the file list '
+            'each once.')
+
+
+# -------------------------------------------------------------------- boxes
 
 
 def _check_boxes(path: str, images: List[dict],

@@ -6,11 +6,12 @@ torch nor the stack. It only registers what to do when they are imported.
 """
 
 import sys
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 EXT_NAME = 'mmcv._ext'
 
@@ -29,6 +30,26 @@ def when_imported(name: str, act: Callable[[], None]) -> None:
             isinstance(f, ImportWatch) and f.name == name
             for f in sys.meta_path):
         sys.meta_path.insert(0, ImportWatch(name, act))
+
+
+@contextmanager
+def while_importing(name: str, act: Callable[[], None]) -> Iterator[None]:
+    """Call a function now if a module is imported, or if it is within.
+
+    Args:
+        name (str): Full name of the module.
+        act (Callable): Called once the module has run.
+    """
+    if sys.modules.get(name) is not None:
+        act()
+        yield
+        return
+    watch = ImportWatch(name, act)
+    sys.meta_path.insert(0, watch)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(watch)
 
 
 class ImportWatch(MetaPathFinder):

@@ -13,13 +13,18 @@ from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
-from .settings import check_settings
+from .settings import check_settings, data_sets
 
 #: Names of the first generation of runners, and what stands for them now.
 _FORMER = dict(
     resume_from='`load_from` and `resume=True`',
     checkpoint_config='`default_hooks.checkpoint`',
     lr_config='`param_scheduler`')
+#: What mmengine reads of `paramwise_cfg`, and of each of its `custom_keys`.
+PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult',
+             'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
+             'dcn_offset_lr_mult', 'bypass_duplicate')
+RATES = ('lr_mult', 'decay_mult')
 #: What is read inside of keys that no registry builds.
 _INSIDE: Dict[str, Tuple[str, ...]] = {
     'default_hooks': ('runtime_info', 'timer', 'sampler_seed', 'logger',
@@ -29,12 +34,10 @@ _INSIDE: Dict[str, Tuple[str, ...]] = {
     'auto_scale_lr': ('enable', 'base_batch_size'),
     'optim_wrapper.clip_grad': ('type', 'max_norm', 'norm_type', 'clip_value',
                                 'error_if_nonfinite', 'foreach'),
-    'optim_wrapper.paramwise_cfg':
-    ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
-     'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult',
-     'bypass_duplicate'),
+    'optim_wrapper.paramwise_cfg': PARAMWISE,
 }
-_RATES = ('lr_mult', 'decay_mult')
+#: What data sets read of their `filter_cfg`.
+_FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -56,12 +59,12 @@ def check_keys(cfg: Config) -> None:
         if key in _FORMER and cfg[key]:
             raise ValueError(f'`{key}` is read no more; use {_FORMER[key]}.')
     # helpers are called `val_evaluator_full` beside `val_evaluator`
-    _check('', [
+    check_names('', [
         key for key in cfg if not any(
             key != name and key.startswith(name) for name in known & set(cfg))
     ], known)
     for where, inside, names in _nested(cfg):
-        _check(f'{where}.', inside, names)
+        check_names(f'{where}.', inside, names)
 
 
 def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
@@ -71,7 +74,9 @@ def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
     keys = 'optim_wrapper.paramwise_cfg.custom_keys'
     for name, own in _mapping(cfg, keys).items():
         if isinstance(own, Mapping):
-            yield f"{keys}['{name}']", own, _RATES
+            yield f"{keys}['{name}']", own, RATES
+    for where, dataset in data_sets(cfg):
+        yield f'{where}.filter_cfg', _mapping(dataset, 'filter_cfg'), _FILTERS
     loaded = [*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch']
     for where in _LOADERS:
         if 'dataset' in _mapping(cfg, where):  # and not by task
@@ -84,7 +89,18 @@ def _mapping(cfg: Any, where: str) -> Mapping:
     return cfg if isinstance(cfg, Mapping) else {}
 
 
-def _check(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
+def check_names(where: str, keys: Iterable[str],
+                known: Iterable[str]) -> None:
+    """Refuse a name that is nearly a known one.
+
+    Args:
+        where (str): What stands before the names, for messages.
+        keys (Iterable[str]): The names.
+        known (Iterable[str]): Those that are read.
+
+    Raises:
+        ValueError: If there is one.
+    """
     for key in sorted(set(keys) - set(known)):
         near = get_close_matches(key, known, 1, 0.85)
         if near:

@@ -36,10 +36,22 @@ def refused_by_library(error: Exception) -> bool:
         pass
     if frame is None:
         return False
-    within = error.__context__
-    if frame.f_code.co_name == 'call_hook' and isinstance(within, Exception):
-        return refused_by_library(within)  # mmengine names the hook
+    within = unhooked(error)
+    if within is not error:
+        return refused_by_library(within)
     return _library(frame) is not None
+
+
+def unhooked(error: Exception) -> Exception:
+    """What a hook raised, where mmengine has added the name of the hook."""
+    last = None
+    for last in frames(error):
+        pass
+    within = error.__context__
+    if last is not None and last.f_code.co_name == 'call_hook' \
+            and isinstance(within, Exception):
+        return within
+    return error
 
 
 def frames(error: Exception) -> Iterator[FrameType]:

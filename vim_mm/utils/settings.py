@@ -47,6 +47,10 @@ _SETTINGS: Dict[str, Demand] = {
     'train_cfg.val_interval': _COUNT,
     'randomness.seed': _whole(0, 2**32),
     'optim_wrapper.accumulative_counts': _COUNT,
+    'optim_wrapper.loss_scale': Demand(
+        lambda value: value == 'dynamic' or isinstance(value, Mapping) or
+        (isinstance(value, Real) and 0 < value < float('inf')),
+        "'dynamic', a number above 0, or the settings of torch's GradScaler"),
     'optim_wrapper.clip_grad.max_norm': Demand(
         lambda value: isinstance(value, Real) and value > 0,
         'a number above 0'),
@@ -68,6 +72,7 @@ _SETTINGS: Dict[str, Demand] = {
         lambda value: isinstance(value, Integral) or str(value) in logging.
         _nameToLevel, f'one of {", ".join(logging._nameToLevel)}'),
 }
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: What mmengine takes together.
 _TOGETHER = [('train_dataloader', 'train_cfg', 'optim_wrapper'), *[
     (f'{stage}_dataloader', f'{stage}_cfg', f'{stage}_evaluator')
@@ -83,7 +88,15 @@ _OF_SETS = dict(
     pipeline=Demand(
         lambda value: isinstance(value, (list, tuple)) and len(value) > 0,
         'a list of transforms'))
+_SHARE = Demand(
+    lambda value: isinstance(value, Real) and 0 <= value < float('inf'),
+    'a number, 0 or more')
 _OF_SCHEDULERS = dict(
+    dict.fromkeys(('gamma', 'factor', 'end_factor', 'eta_min', 'eta_max',
+                   'eta_min_ratio', 'power'), _SHARE),
+    start_factor=Demand(
+        lambda value: isinstance(value, Real) and 0 < value <= 1,
+        'a number above 0, and 1 at most'),
     T_max=_COUNT,
     step_size=_COUNT,
     milestones=Demand(
@@ -114,17 +127,27 @@ def check_settings(cfg: Config) -> None:
         _check(cfg, where.split('.'), where, demand)
     for where, part in _dicts('model', cfg.get('model')):
         _check_all(part, where, _OF_MODELS)
-    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for part in _LOADERS:
         for where, loader in _loaders(part, cfg.get(part)):
             _check_all(loader, where, _OF_LOADERS)
-            for place, dataset in _sets(f'{where}.dataset',
-                                        loader.get('dataset')):
-                _check_all(dataset, place, _OF_SETS)
+    for where, dataset in data_sets(cfg):
+        _check_all(dataset, where, _OF_SETS)
     for key, demands in (('param_scheduler', _OF_SCHEDULERS),
                          ('custom_hooks', _OF_HOOKS), ('default_hooks',
                                                        _OF_HOOKS)):
         for where, part in _parts(key, cfg.get(key)):
             _check_all(part, where, demands)
+
+
+def data_sets(cfg: Config) -> Iterator[Tuple[str, Mapping]]:
+    """The configs of a run's data sets, and where they stand.
+
+    Args:
+        cfg (Config): The config of a run.
+    """
+    for part in _LOADERS:
+        for where, loader in _loaders(part, cfg.get(part)):
+            yield from _sets(f'{where}.dataset', loader.get('dataset'))
 
 
 def check_together(cfg: Config) -> None:

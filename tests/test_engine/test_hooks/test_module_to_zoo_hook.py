@@ -161,11 +161,13 @@ def test_what_weight_decay_alone_moved_is_not_saved(tmp_path: Path) -> None:
 def test_a_gradient_may_come_late(first: int) -> None:
     layer = nn.Linear(2, 2)
     wrapper = OptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1))
-    gradients = Gradients(
-        SimpleNamespace(optim_wrapper=wrapper), layer.parameters())
+    several = [
+        Gradients(SimpleNamespace(optim_wrapper=wrapper), layer.parameters())
+        for _ in range(2)
+    ]
     for step in range(1, 600):
         wrapper.update_params(layer.weight.sum() * (step == first))
-        assert gradients.came() == (step >= first)
+        assert [each.came() for each in several] == [step >= first] * 2
 
 
 @pytest.mark.parametrize('loop', [

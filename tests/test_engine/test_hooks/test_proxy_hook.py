@@ -336,3 +336,16 @@ def test_two_processes_share_the_store_and_the_proxy_space(tmp_path):
     assert isinstance(dataset, Views) and len(store) == 16
     sample = dataset[13]['data_samples']
     assert views_of([sample])[0] == store.known('#5', 1)
+
+
+@pytest.mark.parametrize(('epochs', 'logits', 'said'), [
+    (0, 1., True), (0, 0., False), (1, 1., False)])
+def test_logits_of_a_space_that_learned_nothing(
+        epochs: int, logits: float, said: bool, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner(tmp_path, config('cls', ['cnn'],
+                                  schedule=dict(logits=logits)))
+    told = []
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    ProxyHook(epochs=epochs).before_train(run)
+    assert any('have learned nothing' in each for each in told) == said

@@ -167,3 +167,20 @@ def test_a_task_may_be_left_out(tmp_path: Path) -> None:
         for key in runner.message_hub.log_scalars if key.startswith('val/')
     }
     assert judged - {'time', 'data_time'} == {'det', 'seg'}
+
+
+def test_the_first_step_of_a_later_task(tmp_path: Path) -> None:
+    """What a library notices there is about the config, too."""
+    model = multitask_cfg()
+    model.tasks.det.neck.in_channels = [8, 16, 33]
+    runner = Runner.from_cfg(
+        ConfigDict(
+            run_cfg(
+                tmp_path, model=model, val_dataloader=None, val_cfg=None,
+                val_evaluator=None, train_dataloader=loaders(seg=None),
+                train_cfg=dict(LOOP, max_iters=40,
+                               weights=dict(cls=5, det=1, seg=0)))))
+    with pytest.raises(ValueError, match=r'fails in `model\.models\.det\.neck'
+                       r'.* before a step is done.* 33 channels'):
+        runner.train()
+    assert runner.iter

@@ -82,6 +82,7 @@ def test_options_change_a_loss(config, tmp_path):
 
 
 @pytest.mark.parametrize('criteria, said', [
+    ({('logits', 'logits'): []}, 'give {.student layer'),
     ({}, 'give {'),
     (None, 'give {'),
     ([dict(type='A')], 'give {'),

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import Optional
+from typing import FrozenSet, Optional
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -44,8 +44,8 @@ class GuardHook(Hook):
 
     priority = 'HIGHEST'
 
-    #: Whether a step of the training is done.
-    has_stepped = False
+    #: Tasks of which a step of the training is done; None for the only one.
+    _stepped: FrozenSet[Optional[str]] = frozenset()
     _watch: Optional[BatchWatch] = None
 
     def before_run(self, runner: Runner) -> None:
@@ -68,7 +68,7 @@ class GuardHook(Hook):
             ValueError: If it is one, its head is built for fewer classes
                 than its data has, or it would fail when it validates.
         """
-        self.has_stepped = False
+        self._stepped = frozenset()
         refuse_idle_run(runner)
         check_schedule(runner)
         try_validation(runner)
@@ -89,9 +89,13 @@ class GuardHook(Hook):
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """See :class:`BatchWatch`."""
-        self.has_stepped = True
+        self._stepped |= {_task_of(runner)}
         if self._watch is not None:
-            self._watch.look_at_rates()
+            self._watch.look_at_step()
+
+    def has_stepped(self, runner: Runner) -> bool:
+        """Whether a step of the task that runs is done."""
+        return _task_of(runner) in self._stepped
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check and reduce the checkpoint.
@@ -133,7 +137,9 @@ class GuardHook(Hook):
         state = state_of(checkpoint, file)
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
         _check_classes(metainfo, checkpoint.get('meta') or {}, file)
-        check_fit(model, state, file, whole=split)
+        strategy = getattr(runner, 'strategy', None)
+        check_fit(model, state, file, whole=split,
+                  own=getattr(strategy, 'whole', None))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Say what the heads were made of."""
@@ -152,6 +158,12 @@ def _check_classes(own: dict, meta: dict, file: str) -> None:
     for mine, theirs in pairs:
         check_classes(
             mine.get('classes') or [], dict(dataset_meta=theirs), file)
+
+
+def _task_of(runner: Runner) -> Optional[str]:
+    """The task that runs, of several."""
+    model = unwrap(runner.model)
+    return model.task if isinstance(model, MultiTaskModel) else None
 
 
 def _judging_loop(runner: Runner) -> Optional[BaseLoop]:

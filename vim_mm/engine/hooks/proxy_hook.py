@@ -111,6 +111,11 @@ class ProxyHook(Hook):
             features = Stored(dataset, stores)
         if runner.iter > 0:  # resumed: the proxy space was loaded
             return
+        if not self.epochs and model.logits_loss is not None:
+            runner.logger.warning(
+                'ProxyHook has 0 epochs, and the student follows the logits '
+                'of the proxy space, which have learned nothing; give it '
+                'some, or set `schedule.logits=0`.')
         if self.store is None:
             features = InMemory(runner, model, dataset)
         report = train_proxy(runner, model, features, self.epochs,

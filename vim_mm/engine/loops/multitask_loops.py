@@ -1,9 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Training, validation and tests of a :class:`MultiTaskModel`."""
 
+import logging
 from typing import Any, Mapping, Optional
 
 from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import (BaseLoop, IterBasedTrainLoop, Runner, TestLoop,
                              ValLoop)
@@ -69,6 +71,10 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
             raise ValueError('The learning rate cannot be scaled by the batch '
                              'size, which differs from task to task; turn '
                              '`auto_scale_lr` off.')
+        for task in given.keys() - set(drawn):
+            _warn(f"The task '{task}' is never drawn, since "
+                  f'`train_cfg.weights.{task}` is 0; give it more, or set '
+                  f'`{what}.{task}=None` if that is meant.')
         loaders = build_loaders(runner, dataloader, scopes, what)
         super().__init__(runner, TaskLoader(loaders, self.weights, max_iters),
                          max_iters, **kwargs)
@@ -115,7 +121,7 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
         """The model, whose heads fit the data.
 
         Raises:
-            ValueError: If they do not, or a task is drawn that learns not.
+            ValueError: If they do not, or a task is drawn that cannot learn.
         """
         model, own = model_of(self.runner), self.dataloader.dataset.datasets
         for task, weight in self.weights.items():
@@ -124,12 +130,24 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
                     f"The task '{task}' is drawn, but those that learn are "
                     f'{model.learning}; name it in `model.learn_tasks`, or '
                     f'set `train_cfg.weights.{task}=0`.')
+            # losses of routing have no weight of a task
+            if weight and not model.loss_weights[task] \
+                    and model.routing is None:
+                raise ValueError(
+                    f"The task '{task}' is drawn, and its losses are "
+                    'multiplied by 0, so its steps teach nothing; set '
+                    f'`model.loss_weights.{task}`, or '
+                    f'`train_cfg.weights.{task}=0`.')
         check_heads(model, own, 'train_dataloader')
         validation = self.runner.val_loop
         if isinstance(validation, MultiTaskValLoop):
             validation.check()
             check_same_classes(own, validation.dataloader.dataset.datasets)
         return model
+
+
+def _warn(said: str) -> None:
+    print_log(said, logger='current', level=logging.WARNING)
 
 
 class EachTask(BaseLoop):

@@ -5,6 +5,7 @@ import torch
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object
+from torch import nn
 from torch.distributed.fsdp import (FullOptimStateDictConfig,
                                     FullStateDictConfig,
                                     FullyShardedDataParallel)
@@ -12,6 +13,8 @@ from torch.distributed.fsdp import (FullOptimStateDictConfig,
 from vim_mm.registry import STRATEGIES
 from vim_mm.utils.messages import short
 
+#: What FSDP holds a model under.
+_INNER = '_fsdp_wrapped_module'
 #: What mmengine takes for checkpoints of whole tensors.
 FULL = dict(
     state_dict_type='FULL_STATE_DICT',
@@ -28,8 +31,9 @@ class FSDPStrategy(_FSDPStrategy):
     """Each process holds a part of every tensor.
 
     mmengine's, which here also runs on CPUs, saves before every tensor has
-    been trained, and goes on from its checkpoints: torch 2.1 has changed the
-    order of what it takes to load an optimizer.
+    been trained and models that leave tensors out (a frozen trunk, what helps
+    a student), tests them, and goes on from its checkpoints: torch 2.1 has
+    changed the order of what it takes to load an optimizer.
 
     Args:
         model_wrapper (dict, optional): See mmengine's. Parameters stay apart
@@ -68,6 +72,38 @@ class FSDPStrategy(_FSDPStrategy):
             # torch would gather one state of Adam over the other, which it
             # has put aside by moving it to where it is
             self.optim_state_dict_config.offload_to_cpu = False
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        #: By name, the tensors of a checkpoint, without memory.
+        self.whole = {
+            name: torch.empty_like(value, device='meta')
+            for name, value in model.state_dict().items()
+        }
+        return super()._wrap_model(model)
+
+    def model_state_dict(self) -> dict:
+        """The weights, whole.
+
+        What a model leaves out or renames, it does once FSDP has put all of
+        its tensors together: FSDP looks for each of them.
+        """
+        held = []
+        for name, part in self.model.named_modules():
+            words = [each for each in name.split('.')
+                     if each not in ('', _INNER)]
+            prefix = ''.join(f'{word}.' for word in words)
+            for key, hook in list(part._state_dict_hooks.items()):
+                if getattr(hook, '__module__', '').startswith('vim_mm.'):
+                    held.append((part, prefix, key, hook))
+                    del part._state_dict_hooks[key]
+        try:
+            state = super().model_state_dict()
+        finally:
+            for part, _, key, hook in held:
+                part._state_dict_hooks[key] = hook
+        for part, prefix, _, hook in reversed(held):  # from inside out
+            hook(part, state, prefix, {})
+        return state
 
     def optim_state_dict(self) -> dict:
         """The state of the optimizer.

@@ -110,6 +110,17 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
             metainfo (dict): What the training set says of itself.
         """
 
+    def help_weights(self) -> Dict[str, float]:
+        """The largest weight that each loss of the help ever has, by setting.
+
+        Empty where that is not known.
+        """
+        return {}
+
+    def learns_alone(self) -> bool:
+        """Whether the student's own losses ever count."""
+        return True
+
     def forward(
             self,
             inputs: Tensor,

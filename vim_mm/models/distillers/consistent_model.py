@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_number
 from ..generators import load_upstream_release
 from ..recorder import tapping
 from .base_distiller import BaseDistiller, blank_padding
@@ -36,9 +37,14 @@ class ConsistentModel(BaseDistiller):
                  release: str,
                  weight: float = 1.,
                  data_preprocessor: Optional[dict] = None) -> None:
+        check_number(weight, 'model.weight')
         super().__init__(student, data_preprocessor)
         self.weight = weight
         self.add_outside(RELEASE, Outside(load_upstream_release(release)))
+
+    def help_weights(self) -> Dict[str, float]:
+        """See :meth:`BaseDistiller.help_weights`."""
+        return dict(weight=self.weight)
 
     @torch.no_grad()
     def re_represented(self, inputs: Tensor,

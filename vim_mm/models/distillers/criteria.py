@@ -28,7 +28,8 @@ def read_criteria(criteria: Mapping[Pair, Any]) -> List[Tuple[Pair, dict]]:
     Raises:
         ValueError: If it is of another form.
     """
-    if not isinstance(criteria, Mapping) or not criteria:
+    if not isinstance(criteria, Mapping) or not any(
+            given or given == {} for given in criteria.values()):
         raise ValueError(
             f'`model.criteria` is {criteria!r}; give {{(student layer, '
             'teacher layer): loss}.')
@@ -192,3 +193,8 @@ def weigh(weight: Weight) -> float:
     steps, step = hub.get_info('max_iters', 1), hub.get_info('iter', 0)
     first, last = weight
     return first + (last - first) * min(step / max(steps - 1, 1), 1.)
+
+
+def largest(weight: Weight) -> float:
+    """The largest weight of a run."""
+    return max(weight) if isinstance(weight, tuple) else weight

@@ -11,8 +11,8 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
 from ..backbones.probe import in_eval
 from .base_distiller import BaseDistiller
-from .criteria import (Criterion, Pair, Weight, read_criteria, read_weight,
-                       weigh)
+from .criteria import (Criterion, Pair, Weight, largest, read_criteria,
+                       read_weight, weigh)
 from .heads import LOGITS, Logits, logits_of
 from .layers import LayerReader, Levels
 from .outside import build_outside
@@ -124,6 +124,17 @@ class Distiller(BaseDistiller):
                     f'{pair[1]!r} for the teacher, so their logits cannot be '
                     'compared; give the data set the `metainfo` of the '
                     "teacher's, or compare features.")
+
+    def help_weights(self) -> Dict[str, float]:
+        """See :meth:`BaseDistiller.help_weights`."""
+        return {
+            f'criteria.{each.pair}.weight': largest(each.weight)
+            for each in self.criteria
+        }
+
+    def learns_alone(self) -> bool:
+        """See :meth:`BaseDistiller.learns_alone`."""
+        return largest(self.own_weight) > 0
 
     # -------------------------------------------------------------- passes
 

@@ -1,0 +1,101 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Labels of each task are looked at, and those that a student does not need
+are not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.structures import InstanceData
+
+import _distill
+import _multitask
+from _loading import lines
+from _tiny import KINDS, Pictures, build_runner
+from vim_mm.datasets import SoftOnly
+from vim_mm.engine import batch_watch
+from vim_mm.registry import DATASETS
+
+
+def blank(sample: Any, kind: str) -> None:
+    """Leave nothing to learn."""
+    if kind == 'seg':
+        sample.gt_sem_seg.data.fill_(255)
+    elif kind == 'det':
+        boxes = sample.gt_instances
+        sample.gt_instances = boxes[boxes.labels < 0]
+    else:
+        sample.set_gt_label(0)
+
+
+@DATASETS.register_module()
+class BlankPictures(_multitask.TaskPictures):
+    """Pictures without a label, or of one class."""
+
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        super().__init__(kind, **kwargs)
+        self.kind = kind
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        blank(sample['data_samples'], self.kind)
+        return sample
+
+
+def train(folder: Path, **kinds: str) -> Any:
+    """A run of these tasks, each with a type of data set."""
+    loaders = dict.fromkeys(_multitask.TASKS)
+    for kind, name in kinds.items():
+        loaders[kind] = _multitask.loader(kind)
+        loaders[kind]['dataset']['type'] = f'vim_mm.{name}'
+    run = _multitask.build(
+        folder, 24, train_dataloader=loaders,
+        train_cfg=dict(type='MultiTaskTrainLoop', max_iters=24),
+        val_dataloader=None, val_evaluator=None, val_cfg=None)
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize('kind', ['det', 'seg'])
+def test_a_task_without_labels(kind: str, tmp_path: Path) -> None:
+    """That others have some does not hide it."""
+    with pytest.raises(ValueError, match='Nothing in the whole training set '
+                       f"of the task '{kind}' is labelled"):
+        train(tmp_path, **{'cls': 'TaskPictures', kind: 'BlankPictures'})
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_classes_that_a_task_never_shows(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, batch_watch)
+    train(tmp_path, cls='BlankPictures', seg='TaskPictures')
+    said, = told
+    assert 'Labels [1], of the 2 classes of `tasks.cls.head`' in said
+
+
+class Unlabelled(Pictures):
+    """As a pipeline gives pictures without annotations."""
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        data = sample['data_samples']
+        if 'gt_instances' in data:
+            data.gt_instances = InstanceData()
+        for field in ('gt_label', 'gt_sem_seg'):
+            if field in data:
+                delattr(data, field)
+        return sample
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_student_that_needs_no_labels(kind: str, tmp_path: Path) -> None:
+    loader = dict(
+        dataset=SoftOnly(Unlabelled(kind)), batch_size=4, num_workers=0,
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+        collate_fn=dict(type='pseudo_collate'))
+    criteria = {('backbone[0]', 'backbone[0]'): _distill.FEATURES}
+    run = build_runner(
+        kind, _distill.distiller_cfg(tmp_path, kind, criteria), tmp_path,
+        iters=3, train_dataloader=loader)
+    run.train()
+    assert run.iter == 3

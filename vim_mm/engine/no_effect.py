@@ -1,0 +1,159 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Parts of a model that would learn nothing, as they are multiplied by 0."""
+
+import logging
+from numbers import Real
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
+
+import numpy as np
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.distillers import BaseDistiller
+from vim_mm.models.fusion import BaseFusion, FixedFusion
+from vim_mm.models.heads import TaskHeads
+from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.utils.messages import short
+
+
+def check_losses(model: BaseModel) -> None:
+    """Refuse losses that are all multiplied by 0, or by no number.
+
+    Heads whose losses have no weight that is known are let pass.
+
+    Args:
+        model (BaseModel): The model of a run, not wrapped.
+
+    Raises:
+        ValueError: If nothing of the model, or of a task, could learn.
+    """
+    if isinstance(model, BaseDistiller):
+        _check_help(model)
+    elif isinstance(model, MultiTaskModel):
+        for task in model.learning:
+            if _are_off(model.models[task], f'model.tasks.{task}'):
+                raise _nothing(f'model.tasks.{task}')
+    elif _are_off(model, 'model'):
+        raise _nothing('model')
+
+
+def _nothing(where: str) -> ValueError:
+    return ValueError(
+        f'All losses of `{where}` are multiplied by 0, so nothing of it would '
+        'learn; give one of them a `loss_weight` above 0 (and its '
+        '`class_weight`, if it has one).')
+
+
+def _check_help(model: BaseDistiller) -> None:
+    """A student may learn from its help alone, or by itself."""
+    helps = model.help_weights()
+    own = not _are_off(model.student, 'model.student') and model.learns_alone()
+    if helps and not any(helps.values()):
+        if not own:
+            raise ValueError(
+                f'The weights {short(sorted(helps))} of `model` are 0, and '
+                "those of the student's own losses, so nothing would learn; "
+                'give one of them more.')
+        _warn(f'The weights {short(sorted(helps))} of `model` are 0: the '
+              'student learns without help.')
+
+
+def _are_off(model: nn.Module, where: str) -> bool:
+    """Whether no loss of a model counts; heads of which none does are named.
+
+    Raises:
+        ValueError: If a weight is no number of 0 or more.
+    """
+    off: Dict[str, bool] = {}
+    for name, head in _heads(model, where):
+        weights = dict(_weights(head))
+        for loss, weight in weights.items():
+            if not 0 <= weight < float('inf'):
+                raise ValueError(
+                    f'`{name}.{loss}` has the weight {weight}; give a number, '
+                    '0 or more: a loss of a negative weight is made larger.')
+        off[name] = bool(weights) and not any(weights.values())
+    if off and all(off.values()):
+        return True
+    for name in (name for name, is_off in off.items() if is_off):
+        _warn(f'All losses of `{name}` are multiplied by 0: it learns nothing '
+              'of its own; leave it out, or give it a `loss_weight`.')
+    return False
+
+
+def _heads(model: nn.Module, where: str) -> Iterator[Tuple[str, nn.Module]]:
+    """The parts of a model that have a loss."""
+    for name, part in model.named_children():
+        inner = part.heads if isinstance(part, TaskHeads) else part
+        if isinstance(inner, (nn.ModuleList, nn.ModuleDict)):
+            yield from _heads(inner, f'{where}.{name}')
+        elif callable(getattr(part, 'loss', None)):
+            yield f'{where}.{name}', part
+
+
+def _weights(head: nn.Module) -> Iterator[Tuple[str, float]]:
+    """What each loss inside of a head is multiplied by, as far as is known."""
+    for name, part in head.named_modules():
+        weight = vars(part).get('loss_weight')
+        if isinstance(weight, Real):
+            factor = _largest(vars(part).get('class_weight'))
+            yield name, float(weight) * (1. if factor > 0 else factor)
+
+
+def _largest(class_weight: Any) -> float:
+    """The largest weight of a class; 1 where they have none."""
+    if not isinstance(class_weight, (list, tuple, np.ndarray, Tensor)) \
+            or not len(class_weight):
+        return 1.
+    return float(np.max(np.asarray(class_weight, float)))
+
+
+# ------------------------------------------------------------------- modules
+
+
+def check_scales(backbones: Mapping[str, ViMBackbone]) -> None:
+    """Refuse a module that is to learn and whose output is multiplied by 0.
+
+    Args:
+        backbones (Mapping[str, ViMBackbone]): By their names in the model.
+
+    Raises:
+        ValueError: If there is one; one that is frozen is named.
+    """
+    for prefix, backbone in backbones.items():
+        for name in backbone.bank.names:
+            member = backbone.bank.members[name]
+            learns = any(p.requires_grad for p in member.parameters())
+            if learns and _weighs_nothing(backbone.fusion, name):
+                raise ValueError(
+                    f"The module '{name}' of `{prefix}` is to learn, and the "
+                    'weights of its fusion are 0, so no gradient reaches it; '
+                    'give it another weight, or let it not learn.')
+            adapters = list(member.values())
+            if not adapters or any(not isinstance(each.scale, Real)
+                                   or each.scale for each in adapters):
+                continue
+            said = (f"The module '{name}' of `{prefix}`, a "
+                    f'{type(adapters[0]).__name__}, multiplies its output by '
+                    '0, so it adds nothing')
+            if learns:
+                raise ValueError(
+                    f'{said} and no gradient reaches it; give its adapter '
+                    'another `scale` (`alpha` of LoRA).')
+            _warn(f'{said}; take it out of `modules`.')
+
+
+def _weighs_nothing(fusion: Optional[BaseFusion], name: str) -> bool:
+    """Whether fixed weights of a module are 0 in all that learns."""
+    tasks = [task for task in fusion.learning
+             if name in fusion.task_modules[task]] if isinstance(
+                 fusion, FixedFusion) else []
+    return bool(tasks) and not any(
+        fusion.gates(task)[:, fusion.task_modules[task].index(name)].any()
+        for task in tasks)
+
+
+def _warn(said: str) -> None:
+    print_log(said, logger='current', level=logging.WARNING)
