@@ -109,7 +109,8 @@ class Bench:
             yield f'{self.name}/{method}', partial(self._noted, method, run)
 
     def _noted(self, method: str, run: Run) -> Dict[str, Any]:
-        return dict(task=self.name, method=method, **run())
+        return dict(
+            task=self.name, method=method, pictures=self.pictures, **run())
 
     def runs(self) -> Iterator[Tuple[str, Run]]:
         """By method, what runs it."""

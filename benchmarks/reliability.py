@@ -31,6 +31,7 @@ from rich.table import Table
 TESTS = Path(__file__).resolve().parents[1] / 'tests'
 sys.path.insert(0, str(TESTS))
 
+import _hostile  # noqa: E402
 import reliability_crowd  # noqa: E402
 import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
@@ -110,6 +111,7 @@ def show(rows: List[Dict[str, Any]]) -> None:
 def main(args: Optional[Sequence[str]] = None) -> int:
     args = parse_args(args)
     MMLogger.get_instance('reliability', log_level='ERROR')
+    _hostile.SLACK = 1.
     if not 0 < args.share <= 1:
         raise ValueError(f'--share is {args.share}; give a number above 0, 1 '
                          'at most.')

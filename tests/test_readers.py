@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Iterator
 
+import mmpretrain.models  # noqa: F401 (its time is no reader's)
 import pytest
 import torch
 from _hostile import JSON_FILES, TENSOR_FILES, judged, odd_json

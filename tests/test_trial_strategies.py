@@ -15,7 +15,7 @@ from test_wrong_uses import LOADED
 from torch import Tensor
 
 from _loading import LOAD
-from _tiny import KINDS
+from _tiny import KINDS, first_of
 from vim_mm.registry import MODELS
 from vim_mm.utils.cli import is_user_error
 
@@ -41,7 +41,10 @@ def flexible(kind: str, change: dict, folder: Path, **more: Any) -> Any:
         return run(kind, {'env_cfg': {}, **change, **more}, folder)
 
 
-@pytest.mark.parametrize(('kind', 'change', 'words'), ROWS)
+@pytest.mark.parametrize(('kind', 'change', 'words'), [
+    *ROWS[:2],
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in ROWS[2:])
+])
 def test_it_is_told(kind: str, change: dict, words: str,
                     tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words) as caught:
@@ -50,7 +53,7 @@ def test_it_is_told(kind: str, change: dict, words: str,
     assert not list(tmp_path.glob('run/*.pth'))
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_a_validation_that_works(kind: str, tmp_path: Path) -> None:
     notes = Notes()
     runner = flexible(kind, {'val': None, 'then': lambda run:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from _writers import WRITERS
 
-SLOW = ('onnx', 'student', 'experts', 'generated_seg', 'generated_cls', 'peft')
+SLOW = ('onnx', 'student', 'experts', 'generated_seg', 'generated_cls', 'peft',
+        'copies', 'pulled')
 
 
 @pytest.fixture(scope='module')

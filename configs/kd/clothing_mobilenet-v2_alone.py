@@ -5,8 +5,8 @@
 
 The same student, images and steps as clothing_mobilenet-v2.py, to compare
 with.
-Expected result: top-1 of 79.5 on 341 test images (one seed, commit e3b558d), in
-226 s of one CPU core.
+Expected result: top-1 of 79.5 on 341 test images (one seed, commit e3b558d),
+in 226 s of one CPU core.
 """
 _base_ = [
     '../_base_/trunks/mobilenet_v2.py',

@@ -59,6 +59,18 @@ def without_memory(parts: int = PARTS) -> Iterator[None]:
         handle.remove()
 
 
+def most_parts(tensors: int) -> int:
+    """How many parts a model of so many tensors may have.
+
+    Every layer has tensors, and some parts are without any. Few enough that
+    a config which asks for more is refused within two seconds.
+
+    Args:
+        tensors (int): Those of its file.
+    """
+    return 300 + 6 * tensors
+
+
 def check_shapes(own: Mapping[str, Sequence[int]],
                  given: Mapping[str, Sequence[int]]) -> None:
     """Refuse tensors of other names or shapes than a model's.

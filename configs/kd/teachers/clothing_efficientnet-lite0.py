@@ -3,8 +3,8 @@
 
     python tools/train.py configs/kd/teachers/clothing_efficientnet-lite0.py
 
-Expected result: top-1 of 79.8 on 341 test images (one seed, commit e3b558d), in
-275 s of one CPU core.
+Expected result: top-1 of 79.8 on 341 test images (one seed, commit e3b558d),
+in 275 s of one CPU core.
 """
 _base_ = [
     '../../_base_/trunks/efficientnet_lite0.py',

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from _tiny import fill
 from vim_mm.models.adapters import AdapterBank, BaseAdapter
+from vim_mm.models.adapters.low_rank_adapter import Packed
 from vim_mm.registry import MODELS
 
 CFG = dict(type='ConvPass', hidden_dims=3)
@@ -241,3 +242,14 @@ def test_a_card_can_name_adapters_only(kind: str) -> None:
     with pytest.raises(ValueError, match='no kind of adapter'):
         bank.add('evil', dict(type=kind, source='local'), SLOTS)
     assert bank.names == []
+
+
+@pytest.mark.parametrize('num', [1, 2, 3, 8, 17])
+def test_biases_have_the_same_bits_alone_and_stacked(num: int) -> None:
+    """Products of matrices do not on every CPU."""
+    gates, bias = torch.randn(6, num), torch.randn(6, num, 48)
+    together = Packed.biases(gates, bias)
+    for row in range(6):
+        assert torch.equal(Packed.biases(gates[row], bias[row]), together[row])
+    torch.testing.assert_close(
+        together, torch.einsum('gk,gkd->gd', gates, bias))

@@ -13,7 +13,7 @@ from torch import Tensor
 from vim_mm.utils.checksum import BLANK, NAME, save_tensors
 from vim_mm.utils.files import sha256
 from vim_mm.utils.messages import VALUE, cut
-from vim_mm.utils.meta import without_memory
+from vim_mm.utils.meta import most_parts, without_memory
 from vim_mm.utils.tensor_files import NAME as LONGEST
 from vim_mm.utils.tensor_files import TENSORS
 from vim_mm.version import __version__
@@ -176,7 +176,7 @@ def _check(state: StateDict, backbone: dict) -> None:
     """
     MODELS.get(backbone['type'])  # imports its library, outside of 'meta'
     try:
-        with without_memory(1000 + 20 * len(state)):
+        with without_memory(most_parts(len(state))):
             own = MODELS.build(backbone).state_dict()
     except Exception as error:  # of sizes that no tensor should have had
         raise ConversionError(f'no {backbone["type"]} has its sizes '

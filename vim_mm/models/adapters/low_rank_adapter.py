@@ -68,8 +68,22 @@ class Packed:
             None.
         """
         gates = self.scaled(gates)
-        bias = None if self.bias is None else gates @ self.bias
-        return self.up * self.repeated(gates), bias
+        return self.up * self.repeated(gates), self.biases(gates, self.bias)
+
+    @staticmethod
+    def biases(gates: Tensor, bias: Optional[Tensor]) -> Optional[Tensor]:
+        """The gated sums of biases, each one with the same bits.
+
+        A product of matrices may round otherwise for one row than for many.
+
+        Args:
+            gates (Tensor): Weights, (..., K).
+            bias (Tensor, optional): The biases, (..., K, dims).
+
+        Returns:
+            Tensor, optional: Shape (..., dims).
+        """
+        return None if bias is None else (gates.unsqueeze(-1) * bias).sum(-2)
 
     def read_out(self, hidden: Tensor, gates: Tensor) -> Tensor:
         """The gated sum, from what :meth:`hidden` gives.
@@ -90,7 +104,7 @@ class Packed:
         delta = (hidden * self.repeated(gates)[:, None]) @ self.up.t()
         if self.bias is None:
             return delta
-        return delta + (gates @ self.bias)[:, None]
+        return delta + self.biases(gates, self.bias)[:, None]
 
     def times(self, factor: float) -> 'Packed':
         """The same with hidden units that are ``1 / factor`` as large."""

@@ -184,7 +184,7 @@ class Stack:
         weight = (self.up * like.repeated(gates)[:, None]).to(dtype)
         if self.bias is None:
             return [(each, None) for each in weight.unbind(0)]
-        bias = torch.einsum('gk,gkd->gd', gates, self.bias).to(dtype)
+        bias = like.biases(gates, self.bias).to(dtype)
         return list(zip(weight.unbind(0), bias.unbind(0)))
 
 

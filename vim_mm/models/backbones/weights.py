@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.messages import InputError, cut
-from vim_mm.utils.meta import without_memory
+from vim_mm.utils.meta import most_parts, without_memory
 from vim_mm.utils.plain_config import check_config
 from vim_mm.utils.quiet_logs import quiet
 from vim_mm.utils.reading import parse_json
@@ -281,8 +281,7 @@ def _check_recipe(trunk: nn.Module, checkpoint: str) -> None:
         if recipe is None:
             return
         check_config(recipe, 'the config in it')
-        # every layer has tensors, and some parts without any
-        with without_memory(1000 + 20 * len(header.shapes)):
+        with without_memory(most_parts(len(header.shapes))):
             right = dict(MODELS.build(recipe).named_modules())
     except Exception as error:  # a stranger's config may lead to any
         raise InputError(

@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from vim_mm.registry import MODELS
-from vim_mm.utils.meta import check_shapes, shapes, without_memory
+from vim_mm.utils.meta import check_shapes, most_parts, shapes, without_memory
 from ..tasks import learn_tasks, select_task
 from . import surgery
 from .adaptation import load_adaptation
@@ -79,8 +79,7 @@ def build_from(file: MoEFile) -> nn.Module:
         MoEFileError: If its tensors do not fit its config.
     """
     try:
-        # every layer has tensors, and some parts without any
-        with without_memory(1000 + 20 * len(file.shapes)):
+        with without_memory(most_parts(len(file.shapes))):
             check_shapes(shapes(_structured(file).state_dict()), file.shapes)
         trunk = _structured(file)
         trunk.load_state_dict(file.tensors())
