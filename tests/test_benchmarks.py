@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
-                   fusion_neck, model_cfg, save_trunk)
+                   first_of, fusion_neck, model_cfg, save_trunk)
 from vim_mm.zoo import save_module
 
 NAMES = ['a', 'b', 'c']
@@ -54,7 +54,7 @@ def config(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    'kind', ['cls', 'seg', pytest.param('det', marks=pytest.mark.slow)])
+    'kind', first_of(['cls', 'seg', 'det']))
 def test_every_method_is_measured(tmp_path: Path, kind: str,
                                   benchmark: Any) -> None:
     out = tmp_path / 'new' / 'out.json'

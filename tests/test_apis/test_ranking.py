@@ -9,9 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
-from _tiny import (KINDS, SCOPES, Pictures, add_modules, build_backbone,
-                   build_runner, fill, first_of, fusion_neck, model_cfg,
-                   save_trunk)
+from _tiny import (SCOPES, Pictures, add_modules, build_backbone, build_runner,
+                   fill, first_of, fusion_neck, model_cfg, save_trunk)
 from vim_mm.apis.fitting import fitting_model, unfused_model
 from vim_mm.apis.ranking import rank_modules
 from vim_mm.engine.module_trials import ModuleTrials
@@ -60,7 +59,7 @@ def config(kind: str, trunk: dict, num: int = 8, **backbone) -> Config:
             ]))
 
 
-@pytest.mark.parametrize('kind', first_of(KINDS[::-1], 2))
+@pytest.mark.parametrize('kind', first_of(['cls', 'seg', 'det'], 2))
 def test_all_kinds_of_task(tmp_path: Path, kind: str) -> None:
     trunk = save_trunk(tmp_path / 'trunk.pth')
     zoo = make_zoo(tmp_path, trunk)

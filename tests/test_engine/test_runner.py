@@ -58,7 +58,7 @@ def judged(work_dir: Path, **kwargs) -> Runner:
 @pytest.mark.parametrize('first', first_of([
     'import vim_mm.engine.runner', 'import mmengine.runner, vim_mm',
     'import vim_mm, mmengine.runner', 'import vim_mm.engine.hooks',
-    'import vim_mm.apis'], 2))
+    'import vim_mm.apis']))
 def test_whatever_is_imported_first_runners_are_guarded(first: str) -> None:
     check = ('from mmengine.runner import Runner; '
              'assert Runner.train.preceded_by')

@@ -17,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from _runs import Asks, learned, run, stopped, unlike, validation
+from _tiny import first_of
 from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, stoppable
 from vim_mm.utils.cli import run_cli
 
@@ -242,7 +243,7 @@ ASKED = dict(
     validating=((1, ), IN_VAL, 1))
 
 
-@pytest.mark.parametrize('by_epoch', [False, True])
+@pytest.mark.parametrize('by_epoch', first_of([False, True]))
 def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
     together(train, str(tmp_path), by_epoch)
     for rank in range(2):

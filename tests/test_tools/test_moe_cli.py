@@ -194,6 +194,7 @@ def test_status(tool, tmp_path: Path, capsys) -> None:
     assert found['num_params'] == sum(p.numel() for p in trunk.parameters())
 
 
+@pytest.mark.slow
 def test_stdout_holds_the_answer_alone(tmp_path: Path) -> None:
     """Whatever libraries print in a process of the tool's own."""
     path = tmp_path / 'trunk.safetensors'

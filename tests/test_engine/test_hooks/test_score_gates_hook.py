@@ -10,8 +10,8 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from _tiny import (KINDS, Pictures, add_modules, build_backbone, build_runner,
-                   fill, fusion_neck, losses, model_cfg, same, save_trunk,
-                   snapshot)
+                   fill, first_of, fusion_neck, losses, model_cfg, same,
+                   save_trunk, snapshot)
 from vim_mm.engine import module_trials
 from vim_mm.engine.hooks import HoldOutGatesHook, ScoreGatesHook
 from vim_mm.engine.module_trials import ModuleTrials
@@ -64,7 +64,7 @@ def part(run: Runner) -> FusionHolder:
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('place', ['trunk', 'neck'])
+@pytest.mark.parametrize('place', first_of(['trunk', 'neck']))
 def test_where_none_helps_no_module_runs(tmp_path: Path, kind: str,
                                          place: str) -> None:
     names = NAMES

@@ -70,7 +70,7 @@ def graphs() -> int:
     return counters['stats']['unique_graphs']
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', first_of(list(KINDS)))
 @pytest.mark.parametrize('number', first_of([16, 4, 1]))
 def test_one_graph(kind: str, number: int) -> None:
     backbone = backbone_of(kind, number)
@@ -107,6 +107,7 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_graphs_are_few() -> None:
     """One for each mode and task, however often these change."""
     backbone = backbone_of('ConvPass', 3)

@@ -120,6 +120,7 @@ def test_in_threads() -> None:
             if own.requires_grad)
 
 
+@pytest.mark.slow
 def test_one_graph() -> None:
     backbone = backbone_of(drop_rate=0.)
     expected = gradients(backbone, one_pass)

@@ -181,6 +181,7 @@ def test_probabilities(kind: str, kept: Optional[Sequence[int]]) -> None:
     assert old.width == 8 and new.width == 10
 
 
+@pytest.mark.slow
 def test_one_graph() -> None:
     torch._dynamo.reset()
     layer = MoEMlp(16, 8, 8, 2, TASKS)
