@@ -5,9 +5,7 @@ An error whose innermost frame is in a library comes from what it was given.
 One of a file of the user's, or of ours, may be a bug and stays as it is.
 """
 
-import os
 import traceback
-from pathlib import PurePath
 from types import FrameType
 from typing import Iterator, Optional
 
@@ -61,14 +59,9 @@ def frames(error: Exception) -> Iterator[FrameType]:
 
 
 def _library(frame: FrameType) -> Optional[str]:
-    parts = PurePath(frame.f_code.co_filename).parts
-    for place, known in (('site-packages', _LIBRARIES),
-                         (PurePath(os.__file__).parent.name, _STANDARD)):
-        if place in parts:
-            name = parts[parts.index(place) + 1:][:1]
-            if name and name[0] in known:
-                return name[0]
-    return None
+    # by its name: a clone of a library may lie anywhere
+    name = str(frame.f_globals.get('__name__', '')).partition('.')[0]
+    return name if name in _LIBRARIES + _STANDARD else None
 
 
 def words_of(error: Exception) -> str:
