@@ -1,12 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Two processes distil together, one of them without annotations."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import WORLD, join, together
 
 from _distill import CRITERIA, distiller_cfg
 from _tiny import Pictures, same
@@ -24,22 +23,11 @@ class HalfSoft(Pictures):
 
 
 def train(rank: int, port: int, folder: str, models: dict) -> None:
-    from mmengine.config import Config
-
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, snapshot
     from vim_mm.features.cache import unwrap
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
     for kind, model in models.items():
         run = build_runner(
             kind,

@@ -1,13 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Two processes on CPUs train one module together."""
 
-import os
 from pathlib import Path
 from typing import Optional
 
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import WORLD, join, together
 
 from _tiny import (DIMS, add_modules, build_backbone, fusion_neck, model_cfg,
                    same, save_trunk)
@@ -26,22 +25,11 @@ HOOKS = [
 
 def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
           hooks: list, neck: dict) -> None:
-    from mmengine.config import Config
-
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, losses, snapshot
     from vim_mm.features.cache import unwrap
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
     run = build_runner(
         kind,
         model_cfg(kind, backbone, neck),

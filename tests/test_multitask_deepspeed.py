@@ -6,13 +6,12 @@ takes a minute or two.
 """
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any, Dict, Optional
 
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import join, together
 from test_multitask_distributed import ITERS, STOP, settings
 from torch import Tensor
 
@@ -95,21 +94,9 @@ def learned(folder: Path) -> Dict[str, Tensor]:
 
 
 def train(rank: int, port: int, folder: str) -> None:
-    from mmengine.config import Config
-
     import vim_mm  # noqa: F401, prepares the stack
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        LOCAL_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    root, cfg = Path(folder), Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    root, cfg = Path(folder), join(rank, port)
     for case in ('moe', 'accumulated'):
         build(
             root / case,

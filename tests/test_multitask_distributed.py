@@ -1,13 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Two processes train several tasks without looking for unused parameters."""
 
-import os
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import WORLD, join, together
 from torch import Tensor
 
 from _multitask import (METRICS, TASKS, build, convnext, loader, moe,
@@ -84,20 +83,9 @@ def learned(runner: Any) -> Dict[str, Tensor]:
 
 
 def train(rank: int, port: int, folder: str) -> None:
-    from mmengine.config import Config
-
     import vim_mm  # noqa: F401, prepares the stack
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
     assert not cfg.model_wrapper_cfg.find_unused_parameters
     dist = dict(
         launcher='pytorch',
@@ -155,8 +143,11 @@ def test_two_processes_equal_one_with_both_shares(folder: Path, tmp_path: Path,
     one = learned(run)
     assert one.keys() == both.keys()
     for key, value in one.items():
+        # between experts that score alike, rounding may choose for a token
+        # or two of more than a thousand
+        bound = 2e-3 if key.endswith('.usage') else 1e-6
         torch.testing.assert_close(
-            both[key], value, rtol=0, atol=1e-6, msg=key)
+            both[key], value, rtol=0, atol=bound, msg=key)
     for part in ('backbone.', *(f'models.{task}.' for task in TASKS)):
         assert any((one[key] - before[key]).abs().max() > 1e-4
                    for key in before if key.startswith(part))

@@ -1,14 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A validation is tried before training under strategies, too."""
 
-import os
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import torch
-from _processes import WORLD, together
-from mmengine.config import Config
+from _processes import join, together
 from mmengine.runner import FlexibleRunner
 from test_late_wrong_uses import SHORT, Notes, run, waits
 from test_wrong_uses import LOADED
@@ -68,14 +66,8 @@ def shapes(state: Dict[str, Tensor]) -> Dict[str, torch.Size]:
 
 def worker(rank: int, port: int, folder: str) -> None:
     import vim_mm  # noqa: F401, prepares the stack
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
     own = dict(strategy=FSDP, launcher='pytorch', env_cfg=cfg.env_cfg)
     for index, (kind, change, words) in enumerate(ROWS[:3]):
         with pytest.raises(ValueError, match=words):

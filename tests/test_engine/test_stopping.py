@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from _processes import together
+from _processes import join, together
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
@@ -180,19 +180,8 @@ def test_the_exit_code_of_a_tool(tmp_path: Path) -> None:
 
 
 def train(rank: int, port: int, folder: str, by_epoch: bool) -> None:
-    from mmengine.config import Config
-
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE='2',
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
 
     def build(name: str, *hooks: Hook, **kwargs: Any) -> Runner:
         return run(

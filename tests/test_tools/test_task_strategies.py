@@ -1,7 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """One task of several is tested whoever builds the model, and when."""
 
-import os
 import pickle
 import runpy
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, List
 
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import set_rank, together
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -93,11 +92,7 @@ def test_each_task_has_its_own_part(tmp_path: Path) -> None:
 def worker(rank: int, port: int, folder: str) -> None:
     import vim_mm  # noqa: F401, prepares the stack
     from vim_mm.utils.dist import leave_group
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
+    set_rank(rank, port)
     for task in KINDS:
         predict(Path(folder), 'fsdp', task, '--launcher', 'pytorch')
     leave_group()

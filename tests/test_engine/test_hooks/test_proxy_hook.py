@@ -2,13 +2,12 @@
 """The proxy space learns before the student, from what is stored."""
 
 import json
-import os
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
-from _processes import WORLD, together
+from _processes import WORLD, join, together
 from _tdmr import build, config, runner, student
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -256,21 +255,10 @@ def test_random_numbers_of_the_run_stay(tmp_path):
 
 
 def train(rank: int, port: int, folder: str, extra: dict) -> None:
-    from mmengine.config import Config
-
     import vim_mm  # noqa: F401, prepares the stack
     from vim_mm.features.cache import unwrap
-    from vim_mm.utils.dist import leave_group, prepare_cpu_dist
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES='')
-    torch.set_num_threads(1)
-    cfg = Config(dict())
-    prepare_cpu_dist(cfg, 'pytorch')
+    from vim_mm.utils.dist import leave_group
+    cfg = join(rank, port)
     hooks = [
         dict(type='vim_mm.ProxyHook', epochs=3, store=f'{folder}/store'),
         dict(type='vim_mm.CostHook')
