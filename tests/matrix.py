@@ -24,13 +24,20 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Imports and configs, image pipelines, training of all kinds of task, what
-#: is written beside parts of torch that change (operators, checkpoints,
-#: autocast, graphs, grouped products), and whatever knows timm, transformers
-#: and PEFT.
+#: is written beside parts of torch that change (operators, checkpoints and
+#: their pickles, autocast, graphs, grouped products, strategies) or beside the
+#: libraries' own words (rates, trials), and whatever knows timm, transformers
+#: and PEFT. Long tests are left out.
 SMOKE = (
     'tests/test_utils/test_setup_env.py',
     'tests/test_utils/test_mmcv_ops.py',
     'tests/test_utils/test_checkpoint.py',
+    'tests/test_utils/test_checkpoint_form.py',
+    'tests/test_utils/test_pickle_bounds.py',
+    'tests/test_engine/test_rates.py',
+    'tests/test_engine/test_resume.py',
+    'tests/test_trial_strategies.py',
+    'tests/test_models/test_adapters/test_bank.py',
     'tests/test_models/test_autocast.py',
     'tests/test_models/test_backbones/test_plan_compiled.py',
     'tests/test_models/test_moe/test_dispatch.py',
@@ -197,7 +204,7 @@ def examine(cell: Cell, tests: Sequence[str]) -> Row:
         versions = json.loads(found.stdout.splitlines()[-1])
         done = call([
             sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
-            '-m', 'not gpu', *tests
+            '-m', 'not gpu and not slow', *tests
         ], overlay)
         lines = done.stdout.strip().splitlines() or ['no output']
         print('\n'.join(x for x in lines if x.startswith(('FAILED', 'ERROR'))))
