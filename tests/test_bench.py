@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from _tiny import first_of
+
 KEYS = [
     'name', 'against', 'ratio', 'target', 'met', 'median_s', 'peak_mb',
     'runs', 'note'
@@ -209,7 +211,7 @@ def test_kernels_of_a_compiled_model(bench: Any) -> None:
     assert count_kernels(model, torch.ones(2, 3)) == 2
 
 
-@pytest.mark.parametrize('args', [[], ['--train'], ['--amp']])
+@pytest.mark.parametrize('args', first_of([[], ['--train'], ['--amp']]))
 def test_the_bank_over_k(bench: Any, tmp_path: Path, args: list,
                          capsys: pytest.CaptureFixture) -> None:
     import bank

@@ -122,6 +122,7 @@ def test_a_draw_of_one_picture_a_class_is_refused(tmp_path: Path,
         benchmark.main([str(config(tmp_path, 'cls')), '--num-train', '3'])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_merged_is_skipped(tmp_path: Path,
                                           benchmark: Any) -> None:
     path, out = config(tmp_path, 'cls'), tmp_path / 'out.json'
@@ -173,7 +174,7 @@ def test_seeds_are_averaged_and_their_gains_paired(
         seeds.read(paths)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_memory_of_a_step(tmp_path: Path, kind: str, benchmark: Any,
                           monkeypatch: pytest.MonkeyPatch,
                           capsys: pytest.CaptureFixture) -> None:

@@ -77,6 +77,7 @@ def test_other_packages_keep_their_versions():
     assert 'torchvision' in names
 
 
+@pytest.mark.slow
 def test_the_fake_counts_as_compiled_ops(tmp_path):
     cell = next(cell for cell in matrix.CELLS if cell.files)
     assert matrix.fill(cell, tmp_path) == ''

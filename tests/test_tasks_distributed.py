@@ -124,6 +124,7 @@ def learned(folder: Path, *case) -> List[Dict[str, Tensor]]:
     return [torch.load(folder / f'{name}.pth') for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_tasks_that_change_every_step_stay_equal(case: tuple,
                                                  folder: Path) -> None:

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 from _tiny import (DIMS, KINDS, NORMALISE, SCOPES, TRUNKS, add_modules, fill,
-                   fusion_neck, model_cfg, vit)
+                   first_of, fusion_neck, model_cfg, vit)
 from vim_mm.apis import export_model, export_onnx
 from vim_mm.apis.export import latency
 from vim_mm.models.export import OnnxModel
@@ -229,12 +229,12 @@ def test_boxes_are_those_of_the_detector(head, boxes, tmp_path):
     check_same('det', served.infer(images), predictions(model, cfg, images))
 
 
-@pytest.mark.parametrize('test_cfg', [
+@pytest.mark.parametrize('test_cfg', first_of([
     dict(nms_pre=3), dict(score_thr=0.5), dict(score_thr=0.99),
     dict(max_per_img=2), dict(nms=dict(type='nms', iou_threshold=0.9)),
     dict(nms=dict(type='nms', iou_threshold=0.3, class_agnostic=True)),
     dict(min_bbox_size=4)
-], ids=str)
+], 3), ids=str)
 def test_boxes_follow_the_settings(test_cfg, tmp_path):
     model, cfg = build('det', detector('fcos', **test_cfg), std=0.1)
     images = write_images(tmp_path)

@@ -128,7 +128,7 @@ def test_no_iterations_write_the_guides(kind, jobs, tmp_path):
         assert np.array_equal(image, cv2.imread(record['guide']))
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', first_of(KINDS))
 def test_guides_without_annotations_give_a_plain_folder(kind, jobs, tmp_path):
     cfg, teacher = jobs[kind]
     cfg = deepcopy(cfg)
@@ -292,6 +292,7 @@ def test_any_run_on_them_compares_them(kind, jobs, tmp_path):
         check_data(run, ('val_dataloader', ))
 
 
+@pytest.mark.slow
 def test_a_folder_of_before_has_no_checksums(jobs, tmp_path):
     cfg, teacher = jobs['seg']
     cfg = deepcopy(cfg)
@@ -310,7 +311,7 @@ def test_a_folder_of_before_has_no_checksums(jobs, tmp_path):
 # ----------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize(('options', 'words'), [
+@pytest.mark.parametrize(('options', 'words'), first_of([
     ({
         'generate.seed': 1
     }, r'other settings \(of seed\)'),
@@ -320,7 +321,7 @@ def test_a_folder_of_before_has_no_checksums(jobs, tmp_path):
     ({
         'generate.generator.lr': .1
     }, r'other settings \(of generator\)'),
-])
+]))
 def test_other_settings_are_refused(jobs, tmp_path, options, words):
     cfg, teacher = jobs['cls']
     small = deepcopy(cfg)

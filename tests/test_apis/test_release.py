@@ -53,6 +53,7 @@ def test_a_training_can_be_published_later(cfg: Config, tmp_path: Path,
     assert again.leak == first.leak and again.metrics == first.metrics
 
 
+@pytest.mark.slow
 def test_wrapped_data_sets(cfg: Config, tmp_path: Path) -> None:
     """Training images of the report go through the held-out pipeline."""
     data = cfg.train_dataloader.dataset

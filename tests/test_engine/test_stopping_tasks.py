@@ -18,6 +18,7 @@ from torch import Tensor
 
 from _multitask import build
 from _runs import Asks, learned, stopped, unlike
+from _tiny import first_of
 
 RARE = dict(checkpoint=dict(
     type='CheckpointHook', by_epoch=False, interval=100))
@@ -55,13 +56,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Tensor]:
     return whole(tasks(tmp_path_factory.mktemp('one')))
 
 
-@pytest.mark.parametrize(('point', 'at', 'saved'), [
+@pytest.mark.parametrize(('point', 'at', 'saved'), first_of([
     ('before_train_iter', 2, 'iter_3.pth'),
     # four batches of the first task have been judged
     ('before_val_iter', 5, 'iter_2.pth'),
     # the last batch of the last task
     ('after_val_iter', 23, 'iter_4.pth'),
-])
+]))
 def test_several_tasks(point: str, at: int, saved: str, tmp_path: Path,
                        one: Dict[str, Tensor]) -> None:
     same_when_stopped(

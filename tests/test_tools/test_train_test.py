@@ -192,6 +192,7 @@ def test_a_damaged_checkpoint_ends_in_one_sentence(toy: Path) -> None:
     assert 'Traceback' not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
     save_file({'fc.weight': torch.zeros(2)}, toy / 'module.safetensors')
     result = tool('test.py', 'toy.py', 'module.safetensors', cwd=toy)

@@ -48,6 +48,7 @@ def test_the_scope_names_a_module_and_no_distribution() -> None:
 TRANSFORMERS_5 = "__version__ = '5.24.0'\n"
 
 
+@pytest.mark.slow
 def test_the_stack_beside_transformers_5(tmp_path: Path) -> None:
     (tmp_path / 'transformers').mkdir()
     (tmp_path / 'transformers' / '__init__.py').write_text(TRANSFORMERS_5)

@@ -140,6 +140,7 @@ def test_a_module_saved_from_a_checkpoint(tmp_path: Path) -> None:
     assert Zoo(tmp_path / 'zoo').card('n').licence == f'CC0-1.0 AND {LICENCE}'
 
 
+@pytest.mark.slow
 def test_students(tmp_path: Path) -> None:
     """They keep what their teacher and they themselves are made of."""
     fused(tmp_path, 'teacher', from_module(tmp_path)).train()

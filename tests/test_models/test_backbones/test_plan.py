@@ -150,6 +150,7 @@ def test_loop_wide_and_packed_are_one_function(case: Case) -> None:
         torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(cases())
 def test_loop_and_compiled_are_one_function(case: Case) -> None:

@@ -86,6 +86,7 @@ def test_one_graph(kind: str, number: int) -> None:
     assert graphs() <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, fusion', [
     *((kind, 'EnsMoE') for kind in KINDS), ('ConvPass', 'RoutedMoE')
 ])
@@ -125,6 +126,7 @@ def test_graphs_are_few() -> None:
     assert graphs() <= 4
 
 
+@pytest.mark.slow
 def test_a_context_has_a_graph_of_its_own() -> None:
     backbone = backbone_of('ConvPass', 3).eval()
     fast = compiled(backbone)
@@ -166,7 +168,7 @@ EVENTS = dict(
     single=lambda b: b.float())
 
 
-@pytest.mark.parametrize('name', EVENTS)
+@pytest.mark.parametrize('name', first_of([*EVENTS], 3))
 def test_a_compiled_backbone_follows(name: str) -> None:
     backbone = backbone_of('ConvPass', 3)
     fast = compiled(backbone)
