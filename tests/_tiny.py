@@ -276,10 +276,15 @@ KINDS = list(SCOPES)
 
 
 def first_of(values: Sequence, num: int = 1) -> list:
-    """Values of a long test, of which `make test` takes some alone."""
+    """Values of a long test, of which `make test` takes some alone.
+
+    A tuple is the values of several arguments.
+    """
     return [
-        *values[:num],
-        *(pytest.param(each, marks=pytest.mark.slow) for each in values[num:])
+        pytest.param(
+            *(each if isinstance(each, tuple) else (each, )),
+            marks=[pytest.mark.slow] * (index >= num))
+        for index, each in enumerate(values)
     ]
 
 
