@@ -69,8 +69,10 @@ class FSDPStrategy(_FSDPStrategy):
                               FullOptimStateDictConfig):
             raise not_whole(state_dict_cfg)
         if get_device() == 'cpu':
-            # torch would gather one state of Adam over the other, which it
-            # has put aside by moving it to where it is
+            # what torch moves to where it is, it overwrites or frees: it
+            # would gather one state of Adam over the other, and up to 2.7 at
+            # least read weights whose memory is gone
+            self.state_dict_config.offload_to_cpu = False
             self.optim_state_dict_config.offload_to_cpu = False
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
