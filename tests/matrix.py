@@ -41,6 +41,7 @@ SMOKE = (
     'tests/test_models/test_autocast.py',
     'tests/test_models/test_backbones/test_plan_compiled.py',
     'tests/test_models/test_moe/test_dispatch.py',
+    'tests/test_models/test_moe/test_moe_export.py',
     'tests/test_configs/test_pipelines.py',
     'tests/test_models/test_auto_channels.py::test_a_run_trains_and_tests',
     'tests/test_models/test_backbones/test_hugging_face.py',

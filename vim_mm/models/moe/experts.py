@@ -12,6 +12,11 @@ from ..autocast import autocast_dtype, exact, is_cast
 from .dispatch import DISPATCHES, Route, sum_rows, take_rows
 from .segments import segment_mm
 
+try:
+    from torch.compiler import is_exporting
+except ImportError:  # torch 2.6, where graphs are those of exports alone
+    from torch.compiler import is_compiling as is_exporting
+
 
 class ExpertGroup(nn.Module):
     """The parameters of n experts, each ``w2 act(w1 x + b1) + b2``.
@@ -141,7 +146,7 @@ class Experts(BaseModule):
             x, w1, b1, w2, b2 = (t.to(dtype) for t in (x, w1, b1, w2, b2))
         gates = gates.to(x.dtype)
         with exact(x.device.type):
-            if self.dispatch == 'dense' or torch.compiler.is_exporting() \
+            if self.dispatch == 'dense' or is_exporting() \
                     or torch.jit.is_tracing():
                 return self._dense(x, gates, index, w1, b1, w2, b2, between)
             return self._sorted(x, gates, index, w1, b1, w2, b2, between)
