@@ -18,10 +18,11 @@ from mmengine.runner import (EpochBasedTrainLoop, FlexibleRunner,
 from torch import nn
 
 from vim_mm.utils.arguments import check_arguments
-from vim_mm.utils.config import type_name
+from vim_mm.utils.config import class_of, type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.keys import check_keys
+from vim_mm.utils.misspelt import no_type
 from vim_mm.utils.quiet_logs import drop_frozen
 from vim_mm.utils.settings import check_together
 from .explained import explained, explained_method
@@ -55,6 +56,8 @@ def build_runner(cfg: Config,
     prepare_cpu_dist(cfg, cfg.launcher)
     if 'runner_type' not in cfg:
         return Runner.from_cfg(cfg)
+    if class_of(dict(type=cfg.runner_type), RUNNERS) is None:
+        raise no_type(RUNNERS, cfg.runner_type)
     if cfg.get('env_cfg') is None:  # which FlexibleRunner does not take
         cfg.env_cfg = {}
     return RUNNERS.build(cfg)
