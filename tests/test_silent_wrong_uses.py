@@ -23,17 +23,6 @@ from vim_mm.utils.settings import check_together
 
 ROWS = [
     # waited for, or judged by
-    *[(f'the worst for the best, {name}', 'cls', {'val': None, **change},
-       f"{name} waits for the metric 'accuracy/top1' by rule='less', .* "
-       "set rule='greater'") for name, change in (
-           ('CheckpointHook.save_best', waits(
-               save_best='accuracy/top1', rule='less')),
-           ('EarlyStoppingHook.monitor', dict(custom_hooks=[dict(
-               STOP['custom_hooks'][0], monitor='accuracy/top1',
-               rule='less')])),
-           # by default
-           ('ReduceOnPlateauLR', dict(param_scheduler=dict(
-               type='ReduceOnPlateauLR', monitor='accuracy/top1'))))],
     ('boxes judged by what there is not', 'det',
      {'val': None, 'val_evaluator.metric_items': ['mAP_5'],
       SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)), *LOADED['det']]},
@@ -89,6 +78,18 @@ def test_it_is_told(kind: str, change: dict, words: str,
 
 
 @pytest.mark.parametrize(('change', 'words'), [
+    *[({'val': None, **SAVES, **change},
+       f"{name} waits for the metric 'accuracy/top1' by rule='less': if more "
+       ".* set rule='greater'") for name, change in (
+           ('CheckpointHook.save_best', waits(
+               save_best='accuracy/top1', rule='less')),
+           ('EarlyStoppingHook.monitor', dict(custom_hooks=[dict(
+               STOP['custom_hooks'][0], monitor='accuracy/top1',
+               rule='less')])),
+           # by default
+           ('ReduceOnPlateauLR', dict(param_scheduler=dict(
+               type='ReduceOnPlateauLR', monitor='accuracy/top1'))))],
+    ({'val': None, **waits(save_best='accuracy/top1')}, None),
     *[(dict(param_scheduler=dict(by_epoch=False, **given), **SAVES), words)
       for given, words in (
           (dict(type='LinearLR', begin=50, end=60), 'begins at 50, .* never'),

@@ -93,31 +93,21 @@ def _check_rates(scheduler: _ParamScheduler, name: str) -> None:
 
 
 def check_rules(runner: Runner) -> None:
-    """Refuse to take the worst for the best, where mmengine knows better.
+    """Name what takes the worst for the best, as far as names tell.
 
     Args:
         runner (Runner): The run, ready to train.
-
-    Raises:
-        ValueError: If a hook or scheduler would.
     """
-    for waits in waiting(runner):
-        _check_rule(waits)
-
-
-def _check_rule(waits: Waits) -> None:
-    name = waits.metric.lower()
-    more, less = (
-        any(key.lower() in name for key in keys)
-        for keys in (CheckpointHook._default_greater_keys,
-                     CheckpointHook._default_less_keys))
-    if (waits.rule == 'less' and more and not less) or (
-            waits.rule == 'greater' and less and not more):
+    for owner, metric, rule in waiting(runner):
+        more, less = (
+            any(key.lower() in metric.lower() for key in keys)
+            for keys in (CheckpointHook._default_greater_keys,
+                         CheckpointHook._default_less_keys))
         right = 'greater' if more else 'less'
-        raise ValueError(
-            f"{waits.owner} waits for the metric '{waits.metric}' by rule='"
-            f"{waits.rule}', so the worst would be taken for the best; set "
-            f"rule='{right}'.")
+        if more != less and rule not in (right, None):
+            _warn(f"{owner} waits for the metric '{metric}' by rule='{rule}': "
+                  f"if {'more' if more else 'less'} of it is better, the "
+                  f"worst is taken for the best; set rule='{right}'.")
 
 
 def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:
