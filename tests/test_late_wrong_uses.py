@@ -21,7 +21,7 @@ from test_wrong_uses import (DATA, LOADED, LOADER, NAMES, annotations, config,
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
-from vim_mm.engine import batch_watch, trial
+from vim_mm.engine import batch_watch, schedule_checks, trial
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.settings import check_together
 
@@ -108,7 +108,7 @@ ROWS = [
     *[(f'best {name!r}', 'det',
        {'val': None, SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)),
                              *LOADED['det']], **waits(save_best=name)},
-       f"save_best waits for the metric '{name}', .* gives coco/bbox_mAP…")
+       f"save_best waits for the metric '{name}', .* coco/bbox_mAP, coco/")
       for name in ('coco/bbox_map', 'mAP', 'coco/segm_mAP')],
     ('best of nothing', 'cls', waits(save_best='auto'),
      'CheckpointHook waits for a validation, and the run has none'),
@@ -290,7 +290,7 @@ def test_an_error_of_a_later_step_keeps_its_traceback(tmp_path: Path) -> None:
 ])
 def test_what_one_line_says(change: dict, words: Any, tmp_path: Path,
                             monkeypatch: pytest.MonkeyPatch) -> None:
-    told = lines(monkeypatch, trial)
+    told = lines(monkeypatch, schedule_checks)
     assert run('cls', change, tmp_path).iter == 3
     if words is None:
         assert not told
@@ -322,5 +322,6 @@ def test_classes_of_no_image(kind: str, change: dict, lacking: Any,
     dict(val_evaluator={}), dict(test_dataloader={}, test_cfg={})])
 def test_parts_that_go_together(given: dict) -> None:
     with pytest.raises(ValueError, match='The config has `.*` and no `'):
-        check_together(given)
-    check_together(dict.fromkeys(('val_dataloader', 'val_cfg')))
+        check_together(dict(given, model={}))
+    check_together(dict(dict.fromkeys(('val_dataloader', 'val_cfg')),
+                        model={}))

@@ -30,6 +30,12 @@ ROWS = [
     ('det', {'val': None, SHORT: [LOAD, *LOADED['det']]},
      'would fail .*scale_factor'),
     ('cls', {'model.head.in_channels': 7}, 'reads 7 channels'),
+    # where whole models are built, so before any process holds a part
+    ('seg', {'model.decode_head.in_channels': 7}, '^FCNHead reads 7 channels'),
+    ('cls', {'model.neck.in_channels': [7, 7, 7]},
+     '^The neck ViMFusionNeck does not take'),
+    ('cls', {'model.neck': None},
+     r'fails in `model\.head\.fc` \(Linear\) before a step is done'),
 ]
 
 
@@ -69,7 +75,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     from vim_mm.utils.dist import leave_group
     cfg = join(rank, port)
     own = dict(strategy=FSDP, launcher='pytorch', env_cfg=cfg.env_cfg)
-    for index, (kind, change, words) in enumerate(ROWS[:3]):
+    for index, (kind, change, words) in enumerate(
+            [*ROWS[:3], *ROWS[4:]]):
         with pytest.raises(ValueError, match=words):
             flexible(kind, change, Path(folder, f'{index}_{rank}'), **own)
     done = flexible('seg', {'val': None}, Path(folder, f'done_{rank}'), **own)

@@ -6,6 +6,8 @@ from typing import Optional
 import pytest
 from mmengine.config import Config
 
+from _loading import lines
+from vim_mm.utils import keys
 from vim_mm.utils.keys import check_keys
 
 
@@ -20,7 +22,10 @@ from vim_mm.utils.keys import check_keys
     (dict(default_hooks=dict(mine={}, checkpoint={})), None),
     (dict(train_dataloader=dict(cls={}, det={})), None),
     (dict(optim_wrapper=dict(paramwise_cfg=dict(decay_rate=.9))), None),
+    (dict(model=dict(test_cfg=dict(own=1, score_thr=.1))), None),
     # slips
+    (dict(model=dict(tasks=dict(a=dict(test_cfg=dict(score_tr=.1))))),
+     'model.tasks.a.test_cfg.score_thr'),
     (dict(custom_hook=[]), 'custom_hooks'),
     (dict(custom_hooks=[], custom_hoks=[]), 'custom_hooks'),
     (dict(param_schedulers=[]), 'param_scheduler'),
@@ -41,3 +46,19 @@ def test_of_a_config(cfg: dict, meant: Optional[str]) -> None:
         return
     with pytest.raises(ValueError, match=meant):
         check_keys(Config(cfg))
+
+
+@pytest.mark.parametrize(('cfg', 'words'), [
+    (dict(env_cfg=dict(cudnn_bench=True)),
+     'Nobody reads `env_cfg.cudnn_bench`; mmengine reads cudnn_benchmark,'),
+    (dict(auto_scale_lr=dict(base=2)), 'Nobody reads `auto_scale_lr.base`'),
+    (dict(seed=3), '`seed` is read no more, and there is no `randomness`'),
+    (dict(seed=3, randomness=dict(seed=3)), None),
+    (dict(env_cfg=dict(cudnn_benchmark=True), optimizer=None), None),
+])
+def test_keys_that_nobody_reads(cfg: dict, words: Optional[str],
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, keys)
+    check_keys(Config(cfg))
+    assert len(told) == (words is not None)
+    assert words is None or told[0].startswith(words)

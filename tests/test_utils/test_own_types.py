@@ -2,7 +2,7 @@
 """What a config inherits, or misspells, is named in one sentence."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 from mmengine.config import Config
@@ -125,3 +125,22 @@ def test_of_loops() -> None:
         LOOPS.build(
             dict(type='vim_mm.MultiTaskTrainLoop', max_iter=5),
             default_args=dict(runner=None, dataloader={}))
+
+
+@pytest.mark.parametrize(('registry', 'cfg', 'said'), [
+    (MODELS, dict(BACKBONE, tune_modules='yes'),
+     "`tune_modules` of ViMBackbone is the text 'yes', which counts as True"),
+    (MODELS, dict(type='mmpretrain.ClsDataPreprocessor', to_rgb='False'),
+     "`to_rgb` of ClsDataPreprocessor is the text 'False'"),
+    (HOOKS, dict(type='EMAHook', strict_load='no'), '`strict_load` of EMAH'),
+    (MODELS, dict(type='mmseg.FCNHead', in_channels=4, channels=4,
+                  num_classes=2, align_corners='x'), '`align_corners` of FCN'),
+    (HOOKS, dict(type='EMAHook', ema_type='StochasticWeightAverage'), None),
+])
+def test_text_for_a_switch(registry: Any, cfg: dict,
+                           said: Optional[str]) -> None:
+    if said is None:
+        registry.build(cfg)
+        return
+    with pytest.raises(ValueError, match=said):
+        registry.build(cfg)

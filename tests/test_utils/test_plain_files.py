@@ -3,12 +3,18 @@
 
 import builtins
 import collections
+import importlib
 import io
 import pickle
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+import mmdet
 import mmengine
+import mmpretrain
+import mmseg
 import numpy as np
 import pytest
 import torch
@@ -17,8 +23,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import load
 from mmengine.structures import InstanceData
 
+from vim_mm.registry import DATASETS
 from vim_mm.utils.config import read_config
+from vim_mm.utils.data import check_data
 from vim_mm.utils.plain_files import TRUST_ENV, UnsafeFileError, load_plain
+from vim_mm.utils.setup_env import ARRAYS, PICKLES
 
 # text that sets an attribute if it is run
 FLAG = 'import builtins; builtins.was_run = True'
@@ -184,6 +193,83 @@ def test_readers_of_single_libraries(tmp_path: Path,
     np.save(path, np.eye(2))
     assert equal(openimages.np.load(path, allow_pickle=True), np.eye(2))
     assert openimages.np.eye is np.eye
+
+
+def open_images(folder: Path) -> dict:
+    (folder / 'labels.csv').write_text('/m/1,square')
+    (folder / 'tree.json').write_text('{}')
+    (folder / 'ann.csv').write_text(
+        'ImageID,,,,,,,,,,,,\n0,x,/m/1,1,0.25,0.5,0.25,0.5,0,0,0,0,0')
+    return dict(
+        type='mmdet.OpenImagesDataset', ann_file='ann.csv',
+        label_file='labels.csv', hierarchy_file='tree.json',
+        data_prefix=dict(img=''), pipeline=[],
+        meta_file='x.pkl')
+
+
+def coco(folder: Path) -> dict:
+    (folder / 'ann.json').write_text(
+        '{"images": [], "annotations": [], "categories": []}')
+    return dict(ann_file='ann.json', split_file='x.pkl', split='train')
+
+
+@pytest.mark.parametrize(('config', 'plain'), [
+    (open_images, [dict(filename='0.jpg', ori_shape=(40, 80, 3))]),
+    (lambda folder: dict(coco(folder), type='mmdet.RefCocoDataset',
+                         data_prefix=dict(img_path='')), None),
+    (lambda folder: dict(coco(folder), type='mmpretrain.RefCOCO',
+                         data_prefix=''), None),
+])
+def test_data_sets_with_a_pickle_beside(config: Callable, plain: Any,
+                                        tmp_path: Path) -> None:
+    path, cfg = tmp_path / 'x.pkl', config(tmp_path)
+    path.write_bytes(pickle.dumps(Runs()))
+    cfg.update(data_root=str(tmp_path))
+    with pytest.raises(UnsafeFileError, match=f'x.pkl would .*{TRUST_ENV}'):
+        DATASETS.build(cfg)
+    assert not hasattr(builtins, 'was_run')
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match='set `train.*_file`'):
+        check_data(dict(train_dataloader=dict(dataset=cfg)),
+                   ('train_dataloader', ))
+    if plain:
+        path.write_bytes(pickle.dumps(plain))
+        info = DATASETS.build(cfg).get_data_info(0)
+        assert info['instances'][0]['bbox'] == [20., 10., 40., 20.]
+
+
+def test_a_toolkit_of_a_data_set(tmp_path: Path, monkeypatch: Any) -> None:
+    """mmdet's DODDataset reads by the package d_cube."""
+    (tmp_path / 'd_cube').mkdir()
+    (tmp_path / 'd_cube/data_util.py').write_text(
+        'import pickle\n'
+        'def read(path):\n'
+        '    with open(path, "rb") as file:\n'
+        '        return pickle.load(file)\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    read = importlib.import_module('d_cube.data_util').read
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(UnsafeFileError, match='x.pkl would build'):
+        read(path)
+    path.write_bytes(pickle.dumps([1]))
+    assert read(path) == [1] and not hasattr(builtins, 'was_run')
+    for name in ('d_cube', 'd_cube.data_util'):
+        del sys.modules[name]
+
+
+def test_all_that_read_pickles_are_known() -> None:
+    """A new version of a library may have a data set more that does."""
+    found = set()
+    for library in (mmdet, mmpretrain, mmseg):
+        root = Path(library.__file__).parent
+        for path in [*(root / 'datasets').rglob('*.py'),
+                     *(root / 'utils').glob('io.py')]:
+            if re.search(r'pickle\.loads?\(|allow_pickle=True',
+                         path.read_text()):
+                found.add('.'.join(path.relative_to(
+                    root.parent).with_suffix('').parts))
+    assert found == {*PICKLES, ARRAYS} - {'d_cube.data_util'}
 
 
 def test_an_open_file_is_named(tmp_path: Path) -> None:

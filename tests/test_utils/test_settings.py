@@ -70,6 +70,14 @@ def test_counts(key: str) -> None:
     ('work_dir', 3, 'the path of a folder'),
     ('log_level', 'LOUD', 'DEBUG'),
     ('log_level', ['INFO'], 'DEBUG'),
+    ('load_from', 3, 'the path of a checkpoint'),
+    ('optim_wrapper.clip_grad.clip_value', -1., 'a number above 0'),
+    ('log_processor.window_size', 0, 'a whole number'),
+    ('log_processor.window_size', '10', 'a whole number'),
+    *[('log_processor.custom_cfg', given, '`data_src`, and a `method_name`')
+      for given in (dict(data_src='loss'), [dict(data_src='loss')],
+                    [dict(data_src='loss', method_name='meann')],
+                    [dict(method_name='mean')])],
 ])
 def test_others(key: str, value: Any, words: str) -> None:
     cfg = config()
@@ -106,6 +114,53 @@ def test_others(key: str, value: Any, words: str) -> None:
       for weight in (-1, nan, inf, True)],
     (dict(val_dataloader=dict(t=dict(dataset=dict(type='A', pipeline='x')))),
      "`val_dataloader.t.dataset.pipeline` is 'x'"),
+    # numbers of the best, thresholds and shares
+    *[(dict(model=dict(head=dict(topk=best))), '`model.head.topk` is .*; give')
+      for best in (0, (1, 0), -1, (), '5', 2.)],
+    *[(dict(val_evaluator=judge), f'`val_evaluator{where}` is .*; give')
+      for where, judge in (
+          ('.topk', dict(type='Accuracy', topk=0)),
+          (r'\[1\].topk', [dict(type='A'), dict(type='B', topk=(1, 0))]),
+          ('.cls.topk', dict(cls=dict(type='Accuracy', topk=()))),
+          ('.thrs', dict(type='Accuracy', thrs=2.)),
+          ('.thrs', dict(type='Accuracy', thrs=[None, 1.5])),
+          ('.iou_thrs', dict(type='CocoMetric', iou_thrs='0.5')),
+          ('.iou_thrs', dict(type='VOCMetric', iou_thrs=2.)))],
+    *[(dict(model=dict(a=dict(test_cfg=given))),
+       rf'`model.a.test_cfg.{where}` is .*; give')
+      for where, given in (
+          ('score_thr', dict(score_thr=1.5)), ('nms_pre', dict(nms_pre=0)),
+          ('max_per_img', dict(max_per_img='9')),
+          ('nms.iou_threshold', dict(nms=dict(type='nms', iou_threshold=50))),
+          ('stride', dict(mode='slide', crop_size=(8, 8), stride=4)),
+          ('crop_size', dict(mode='slide', crop_size=(0, 8), stride=(4, 4))))],
+    (dict(model=dict(test_cfg=dict(mode='slide', stride=(4, 4)))),
+     "mode` is 'slide', and there is no `model.test_cfg.crop_size`"),
+    (dict(model=dict(test_cfg=dict(
+        mode='slide', crop_size=(8, 8), stride=(8, 9)))),
+     r'stride` is \[?\(?8, 9.*more than .* pixels between'),
+    *[(dict(model=dict(part=part)), rf'`model.part.{key}` is .*; give {words}')
+      for key, part, words in (
+          ('class_weight', dict(class_weight=[-1., 1.]), 'numbers of 0'),
+          ('dropout_ratio', dict(dropout_ratio=1), 'a number from 0 to below'),
+          ('drop_path_rate', dict(drop_path_rate=1.), 'a number from 0'),
+          ('seg_pad_val', dict(seg_pad_val='x'), 'a number'),
+          ('type', dict(type=['A']), 'the name of a class'),
+          ('alpha', dict(type='mmdet.FocalLoss', alpha=2.), 'a number from'))],
+    *[(dict(val_dataloader=dict(dataset=dict(type='A', **given))),
+       rf'`val_dataloader.dataset.{key}` is .*; give')
+      for key, given in (('pipeline', dict(pipeline=[dict(type='B'), None])),
+                         ('pipeline', dict(pipeline=['B'])),
+                         ('metainfo', dict(metainfo=['square'])))],
+    (dict(val_dataloader=dict(dataset={}, drop_last='False')),
+     "`val_dataloader.drop_last` is 'False'; give True or False"),
+    *[(dict(custom_hooks=[dict(type='EarlyStoppingHook', **{key: value})]),
+       rf'`custom_hooks\[0\].{key}` is .*; give')
+      for key, value in (('patience', 0), ('patience', '3'),
+                         ('min_delta', 'a'))],
+    *[(dict(param_scheduler=dict(type='StepLR', gamma=gamma)),
+       '`param_scheduler.gamma` is .*; give a number above 0')
+      for gamma in (0, -1., nan, '0.1')],
 ])
 def test_parts(more: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -114,8 +169,17 @@ def test_parts(more: dict, words: str) -> None:
 
 def test_parts_that_are_as_they_should_be() -> None:
     check_keys(Config(dict(
-        model=dict(head=dict(loss=dict(loss_weight=0.), two=dict(
-            loss_weight=[1., 2.]))),
+        model=dict(
+            head=dict(loss=dict(loss_weight=0.), two=dict(
+                loss_weight=[1., 2.]), topk=(1, 5), class_weight='w.npy'),
+            bbox_head=dict(type='GaussianFocalLoss', alpha=2., topk=9,
+                           loss=dict(type='FocalLoss', alpha=[.3, 1.])),
+            test_cfg=dict(mode='slide', crop_size=(8, 8), stride=[8, 4],
+                          score_thr=0., max_per_img=-1,
+                          nms=dict(type='nms', iou_threshold=1.))),
+        val_evaluator=[dict(type='Accuracy', topk=1, thrs=[None, 0., .9])],
+        log_processor=dict(window_size=1, custom_cfg=[dict(
+            data_src='loss', method_name='mean', window_size='epoch')]),
         custom_hooks=[dict(type='EMAHook', priority='very_high', interval=-1),
                       dict(type='EMAHook', priority=0)],
         param_scheduler=[dict(type='MultiStepLR', milestones=[3, 5]),

@@ -42,6 +42,8 @@ class BatchWatch:
         if isinstance(whole, BaseDistiller):
             self.model = whole.student
         looks = is_own(whole)
+        if looks:
+            _say_in_order(runner)
         self._passes = {
             task: FirstPass(size, task)
             for task, size in _batches(runner).items()
@@ -171,6 +173,20 @@ class FirstPass:
                     f'nothing is learned of them; {_LOOK}',
                     logger='current',
                     level=logging.WARNING)
+
+
+def _say_in_order(runner: Runner) -> None:
+    """Say that a training set is read in its own order."""
+    loader = runner.train_dataloader
+    by_task = getattr(loader, 'loaders', None) or {'': loader}
+    for task, one in by_task.items():
+        if getattr(one.sampler, 'shuffle', True) is False:
+            print_log(
+                f'`train_dataloader{"." * bool(task)}{task}.sampler` does not '
+                'shuffle: batches are in the order of the data set, often '
+                'class by class.',
+                logger='current',
+                level=logging.WARNING)
 
 
 def _batches(runner: Runner) -> Dict[Optional[str], int]:

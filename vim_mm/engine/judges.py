@@ -87,6 +87,7 @@ def _check_metric(metric: Any, dataset: Dataset, where: str) -> None:
 
     Images go by their ids alone, so another file gives a number, too.
     """
+    _say_ignored(metric, dataset, where)
     known = getattr(metric, '_coco_api', None) or getattr(
         metric, '_lvis_api', None)
     parts = [part for part in parts_of(dataset) if isinstance(part,
@@ -119,6 +120,18 @@ def _check_metric(metric: Any, dataset: Dataset, where: str) -> None:
             f'The `ann_file` of `{where}` has {len(more)} images more than '
             'the data set: nothing is found in them, which lowers the '
             'metric; give both the same images.',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _say_ignored(metric: Any, dataset: Dataset, where: str) -> None:
+    """Name a class that a metric of label maps leaves out."""
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    index = getattr(metric, 'ignore_index', None)
+    if isinstance(index, int) and 0 <= index < len(classes):
+        print_log(
+            f'`{where}.ignore_index` is {index}, so {short(classes[index])} '
+            'counts for nothing in the metric.',
             logger='current',
             level=logging.WARNING)
 

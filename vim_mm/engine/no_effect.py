@@ -2,6 +2,7 @@
 """Parts of a model that would learn nothing, as they are multiplied by 0."""
 
 import logging
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
@@ -15,6 +16,7 @@ from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import BaseFusion, FixedFusion
 from vim_mm.models.heads import TaskHeads
 from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.registry import MODELS
 from vim_mm.utils.messages import short
 
 
@@ -75,6 +77,10 @@ def _are_off(model: nn.Module, where: str) -> bool:
                     f'`{name}.{loss}` has the weight {weight}; give a number, '
                     '0 or more: a loss of a negative weight is made larger.')
         off[name] = bool(weights) and not any(weights.values())
+        idle = [loss for loss, weight in weights.items() if not weight]
+        if idle and not off[name]:
+            _warn(f'{", ".join(f"`{name}.{loss}`" for loss in idle)} of '
+                  '`loss_weight` 0: what it would teach is not learned.')
     if off and all(off.values()):
         return True
     for name in (name for name, is_off in off.items() if is_off):
@@ -126,7 +132,12 @@ def check_scales(backbones: Mapping[str, ViMBackbone]) -> None:
         for name in backbone.bank.names:
             member = backbone.bank.members[name]
             learns = any(p.requires_grad for p in member.parameters())
-            if learns and _weighs_nothing(backbone.fusion, name):
+            weighs = not _weighs_nothing(backbone.fusion, name)
+            if not weighs and not learns:
+                _warn(f"The weights of the module '{name}' of `{prefix}` are "
+                      '0, so it adds nothing; give it another, or take it '
+                      'out.')
+            if learns and not weighs:
                 raise ValueError(
                     f"The module '{name}' of `{prefix}` is to learn, and the "
                     'weights of its fusion are 0, so no gradient reaches it; '
@@ -153,6 +164,39 @@ def _weighs_nothing(fusion: Optional[BaseFusion], name: str) -> bool:
     return bool(tasks) and not any(
         fusion.gates(task)[:, fusion.task_modules[task].index(name)].any()
         for task in tasks)
+
+
+# ------------------------------------------------------------ initialisation
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse an ``init_cfg`` for layers of which nobody has heard.
+
+    mmengine looks for classes of that name, and passes over what has none.
+
+    Args:
+        model (nn.Module): The model of a run, not wrapped.
+
+    Raises:
+        ValueError: If a name is that of no class.
+    """
+    kinds = {kind for part in model.modules() for kind in type(part).__mro__}
+    known = {kind.__name__ for kind in kinds} | set(dir(nn)) | {
+        '_BatchNorm', '_InstanceNorm', '_ConvNd'}
+    for name, part in model.named_modules():
+        given = getattr(part, 'init_cfg', None)
+        for cfg in given if isinstance(given, (list, tuple)) else [given]:
+            layers = cfg.get('layer') if isinstance(cfg, Mapping) else None
+            layers = [layers] if isinstance(layers, str) else layers or ()
+            lost = [layer for layer in layers if layer not in known
+                    and MODELS.get(layer) is None]
+            if lost:
+                near = get_close_matches(lost[0], known, 1, 0.75)
+                raise ValueError(
+                    f'`init_cfg` of `model.{name}` is for layers {lost[0]!r}, '
+                    'and there is no such class, so it would do nothing; '
+                    + (f"perhaps '{near[0]}' is meant." if near else
+                       'correct it.'))
 
 
 def _warn(said: str) -> None:

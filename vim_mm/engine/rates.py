@@ -26,7 +26,7 @@ from vim_mm.utils.config import class_of
 from vim_mm.utils.misspelt import no_type
 from .data_sets import parts_of
 from .model_parts import is_own, saved_model
-from .no_effect import check_losses, check_scales
+from .no_effect import check_layers, check_losses, check_scales
 from .rate_names import check_custom_keys, check_paramwise
 
 #: What constructors that decay rates by layer are given.
@@ -106,6 +106,7 @@ def refuse_idle_run(runner: Runner) -> None:
             'set `model.backbone.new_module` or `model.backbone.fusion`, or '
             'unfreeze its head.')
     check_losses(model)
+    check_layers(model)
     check_scales(dict(backbones(model)))
     _check_optimized(runner, model)
 
@@ -198,6 +199,17 @@ def check_optimizer(cfg: Any, what: str) -> None:
     for key in ('lr', 'weight_decay', 'momentum'):
         if cfg.get(key) is not None:
             check_number(cfg[key], f'{what}.{key}')
+    if cfg.get('eps') is not None:
+        check_number(cfg['eps'], f'{what}.eps', 1)
+    if cfg.get('maximize'):
+        raise ValueError(f'`{what}.maximize` is {cfg["maximize"]}, so losses '
+                         'would be made larger; leave it out.')
+    shrinks = (cfg.get('lr') or 0) * (cfg.get('weight_decay') or 0)
+    if shrinks >= 1:
+        raise ValueError(
+            f'`{what}` has a `weight_decay` of {cfg["weight_decay"]} at a '
+            f'rate of {cfg["lr"]}: a step takes {shrinks:g} times each weight '
+            'away; lower one of them.')
 
 
 def _refuse_decay(constructor: Any, paramwise: Mapping) -> None:

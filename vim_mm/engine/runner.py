@@ -5,11 +5,11 @@ import logging
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import wraps
-from typing import Any, Callable, Iterator, Tuple, Union
+from typing import Callable, Iterator, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
@@ -18,10 +18,11 @@ from mmengine.runner import (EpochBasedTrainLoop, FlexibleRunner,
 from torch import nn
 
 from vim_mm.utils.arguments import check_arguments
-from vim_mm.utils.config import type_name
+from vim_mm.utils.config import class_of, type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.dist import prepare_cpu_dist
 from vim_mm.utils.keys import check_keys
+from vim_mm.utils.misspelt import no_type
 from vim_mm.utils.quiet_logs import drop_frozen
 from vim_mm.utils.settings import check_together
 from .explained import explained, explained_method
@@ -55,6 +56,8 @@ def build_runner(cfg: Config,
     prepare_cpu_dist(cfg, cfg.launcher)
     if 'runner_type' not in cfg:
         return Runner.from_cfg(cfg)
+    if class_of(dict(type=cfg.runner_type), RUNNERS) is None:
+        raise no_type(RUNNERS, cfg.runner_type)
     if cfg.get('env_cfg') is None:  # which FlexibleRunner does not take
         cfg.env_cfg = {}
     return RUNNERS.build(cfg)
@@ -143,7 +146,7 @@ def _before_training(runner: Runner) -> None:
         check_rates(runner.optim_wrapper, model)
         check_channels(model)
     else:  # a strategy has not built it yet
-        runner.register_hook(_BuiltHook(deepcopy(runner.optim_wrapper)))
+        _look_at_built(runner)
     keep_float32_on_cpu(runner.optim_wrapper)
 
 
@@ -159,29 +162,21 @@ def _check_averages(runner: Runner) -> None:
             'a process a part only; leave the hook out, or the `strategy`.')
 
 
-class _BuiltHook(Hook):
-    """Looks at rates and channels as soon as a strategy has built the model.
+def _look_at_built(runner: FlexibleRunner) -> None:
+    """Look at a model where its strategy builds it, as yet whole and bare."""
+    from vim_mm.models.channels import check_channels
+    from .rates import check_rates
+    original = runner.strategy.build_model
+    optim_wrapper = deepcopy(runner.optim_wrapper)
 
-    Args:
-        optim_wrapper (dict): Config of the optimizer wrapper.
-    """
+    @wraps(original)
+    def build_model(model: Union[nn.Module, dict]) -> nn.Module:
+        built = original(model)
+        check_rates(optim_wrapper, built)
+        check_channels(built)
+        return built
 
-    priority = 'HIGHEST'
-
-    def __init__(self, optim_wrapper: Any) -> None:
-        self._optim_wrapper = optim_wrapper
-
-    def before_train(self, runner: FlexibleRunner) -> None:
-        """See :func:`check_rates` and :func:`check_channels`."""
-        from mmengine._strategy import FSDPStrategy, SingleDeviceStrategy
-
-        from vim_mm.models.channels import check_channels
-        from .rates import check_rates
-        check_rates(self._optim_wrapper, runner.model)
-        # a part of a model runs alone where it is whole
-        if isinstance(runner.strategy, SingleDeviceStrategy) \
-                and not isinstance(runner.strategy, FSDPStrategy):
-            check_channels(_unwrap(runner.model))
+    runner.strategy.build_model = build_model
 
 
 def _before_validation(runner: Runner) -> None:

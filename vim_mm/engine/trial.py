@@ -1,123 +1,30 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What would fail or count for nothing only after hours of training."""
+"""A validation that would fail only after hours of training."""
 
+import io
 import logging
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Dict, Iterator, List, Optional
 
+import numpy as np
 import torch
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.logging import print_log
-from mmengine.optim import _ParamScheduler
-from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
 from mmengine.registry import DefaultScope
-from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, FlexibleRunner,
-                             IterBasedTrainLoop, Runner, autocast)
+from mmengine.runner import FlexibleRunner, Runner, autocast
 from torch import nn
 
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.messages import short
 from vim_mm.utils.refusals import refusal, refused_by_library
 from .explained import place_of
-from .judges import check_ends, ordinary_loops
+from .judges import ordinary_loops
+from .schedule_checks import waiting
 
+_LOOK_AT = 'correct it, or `val_dataloader.dataset.pipeline`'
 #: Images that a validation is tried with.
 _TRIED = 2
 #: Metrics that are quick, and judge any part of a data set.
-_QUICK = ('Accuracy', 'AveragePrecision', 'IoUMetric', 'MultiLabelMetric',
-          'SingleLabelMetric')
-
-
-# ------------------------------------------------------------------ schedules
-
-
-def check_schedule(runner: Runner) -> None:
-    """Refuse schedules that never act, and name what goes on too long.
-
-    Args:
-        runner (Runner): The run, ready to train.
-
-    Raises:
-        ValueError: If rates wait for epochs that there are not, or something
-            for a validation.
-    """
-    loop = runner._train_loop
-    by_epoch = isinstance(loop, EpochBasedTrainLoop) and loop.max_epochs > 0
-    check_ends(loop, 'train_dataloader', by_epoch)
-    judged = isinstance(runner._val_loop, BaseLoop)
-    begin = getattr(loop, 'val_begin', 0)
-    last = getattr(loop, 'max_epochs' if by_epoch else 'max_iters', None)
-    if judged and last and begin > last:
-        raise ValueError(f'`train_cfg.val_begin` is {begin}, and the run ends '
-                         f'after {last}, so it is never validated; lower it.')
-    for scheduler in _flat(runner.param_schedulers):
-        name = type(scheduler).__name__
-        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
-            if not judged:
-                raise ValueError(f'{name} waits for a validation, and the run '
-                                 f'has none; {_GIVE}.')
-            continue
-        if scheduler.by_epoch and isinstance(loop, IterBasedTrainLoop):
-            raise ValueError(
-                f'{name} counts epochs, and the run iterations, so rates '
-                'would stay as they begin; set `param_scheduler.by_epoch='
-                'False`, and its lengths in iterations.')
-        most = runner.max_epochs if scheduler.by_epoch else runner.max_iters
-        _say_too_long(scheduler, name, most)
-    _check_waiting(runner, judged)
-
-
-def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:
-    if isinstance(schedulers, Mapping):
-        schedulers = schedulers.values()
-    for each in schedulers or ():
-        if isinstance(each, (list, tuple)):
-            yield from _flat(each)
-        else:
-            yield each
-
-
-def _say_too_long(scheduler: _ParamScheduler, name: str, most: int) -> None:
-    marks = getattr(scheduler, 'milestones', None)
-    last = min(marks) if marks else getattr(scheduler, 'T_max', 0)
-    if last > 2 * most:
-        print_log(
-            f'`param_scheduler` has a {name} that goes on until {last}, and '
-            f'the run ends after {most}: rates stay near those of its '
-            'beginning.',
-            logger='current',
-            level=logging.WARNING)
-
-
-_LOOK_AT = 'correct it, or `val_dataloader.dataset.pipeline`'
-_GIVE = ('give `val_dataloader`, `val_evaluator` and `val_cfg`, or take it '
-         'out')
-
-
-def _check_waiting(runner: Runner, judged: bool) -> None:
-    """Hooks that wait for a validation, and runs that leave nothing."""
-    kept = False
-    for hook in runner.hooks:
-        if list(_names_of(hook)) and not judged:
-            raise ValueError(
-                f'{type(hook).__name__} waits for a validation, and the run '
-                f'has none; {_GIVE}.')
-        if type(hook) is CheckpointHook and hook.by_epoch and isinstance(
-                runner._train_loop, IterBasedTrainLoop):
-            print_log(
-                'CheckpointHook counts epochs, and the run iterations, so it '
-                'saves at the end alone; set `default_hooks.checkpoint.'
-                'by_epoch=False`.',
-                logger='current',
-                level=logging.WARNING)
-        kept = kept or type(hook).__name__ == 'ModuleToZooHook' or (
-            isinstance(hook, CheckpointHook)
-            and (hook.interval > 0 or hook.save_last or hook.save_best))
-    if not kept:
-        print_log(
-            'Nothing of what is learned will be kept: there is no '
-            '`default_hooks.checkpoint`, or it saves nothing.',
-            logger='current',
-            level=logging.WARNING)
+_QUICK = ('Accuracy', 'AveragePrecision', 'CocoMetric', 'IoUMetric',
+          'MultiLabelMetric', 'SingleLabelMetric')
 
 
 # ----------------------------------------------------------------- validation
@@ -183,8 +90,10 @@ def _judge(model: nn.Module, task: str, loop: Any,
             evaluator.process(data_samples=outputs, data_batch=batch)
             for metric in evaluator.metrics:
                 _check_masks(metric, where)
-            quick = all(map(_is_quick, evaluator.metrics))
-            return evaluator.evaluate(len(items)) if quick else {}
+            if not all(map(_is_quick, evaluator.metrics)):
+                return {}
+            with _of_few(evaluator.metrics):
+                return evaluator.evaluate(len(items))
     except Exception as error:
         if not refused_by_library(error):
             raise
@@ -209,7 +118,40 @@ def _check_masks(metric: Any, where: str) -> None:
 
 
 def _is_quick(metric: Any) -> bool:
-    return type(metric).__name__ in _QUICK
+    return type(metric).__name__ in _QUICK and not getattr(
+        metric, 'format_only', False)
+
+
+@contextmanager
+def _of_few(metrics: List[Any]) -> Iterator[None]:
+    """Within, metrics judge images that they have results of, and are quiet.
+
+    Those of boxes look at all images of their file otherwise, and at nothing
+    where no box was found: then one is made up.
+    """
+    kept = [dict(vars(metric)) for metric in metrics]
+    for metric in metrics:
+        if not hasattr(metric, '_coco_api'):
+            continue
+        found = [each[1] for each in metric.results]
+        metric.img_ids = [each['img_id'] for each in found]
+        metric.outfile_prefix = None
+        if found and not any(len(each['labels']) for each in found) \
+                and 'masks' not in found[0]:
+            found[0].update(
+                bboxes=np.array([[0., 0., 1., 1.]]),
+                scores=np.array([0.5]),
+                labels=np.array([0]))
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+        for metric, state in zip(metrics, kept):
+            vars(metric).clear()
+            vars(metric).update(state)
 
 
 def _slow_names(loop: Any) -> Iterator[str]:
@@ -230,28 +172,10 @@ def _slow_names(loop: Any) -> Iterator[str]:
 def _check_names(runner: Runner, names: List[str],
                  prefixes: List[str]) -> None:
     """Metrics that are waited for are among those that there are."""
-    for owner, name in _waited_for(runner):
+    for owner, name, _ in waiting(runner):
         if name not in ('auto', *names) and not name.startswith(
                 tuple(prefixes)):
             given = [*names, *(f'{each}…' for each in prefixes)]
             raise ValueError(
                 f'{owner} waits for the metric {short(name)}, and a '
                 f'validation gives {", ".join(given)}; name one of these.')
-
-
-def _names_of(hook: Hook) -> Iterator[Tuple[str, str]]:
-    """What a hook of mmengine's own waits for; others may judge themselves."""
-    if type(hook) is EarlyStoppingHook:
-        yield 'EarlyStoppingHook.monitor', hook.monitor
-    if type(hook) is CheckpointHook:
-        best = hook.save_best or ()
-        for name in [best] if isinstance(best, str) else best:
-            yield 'CheckpointHook.save_best', name
-
-
-def _waited_for(runner: Runner) -> Iterator[Tuple[str, str]]:
-    for hook in runner.hooks:
-        yield from _names_of(hook)
-    for scheduler in _flat(runner.param_schedulers):
-        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
-            yield type(scheduler).__name__, scheduler.monitor

@@ -9,7 +9,8 @@ from torch import nn
 
 from .backbones import ViMBackbone
 from .backbones.probe import in_eval
-from .layouts import Streams, channels_of
+from .layouts import Streams, as_levels, channels_of
+from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
 _AUTO = "set its `in_channels='auto'`, or the number of channels there are."
@@ -26,13 +27,14 @@ def check_channels(model: BaseModel) -> None:
             :class:`ViMBackbone` is not looked at.
 
     Raises:
-        ValueError: If neck or head expect other channels or levels.
+        ValueError: If neck or head expect other channels, levels or strides.
     """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ViMBackbone) or any(
             param.is_meta for param in model.parameters()):
         return
     features = backbone.blank_outputs()
+    check_padding(model, features, backbone.blank_size)
     neck = getattr(model, 'neck', None)
     if isinstance(neck, nn.Module):
         features = _through(neck, features)
@@ -47,6 +49,7 @@ def check_channels(model: BaseModel) -> None:
         return
     for head in _heads(model):
         _check_head(head, channels)
+    check_strides(model, as_levels(features), backbone.blank_size)
 
 
 def _through(neck: nn.Module, features: Any) -> Any:

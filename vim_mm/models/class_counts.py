@@ -55,9 +55,19 @@ def check_head(model: nn.Module, dataset: Dataset) -> None:
         dataset (Dataset): Its training set.
 
     Raises:
-        ValueError: If it is; outputs that no class has are named in a line.
+        ValueError: If it is; outputs that no class has, and data without
+            names of classes, are named in a line.
     """
     counts = class_counts(dataset)
+    unnamed = next(main_heads(model), None) if not counts and isinstance(
+        getattr(dataset, 'metainfo', None), Mapping) else None
+    if unnamed is not None:
+        print_log(
+            'The training set names no classes, so they cannot be compared '
+            f'with the {unnamed[1].num_classes} of `model.{unnamed[0]}`, nor '
+            'can checkpoints name them; give its `metainfo` the `classes`.',
+            logger='current',
+            level=logging.WARNING)
     for name, head in main_heads(model) if counts else ():
         number = head.num_classes
         said = (f'`model.{name}` is built for {number} classes, and the '

@@ -1,10 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Images as numbers: a network's own normalisation, and RGB from 0 to 1."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence, Tuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 #: Channels of what pipelines load.
@@ -109,6 +111,28 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return like.new_tensor(values).view(1, -1, 1, 1)
 
 
+def _check_padding(preprocessor: Any, images: Any) -> None:
+    """Compare images with the size that mmseg pads them to."""
+    size = getattr(preprocessor, 'size', None)
+    if not hasattr(preprocessor, 'seg_pad_val') or not isinstance(
+            size, (list, tuple)) or not isinstance(images, (list, tuple)):
+        return
+    sides = [tuple(image.shape[-2:]) for image in images]
+    said = (f'`data_preprocessor.size` is {tuple(size)}, which images are '
+            'padded to (height, width), and one of a batch has')
+    for own in sides:
+        if own[0] > size[-2] or own[1] > size[-1]:
+            raise ValueError(f'{said} {own}, as the pipeline gives it; set it '
+                             'to the size that the pipeline crops to.')
+    height, width = (max(side) for side in zip(*sides))
+    if height * width * 4 < size[-2] * size[-1]:
+        print_log(
+            f'{said} {(height, width)}: most of what is computed is padding; '
+            'set it to the size that the pipeline crops to.',
+            logger='current',
+            level=logging.WARNING)
+
+
 def check_form(model: nn.Module, data: Any) -> None:
     """Refuse a batch that a pipeline has not made for a model.
 
@@ -118,7 +142,8 @@ def check_form(model: nn.Module, data: Any) -> None:
 
     Raises:
         ValueError: If it is not packed, has images of another number of
-            channels, or of pixels that are normalised already.
+            channels, larger than they are padded to, or of pixels that are
+            normalised already.
     """
     if not isinstance(data, Mapping):
         return
@@ -129,6 +154,7 @@ def check_form(model: nn.Module, data: Any) -> None:
             '(mmpretrain), PackDetInputs (mmdet) or PackSegInputs (mmseg).')
     preprocessor = getattr(model, 'data_preprocessor', None)
     images = data.get('inputs')
+    _check_padding(preprocessor, images)
     if not getattr(preprocessor, '_enable_normalize', False) or not isinstance(
             images, (list, tuple, Tensor)) or not all(
                 isinstance(x, Tensor) and x.ndim == 3 for x in images):
@@ -142,6 +168,11 @@ def check_form(model: nn.Module, data: Any) -> None:
                 'each channel, or load images in colour '
                 "(`color_type='color'`).")
     high = max(float(image.max()) for image in images)
+    if 0 < mean.max() <= 1 and preprocessor.std.max() <= 1 and high > _SMALL:
+        raise ValueError(
+            f'The `data_preprocessor` has means of up to '
+            f'{float(mean.max()):.3g}, as of pixels from 0 to 1, and those of '
+            f'a batch are up to {high:.4g}; multiply `mean` and `std` by 255.')
     if images[0].is_floating_point() and 0 < high <= _SMALL < mean.max() / 2:
         raise ValueError(
             f'No pixel of a batch is above {high:.3g}, and the '

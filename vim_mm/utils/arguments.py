@@ -5,7 +5,7 @@ import inspect
 from difflib import get_close_matches
 from math import isfinite
 from numbers import Real
-from typing import Any, Callable, Iterable, List, Mapping, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence
 
 
 def arguments_of(kind: Callable) -> List[str]:
@@ -13,20 +13,46 @@ def arguments_of(kind: Callable) -> List[str]:
 
     Functions that build something, as a registry may hold, have some, too.
     """
-    names: List[str] = []
+    return list(_arguments(kind))
+
+
+def _arguments(kind: Callable) -> Dict[str, inspect.Parameter]:
+    found: Dict[str, inspect.Parameter] = {}
     makers = [kind]
     if isinstance(kind, type):
         makers = [cls.__init__ for cls in kind.__mro__]
     for maker in makers:
         params = inspect.signature(maker).parameters.values()
-        names += [
-            p.name for p in params
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            and p.name not in ('self', *names)
-        ]
+        for p in params:
+            if p.name != 'self' and p.kind not in (p.VAR_POSITIONAL,
+                                                   p.VAR_KEYWORD):
+                found.setdefault(p.name, p)
         if all(p.kind != p.VAR_KEYWORD for p in params):
             break
-    return names
+    return found
+
+
+def check_switches(kind: Callable, cfg: Mapping) -> None:
+    """Refuse text where a class takes True or False: all text counts as True.
+
+    Args:
+        kind (Callable): The class, or a function that builds something.
+        cfg (Mapping): Its config.
+
+    Raises:
+        ValueError: If there is some.
+    """
+    given = {key: value for key, value in cfg.items()
+             if isinstance(value, str) and key not in ('type', '_scope_')}
+    try:
+        known = _arguments(kind) if given else {}
+    except ValueError:  # what is written in C has no signature
+        return
+    for name in given.keys() & known.keys():
+        if isinstance(known[name].default, bool):
+            raise ValueError(
+                f'`{name}` of {kind.__name__} is the text {given[name]!r}, '
+                'which counts as True; give True or False.')
 
 
 def _parameters(kind: Callable) -> List[inspect.Parameter]:
@@ -174,7 +200,8 @@ def check_number(value: Any, what: str, below: float = float('inf')) -> None:
     Raises:
         ValueError: If it is another value, infinity or nan.
     """
-    if not isinstance(value, (int, float)) or not 0 <= value < below:
+    if not isinstance(value, (int, float)) or isinstance(
+            value, bool) or not 0 <= value < below:
         end = ', 0 or more' if below == float('inf') \
             else f' from 0 to below {below}'
         raise ValueError(f'`{what}` is {value!r}; give a number{end}.')

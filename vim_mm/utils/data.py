@@ -78,6 +78,13 @@ def _check(key: str, dataset: dict) -> None:
             f'`{key}.ann_file` (--cfg-options).')
     if any(map(_is_elsewhere, (dataset, *dataset.get('pipeline', ())))):
         return
+    for option, path in dataset.items():
+        # as a data set joins it, or not
+        if option.endswith('_file') and isinstance(path, str) and _is_missing(
+                root, path) and _is_missing('', path):
+            raise FileNotFoundError(
+                f"The file '{osp.join(root, path)}' does not exist; set "
+                f'`{key}.{option}` (--cfg-options).')
     for option, prefix in _prefixes(f'{key}.data_prefix', dataset).items():
         # a prefix of files' names is no folder
         if isinstance(prefix, str) and _is_missing(

@@ -6,20 +6,28 @@ passes over whatever it does not know.
 """
 
 import inspect
+import logging
 from difflib import get_close_matches
 from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
-from .settings import check_settings, data_sets
+from .settings import check_settings, data_sets, dicts
 
 #: Names of the first generation of runners, and what stands for them now.
 _FORMER = dict(
     resume_from='`load_from` and `resume=True`',
     checkpoint_config='`default_hooks.checkpoint`',
     lr_config='`param_scheduler`')
+#: Former names that a config may well have as helpers, and what is read now.
+_HELPERS = dict(
+    seed='randomness',
+    deterministic='randomness',
+    optimizer='optim_wrapper',
+    evaluation='val_evaluator')
 #: What mmengine reads of `paramwise_cfg`, and of each of its `custom_keys`.
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult',
              'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
@@ -29,13 +37,18 @@ RATES = ('lr_mult', 'decay_mult')
 _INSIDE: Dict[str, Tuple[str, ...]] = {
     'default_hooks': ('runtime_info', 'timer', 'sampler_seed', 'logger',
                       'param_scheduler', 'checkpoint', 'visualization'),
-    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg'),
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
     'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
     'auto_scale_lr': ('enable', 'base_batch_size'),
     'optim_wrapper.clip_grad': ('type', 'max_norm', 'norm_type', 'clip_value',
                                 'error_if_nonfinite', 'foreach'),
     'optim_wrapper.paramwise_cfg': PARAMWISE,
 }
+_CLOSED = ('env_cfg', 'randomness', 'auto_scale_lr', 'optim_wrapper.clip_grad')
+#: What heads read of their `test_cfg`, as far as it is often given.
+_OF_TESTS = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img',
+             'mask_thr_binary', 'multi_label', 'yolox_style', 'rpn', 'rcnn',
+             'mode', 'crop_size', 'stride')
 #: What data sets read of their `filter_cfg`.
 _FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -58,6 +71,10 @@ def check_keys(cfg: Config) -> None:
     for key in sorted(set(cfg) - known):
         if key in _FORMER and cfg[key]:
             raise ValueError(f'`{key}` is read no more; use {_FORMER[key]}.')
+    for key, now in _HELPERS.items():
+        if cfg.get(key) is not None and not cfg.get(now):
+            _warn(f'`{key}` is read no more, and there is no `{now}`, which '
+                  'is read in its place.')
     # helpers are called `val_evaluator_full` beside `val_evaluator`
     check_names('', [
         key for key in cfg if not any(
@@ -65,6 +82,19 @@ def check_keys(cfg: Config) -> None:
     ], known)
     for where, inside, names in _nested(cfg):
         check_names(f'{where}.', inside, names)
+        _say_unread(where, inside, names)
+
+
+def _say_unread(where: str, inside: Mapping, known: Iterable[str]) -> None:
+    """Name keys of parts that nobody but mmengine reads."""
+    unread = sorted(set(inside) - set(known))
+    if where in _CLOSED and unread:
+        _warn(f'Nobody reads {", ".join(f"`{where}.{key}`" for key in unread)}'
+              f'; mmengine reads {", ".join(known)}.')
+
+
+def _warn(said: str) -> None:
+    print_log(said, logger='current', level=logging.WARNING)
 
 
 def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
@@ -75,6 +105,8 @@ def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
     for name, own in _mapping(cfg, keys).items():
         if isinstance(own, Mapping):
             yield f"{keys}['{name}']", own, RATES
+    for where, part in dicts('model', cfg.get('model')):
+        yield f'{where}.test_cfg', _mapping(part, 'test_cfg'), _OF_TESTS
     for where, dataset in data_sets(cfg):
         yield f'{where}.filter_cfg', _mapping(dataset, 'filter_cfg'), _FILTERS
     loaded = [*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch']

@@ -11,13 +11,16 @@ from typing import Any, Iterator, Mapping, Optional
 
 from mmengine.registry import DefaultScope, Registry
 
-from .arguments import check_arguments, passes_on, required_of
+from .arguments import check_arguments, check_switches, passes_on, required_of
+from .config import class_of
 
 SCOPE = 'vim_mm'
 
 
 def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     """Refuse settings that a type of ours does not take, or lacks.
+
+    Of any type, text is refused where True or False is meant.
 
     Args:
         registry (Registry): Where the type is looked up.
@@ -30,6 +33,11 @@ def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         return
     kind = cfg['type']
+    if any(isinstance(value, str) for key, value in cfg.items()
+           if key not in ('type', '_scope_')):
+        found = class_of(cfg, registry)
+        if found is not None:
+            check_switches(found, cfg)
     if isinstance(kind, str):
         if not kind.startswith(f'{SCOPE}.') and SCOPE not in _scopes(
                 registry, cfg):

@@ -16,7 +16,7 @@ import os
 import pickle
 import sys
 from functools import partial, wraps
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, BinaryIO, Callable
 
 import yaml
@@ -69,8 +69,10 @@ def register_readers() -> None:
 
 
 def restrict_pickles(module: str) -> None:
-    """Let a module's own ``pickle.loads`` read plain data."""
-    sys.modules[module].pickle = SimpleNamespace(
+    """Let a module's own ``pickle`` read plain data."""
+    sys.modules[module].pickle = _Instead(
+        pickle,
+        load=load_plain,
         loads=lambda data, **kwargs: load_plain(io.BytesIO(data), **kwargs))
 
 

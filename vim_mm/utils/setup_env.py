@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from mmengine.registry import Registry
 
 OWN_SCOPE = 'vim_mm'
-#: Parts of the stack that read pickles, and arrays of objects, by themselves.
-PICKLES = ('mmpretrain.datasets.cifar', 'mmseg.utils.io')
+#: Parts of the stack that read pickles, and arrays of objects, by themselves;
+#: the first is of mmdet's DODDataset.
+PICKLES = ('d_cube.data_util', 'mmpretrain.datasets.cifar',
+           'mmseg.utils.io')
 ARRAYS = 'mmdet.datasets.openimages'
 
 

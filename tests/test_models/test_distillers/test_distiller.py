@@ -354,6 +354,16 @@ def fixed_size():
          criteria={('neck[0]', 'backbone'): KL},
          student=network('cls', neck=None)),
      "student ImageClassifier has no layer 'neck'"),
+    *[('cls', None, dict(criteria={(layer, layer): dict(type=loss)}),
+       f'{loss.split(".")[1]} compares class scores, and .*{layer[:4]}')
+      for layer, loss in (
+          ('backbone[0]', 'vim_mm.LogitsKL'), ('neck', 'vim_mm.LogitsKL'),
+          ('neck', 'mmdet.KnowledgeDistillationKLDivLoss'))],
+    ('det', None, dict(criteria={('bbox_head[1]', 'bbox_head[1]'): KL}),
+     'LogitsKL compares class scores, and'),
+    *[('cls', None, dict(criteria={pair: FEATURES}), said) for pair, said in (
+        (('backbone[0]', 'logits'), "'backbone.0.' gives features, .* class"),
+        (('head.fc', 'neck'), "'head.fc' gives class scores, .* features"))],
 ])
 def test_mistakes_are_one_sentence(tmp_path, kind, other, kwargs, said):
     if other is not None:
@@ -410,3 +420,20 @@ def test_rates_of_parts_do_not_reach_projectors(tmp_path):
         'loss_kd_backbone.layer2', 'loss_kd_backbone.layer2#2',
         'loss_kd_backbone.layer1'
     ]
+
+
+@pytest.mark.parametrize('kind, criteria', [
+    ('cls', {('head.fc', 'logits'): KL}),
+    ('cls', {('logits', 'logits'): FEATURES}),
+    ('det', {('bbox_head[0]', 'bbox_head[0]'): KL}),
+    ('seg', {('decode_head.conv_seg', 'logits'): KL}),
+    ('cls', {('logits', 'logits'): dict(
+        type='mmdet.KnowledgeDistillationKLDivLoss')}),
+])
+def test_class_scores_by_other_names(tmp_path, kind, criteria):
+    """Their loss counts, one of a library's too."""
+    model = build(tmp_path, kind, criteria)
+    data = model.data_preprocessor(Pictures(kind, 2).batch(), True)
+    losses = model(**data, mode='loss')
+    kd, = (value for key, value in losses.items() if 'loss_kd' in key)
+    assert kd > 0

@@ -27,8 +27,9 @@ from ..optimizer_state import check_optimizer
 from ..rates import refuse_idle_run
 from ..resume import keep_numbers
 from ..run_state import check_counters
+from ..schedule_checks import check_rules, check_schedule
 from ..schedules import check_schedules, say_which_rates
-from ..trial import check_schedule, try_validation
+from ..trial import try_validation
 
 
 @HOOKS.register_module()
@@ -72,6 +73,7 @@ class GuardHook(Hook):
         refuse_idle_run(runner)
         check_schedule(runner)
         try_validation(runner)
+        check_rules(runner)
         note_start(runner)
         self._watch = BatchWatch(runner)
 

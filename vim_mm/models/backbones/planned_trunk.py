@@ -13,7 +13,7 @@ from ..fusion import BaseFusion
 from ..layouts import Kept, Streams, as_levels
 from ..moe.selection import selection_of
 from ..tasks import holders
-from .blank_image import blank_outputs
+from .blank_image import in_eval, run_blank
 from .checkpoint import drop_baked
 from .plan import Plan, untraced
 from .plugged_trunk import PluggedTrunk
@@ -30,6 +30,8 @@ class PlannedTrunk(PluggedTrunk):
 
     fusion: Optional[BaseFusion]
     task: Optional[str]
+    #: Height and width of the image of :meth:`blank_outputs`.
+    blank_size: Tuple[int, int]
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +43,9 @@ class PlannedTrunk(PluggedTrunk):
 
     def blank_outputs(self) -> tuple:
         """Outputs of a blank image, of the shapes of the real ones."""
-        levels = as_levels(blank_outputs(self.trunk, self._probe_size))
+        with in_eval(self.trunk), torch.no_grad():
+            outputs, self.blank_size = run_blank(self.trunk, self._probe_size)
+        levels = as_levels(outputs)
         if not self._gives_streams:
             return levels
         names = self.bank.names

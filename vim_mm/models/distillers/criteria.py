@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config, check_number
-from .heads import Logits
+from .heads import LOGITS, Logits
 from .layers import Levels
+from .losses import refuse_scores
 from .projectors import meet
 
+#: Whose losses read rows of features, (N, C).
+_LIBRARIES = ('mmdet.', 'mmpretrain.', 'mmseg.')
 Weight = Union[float, Tuple[float, float]]
 Pair = Tuple[str, str]
 
@@ -83,9 +86,12 @@ class Criterion(nn.Module):
         picture (tuple[int]): Height and width of that run's images.
         logits (Logits, optional): If both are class scores of this kind.
             Defaults to None.
+        scores (tuple[bool]): Which of both are class scores, by whatever
+            name. Defaults to both if ``logits`` is given, to none otherwise.
 
     Raises:
-        ValueError: If the layers cannot meet.
+        ValueError: If the layers cannot meet, or are no such as the loss
+            compares.
     """
 
     def __init__(self,
@@ -94,7 +100,8 @@ class Criterion(nn.Module):
                  student: Levels,
                  teacher: Levels,
                  picture: Tuple[int, int],
-                 logits: Optional[Logits] = None) -> None:
+                 logits: Optional[Logits] = None,
+                 scores: Optional[Tuple[bool, bool]] = None) -> None:
         super().__init__()
         self.pair = pair
         self.classes = logits and logits.classes
@@ -105,9 +112,24 @@ class Criterion(nn.Module):
         if logits and hasattr(MODELS.get(cfg['type']), 'of_logits'):
             cfg.setdefault('sigmoid', logits.sigmoid)
         self.loss = MODELS.build(cfg)
+        self._check_scores(scores or (logits is not None, ) * 2)
         widths = [(mine.shape[-1], theirs.shape[-1])
                   for mine, theirs in self._meet(student, teacher, picture)]
         self.projectors = self._build_projectors(widths, projector)
+
+    def _check_scores(self, scores: Tuple[bool, bool]) -> None:
+        """Refuse class scores beside features, or where a loss reads others.
+        """
+        which = {True: 'class scores', False: 'features'}
+        mine, theirs = self.pair
+        if scores[0] != scores[1]:
+            raise ValueError(
+                f"The student's layer '{mine}' gives {which[scores[0]]}, and "
+                f"the teacher's '{theirs}' {which[scores[1]]}; name two "
+                f"layers of one kind in `model.criteria`, '{LOGITS}' or "
+                "such as 'backbone[3]'.")
+        if not scores[0]:
+            refuse_scores(self.loss, f'`model.criteria.{self.pair}`')
 
     def _build_projectors(self, widths: List[Tuple[int, int]],
                           projector: Optional[dict]) -> nn.ModuleList:
@@ -146,6 +168,8 @@ class Criterion(nn.Module):
                 mine, theirs = (
                     scores.unflatten(-1, (-1, self.classes)).flatten(1, 2)
                     for scores in (mine, theirs))
+            if type(self.loss).__module__.startswith(_LIBRARIES):
+                mine, theirs = mine.flatten(0, 1), theirs.flatten(0, 1)
             losses.append(self.loss(mine, theirs))
         return weigh(self.weight) * sum(losses) / len(losses)
 

@@ -13,7 +13,7 @@ from ..backbones.probe import in_eval
 from .base_distiller import BaseDistiller
 from .criteria import (Criterion, Pair, Weight, largest, read_criteria,
                        read_weight, weigh)
-from .heads import LOGITS, Logits, logits_of
+from .heads import Logits, is_scores, logits_of
 from .layers import LayerReader, Levels
 from .outside import build_outside
 from .soft_only import blank, split
@@ -78,11 +78,13 @@ class Distiller(BaseDistiller):
         criteria = nn.ModuleList()
         for pair, cfg in pairs:
             mine, theirs = pair
-            both = pair == (LOGITS, LOGITS)
+            scores = (is_scores(self.student, mine, student[mine]),
+                      is_scores(frozen, theirs, teacher[theirs]))
             criteria.append(
                 Criterion(pair, cfg, student[mine], teacher[theirs],
                           (size, size),
-                          self._compare_logits() if both else None))
+                          self._compare_logits() if all(scores) else None,
+                          scores))
         return criteria
 
     def _compare_logits(self) -> Logits:

@@ -2,14 +2,14 @@
 """Heads of classifiers, detectors and segmentors, and their class scores."""
 
 from inspect import Parameter, signature
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from mmdet.models import BaseDetector, SingleStageDetector
 from mmengine.model import BaseModel
 from mmpretrain.models import BaseClassifier
 from mmseg.models import BaseSegmentor
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
-from torch import nn
+from torch import Tensor, nn
 
 from vim_mm.utils.kinds import KINDS
 
@@ -137,3 +137,27 @@ def logits_of(network: BaseModel, who: str) -> Logits:
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     sigmoid = any(getattr(loss, 'use_sigmoid', False) for loss in losses)
     return Logits(Layer(path), classes, sigmoid or classes == 1)
+
+
+def is_scores(network: BaseModel, name: str,
+              levels: Sequence[Tensor]) -> bool:
+    """Whether what a layer gives are class scores, by whatever name.
+
+    Args:
+        network (BaseModel): The network.
+        name (str): The layer.
+        levels (Sequence[Tensor]): What it gives.
+    """
+    if name == LOGITS:
+        return True
+    path = name.partition('[')[0]
+    for key, head in heads_of(network).items():
+        if f'{path}.'.startswith(f'{key}.'):
+            try:
+                logits = logits_of(network, 'network')
+            except ValueError:
+                return False
+            width = logits.classes * getattr(head, 'num_base_priors', 1)
+            channel = 1 if levels[0].dim() in (2, 4) else 2
+            return levels[0].shape[channel] == width
+    return False

@@ -14,6 +14,35 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_number
 from ..autocast import exact
 
+#: Losses of the libraries that read class scores.
+_OF_SCORES = ('KnowledgeDistillationKLDivLoss', )
+
+
+def takes_scores(loss: nn.Module) -> bool:
+    """Whether a loss compares class scores, by their softmax or sigmoid.
+
+    Those that do have ``of_logits``; others compare tokens of any kind.
+    """
+    return getattr(loss, 'of_logits', type(loss).__name__ in _OF_SCORES)
+
+
+def refuse_scores(loss: nn.Module, where: str) -> None:
+    """Refuse a loss of class scores between features.
+
+    Args:
+        loss (nn.Module): The loss.
+        where (str): Between what it stands.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if takes_scores(loss):
+        raise ValueError(
+            f'{type(loss).__name__} compares class scores, and {where} is of '
+            'features, of which channels would be taken for classes; take a '
+            "loss of features, such as 'vim_mm.CosineSmoothL1', or layers "
+            "'logits'.")
+
 
 @MODELS.register_module()
 class LogitsKL(nn.Module):

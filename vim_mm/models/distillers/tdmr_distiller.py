@@ -11,6 +11,7 @@ from vim_mm.utils.arguments import (arguments_of, check_arguments,
 from ..layouts import as_levels, as_tokens, pool_tokens
 from ..recorder import tapping
 from .base_distiller import BaseDistiller
+from .losses import refuse_scores
 from .outside import build_outside
 from .proxy_space import ProxySpace
 from .schedule import Schedule
@@ -117,6 +118,7 @@ class TDMRDistiller(BaseDistiller):
         self.feature_loss = self.logits_loss = self.projector = None
         if self.schedule.feature:
             self.feature_loss = _build_loss(feature_loss, channels)
+            refuse_scores(self.feature_loss, '`model.feature_loss`')
             fits = width == channels or getattr(self.feature_loss, 'any_width',
                                                 False)
             self.projector = nn.Identity() if fits else nn.Linear(
@@ -292,6 +294,6 @@ def _labels(data_samples: list) -> Tensor:
 
 def _build_loss(cfg: dict, channels: int) -> nn.Module:
     check_is_config(cfg, 'a loss of the distiller')
-    kind = MODELS.get(cfg['type'])
+    kind = MODELS.get(cfg['type']) or nn.Identity  # which is refused below
     inner = dict(channels=channels) if 'channels' in arguments_of(kind) else {}
     return MODELS.build(dict(cfg, **inner))

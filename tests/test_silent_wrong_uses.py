@@ -1,0 +1,162 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Wrong uses that libraries take without a word are told before training.
+
+Rows are those of test_late_wrong_uses.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from test_late_wrong_uses import SAVES, SHORT, STOP, run, waits
+from test_wrong_uses import DATA, LOADED, LOADER
+
+from _loading import LOAD, lines
+from _tiny import KINDS, SIZE
+from vim_mm.engine import batch_watch, judges, no_effect, schedule_checks
+from vim_mm.engine.runner import build_runner
+from vim_mm.models import class_counts, pixels, strides
+from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.settings import check_together
+
+ROWS = [
+    # waited for, or judged by
+    ('boxes judged by what there is not', 'det',
+     {'val': None, 'val_evaluator.metric_items': ['mAP_5'],
+      SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)), *LOADED['det']]},
+     'validation would fail .*KeyError, .*"mAP_5" is not supported'),
+    ('rates that rise', 'cls',
+     dict(param_scheduler=dict(type='CosineAnnealingLR', T_max=3, eta_min=1.,
+                               by_epoch=False)),
+     '`eta_min` of CosineAnnealingLR is 1.0, more than the 0.001'),
+    *[(f'an optimizer of {key} {value}', 'cls',
+       {f'optim_wrapper.optimizer.{key}': value}, words)
+      for key, value, words in (
+          ('weight_decay', 1e5, 'a step takes 100 times each weight away'),
+          ('eps', 1e8, 'eps` is 100000000.0; give a number from 0 to below 1'),
+          ('lr', True, 'lr` is True; give a number'),
+          ('maximize', True, 'losses would be made larger'))],
+    *[(f'misspelt setting of saving, {key}', 'cls', waits(**{key: 1}),
+       f'CheckpointHook takes no {key}; perhaps {meant} is meant')
+      for key, meant in (('save_bests', 'save_best'),
+                         ('max_keep_ckpt', 'max_keep_ckpts'))],
+    ('means from 0 to 1', 'cls',
+     {'model.data_preprocessor.mean': [.485, .456, .406],
+      'model.data_preprocessor.std': [.229, .224, .225]},
+     'means of up to 0.485, as of pixels from 0 to 1, .* by 255'),
+    *[(f'images padded to {size}', 'seg',
+       {'model.data_preprocessor.size': size},
+       rf'size` is \({size[0]}, .* has \(56, 56\), as the pipeline gives')
+      for size in ((28, 28), (56, 28))],
+    ('padded by both', 'seg', {'model.data_preprocessor.size_divisor': 14},
+     'only one of size and size_divisor'),
+    ('padded by neither', 'seg', {'model.data_preprocessor.size': None},
+     'only one of size and size_divisor'),
+    # places
+    *[(f'a stride of {given}', 'det', {'model.bbox_head.strides': given},
+       words) for given, words in (
+           ([7], 'has a stride of 7, and a place of that level stands for 14'),
+           ([28], 'has a stride of 28'),
+           ([14, 28], 'has 2 strides, and .* gives 1 levels'))],
+    ('a layer that there is not', 'cls',
+     {'model.head.init_cfg': dict(type='Normal', layer='Lienar', std=1.)},
+     "`init_cfg` of `model.head` is for layers 'Lienar', .* 'Linear' is"),
+]
+
+
+@pytest.mark.parametrize(('kind', 'change', 'words'), [
+    pytest.param(*row, id=f'{name} ({row[0]})') for name, *row in ROWS])
+def test_it_is_told(kind: str, change: dict, words: str,
+                    tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        run(kind, change, tmp_path)
+    assert '\n' not in str(caught.value)
+    assert is_user_error(caught.value)
+    assert not list(tmp_path.glob('run/*.pth'))
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    *[({'val': None, **SAVES, **change},
+       f"{name} waits for the metric 'accuracy/top1' by rule='less': if more "
+       ".* set rule='greater'") for name, change in (
+           ('CheckpointHook.save_best', waits(
+               save_best='accuracy/top1', rule='less')),
+           ('EarlyStoppingHook.monitor', dict(custom_hooks=[dict(
+               STOP['custom_hooks'][0], monitor='accuracy/top1',
+               rule='less')])),
+           # by default
+           ('ReduceOnPlateauLR', dict(param_scheduler=dict(
+               type='ReduceOnPlateauLR', monitor='accuracy/top1'))))],
+    ({'val': None, **waits(save_best='accuracy/top1')}, None),
+    *[(dict(param_scheduler=dict(by_epoch=False, **given), **SAVES), words)
+      for given, words in (
+          (dict(type='LinearLR', begin=50, end=60), 'begins at 50, .* never'),
+          (dict(type='LinearLR', start_factor=.1), 'warms up for the whole'),
+          (dict(type='LinearLR', start_factor=.1, end=2), None),
+          (dict(type='LinearLR', start_factor=1., end_factor=0., end=1),
+           'nothing is learned from there on'),
+          (dict(type='LinearLR', start_factor=1., end_factor=0., end=3), None),
+          (dict(type='StepLR', step_size=1, gamma=10.), 'they grow'))],
+    (dict(SAVES, **{'optim_wrapper.accumulative_counts': 9}),
+     'weights change once'),
+    (dict(SAVES, custom_hooks=[dict(
+        type='mmpretrain.SwitchRecipeHook',
+        schedule=[dict(action_epoch=9, loss=dict(
+            type='CrossEntropyLoss'))])]), 'acts in epoch 9, .* never does'),
+])
+def test_schedules(change: dict, words: Any, tmp_path: Path,
+                   monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, schedule_checks)
+    assert run('cls', change, tmp_path).iter == 3
+    assert len(told) == (words is not None), told
+    assert words is None or re.search(words, told[0]), told
+
+
+SLIDE = {'model.test_cfg': dict(mode='slide', stride=(14, 14),
+                                crop_size=(28, 28))}
+
+
+@pytest.mark.parametrize(('kind', 'change', 'words'), [
+    ('seg', {'model.data_preprocessor.size': (560, 560)}, 'most .* padding'),
+    ('seg', {'model.data_preprocessor.seg_pad_val': 0},
+     'is 0, and the head ignores 255, so padding is learned'),
+    ('seg', {'model.data_preprocessor.size': None,
+             'model.data_preprocessor.size_divisor': 13},
+     r'`data_preprocessor.size_divisor` is 13, .* multiple of 14'),
+    ('det', {'model.data_preprocessor.pad_size_divisor': 32},
+     'pad_size_divisor` is 32, .* multiple of 14'),
+    ('seg', SLIDE, r'crop_size` is \(28, 28\), .* \(56, 56\): it is tested'),
+    ('seg', {f'{DATA}.metainfo': None},
+     r'names no classes, .* with the 2 of `model.decode_head`'),
+    ('seg', {'val': None, 'val_evaluator.ignore_index': 0},
+     "ignore_index` is 0, so 'ground' counts for nothing"),
+    ('det', {'model.bbox_head.loss_bbox': dict(
+        type='IoULoss', loss_weight=0.)}, 'bbox_head.loss_bbox` of `loss_we'),
+    ('cls', {f'{LOADER}.sampler.shuffle': False}, 'does not shuffle'),
+    *((kind, {}, None) for kind in KINDS),
+])
+def test_what_would_do_harm(kind: str, change: dict, words: Any,
+                            tmp_path: Path,
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, batch_watch, class_counts, judges, no_effect,
+                 pixels, strides)
+    run(kind, change, tmp_path)
+    assert len(told) == (words is not None), told
+    assert words is None or re.search(words, told[0]), told
+
+
+@pytest.mark.parametrize(('given', 'words'), [
+    (dict(work_dir='x'), 'no `model`'), (dict(model=None), 'no `model`'),
+    (dict(model={}, strategy=dict(type='DDPStrategy')), "'FlexibleRunner'"),
+])
+def test_parts_that_a_run_needs(given: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_together(given)
+
+
+def test_a_runner_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="perhaps 'FlexibleRunner' is meant"):
+        build_runner(Config(dict(
+            model={}, runner_type='FlexibleRuner', launcher='none')), ())

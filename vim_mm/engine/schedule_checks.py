@@ -1,0 +1,215 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Schedules that never act, go on too long, or wait for what never comes."""
+
+import inspect
+import logging
+from numbers import Real
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
+
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.logging import print_log
+from mmengine.optim import _ParamScheduler
+from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
+from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
+                             Runner)
+
+from vim_mm.utils.arguments import check_arguments
+from .gradients import wrappers
+from .judges import check_ends
+
+
+class Waits(NamedTuple):
+    """What waits for a metric.
+
+    Attributes:
+        owner (str): Where the metric is named.
+        metric (str): Its name.
+        rule (str, optional): Whether more or less of it is better.
+    """
+    owner: str
+    metric: str
+    rule: Optional[str]
+
+
+def check_schedule(runner: Runner) -> None:
+    """Refuse schedules that never act, and name what goes on too long.
+
+    Args:
+        runner (Runner): The run, ready to train.
+
+    Raises:
+        ValueError: If rates wait for epochs that there are not, or something
+            for a validation.
+    """
+    loop = runner._train_loop
+    by_epoch = isinstance(loop, EpochBasedTrainLoop) and loop.max_epochs > 0
+    check_ends(loop, 'train_dataloader', by_epoch)
+    judged = isinstance(runner._val_loop, BaseLoop)
+    begin = getattr(loop, 'val_begin', 0)
+    last = getattr(loop, 'max_epochs' if by_epoch else 'max_iters', None)
+    if judged and last and begin > last:
+        raise ValueError(f'`train_cfg.val_begin` is {begin}, and the run ends '
+                         f'after {last}, so it is never validated; lower it.')
+    for scheduler in _flat(runner.param_schedulers):
+        name = type(scheduler).__name__
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            if not judged:
+                raise ValueError(f'{name} waits for a validation, and the run '
+                                 f'has none; {_GIVE}.')
+            continue
+        if scheduler.by_epoch and isinstance(loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'{name} counts epochs, and the run iterations, so rates '
+                'would stay as they begin; set `param_scheduler.by_epoch='
+                'False`, and its lengths in iterations.')
+        most = runner.max_epochs if scheduler.by_epoch else runner.max_iters
+        _check_rates(scheduler, name)
+        _say_too_long(scheduler, name, most)
+    _check_waiting(runner, judged)
+    for wrapper in wrappers(runner):
+        count = getattr(wrapper, '_accumulative_counts', 1)
+        if count > max(runner.max_iters, 1):
+            _warn(f'`optim_wrapper.accumulative_counts` is {count}, and the '
+                  f'run ends after {runner.max_iters} iterations, so weights '
+                  'change once, at its end.')
+
+
+def _warn(said: str) -> None:
+    print_log(said, logger='current', level=logging.WARNING)
+
+
+def _check_rates(scheduler: _ParamScheduler, name: str) -> None:
+    """Look at what a scheduler makes of the rates that it begins with."""
+    base = max(getattr(scheduler, 'base_values', None) or [0])
+    least = getattr(scheduler, 'eta_min', None)
+    if isinstance(least, Real) and least > base > 0:
+        raise ValueError(
+            f'`eta_min` of {name} is {least}, more than the {base:g} that it '
+            'begins with, so rates would rise; give a smaller one.')
+    gamma = getattr(scheduler, 'gamma', None)
+    if isinstance(gamma, Real) and gamma > 1:
+        _warn(f'`gamma` of {name} is {gamma}: rates are multiplied by it, so '
+              'they grow.')
+
+
+def check_rules(runner: Runner) -> None:
+    """Name what takes the worst for the best, as far as names tell.
+
+    Args:
+        runner (Runner): The run, ready to train.
+    """
+    for owner, metric, rule in waiting(runner):
+        more, less = (
+            any(key.lower() in metric.lower() for key in keys)
+            for keys in (CheckpointHook._default_greater_keys,
+                         CheckpointHook._default_less_keys))
+        right = 'greater' if more else 'less'
+        if more != less and rule not in (right, None):
+            _warn(f"{owner} waits for the metric '{metric}' by rule='{rule}': "
+                  f"if {'more' if more else 'less'} of it is better, the "
+                  f"worst is taken for the best; set rule='{right}'.")
+
+
+def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:
+    if isinstance(schedulers, Mapping):
+        schedulers = schedulers.values()
+    for each in schedulers or ():
+        if isinstance(each, (list, tuple)):
+            yield from _flat(each)
+        else:
+            yield each
+
+
+def _say_too_long(scheduler: _ParamScheduler, name: str, most: int) -> None:
+    marks = getattr(scheduler, 'milestones', None)
+    last = min(marks) if marks else getattr(scheduler, 'T_max', 0)
+    begin = getattr(scheduler, 'begin', 0)
+    warms = getattr(scheduler, 'start_factor', 1) < getattr(
+        scheduler, 'end_factor', 1)
+    if begin >= most > 0:
+        _warn(f'`param_scheduler` has a {name} that begins at {begin}, and '
+              f'the run ends after {most}: it never acts.')
+    elif last > 2 * most:
+        _warn(f'`param_scheduler` has a {name} that goes on until {last}, and '
+              f'the run ends after {most}: rates stay near those of its '
+              'beginning.')
+    elif getattr(scheduler, 'end_factor', 1) == 0 and scheduler.end < most:
+        _warn(f'`param_scheduler` has a {name} with an `end_factor` of 0 at '
+              f'{scheduler.end}, and the run ends after {most}: nothing is '
+              'learned from there on; let it end with the run.')
+    elif warms and scheduler.end >= most > 1:
+        _warn(f'`param_scheduler` has a {name} that warms up for the whole '
+              f'run, {most} long; set its `end`.')
+
+
+_GIVE = ('give `val_dataloader`, `val_evaluator` and `val_cfg`, or take it '
+         'out')
+
+
+def _check_waiting(runner: Runner, judged: bool) -> None:
+    """Hooks that wait for a validation, and runs that leave nothing."""
+    kept = False
+    for hook in runner.hooks:
+        if list(_names_of(hook)) and not judged:
+            raise ValueError(
+                f'{type(hook).__name__} waits for a validation, and the run '
+                f'has none; {_GIVE}.')
+        if type(hook) is CheckpointHook and hook.by_epoch and isinstance(
+                runner._train_loop, IterBasedTrainLoop):
+            _warn('CheckpointHook counts epochs, and the run iterations, so '
+                  'it saves at the end alone; set `default_hooks.checkpoint.'
+                  'by_epoch=False`.')
+        if isinstance(hook, CheckpointHook):
+            _check_saving(runner, hook)
+        for epoch in _switches(hook):
+            if epoch > max(runner.max_epochs, 1):
+                _warn(f'{type(hook).__name__} acts in epoch {epoch}, and the '
+                      f'run ends after {runner.max_epochs}: it never does.')
+        kept = kept or type(hook).__name__ == 'ModuleToZooHook' or (
+            isinstance(hook, CheckpointHook)
+            and (hook.interval > 0 or hook.save_last or hook.save_best))
+    if not kept:
+        _warn('Nothing of what is learned will be kept: there is no '
+              '`default_hooks.checkpoint`, or it saves nothing.')
+
+
+def _switches(hook: Hook) -> Iterator[int]:
+    """Epochs from which hooks of the libraries change a run."""
+    if isinstance(getattr(hook, 'switch_epoch', None), int):
+        yield hook.switch_epoch  # PipelineSwitchHook
+    schedule = getattr(hook, 'schedule', None)
+    if isinstance(schedule, Mapping):  # SwitchRecipeHook
+        yield from (key for key in schedule if isinstance(key, int))
+
+
+def _check_saving(runner: Runner, hook: CheckpointHook) -> None:
+    """Refuse settings that the hook hands on to a runner that has none such.
+    """
+    saves = inspect.signature(runner.save_checkpoint).parameters
+    check_arguments(type(hook), set(hook.args) - set(saves))
+
+
+def _names_of(hook: Hook) -> Iterator[Waits]:
+    """What a hook of mmengine's own waits for; others may judge themselves."""
+    if type(hook) is EarlyStoppingHook:
+        yield Waits('EarlyStoppingHook.monitor', hook.monitor, hook.rule)
+    if type(hook) is CheckpointHook and hook.save_best:
+        best = hook.save_best
+        best = [best] if isinstance(best, str) else best
+        # for 'auto' there is one that is left out
+        for name, rule in zip(best, hook.rules):
+            yield Waits('CheckpointHook.save_best', name, rule)
+
+
+def waiting(runner: Runner) -> Iterator[Waits]:
+    """What hooks and schedulers of a run wait for.
+
+    Args:
+        runner (Runner): The run, ready to train.
+    """
+    for hook in runner.hooks:
+        yield from _names_of(hook)
+    for scheduler in _flat(runner.param_schedulers):
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            yield Waits(
+                type(scheduler).__name__, scheduler.monitor, scheduler.rule)
