@@ -7,17 +7,20 @@ Nothing here touches the network, and a check that fails never stops the next.
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from shlex import quote
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, List, Optional, Sequence
 
 from safetensors import safe_open
 
+from .checks import BROKEN, NOTE, OK, Check, by_topic, worst
 from .messages import MESSAGE, cut, printable
+from .zoo_checks import check_zoos
 
-OK, NOTE, BROKEN = 'ok', 'note', 'broken'
+__all__ = ['by_topic', 'examine', 'worst']
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: The checkout, or what an installed package carries of it.
 HOME = next(
@@ -77,36 +80,23 @@ TRUNKS = {
 }
 
 
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check.
+def examine(zoos: Optional[Sequence[str]] = None) -> List[Check]:
+    """Run all checks, in the order of the report.
 
     Args:
-        topic: Heading it belongs under.
-        name: What was checked.
-        state: ``'ok'``, ``'note'`` (works without, or limited) or
-            ``'broken'`` (vim_mm cannot do its work).
-        detail: What was found.
-        mend: The line that fixes a problem; empty when there is none.
+        zoos (Sequence[str], optional): Zoos to look at. Defaults to those
+            that the guides and demos make, where there are any.
     """
-    topic: str
-    name: str
-    state: str
-    detail: str
-    mend: str = ''
-
-
-def examine() -> List[Check]:
-    """Run all checks, in the order of the report."""
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
-                 check_device, check_weights, check_data_packages):
+                 check_device, check_weights, check_data_packages,
+                 partial(check_zoos, zoos)):
         try:
             checks += part()
         except Exception as error:  # a doctor must survive any patient
+            name = getattr(part, 'func', part).__name__
             checks.append(
-                Check('doctor', part.__name__, BROKEN, _brief(error),
-                      mend_of(error)))
+                Check('doctor', name, BROKEN, _brief(error), mend_of(error)))
     return checks
 
 
@@ -292,17 +282,3 @@ def _resolve(base: str) -> str:
         draft.write_text(f'_base_ = {base!r}\n')
         cfg = Config.fromfile(draft)
     return f'inherits {len(cfg)} settings'
-
-
-def by_topic(checks: List[Check]) -> Dict[str, List[Check]]:
-    """Checks under their headings, both in order."""
-    topics: Dict[str, List[Check]] = {}
-    for check in checks:
-        topics.setdefault(check.topic, []).append(check)
-    return topics
-
-
-def worst(checks: List[Check]) -> Tuple[int, int]:
-    """How many checks are broken, and how many are notes."""
-    states = [check.state for check in checks]
-    return states.count(BROKEN), states.count(NOTE)
