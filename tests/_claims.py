@@ -114,6 +114,17 @@ MISSING: Dict[str, Callable[[], Any]] = {
     'ordered': lambda: Calls(OrderedDict, range(1 << 32))}
 
 
+def pickles(protocol: int) -> Dict[str, bytes]:
+    """Pickles that build the same often, or what has no data."""
+    return {
+        **{f'{what} often': pickle.dumps([make() for _ in range(2000)],
+                                         protocol)
+           for what, make in COPIES.items()},
+        **{f'{what} without data': pickle.dumps([make()], protocol)
+           for what, make in MISSING.items()}
+    }
+
+
 def as_archive(path: Path, data: bytes) -> None:
     """A checkpoint as of today, with this pickle."""
     with zipfile.ZipFile(path, 'w') as archive:

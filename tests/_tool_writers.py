@@ -47,8 +47,7 @@ def own_task(root: Path) -> Writer:
         pace = Pace(1., 1., 'measured here')
         with mock.patch('vim_mm.apis.new_task.task.measure',
                         lambda cfg: pace), mock.patch(
-                            'vim_mm.apis.new_task.task.read_config',
-                            lambda file: Path(file).read_text()):
+                            'vim_mm.apis.new_task.task.read_config', str):
             new_task(
                 data,
                 str(root / 'my_trunk.py'),

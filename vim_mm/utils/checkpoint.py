@@ -28,6 +28,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from .checkpoint_form import CheckpointError, check_archive, check_content
 from .checksum import is_intact, save_checkpoint
+from .drafts import named
 from .files import shipped
 from .pickle_parts import (NDARRAY, PARTS, Budget, Part, bounded_parts,
                            reconstruct, scalar_of, size_of)
@@ -105,7 +106,8 @@ def load_from_safetensors(filename: str,
         raise CheckpointError(
             f'{path} is truncated or not a safetensors file ({error}): '
             'fetch or write it again.') from error
-    _check_intact(path)
+    with named(Path(path)):
+        _check_intact(path)
     if isinstance(map_location, (str, torch.device)):
         state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
     return dict(state_dict=state_dict)
@@ -125,12 +127,13 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
             containers, numpy arrays and mmengine's training records.
     """
     path = _existing(_of_folder(filename))
-    try:
-        size = check_archive(path)
-    except ReadError as error:
-        raise CheckpointError(f'{path}: {error}.') from None
-    _check_intact(path)
-    content = load_pickle(path, map_location=map_location)
+    with named(Path(path)):  # a disk that fails names no file
+        try:
+            size = check_archive(path)
+        except ReadError as error:
+            raise CheckpointError(f'{path}: {error}.') from None
+        _check_intact(path)
+        content = load_pickle(path, map_location=map_location)
     check_content(content, path, size, str(map_location) == 'meta')
     if osp.basename(path) == _WEIGHTS and 'module' in content:
         content['state_dict'] = content.pop('module')

@@ -11,7 +11,7 @@ from typing import Iterator, List, Optional, Sequence
 
 from vim_mm.utils.arguments import check_width
 from vim_mm.utils.config import read_config
-from vim_mm.utils.drafts import open_draft
+from vim_mm.utils.drafts import NotFlushedError, named, open_draft
 from vim_mm.utils.files import discard, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.quiet_logs import quiet
@@ -199,17 +199,25 @@ def _check(config: Path, minutes: float, shots: Optional[int],
 @contextmanager
 def _lists(folder: Path, data: OwnData) -> Iterator[None]:
     """Write the lists of images; they go again if what follows fails."""
-    fresh = not folder.exists()
+    fresh, unsure = not folder.exists(), None
     try:
         if data.files:
             folder.mkdir(exist_ok=True)
         for name, text in data.files.items():
-            write_atomic(folder / name, text)
+            try:
+                write_atomic(folder / name, text)
+            except NotFlushedError as error:  # it is there all the same
+                unsure = error
         yield
+    except NotFlushedError:
+        raise  # the config is there, too
     except BaseException:
         if fresh:
-            discard(folder)
+            with suppress(OSError):  # which would hide the first
+                discard(folder)
         raise
+    if unsure is not None:
+        raise unsure
 
 
 @quiet()
@@ -219,7 +227,8 @@ def _measure(writer: Writer, config: Path, plan: Plan) -> Pace:
     file, draft = open_draft(config)
     text = draft.with_name(f'{draft.name}.py')
     try:
-        write_atomic(text, writer.write('', plan))
+        with named(text):
+            text.write_text(writer.write('', plan), 'utf-8')
         return measure(read_config(str(text)))
     finally:
         for path in (text, draft):
