@@ -37,8 +37,13 @@ def main() -> int:
         help='zoos whose modules to verify (default: those of the guides and '
         'demos, work_dirs/zoo and work_dirs/demo/zoo, if there are any)')
     args = parser.parse_args()
+
+    def check_zoos() -> list:
+        from vim_mm.zoo import zoo_checks  # what it needs may be missing
+        return zoo_checks.check_zoos(args.zoo)
+
     console = table_console()
-    checks = examine(args.zoo)
+    checks = examine(check_zoos)
     for topic, group in by_topic(checks).items():
         table = Table('', '', '', title=topic, title_justify='left',
                       show_header=False, box=None)  # yapf: disable

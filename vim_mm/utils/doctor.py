@@ -7,17 +7,15 @@ Nothing here touches the network, and a check that fails never stops the next.
 import os
 import platform
 import tempfile
-from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from shlex import quote
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, Optional
 
 from safetensors import safe_open
 
 from .checks import BROKEN, NOTE, OK, Check, by_topic, worst
 from .messages import MESSAGE, cut, printable
-from .zoo_checks import check_zoos
 
 __all__ = ['by_topic', 'examine', 'worst']
 
@@ -80,23 +78,21 @@ TRUNKS = {
 }
 
 
-def examine(zoos: Optional[Sequence[str]] = None) -> List[Check]:
+def examine(*more: Callable[[], List[Check]]) -> List[Check]:
     """Run all checks, in the order of the report.
 
     Args:
-        zoos (Sequence[str], optional): Zoos to look at. Defaults to those
-            that the guides and demos make, where there are any.
+        *more (Callable): Other checks that come last.
     """
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
-                 check_device, check_weights, check_data_packages,
-                 partial(check_zoos, zoos)):
+                 check_device, check_weights, check_data_packages, *more):
         try:
             checks += part()
         except Exception as error:  # a doctor must survive any patient
-            name = getattr(part, 'func', part).__name__
             checks.append(
-                Check('doctor', name, BROKEN, _brief(error), mend_of(error)))
+                Check('doctor', part.__name__, BROKEN, _brief(error),
+                      mend_of(error)))
     return checks
 
 

@@ -11,7 +11,7 @@ from typing import Iterator, List, Optional, Sequence
 
 from vim_mm.utils.arguments import check_width
 from vim_mm.utils.config import read_config
-from vim_mm.utils.drafts import NotFlushedError, named, open_draft
+from vim_mm.utils.drafts import NotFlushedError, open_draft
 from vim_mm.utils.files import discard, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.quiet_logs import quiet
@@ -227,8 +227,8 @@ def _measure(writer: Writer, config: Path, plan: Plan) -> Pace:
     file, draft = open_draft(config)
     text = draft.with_name(f'{draft.name}.py')
     try:
-        with named(text):
-            text.write_text(writer.write('', plan), 'utf-8')
+        with suppress(NotFlushedError):  # it does not stay
+            write_atomic(text, writer.write('', plan))
         return measure(read_config(str(text)))
     finally:
         for path in (text, draft):

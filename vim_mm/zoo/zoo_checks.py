@@ -7,8 +7,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from .checks import BROKEN, NOTE, OK, Check
-from .messages import LINES, printable
+from vim_mm.utils.checks import BROKEN, NOTE, OK, Check
+from vim_mm.utils.messages import LINES, printable
+from .card import ZooError
+from .zoo_reader import ZooReader
 
 #: Where the guides and demos put modules.
 ZOOS = ('work_dirs/zoo', 'work_dirs/demo/zoo', 'work_dirs/zoo-demo/zoo')
@@ -32,7 +34,6 @@ def check_zoos(roots: Optional[Sequence[str]] = None) -> List[Check]:
 
 
 def _check_zoo(root: str, until: float) -> List[Check]:
-    from vim_mm.zoo import ZooError
     topic, shown = 'zoos', printable(root)
     try:
         good, bad, left = _look(root, until)
@@ -59,8 +60,7 @@ def _check_zoo(root: str, until: float) -> List[Check]:
 def _look(root: str,
           until: float) -> Tuple[int, Dict[str, Tuple[str, str]], int]:
     """How many modules are whole, which are not, and how many are left."""
-    from vim_mm.zoo import Zoo, ZooError
-    zoo, good, left = Zoo(root), 0, 0
+    zoo, good, left = ZooReader(root), 0, 0
     names, bad = zoo.names(), {}
     for place, name in enumerate(names):
         if time.monotonic() > until:
