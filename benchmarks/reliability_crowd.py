@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-from _claims import ALL, as_archive
+from _claims import ALL, as_archive, pickles
 from _crowd import crowd, spoil
 from reliability_cases import Campaign, Tally, some
 from reliability_zoo import save
@@ -48,7 +48,7 @@ def cards(zoo: Zoo) -> tuple:
 
 
 def claims(tally: Tally, root: Path, share: float, seed: int) -> None:
-    """Read pickles whose lengths, or calls, ask for gigabytes."""
+    """Read pickles whose lengths, or calls, ask for what is not there."""
     rng, path = random.Random(seed), root / 'x.pth'
     readers: Dict[str, Callable[[bytes], Any]] = dict(
         annotations=lambda data: load_plain(io.BytesIO(data)),
@@ -56,7 +56,10 @@ def claims(tally: Tally, root: Path, share: float, seed: int) -> None:
                               load_from_local(str(path))),
         old=lambda data: (path.write_bytes(data),
                           load_from_local(str(path))))
-    for what, data in some(list(ALL.items()), share, rng):
+    cases = list(ALL.items())
+    for protocol in (2, 4):
+        cases += pickles(protocol).items()
+    for what, data in some(cases, share, rng):
         for name, read in readers.items():
             with tally.case(f'{name}: {what}', len(data)):
                 read(data)

@@ -1,14 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Pickles of a few bytes whose length fields, or calls, ask for gigabytes."""
 
+import _codecs
 import pickle
 import pickletools
 import struct
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import numpy as np
+import torch
 
 
 def claim(opcode: bytes, form: str, number: int) -> bytes:
@@ -72,6 +75,54 @@ CALLS = {
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
 }
 ALL = {**LENGTHS, **MEMO, **CALLS}
+
+
+class Array:
+    """Unpickling it makes an array, and fills it."""
+
+    def __init__(self, dtype: str, shape: tuple, data: Any) -> None:
+        self.state = 1, shape, np.dtype(dtype), False, data
+
+    def __reduce__(self) -> tuple:
+        return RECONSTRUCT, (np.ndarray, (0, ), b'b'), self.state
+
+
+DATA, TEXT = bytes(1 << 16), 'x' * (1 << 16)
+NUMBERED = list(range(200)) * 40
+PAIRS, SHAPE = [[each, 1] for each in range(2000)], tuple(NUMBERED)
+#: What is there once, and built of again and again.
+COPIES: Dict[str, Callable[[], Any]] = dict(
+    bytearray=lambda: Calls(bytearray, DATA),
+    bytes=lambda: Calls(bytes, NUMBERED),
+    encode=lambda: Calls(_codecs.encode, TEXT, 'latin1'),
+    set=lambda: Calls(set, NUMBERED),
+    frozenset=lambda: Calls(frozenset, NUMBERED),
+    ordered=lambda: Calls(OrderedDict, PAIRS),
+    size=lambda: Calls(torch.Size, SHAPE),
+    swapped=lambda: Array('>u2', (len(DATA) // 2, ), DATA),
+    objects=lambda: Array('O', (len(NUMBERED), ), NUMBERED))
+#: Arrays of objects that are not there, and other things without their data.
+MISSING: Dict[str, Callable[[], Any]] = {
+    **{f'objects {shape}': lambda shape=shape: Array('O', shape, [1, 2])
+       for shape in ((3, ), (1, ), (1 << 30, ), (1 << 40, ), (1 << 62, 4),
+                     (-2, -1), (2, ) * 70)},
+    **{f'tensor {size}': lambda size=size: Calls(
+        torch._utils._rebuild_tensor_v2, torch.ones(4).storage(), 0, size,
+        (1, ) * len(size), False, OrderedDict())
+       for size in ((5, ), (1 << 34, ), (1 << 62, ))},
+    'size': lambda: Calls(torch.Size, range(1 << 32)),
+    'ordered': lambda: Calls(OrderedDict, range(1 << 32))}
+
+
+def pickles(protocol: int) -> Dict[str, bytes]:
+    """Pickles that build the same often, or what has no data."""
+    return {
+        **{f'{what} often': pickle.dumps([make() for _ in range(2000)],
+                                         protocol)
+           for what, make in COPIES.items()},
+        **{f'{what} without data': pickle.dumps([make()], protocol)
+           for what, make in MISSING.items()}
+    }
 
 
 def as_archive(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from _export import build, classifier
 from _folder_writers import (FIRST, SECOND, Writer, copies, generated, peft,
                              pulled, release, store, student, zoo_of)
 from _moe_tiny import build_moe, moe_cfg, some_usage
+from _tool_writers import own_task, predictions, split_task, vim_release
 
 from vim_mm.apis import export_model
 from vim_mm.features.score_cache import ScoreCache
@@ -171,5 +172,9 @@ WRITERS: Dict[str, Callable[[Path], Writer]] = dict(
     peft=peft,
     student=student,
     store=store,
+    new_task=own_task,
+    split_task=split_task,
+    predictions=predictions,
+    vim_release=vim_release,
     **{f'generated_{kind}': lambda root, kind=kind: generated(kind, root)
        for kind in ('cls', 'det', 'seg')})

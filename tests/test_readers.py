@@ -160,6 +160,28 @@ def test_towers_are_few(tmp_path: Path) -> None:
                       tmp_path / 'out.safetensors')
 
 
+@pytest.mark.parametrize('family, names, number, said', [
+    ('timm-davit', 'stages.0.blocks.{}.0.attn.x', 99, 'more than 300 parts'),
+    ('dinov2', 'blocks.{}.norm1.weight', 99, 'more than 300 parts'),
+    ('dinov2', '{}.blocks.0.ls1.gamma', 9, 'holds 10 towers'),
+    ('timm-vit', '{}.blocks.0.attn.qkv.weight', 9, 'holds 10 towers')])
+def test_parts_and_towers_of_many_tensors(
+        family: str, names: str, number: int, said: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long is bounded, however many tensors a file has."""
+    monkeypatch.setattr('vim_mm.utils.meta.PARTS', 300)
+    monkeypatch.setattr('vim_mm.utils.tensor_names.LOOKS', 200)
+    tensors = {names.format(n): torch.ones(1) for n in range(number)}
+    if family == 'timm-davit':
+        tensors['stem.conv.weight'] = torch.ones(32, 3, 7, 7)
+    else:
+        tensors.update(load(TENSORS['published_trunk'](tmp_path).good))
+    (tmp_path / 'x.safetensors').write_bytes(save(tensors))
+    with pytest.raises(ConversionError, match=said):
+        convert_trunk(family, tmp_path / 'x.safetensors',
+                      tmp_path / 'out.safetensors')
+
+
 def test_ranks_of_an_adapter_are_alike(tmp_path: Path,
                                        monkeypatch: pytest.MonkeyPatch
                                        ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from _writers import WRITERS
 
 SLOW = ('onnx', 'student', 'experts', 'generated_seg', 'generated_cls', 'peft',
-        'copies', 'pulled')
+        'copies', 'pulled', 'new_task', 'split_task', 'vim_release')
 
 
 @pytest.fixture(scope='module')

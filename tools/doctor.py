@@ -28,11 +28,22 @@ COLORS = dict(ok='green', note='yellow', broken='red')
 
 
 def main() -> int:
-    argparse.ArgumentParser(
-        description='Examine the installation and say how to fix it'
-    ).parse_args()
+    parser = argparse.ArgumentParser(
+        description='Examine the installation and say how to fix it')
+    parser.add_argument(
+        '--zoo',
+        nargs='+',
+        metavar='DIR',
+        help='zoos whose modules to verify (default: those of the guides and '
+        'demos, work_dirs/zoo and work_dirs/demo/zoo, if there are any)')
+    args = parser.parse_args()
+
+    def check_zoos() -> list:
+        from vim_mm.zoo import zoo_checks  # what it needs may be missing
+        return zoo_checks.check_zoos(args.zoo)
+
     console = table_console()
-    checks = examine()
+    checks = examine(check_zoos)
     for topic, group in by_topic(checks).items():
         table = Table('', '', '', title=topic, title_justify='left',
                       show_header=False, box=None)  # yapf: disable

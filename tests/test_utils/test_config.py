@@ -1,8 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A config that cannot be read is named, with what is wrong in it."""
 
+import errno
+import os
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +41,27 @@ def parse(*settings: str) -> dict:
     parser = ArgumentParser()
     add_cfg_options(parser)
     return parser.parse_args(['--cfg-options', *settings]).cfg_options
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_no_temporary_folder(number: int, tmp_path: Path,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine copies a config into one, and forgets that there is none."""
+    path = tmp_path / 'a.py'
+    path.write_text('model = dict()')
+    read_config(str(path))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('tempfile.mkdtemp', full)
+    with pytest.raises(ValueError, match='a.py cannot be read, as no temp.*'
+                       f'{os.strerror(number)}.*set TMPDIR'):
+        read_config(str(path))
+    monkeypatch.undo()
+    monkeypatch.setattr('tempfile.NamedTemporaryFile', full)
+    with pytest.raises(OSError, match=f'{os.strerror(number)}.*a.py'):
+        read_config(str(path))
 
 
 def test_cfg_options_override_the_file(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_tool_prints_the_mend(monkeypatch: pytest.MonkeyPatch,
                                   code: int) -> None:
     mend = 'pip install ' + 'a-very-long-name ' * 20
     check = doctor.Check('topic', 'thing', state, 'what was found', mend)
-    monkeypatch.setattr(doctor, 'examine', lambda: [check])
+    monkeypatch.setattr(doctor, 'examine', lambda zoos: [check])
     monkeypatch.setattr(sys, 'argv', ['doctor.py'])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / 'tools/doctor.py'), run_name='__main__')
@@ -189,7 +189,8 @@ def test_weights_that_are_none(tmp_path: Path, what: str, capsys: Any,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     """They are broken or not there, in a line; nothing waits or breaks."""
     monkeypatch.setenv('VIM_MM_WEIGHTS', str(tmp_path))
-    monkeypatch.setattr(doctor, 'examine', doctor.check_weights)
+    monkeypatch.setattr(doctor, 'examine',
+                        lambda zoos: doctor.check_weights())
     path = tmp_path / 'clip_vit-b16.safetensors'
     if what in IN_PLACE:
         put(path, what)

@@ -4,20 +4,23 @@
 import io
 import pickle
 import pickletools
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 import torch
-from _claims import ALL, LENGTHS, MEMO, Calls, as_archive
+from _claims import ALL, COPIES, LENGTHS, MEMO, MISSING, Calls, as_archive
 from _hostile import judged
 from mmengine.fileio import load
 from mmengine.runner import CheckpointLoader
 
 from vim_mm.utils.checkpoint import CheckpointError
 from vim_mm.utils.pickle_bounds import check_claims
-from vim_mm.utils.plain_files import UnsafeFileError, load_plain
+from vim_mm.utils.pickle_parts import reconstruct
+from vim_mm.utils.plain_files import (_BUILTINS, _PLAIN, UnsafeFileError,
+                                      load_plain)
 
 
 @pytest.mark.parametrize('what', ALL)
@@ -62,6 +65,65 @@ def test_a_tensor_whose_own_pickle_claims_more(what: str,
     with judged() as verdict:
         load(path)
     assert isinstance(verdict.error, UnsafeFileError) and not verdict.problem
+
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+@pytest.mark.parametrize('what', COPIES)
+def test_what_is_there_once_is_not_built_often(what: str, protocol: int,
+                                               tmp_path: Path) -> None:
+    few, many = ([COPIES[what]() for _ in range(n)] for n in (2, 2000))
+    assert len(load_plain(io.BytesIO(pickle.dumps(few, protocol)))) == 2
+    data = pickle.dumps(many, protocol)
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(data)
+    with judged(len(data)) as verdict, pytest.raises(
+            UnsafeFileError, match='x.pkl .*builds far more than it holds'):
+        load(path)
+    assert not verdict.problem
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+@pytest.mark.parametrize('what', MISSING)
+def test_data_that_are_not_there(what: str, protocol: int) -> None:
+    data = pickle.dumps([MISSING[what]()], protocol)
+    with judged(len(data)) as verdict:
+        load_plain(io.BytesIO(data))
+    assert isinstance(verdict.error, UnsafeFileError) and not verdict.problem
+
+
+@pytest.mark.parametrize('what', [
+    'bytearray, protocol 2', 'encode', 'bytearray', 'frozenset'])
+def test_checkpoints_that_build_the_same_again(what: str,
+                                               tmp_path: Path) -> None:
+    if what in COPIES:
+        data = pickle.dumps([COPIES[what]() for _ in range(2000)], 2)
+    else:
+        data = ALL[what]
+    as_archive(tmp_path / 'x.pth', data)
+    with judged(len(data)) as verdict:
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'), 'cpu')
+    assert isinstance(verdict.error, CheckpointError) and not verdict.problem
+
+
+@pytest.mark.parametrize('part', sorted('.'.join(each) for each in (
+    *_PLAIN, *(('builtins', name) for name in _BUILTINS))))
+@pytest.mark.parametrize('state', [
+    b'}X\x03\0\0\0__aX\1\0\0\0xs',
+    b'N}X\x08\0\0\0__name__X\1\0\0\0xs\x86',
+    b'N}X\x0c\0\0\0__defaults__)s\x86'])
+def test_what_builds_objects_is_not_changed(part: str, state: bytes) -> None:
+    module, _, name = part.rpartition('.')
+    whole = f'\x80\2c{module}\n{name}\n'.encode('latin1') + state + b'b.'
+    known = [dict(vars(each), name=each.__name__, given=each.__defaults__)
+             for each in (reconstruct, torch._utils._rebuild_tensor_v2)]
+    with pytest.raises(UnsafeFileError):
+        load_plain(io.BytesIO(whole))
+    assert known == [
+        dict(vars(each), name=each.__name__, given=each.__defaults__)
+        for each in (reconstruct, torch._utils._rebuild_tensor_v2)]
 
 
 @pytest.mark.parametrize('reader', ['load_plain', 'load_checkpoint'])
@@ -115,19 +177,47 @@ def test_honest_pickles(protocol: int, tmp_path: Path) -> None:
         assert load(path) == MANY
 
 
+ARRAYS = [
+    *(np.arange(6).reshape(2, 3).astype(kind) for kind in ('f4', '>f8', 'S3',
+                                                           '<U2', 'i1')),
+    *(np.array([value]) for value in (True, 1 + 2j, b'', 'a')),
+    np.zeros((0, ), np.int8), np.zeros((3, 0)), np.array(2.5),
+    np.asfortranarray(np.arange(6).reshape(2, 3)), np.ones(9999),
+    np.array([(1, .5)], [('a', 'i4'), ('b', 'f8')]),
+    np.array([[1, 'a'], [None, 2.5]], object), np.float32(.5),
+    np.array([np.ones(2), [np.array(3)], dict(a=np.zeros(1))], object),
+    OrderedDict(a=1), {1, 2}, frozenset('ab'), bytearray(b'a'), range(3)]
+
+
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 def test_several_in_one_file(protocol: int, tmp_path: Path) -> None:
     """Each is read from where the one before ended."""
-    data = b''.join(pickle.dumps(value, protocol) for value in (MANY, 'b', 3))
+    values = [MANY, ARRAYS, 'b', 3]
+    data = b''.join(pickle.dumps(value, protocol) for value in values)
     path = tmp_path / 'x.bin'
     path.write_bytes(data)
     with path.open('rb') as file:
-        found = [load_plain(file) for _ in range(3)]
-        assert found == [MANY, 'b', 3]
+        found = [load_plain(file) for _ in values]
+        values[1] = pickle.loads(pickle.dumps(ARRAYS, protocol))
+        assert repr(found) == repr(values)
+        for own, other in zip(found[1], values[1]):
+            assert type(own) is type(other)
+            assert getattr(own, 'dtype', 0) == getattr(other, 'dtype', 0)
         with pytest.raises(UnsafeFileError, match='has no end'):
             load_plain(file)
     memory = io.BytesIO(data)
-    assert [load_plain(memory) for _ in range(3)] == [MANY, 'b', 3]
+    assert repr([load_plain(memory) for _ in values]) == repr(values)
+
+
+@pytest.mark.parametrize('protocol', range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_honest_tensors(protocol: int) -> None:
+    whole = torch.arange(12.).reshape(3, 4)
+    values = [whole, whole[1:, ::2], whole.t(), torch.ones(()),
+              torch.ones(0, 3), torch.ones(1).expand(5), whole.size()]
+    found = load_plain(io.BytesIO(pickle.dumps(values, protocol)))
+    for own, other in zip(found, values):
+        assert type(own) is type(other) and torch.equal(
+            torch.as_tensor(own), torch.as_tensor(other))
 
 
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))

@@ -4,15 +4,16 @@
 import json
 import os
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
 from _hostile import ESCAPE, IN_PLACE, JSON_FILES, judged, put
-from torch import nn
+from torch import Tensor, nn
 
 from vim_mm.utils import tensor_files
 from vim_mm.utils.messages import MESSAGE, InputError, cut, printable, short
-from vim_mm.utils.meta import check_shapes, without_memory
+from vim_mm.utils.meta import PARTS, check_shapes, most_parts, without_memory
 from vim_mm.utils.reading import (DEPTH, OpenFolder, ReadError, check_plain,
                                   open_regular, parse_json, read_json,
                                   read_regular)
@@ -167,6 +168,19 @@ def test_models_without_memory() -> None:
         with without_memory(3):
             nn.Sequential(*(nn.Identity() for _ in range(4)))
     nn.Sequential(*(nn.Identity() for _ in range(9)))  # the limit is gone
+    assert most_parts(1) < most_parts(10) < most_parts(10**6) == PARTS
+
+
+@pytest.mark.parametrize('fill', [
+    Tensor.zero_, lambda tensor: tensor.normal_(std=.1),
+    lambda tensor: nn.init.trunc_normal_(tensor, std=.02),
+    nn.init.kaiming_uniform_, nn.init.orthogonal_])
+def test_tensors_without_memory_take_no_values(fill: Callable) -> None:
+    with without_memory():
+        empty = torch.ones(2, 3)
+        assert fill(empty) is empty and empty.is_meta
+        there = torch.full((2, 3), 7., device='cpu')
+        assert fill(there) is there and (there != 7).all()
 
 
 def test_shapes_are_compared() -> None:

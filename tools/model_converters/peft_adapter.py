@@ -9,12 +9,11 @@
 
 import argparse
 
-from mmengine.config import Config
-
 import vim_mm  # noqa: F401
 from vim_mm.interchange import LAYOUTS, export_adapter, import_adapter
 from vim_mm.models.backbones import build_trunk
 from vim_mm.utils.cli import run_cli
+from vim_mm.utils.config import config_of
 from vim_mm.zoo import ZooError
 
 
@@ -54,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 def trunk_of(path: str) -> dict:
     """The config of the trunk in a trunk's or a model's config."""
-    cfg = Config.fromfile(path)
+    cfg = config_of(path)
     backbone = cfg.get('model', {}).get('backbone', {})
     trunk = cfg.get('trunk') or backbone.get('trunk')
     if trunk is None:

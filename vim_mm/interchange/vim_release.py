@@ -17,6 +17,7 @@ from torch import nn
 from vim_mm.models import build_model
 from vim_mm.registry import MODELS
 from vim_mm.utils.checksum import save_checkpoint
+from vim_mm.utils.config import read_config
 from vim_mm.utils.files import new_folder
 from vim_mm.utils.meta import check_shapes, without_memory
 from vim_mm.zoo.card import check_name
@@ -138,7 +139,7 @@ def _save_modules(trunk: dict, modules: Sequence[StateDict],
 def _task_config(path: PathLike, trunk: dict, names: Sequence[str],
                  task: ReleasedTask) -> Config:
     """A kind's config with the sizes that a file has."""
-    cfg = Config.fromfile(path)
+    cfg = read_config(str(path))
     model = cfg.model
     model.backbone.trunk.update(trunk)
     model.backbone.update(

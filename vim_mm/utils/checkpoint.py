@@ -28,9 +28,10 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from .checkpoint_form import CheckpointError, check_archive, check_content
 from .checksum import is_intact, save_checkpoint
+from .drafts import named
 from .files import shipped
-from .pickle_bounds import (NDARRAY, PARTS, bounded_parts, reconstruct,
-                            scalar_of)
+from .pickle_parts import (NDARRAY, PARTS, Budget, Part, bounded_parts,
+                           reconstruct, scalar_of, size_of)
 from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
                           trusts_pickles)
 from .reading import ReadError
@@ -105,7 +106,8 @@ def load_from_safetensors(filename: str,
         raise CheckpointError(
             f'{path} is truncated or not a safetensors file ({error}): '
             'fetch or write it again.') from error
-    _check_intact(path)
+    with named(Path(path)):
+        _check_intact(path)
     if isinstance(map_location, (str, torch.device)):
         state_dict = {k: v.to(map_location) for k, v in state_dict.items()}
     return dict(state_dict=state_dict)
@@ -125,12 +127,13 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
             containers, numpy arrays and mmengine's training records.
     """
     path = _existing(_of_folder(filename))
-    try:
-        size = check_archive(path)
-    except ReadError as error:
-        raise CheckpointError(f'{path}: {error}.') from None
-    _check_intact(path)
-    content = load_pickle(path, map_location=map_location)
+    with named(Path(path)):  # a disk that fails names no file
+        try:
+            size = check_archive(path)
+        except ReadError as error:
+            raise CheckpointError(f'{path}: {error}.') from None
+        _check_intact(path)
+        content = load_pickle(path, map_location=map_location)
     check_content(content, path, size, str(map_location) == 'meta')
     if osp.basename(path) == _WEIGHTS and 'module' in content:
         content['state_dict'] = content.pop('module')
@@ -198,7 +201,7 @@ def load_pickle(file: Any,
             f'{torch.__version__} can be made to run any code by reading one '
             '(CVE-2025-32434); torch >= 2.6 cannot')
     try:
-        with _allowed(), _own_statistics():
+        with _allowed(size_of(file)), _own_statistics():
             return torch.load(
                 file, map_location=map_location, weights_only=True)
     except MemoryError:
@@ -281,13 +284,17 @@ def _refused_globals(file: Any, error: Exception) -> List[str]:
 
 
 @contextmanager
-def _allowed() -> Iterator[None]:
-    """What mmengine's Runner puts into checkpoints besides tensors."""
+def _allowed(size: int = 0) -> Iterator[None]:
+    """What mmengine's Runner puts into checkpoints besides tensors.
+
+    Args:
+        size (int): Bytes of the file, if it is read.
+    """
     # numpy 1.26 has the places of numpy 2 by name alone
     scalar = scalar_of(np.float64().__reduce__()[0])
     allowed = [
-        *_METHODS, np.dtype, slice, (PARTS['builtins.bytes'],
-                                     'builtins.bytes'),
+        *_METHODS, np.dtype, slice,
+        (Part(PARTS['builtins.bytes'], Budget(size)), 'builtins.bytes'),
         (_method, 'builtins.getattr'), (NDARRAY, 'numpy.ndarray'),
         # what it fills; a name in a file has a point
         (np.ndarray, 'arrays'),
@@ -297,7 +304,8 @@ def _allowed() -> Iterator[None]:
     for home in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         allowed += [(reconstruct, f'{home}._reconstruct'),
                     (scalar, f'{home}.scalar')]
-    with torch.serialization.safe_globals(allowed), bounded_parts():
+    with torch.serialization.safe_globals(allowed), bounded_parts(
+            size):
         yield
 
 

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
 from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
 from typing import Dict, Mapping, Optional, Union
 
 from mmengine.config import Config, DictAction
@@ -8,6 +9,7 @@ from mmengine.registry import Registry
 from yaml import YAMLError
 
 from .arguments import check_by_task, check_is_config
+from .drafts import named
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:
@@ -58,13 +60,40 @@ def _read(config: str) -> Config:
     if not config.endswith(('.py', '.yml', '.yaml', '.json')):
         raise ValueError(f'{config} is no config file: these end in .py, '
                          '.yml, .yaml or .json.')
+    cfg = config_of(config)
+    if 'model' not in cfg:
+        raise ValueError(f'The config {config} has no `model`; give one of a '
+                         'whole run.')
+    return cfg
+
+
+def config_of(config: str) -> Config:
+    """What a config file says, of a whole run or of a part.
+
+    Args:
+        config (str): The file.
+
+    Raises:
+        FileNotFoundError: If a file that it needs is not there.
+        OSError: If one cannot be read.
+        ValueError: If it is no config.
+    """
     try:
-        cfg = Config.fromfile(config)
+        with named(Path(config)):
+            return Config.fromfile(config)
     except (AssertionError, SyntaxError, ValueError, YAMLError) as error:
         said = str(error).rstrip('.')
         raise ValueError(
             f'The config {config}, or a `_base_` of it, is not valid: '
             f'{said}.') from error
+    except UnboundLocalError as error:
+        # mmengine looks for a temporary folder that could not be made
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise ValueError(
+            f'The config {config} cannot be read, as no temporary folder can '
+            f'be made ({error.__context__.strerror}); make room, or set '
+            'TMPDIR to another one.') from error
     except FileNotFoundError as error:
         fix = 'check its `_base_`'
         if '.mim/model-index' in str(error.filename):
@@ -72,10 +101,6 @@ def _read(config: str) -> Config:
         raise FileNotFoundError(f'The config {config} needs a file that is '
                                 f'not there ({error.filename or error}); '
                                 f'{fix}.') from error
-    if 'model' not in cfg:
-        raise ValueError(f'The config {config} has no `model`; give one of a '
-                         'whole run.')
-    return cfg
 
 
 def type_name(cfg: dict) -> str:

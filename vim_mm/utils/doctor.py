@@ -7,17 +7,18 @@ Nothing here touches the network, and a check that fails never stops the next.
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from shlex import quote
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, List, Optional
 
 from safetensors import safe_open
 
+from .checks import BROKEN, NOTE, OK, Check, by_topic, worst
 from .messages import MESSAGE, cut, printable
 
-OK, NOTE, BROKEN = 'ok', 'note', 'broken'
+__all__ = ['by_topic', 'examine', 'worst']
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: The checkout, or what an installed package carries of it.
 HOME = next(
@@ -77,30 +78,15 @@ TRUNKS = {
 }
 
 
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check.
+def examine(*more: Callable[[], List[Check]]) -> List[Check]:
+    """Run all checks, in the order of the report.
 
     Args:
-        topic: Heading it belongs under.
-        name: What was checked.
-        state: ``'ok'``, ``'note'`` (works without, or limited) or
-            ``'broken'`` (vim_mm cannot do its work).
-        detail: What was found.
-        mend: The line that fixes a problem; empty when there is none.
+        *more (Callable): Other checks that come last.
     """
-    topic: str
-    name: str
-    state: str
-    detail: str
-    mend: str = ''
-
-
-def examine() -> List[Check]:
-    """Run all checks, in the order of the report."""
     checks = []
     for part in (check_versions, check_imports, check_ops, check_bases,
-                 check_device, check_weights, check_data_packages):
+                 check_device, check_weights, check_data_packages, *more):
         try:
             checks += part()
         except Exception as error:  # a doctor must survive any patient
@@ -292,17 +278,3 @@ def _resolve(base: str) -> str:
         draft.write_text(f'_base_ = {base!r}\n')
         cfg = Config.fromfile(draft)
     return f'inherits {len(cfg)} settings'
-
-
-def by_topic(checks: List[Check]) -> Dict[str, List[Check]]:
-    """Checks under their headings, both in order."""
-    topics: Dict[str, List[Check]] = {}
-    for check in checks:
-        topics.setdefault(check.topic, []).append(check)
-    return topics
-
-
-def worst(checks: List[Check]) -> Tuple[int, int]:
-    """How many checks are broken, and how many are notes."""
-    states = [check.state for check in checks]
-    return states.count(BROKEN), states.count(NOTE)

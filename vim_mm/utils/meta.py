@@ -9,18 +9,27 @@ from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from .messages import short
 
 #: Parts of a model; the largest trunks have some thousands.
-PARTS = 20_000
+PARTS = 10_000
+#: What gives tensors their first values.
+_FILLS = {
+    *(fill for name, fill in vars(nn.init).items()
+      if name.endswith('_') and not name.startswith('_')), Tensor.fill_,
+    Tensor.normal_, Tensor.uniform_, Tensor.zero_
+}
 
 
-class _Rates(TorchFunctionMode):
-    """Rates of stochastic depth are read as numbers, so they need memory."""
+class _NoValues(TorchFunctionMode):
+    """Tensors without memory take no values, and trying takes long.
+
+    But rates of stochastic depth are read as numbers, so they need memory.
+    """
 
     def __torch_function__(self,
                            func: Callable,
@@ -28,6 +37,10 @@ class _Rates(TorchFunctionMode):
                            args: tuple = (),
                            kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in _FILLS:
+            tensor = args[0] if args else kwargs.get('tensor')
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
         if func is torch.linspace:
             kwargs.setdefault('device', 'cpu')
         return func(*args, **kwargs)
@@ -53,7 +66,7 @@ def without_memory(parts: int = PARTS) -> Iterator[None]:
 
     handle = register_module_module_registration_hook(note)
     try:
-        with torch.device('meta'), _Rates():
+        with torch.device('meta'), _NoValues():
             yield
     finally:
         handle.remove()
@@ -68,7 +81,7 @@ def most_parts(tensors: int) -> int:
     Args:
         tensors (int): Those of its file.
     """
-    return 300 + 6 * tensors
+    return min(PARTS, 300 + 6 * tensors)
 
 
 def check_shapes(own: Mapping[str, Sequence[int]],
@@ -94,6 +107,6 @@ def check_shapes(own: Mapping[str, Sequence[int]],
                              f'{tuple(shape)}')
 
 
-def shapes(tensors: Mapping[str, torch.Tensor]) -> Dict[str, torch.Size]:
+def shapes(tensors: Mapping[str, Tensor]) -> Dict[str, torch.Size]:
     """The shapes of tensors, by name."""
     return {name: value.shape for name, value in tensors.items()}

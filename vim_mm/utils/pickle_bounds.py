@@ -13,30 +13,28 @@ import mmap
 import pickletools
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Union
+from typing import BinaryIO, Iterator, List, Union
 
 from .messages import short
 
 #: By how much the number of an object may be larger than that of objects.
 SPARE = 1 << 20
-_HOLDERS = (str, bytes, bytearray, list, tuple, set, frozenset)
-#: What stands for the type of arrays, which one part alone may build.
-NDARRAY = object()
-
-# ------------------------------------------------------------------ lengths
 
 
-def check_claims(file: BinaryIO) -> None:
+def check_claims(file: BinaryIO) -> int:
     """Refuse a pickle that claims to be longer than it is.
 
     Args:
         file (BinaryIO): The open file, which is left where it stands.
 
+    Returns:
+        int: Its bytes.
+
     Raises:
         UnpicklingError: If it does, or is none.
     """
     with _bytes_of(file) as data:
-        _walk(data, file.tell())
+        return _walk(data, file.tell()) - file.tell()
 
 
 @contextmanager
@@ -61,7 +59,7 @@ def _bytes_of(file: BinaryIO) -> Iterator[Union[bytes, mmap.mmap]]:
     yield data
 
 
-def _walk(data: Union[bytes, mmap.mmap], place: int) -> None:
+def _walk(data: Union[bytes, mmap.mmap], place: int) -> int:
     size, puts = len(data), 0
     while place < size:
         code = data[place]
@@ -70,7 +68,7 @@ def _walk(data: Union[bytes, mmap.mmap], place: int) -> None:
             place += length
             continue
         if code == _STOP:
-            return
+            return place + 1
         start = place + 1
         if code in _COUNTED:
             width, signed = _COUNTED[code]
@@ -89,17 +87,18 @@ def _walk(data: Union[bytes, mmap.mmap], place: int) -> None:
                     raise UnpicklingError('it ends inside a line')
                 line, start = data[start:end], end + 1
             place = start
-        elif code in _PUTS:
-            start += _PUTS[code]
-            line = str(
-                int.from_bytes(data[place + 1:start], 'little')).encode()
-            place = start
+            if code == _PUT:
+                puts += 1
+                _check_number(line, puts)
+        elif code == _LONG_PUT:
+            place += 5
+            puts += 1
+            if int.from_bytes(data[start:place], 'little') > puts + SPARE:
+                _check_number(b'%d' % int.from_bytes(data[start:place],
+                                                     'little'), puts)
         else:
             raise UnpicklingError(f'at {place:,} it holds {code:#04x}, which '
                                   'stands for nothing')
-        if code in _NUMBERED:
-            puts += 1
-            _check_number(line, puts)
     raise UnpicklingError('it has no end')
 
 
@@ -113,10 +112,8 @@ def _check_number(line: bytes, puts: int) -> None:
 
 
 _OPCODES = {ord(each.code): each for each in pickletools.opcodes}
-_STOP, _PUT = ord('.'), ord('p')
-#: Bytes of the number that the memory of the reader grows to.
-_PUTS = {ord('q'): 1, ord('r'): 4}
-_NUMBERED = {_PUT, *_PUTS}
+#: The last two have a number that the memory of the reader grows to.
+_STOP, _PUT, _LONG_PUT = ord('.'), ord('p'), ord('r')
 #: Bytes of a length that follows, and whether it has a sign.
 _COUNTED = {
     code: {
@@ -140,76 +137,9 @@ def _fixed() -> List[int]:
     """Bytes of each operation of one length; 0 for others."""
     lengths = [0] * 256
     for code, each in _OPCODES.items():
-        if code not in {_STOP, *_PUTS, *_COUNTED, *_LINES}:
+        if code not in {_STOP, _LONG_PUT, *_COUNTED, *_LINES}:
             lengths[code] = 1 + (each.arg.n if each.arg else 0)
     return lengths
 
 
 _FIXED = _fixed()
-
-# -------------------------------------------------------------------- parts
-
-
-def of_content(build: Callable) -> Callable:
-    """A type that is built of text, bytes or a list, and of no number.
-
-    Args:
-        build (Callable): Such as ``bytearray``.
-    """
-
-    def built(*args: Any) -> Any:
-        if args and not isinstance(args[0], _HOLDERS):
-            raise UnpicklingError(f'{build.__name__} of {short(args[0])} is '
-                                  'refused')
-        return build(*args)
-
-    return built
-
-
-def encode(text: str, *_: Any) -> bytes:
-    """Bytes, as pickles of protocol 2 hold them."""
-    return text.encode('latin1')
-
-
-def reconstruct(kind: Any, shape: Any, code: Any) -> Any:
-    """An empty array, which is filled afterwards."""
-    import numpy as np
-    if kind is not NDARRAY or shape != (0, ):
-        raise UnpicklingError(f'an array of the shape {short(shape)} without '
-                              'data is refused')
-    return np.ndarray((0, ), np.int8)
-
-
-def scalar_of(build: Callable) -> Callable:
-    """A number of numpy's, of its bytes.
-
-    Args:
-        build (Callable): The function that pickles name.
-    """
-    return lambda dtype, data: build(dtype, data)
-
-
-#: Of Python's own parts, by the names in pickles.
-PARTS: Dict[str, Callable] = {
-    '_codecs.encode': encode,
-    **{
-        f'builtins.{each.__name__}': of_content(each)
-        for each in (bytearray, bytes, frozenset, set)
-    }
-}
-
-
-@contextmanager
-def bounded_parts() -> Iterator[None]:
-    """Within this context torch's restricted reader builds with these parts.
-
-    It takes no others for those that it allows by itself.
-    """
-    import torch
-    known = torch._weights_only_unpickler._get_allowed_globals()
-    before = {name: known[name] for name in PARTS if name in known}
-    known.update((name, PARTS[name]) for name in before)
-    try:
-        yield
-    finally:
-        known.update(before)

@@ -16,13 +16,15 @@ import os
 import pickle
 import sys
 from functools import partial, wraps
-from types import ModuleType
-from typing import Any, BinaryIO, Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any, BinaryIO, Callable, Dict, Optional
 
 import yaml
 
-from .pickle_bounds import (NDARRAY, PARTS, bounded_parts, check_claims,
-                            reconstruct, scalar_of)
+from .pickle_bounds import check_claims
+from .pickle_parts import (NDARRAY, PARTS, Budget, Part, Unfilled,
+                           bounded_parts, of_content, reconstruct, scalar_of,
+                           uncollected)
 
 TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
 #: How files are called whose readers do not know their names.
@@ -50,7 +52,7 @@ def register_readers() -> None:
     """Put the readers in place of mmengine's. Idempotent."""
     from mmengine.fileio import io as mmengine_io
     from mmengine.fileio.handlers import PickleHandler, YamlHandler
-    PickleHandler.load_from_fileobj = _load_pickle
+    PickleHandler.load_from_fileobj = staticmethod(load_plain)
     YamlHandler.load_from_fileobj = _load_yaml
     original = mmengine_io.load
     if hasattr(original, 'names_files'):
@@ -149,14 +151,24 @@ def load_plain(file: BinaryIO, **kwargs: Any) -> Any:
         UnsafeFileError: If it would build anything else, or is damaged.
     """
     name, start = getattr(file, 'name', _UNNAMED), file.tell()
-    reader = _Plain(file, **kwargs)
+    reader = None
     try:
-        check_claims(file)
-        return reader.load()
+        size = check_claims(file)
+        for fill in (None, False, True):
+            file.seek(start)
+            reader = _Plain(file, size, fill, **kwargs)
+            try:
+                with uncollected():
+                    found = reader.load()
+            except _UncountedError:
+                continue
+            if fill is not False:
+                return found
+            found = None  # its memory is needed
     except MemoryError:
         raise _too_large(name) from None
     except Exception as error:  # bytes that changed raise any kind
-        if reader.refused is None:
+        if reader is None or reader.refused is None:
             raise UnsafeFileError(
                 f'{name} is truncated or no pickle ({error}); get or write '
                 'it again.') from error
@@ -170,28 +182,59 @@ def _too_large(name: Any) -> UnsafeFileError:
                            'hold more than it does; get or write it again.')
 
 
-def _load_pickle(handler: Any, file: BinaryIO, **kwargs: Any) -> Any:
-    return load_plain(file, **kwargs)
+class _UncountedError(Exception):
+    """What is filled after it was built has not been counted yet."""
 
 
 class _Plain(pickle.Unpickler):
-    """Builds plain data, and notes what it refuses to build."""
+    """Builds plain data, and notes what it refuses to build.
 
-    refused = None
+    Args:
+        file (BinaryIO): The open file.
+        size (int): Bytes of its pickle.
+        fill (bool, optional): Whether arrays and tensors are built, or only
+            counted. Defaults to neither, which ends at the first one.
+        **kwargs: As of :class:`pickle.Unpickler`.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, fill: Optional[bool] = None,
+                 **kwargs: Any) -> None:
+        super().__init__(file, **kwargs)
+        self.refused, self._fill, self._budget = None, fill, Budget(size)
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ('numpy', 'ndarray'):
+            return NDARRAY
+        build = self._build(module, name)
+        # what has been counted once needs no watch
+        return build if self._fill else Part(build, self._budget)
+
+    def _build(self, module: str, name: str) -> Callable:
         if module in ('builtins', '__builtin__') and name in _BUILTINS:
             name = name.replace('xrange', 'range')
             return PARTS.get(f'builtins.{name}') or getattr(builtins, name)
-        if (module, name) in _PLAIN:
-            return _PLAIN[module, name]()
-        self.refused = f'{module}.{name}'
-        raise pickle.UnpicklingError(f'{self.refused} is refused')
+        if (module, name) not in _PLAIN:
+            self.refused = f'{module}.{name}'
+            raise pickle.UnpicklingError(f'{self.refused} is refused')
+        if name in _FILLED and not self._fill:
+            if self._fill is None:
+                raise _UncountedError
+            return _FILLED[name](self._budget)
+        return _PLAIN[module, name]()
+
+
+#: What stands for those while they are counted. Tensors are never changed.
+_FILLED: Dict[str, Callable] = dict(
+    _reconstruct=lambda budget: Unfilled(budget).of,
+    _rebuild_tensor_v2=lambda budget: lambda *_: object(),
+    _load_from_bytes=lambda budget: lambda *_: None)
 
 
 def _array_part(name: str) -> Any:
     """numpy 2 moved these; files of either version name them their own way."""
     import numpy as np
+    if name == 'dtype':
+        return np.dtype
     core = np._core if hasattr(np, '_core') else np.core
     if name == '_frombuffer':
         return core.numeric._frombuffer
@@ -204,19 +247,23 @@ def _tensor_part(name: str) -> Any:
     def load(data: bytes) -> Any:
         if not torch_reads_safely():
             raise pickle.UnpicklingError('tensors need torch >= 2.6')
-        with bounded_parts():
+        with bounded_parts(len(data)):
             return torch.load(io.BytesIO(data), weights_only=True)
 
+    def rebuild(storage: Any, offset: int, size: tuple, stride: tuple,
+                *more: Any) -> Any:
+        # torch would make the storage as large as this asks for
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride))
+        if 0 not in size and last >= storage.size():
+            raise pickle.UnpicklingError('it holds a tensor without its data')
+        return torch._utils._rebuild_tensor_v2(storage, offset, size, stride,
+                                               *more)
+
     return dict(
-        Size=torch.Size,
-        _rebuild_tensor_v2=torch._utils._rebuild_tensor_v2,
+        Size=of_content(torch.Size),
+        _rebuild_tensor_v2=rebuild,
         # the original would read the bytes, a pickle, without restrictions
         _load_from_bytes=load)[name]
-
-
-def _dtype() -> Any:
-    import numpy as np
-    return np.dtype
 
 
 _BUILTINS = ('bytearray', 'bytes', 'complex', 'frozenset', 'range', 'set',
@@ -224,9 +271,9 @@ _BUILTINS = ('bytearray', 'bytes', 'complex', 'frozenset', 'range', 'set',
 #: What plain data is made of beside them, by the names in pickles.
 _PLAIN = {
     ('_codecs', 'encode'): lambda: PARTS['_codecs.encode'],
-    ('collections', 'OrderedDict'): lambda: collections.OrderedDict,
-    ('numpy', 'dtype'): _dtype,
-    ('numpy', 'ndarray'): lambda: NDARRAY,
+    ('collections', 'OrderedDict'):
+    lambda: of_content(collections.OrderedDict),
+    ('numpy', 'dtype'): partial(_array_part, 'dtype'),
     ('torch', 'Size'): partial(_tensor_part, 'Size'),
     ('torch._utils', '_rebuild_tensor_v2'):
     partial(_tensor_part, '_rebuild_tensor_v2'),

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 __all__ = ['Layout', 'fuse_qkv']
 
-#: Towers that a file may hold, for one to be found.
-TOWERS = 16
+#: Towers that a file may hold, for one to be found, and looks at names.
+TOWERS, LOOKS = 16, 200_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Layout:
             key.removesuffix(self.mark)
             for key in state if f'.{key}'.endswith(f'.{self.mark}')
         }
-        if len(prefixes) > TOWERS:
+        if len(prefixes) > TOWERS or (len(prefixes) > 1 and
+                                      len(prefixes) * len(state) > LOOKS):
             raise ValueError(f'it holds {len(prefixes)} towers: save the '
                              'tensors of one')
         return {
@@ -78,15 +80,21 @@ class Layout:
 
     def rename(self, key: str) -> Optional[str]:
         """The other library's name of a tensor, None if there is none."""
-        blocks = re.escape(self.blocks).replace(re.escape('{}'), r'(\d+)')
         table, head = self.stem, ''
-        if block := re.fullmatch(rf'{blocks}\.(.+)', key):
+        if block := _in_block(self.blocks).fullmatch(key):
             *numbers, key = block.groups()
             table, head = self.parts, f'{self.layers.format(*numbers)}.'
         if key in table:
             return head + table[key]
         module, _, leaf = key.rpartition('.')
         return f'{head}{table[module]}.{leaf}' if module in table else None
+
+
+@lru_cache
+def _in_block(blocks: str) -> re.Pattern:
+    """What a name inside a block looks like."""
+    blocks = re.escape(blocks).replace(re.escape('{}'), r'(\d+)')
+    return re.compile(rf'{blocks}\.(.+)')
 
 
 def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

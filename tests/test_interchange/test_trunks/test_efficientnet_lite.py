@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Size, nn
 
 from vim_mm.interchange.trunks import ConversionError
-from vim_mm.interchange.trunks.pairing import pair_by_order
+from vim_mm.interchange.trunks.pairing import pair_by_order, shapes_of
 
 NAMES = 'efficientnet-lite0', 'efficientnet_lite0'
 
@@ -63,13 +64,25 @@ def test_efficientnet_computes_what_its_package_computes(
 ], ids=['leaf', 'shape', 'number'])
 def test_pairing_by_order_refuses_another_network(twin):
     ours = {'x.mean': torch.ones(3), 'x.var': torch.zeros(3)}
-    same = {'y.mean': torch.empty(3), 'y.var': torch.empty(3)}
+    same = {'y.mean': Size([3]), 'y.var': Size([3])}
     paired = pair_by_order(ours, same)
     assert paired['y.mean'] is ours['x.mean']
     assert paired['y.var'] is ours['x.var']
-    other = {k.replace('_', '.'): torch.empty(n) for k, n in twin.items()}
+    other = {k.replace('_', '.'): Size([n]) for k, n in twin.items()}
     with pytest.raises(ConversionError, match='another network'):
         pair_by_order(ours, other)
+
+
+def test_a_twin_is_built_once_and_without_memory():
+    built = []
+
+    def build():
+        built.append(nn.Linear(2, 3))
+        return built[0]
+
+    assert shapes_of(build) == dict(weight=(3, 2), bias=(3, ))
+    assert shapes_of(build) is shapes_of(build)
+    assert len(built) == 1 and built[0].weight.is_meta
 
 
 def test_config_takes_the_converted_tensors(converted, check_config):

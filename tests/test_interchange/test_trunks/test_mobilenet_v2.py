@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torchvision.models import mobilenet_v2
 
 from vim_mm.interchange.trunks.pairing import pair_by_order
+from vim_mm.utils.meta import shapes
 
 NAMES = 'mobilenet-v2', 'mobilenet_v2'
 
@@ -35,7 +36,7 @@ def test_mobilenet_computes_what_torchvision_computes(
     """At a size that halves to odd ones, map by map."""
     twin = mobilenet_v2().features.eval()
     source = torch.load(packaged_file(NAMES[0]), weights_only=True)
-    twin.load_state_dict(pair_by_order(source, twin.state_dict()))
+    twin.load_state_dict(pair_by_order(source, shapes(twin.state_dict())))
     x = picture('chelsea', trunk_config(NAMES[1]), size=200)
     maps = build_converted(converted(*NAMES))(x)
     for end, ours in zip((4, 7, 14, 19), maps):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from vim_mm.models.backbones.blank_image import in_eval, run_blank
 from vim_mm.models.layouts import as_levels
 from vim_mm.registry import MODELS
+from vim_mm.utils.config import config_of
 from vim_mm.utils.files import shipped
 from vim_mm.utils.quiet_logs import quiet
 
@@ -71,7 +72,7 @@ def find_trunk(name: str, scope: str) -> OwnTrunk:
         ValueError: If it has no trunk that gives maps.
     """
     path, base = _locate(name)
-    cfg = Config.fromfile(path)
+    cfg = config_of(str(path))
     trunk, slots = cfg.get('trunk'), cfg.get('slots')
     if trunk is None:
         base = None

@@ -1,17 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Checks data and trunk, measures, and writes the config of a new task."""
 
-import os
 import re
 import shlex
 import textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence
 
 from vim_mm.utils.arguments import check_width
 from vim_mm.utils.config import read_config
+from vim_mm.utils.drafts import NotFlushedError, open_draft
 from vim_mm.utils.files import discard, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.utils.quiet_logs import quiet
@@ -199,28 +199,42 @@ def _check(config: Path, minutes: float, shots: Optional[int],
 @contextmanager
 def _lists(folder: Path, data: OwnData) -> Iterator[None]:
     """Write the lists of images; they go again if what follows fails."""
-    fresh = not folder.exists()
+    fresh, unsure = not folder.exists(), None
     try:
         if data.files:
             folder.mkdir(exist_ok=True)
         for name, text in data.files.items():
-            write_atomic(folder / name, text)
+            try:
+                write_atomic(folder / name, text)
+            except NotFlushedError as error:  # it is there all the same
+                unsure = error
         yield
+    except NotFlushedError:
+        raise  # the config is there, too
     except BaseException:
         if fresh:
-            discard(folder)
+            with suppress(OSError):  # which would hide the first
+                discard(folder)
         raise
+    if unsure is not None:
+        raise unsure
 
 
 @quiet()
 def _measure(writer: Writer, config: Path, plan: Plan) -> Pace:
     """Time the task as it is written; the file does not stay."""
-    draft = config.with_name(f'.{config.stem}.{os.getpid()}.py')
+    # whoever has the draft has the name, also after one that was killed
+    file, draft = open_draft(config)
+    text = draft.with_name(f'{draft.name}.py')
     try:
-        write_atomic(draft, writer.write('', plan))
-        return measure(read_config(str(draft)))
+        with suppress(NotFlushedError):  # it does not stay
+            write_atomic(text, writer.write('', plan))
+        return measure(read_config(str(text)))
     finally:
-        draft.unlink(missing_ok=True)
+        for path in (text, draft):
+            with suppress(OSError):  # which would hide the first
+                path.unlink()
+        file.close()
 
 
 def _commands(config: Path, name: str, plan: Plan) -> List[str]:

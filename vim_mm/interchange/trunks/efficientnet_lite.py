@@ -6,11 +6,11 @@ they are paired by order. The source counts are its own: the last convolution
 and the classifier, which feature maps do not use, are left out.
 """
 
-import torch
 from mmengine.logging import print_log
+from torch import nn
 
 from .family import Family, StateDict
-from .pairing import pair_by_order
+from .pairing import pair_by_order, shapes_of
 from .sources import PackagedFile
 
 __all__ = ['EFFICIENTNET_LITE0']
@@ -25,19 +25,22 @@ BACKBONE = dict(
 
 def convert(state: StateDict) -> StateDict:
     """Tensors of the package to those of ``mmpretrain.TIMMBackbone``."""
-    import timm
+    import timm  # noqa: F401  outside of 'meta'
     kept = {k: v for k, v in state.items() if not k.startswith(HEAD)}
     print_log(
         f'left out the last convolution and the classifier '
         f'({len(state) - len(kept)} tensors)',
         logger='current')
-    with torch.device('meta'):
-        twin = timm.create_model(
-            BACKBONE['model_name'],
-            features_only=True,
-            out_indices=BACKBONE['out_indices'])
-    paired = pair_by_order(kept, twin.state_dict())
+    paired = pair_by_order(kept, shapes_of(_twin))
     return {f'timm_model.{k}': v for k, v in paired.items()}
+
+
+def _twin() -> nn.Module:
+    import timm
+    return timm.create_model(
+        BACKBONE['model_name'],
+        features_only=True,
+        out_indices=BACKBONE['out_indices'])
 
 
 def backbone(state: StateDict) -> dict:

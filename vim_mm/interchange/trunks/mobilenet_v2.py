@@ -5,11 +5,11 @@ A package for tracking carries it, to tell people apart by; it and mmpretrain
 list the same tensors in the same order under other names.
 """
 
-import torch
 from mmengine.registry import MODELS
+from torch import nn
 
 from .family import Family, StateDict
-from .pairing import pair_by_order
+from .pairing import pair_by_order, shapes_of
 from .sources import PackagedFile
 
 __all__ = ['MOBILENET_V2']
@@ -20,9 +20,11 @@ BACKBONE = dict(type='mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 7))
 def convert(state: StateDict) -> StateDict:
     """Tensors of the package to those of ``mmpretrain.MobileNetV2``."""
     MODELS.get(BACKBONE['type'])  # imports its library, outside of 'meta'
-    with torch.device('meta'):
-        twin = MODELS.build(BACKBONE)
-    return pair_by_order(state, twin.state_dict())
+    return pair_by_order(state, shapes_of(_twin))
+
+
+def _twin() -> nn.Module:
+    return MODELS.build(BACKBONE)
 
 
 def backbone(state: StateDict) -> dict:
