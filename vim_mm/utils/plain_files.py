@@ -16,7 +16,7 @@ import os
 import pickle
 import sys
 from functools import partial, wraps
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, BinaryIO, Callable, Dict, Optional
 
 import yaml
