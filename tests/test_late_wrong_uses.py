@@ -9,6 +9,7 @@ works, ``None`` is one that does.
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 from test_wrong_uses import (DATA, LOADED, LOADER, NAMES, annotations, config,
                              image, put, train)
+from torch.utils.data import DataLoader
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
@@ -232,6 +234,20 @@ def test_a_validation_that_works(kind: str, tmp_path: Path) -> None:
         'val': None, 'then': lambda run: run.register_hook(notes)}, tmp_path)
     assert runner.iter == 3
     assert notes.training and notes.results == [[]]
+
+
+@pytest.mark.parametrize('size, seen', [(1, [1, 1]), (2, [2]), (8, [2])])
+def test_it_is_tried_in_batches_of_the_loader(size: int, seen: list) -> None:
+    """Images of unlike sizes make no batch."""
+    found = []
+    nothing = SimpleNamespace(
+        metrics=[], process=lambda **_: None, evaluate=lambda _: {})
+    trial._judge(
+        SimpleNamespace(val_step=lambda batch: found.append(len(batch))), '',
+        SimpleNamespace(
+            evaluator=nothing, fp16=False,
+            dataloader=DataLoader([0] * 5, size, collate_fn=list)), 'mmengine')
+    assert found == seen
 
 
 def test_a_run_that_is_resumed_is_not_tried(

@@ -27,10 +27,6 @@ ROWS = [
      {'val': None, 'val_evaluator.metric_items': ['mAP_5'],
       SHORT: [LOAD, dict(type='Resize', scale=(SIZE, SIZE)), *LOADED['det']]},
      'validation would fail .*KeyError, .*"mAP_5" is not supported'),
-    ('rates that rise', 'cls',
-     dict(param_scheduler=dict(type='CosineAnnealingLR', T_max=3, eta_min=1.,
-                               by_epoch=False)),
-     '`eta_min` of CosineAnnealingLR is 1.0, more than the 0.001'),
     *[(f'an optimizer of {key} {value}', 'cls',
        {f'optim_wrapper.optimizer.{key}': value}, words)
       for key, value, words in (
@@ -98,6 +94,10 @@ def test_it_is_told(kind: str, change: dict, words: str,
           (dict(type='LinearLR', start_factor=1., end_factor=0., end=1),
            'nothing is learned from there on'),
           (dict(type='LinearLR', start_factor=1., end_factor=0., end=3), None),
+          # as cycles begin
+          (dict(type='CosineAnnealingLR', T_max=3, eta_min=.01),
+           '`eta_min` of CosineAnnealingLR is 0.01, more than the 0.001'),
+          (dict(type='CosineAnnealingMomentum', T_max=3, eta_min=.95), None),
           (dict(type='StepLR', step_size=1, gamma=10.), 'they grow'))],
     (dict(SAVES, **{'optim_wrapper.accumulative_counts': 9}),
      'weights change once'),

@@ -37,6 +37,7 @@ def test_the_package_imports_no_torch_and_nothing_else_of_the_stack() -> None:
     'import vim_mm.zoo.interchange',
     'import vim_mm.engine.stopping',
     'import vim_mm.engine.resume',
+    'import vim_mm.utils.keys',
     'import vim_mm; from importlib.util import find_spec; '
     'find_spec("mmengine.runner.checkpoint")',
 ], 2))

@@ -134,7 +134,9 @@ def test_of_loops() -> None:
      "`to_rgb` of ClsDataPreprocessor is the text 'False'"),
     (HOOKS, dict(type='EMAHook', strict_load='no'), '`strict_load` of EMAH'),
     (MODELS, dict(type='mmseg.FCNHead', in_channels=4, channels=4,
-                  num_classes=2, align_corners='x'), '`align_corners` of FCN'),
+                  num_classes=2, align_corners='off'), '`align_corners` of F'),
+    (MODELS, dict(type='mmdet.FPN', in_channels=[4], out_channels=4,
+                  num_outs=2, add_extra_convs='on_input'), None),
     (HOOKS, dict(type='EMAHook', ema_type='StochasticWeightAverage'), None),
 ])
 def test_text_for_a_switch(registry: Any, cfg: dict,

@@ -142,7 +142,8 @@ def test_others(key: str, value: Any, words: str) -> None:
     *[(dict(model=dict(part=part)), rf'`model.part.{key}` is .*; give {words}')
       for key, part, words in (
           ('class_weight', dict(class_weight=[-1., 1.]), 'numbers of 0'),
-          ('dropout_ratio', dict(dropout_ratio=1), 'a number from 0 to below'),
+          ('dropout_ratio', dict(dropout_ratio=1), 'a number below 1'),
+          ('drop_rate', dict(drop_rate=-1), 'a number from 0'),
           ('drop_path_rate', dict(drop_path_rate=1.), 'a number from 0'),
           ('seg_pad_val', dict(seg_pad_val='x'), 'a number'),
           ('type', dict(type=['A']), 'the name of a class'),

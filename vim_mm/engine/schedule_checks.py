@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
+from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
                              Runner)
 
@@ -82,10 +83,11 @@ def _check_rates(scheduler: _ParamScheduler, name: str) -> None:
     """Look at what a scheduler makes of the rates that it begins with."""
     base = max(getattr(scheduler, 'base_values', None) or [0])
     least = getattr(scheduler, 'eta_min', None)
-    if isinstance(least, Real) and least > base > 0:
-        raise ValueError(
-            f'`eta_min` of {name} is {least}, more than the {base:g} that it '
-            'begins with, so rates would rise; give a smaller one.')
+    if isinstance(least, Real) and least > base > 0 and not isinstance(
+            scheduler, MomentumSchedulerMixin):
+        # as in the first half of a cycle
+        _warn(f'`eta_min` of {name} is {least:g}, more than the {base:g} that '
+              'it begins with, so rates rise.')
     gamma = getattr(scheduler, 'gamma', None)
     if isinstance(gamma, Real) and gamma > 1:
         _warn(f'`gamma` of {name} is {gamma}: rates are multiplied by it, so '

@@ -84,10 +84,13 @@ def _judge(model: nn.Module, task: str, loop: Any,
                 loader.dataset[index]
                 for index in range(min(_TRIED, len(loader.dataset)))
             ]
-            batch = loader.collate_fn(items)
-            with autocast(enabled=loop.fp16):
-                outputs = model.val_step(batch)
-            evaluator.process(data_samples=outputs, data_batch=batch)
+            # images of unlike sizes may come alone
+            size = loader.batch_size or 1
+            for start in range(0, len(items), size):
+                batch = loader.collate_fn(items[start:start + size])
+                with autocast(enabled=loop.fp16):
+                    outputs = model.val_step(batch)
+                evaluator.process(data_samples=outputs, data_batch=batch)
             for metric in evaluator.metrics:
                 _check_masks(metric, where)
             if not all(map(_is_quick, evaluator.metrics)):

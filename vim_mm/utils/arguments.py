@@ -32,8 +32,17 @@ def _arguments(kind: Callable) -> Dict[str, inspect.Parameter]:
     return found
 
 
+#: What people, and command lines, write for True or False.
+_SWITCHED = ('0', '1', 'false', 'n', 'no', 'none', 'off', 'on', 'true',
+             'y', 'yes')
+
+
 def check_switches(kind: Callable, cfg: Mapping) -> None:
     """Refuse text where a class takes True or False: all text counts as True.
+
+    Some take a word, too, as FPN's ``add_extra_convs`` does. So any text is
+    refused only where the class says that it takes no other; elsewhere, that
+    which is written for True or False.
 
     Args:
         kind (Callable): The class, or a function that builds something.
@@ -49,7 +58,10 @@ def check_switches(kind: Callable, cfg: Mapping) -> None:
     except ValueError:  # what is written in C has no signature
         return
     for name in given.keys() & known.keys():
-        if isinstance(known[name].default, bool):
+        switch = known[name]
+        if isinstance(switch.default, bool) and (
+                switch.annotation in (bool, 'bool')
+                or given[name].lower() in _SWITCHED):
             raise ValueError(
                 f'`{name}` of {kind.__name__} is the text {given[name]!r}, '
                 'which counts as True; give True or False.')

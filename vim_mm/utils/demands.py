@@ -7,7 +7,6 @@ from numbers import Integral, Real
 from typing import Any, Callable, Dict, Mapping, NamedTuple
 
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import Priority
 
 
 class Demand(NamedTuple):
@@ -21,14 +20,16 @@ class Demand(NamedTuple):
     words: str
 
 
-def _whole(least: int, most: float = float('inf'), but: tuple = ()) -> Demand:
+def _whole(least: int, most: float = float('inf'), but: tuple = (),
+           kind: type = Integral) -> Demand:
     words = f'a whole number, {least} or more'
     if but:
         words += f', or {but[0]}'
 
     def holds(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(
-            value, bool) and (least <= value < most or value in but)
+        return isinstance(value, kind) and not isinstance(
+            value, bool) and value % 1 == 0 and (
+                least <= value < most or value in but)
 
     return Demand(holds, words)
 
@@ -51,13 +52,15 @@ def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _COUNT, _ANY_COUNT, _OR_NEVER = _whole(1), _whole(0), _whole(1, but=(-1, ))
+#: Loops take 40000 / 5 as well.
+_LENGTH, _ANY_LENGTH = _whole(1, kind=Real), _whole(0, kind=Real)
 _SOME = Demand(lambda value: not isinstance(value, (list, tuple)) or
                len(value) > 0, 'one at least')
 SETTINGS: Dict[str, Demand] = {
-    'train_cfg.max_iters': _ANY_COUNT,
-    'train_cfg.max_epochs': _ANY_COUNT,
-    'train_cfg.val_begin': _ANY_COUNT,
-    'train_cfg.val_interval': _COUNT,
+    'train_cfg.max_iters': _ANY_LENGTH,
+    'train_cfg.max_epochs': _ANY_LENGTH,
+    'train_cfg.val_begin': _ANY_LENGTH,
+    'train_cfg.val_interval': _LENGTH,
     'randomness.seed': _whole(0, 2**32),
     'optim_wrapper.accumulative_counts': _COUNT,
     'optim_wrapper.loss_scale': Demand(
@@ -143,8 +146,11 @@ OF_MODELS = dict(
     iou_threshold=Demand(lambda value: not isinstance(value, Real) or
                          0 <= value <= 1, 'a number from 0 to 1'),
     **dict.fromkeys(('max_per_img', 'nms_pre'), _OR_NEVER),
-    **dict.fromkeys(('drop_rate', 'drop_path_rate', 'dropout_ratio',
-                     'attn_drop_rate'), _SHARE_BELOW_1),
+    **dict.fromkeys(('drop_rate', 'drop_path_rate', 'attn_drop_rate'),
+                    _SHARE_BELOW_1),
+    # heads of mmsegmentation write -1 for none
+    dropout_ratio=Demand(lambda value: not isinstance(value, Real) or
+                         _is_number(value, below=1), 'a number below 1'),
     **dict.fromkeys(('pad_value', 'pad_val', 'seg_pad_val', 'mask_pad_value'),
                     _NUMBER),
     class_weight=Demand(
@@ -179,6 +185,9 @@ OF_SCHEDULERS = dict(
     milestones=Demand(
         lambda value: isinstance(value, (list, tuple)) and all(
             map(_ANY_COUNT.holds, value)), 'a list of whole numbers'))
+#: Those of mmengine, whose module cannot be imported here.
+_PRIORITIES = ('HIGHEST', 'VERY_HIGH', 'HIGH', 'ABOVE_NORMAL', 'NORMAL',
+               'BELOW_NORMAL', 'LOW', 'VERY_LOW', 'LOWEST')
 OF_HOOKS = dict(
     interval=_OR_NEVER,
     epochs=_ANY_COUNT,
@@ -187,7 +196,7 @@ OF_HOOKS = dict(
     min_delta=_NUMBER,
     max_pictures=_COUNT,
     priority=Demand(
-        lambda value: str(value).upper() in Priority.__members__ or
+        lambda value: str(value).upper() in _PRIORITIES or
         _whole(0, 101).holds(value),
-        f'a number from 0 to 100, or one of {", ".join(Priority.__members__)}')
+        f'a number from 0 to 100, or one of {", ".join(_PRIORITIES)}')
 )

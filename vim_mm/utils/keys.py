@@ -12,7 +12,6 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from .settings import check_settings, data_sets, dicts
@@ -45,10 +44,13 @@ _INSIDE: Dict[str, Tuple[str, ...]] = {
     'optim_wrapper.paramwise_cfg': PARAMWISE,
 }
 _CLOSED = ('env_cfg', 'randomness', 'auto_scale_lr', 'optim_wrapper.clip_grad')
-#: What heads read of their `test_cfg`, as far as it is often given.
+#: What heads read of their `test_cfg`: some say `max_per_image`.
 _OF_TESTS = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img',
-             'mask_thr_binary', 'multi_label', 'yolox_style', 'rpn', 'rcnn',
-             'mode', 'crop_size', 'stride')
+             'max_per_image', 'mask_thr_binary', 'mask_thr', 'filter_thr',
+             'object_mask_thr', 'iou_thr', 'conf_thr', 'mask_overlap',
+             'multi_label', 'yolox_style', 'rpn', 'rcnn', 'mode', 'crop_size',
+             'stride', 'topk', 'corner_topk', 'distance_threshold',
+             'stuff_area_limit', 'nms_across_levels')
 #: What data sets read of their `filter_cfg`.
 _FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -63,6 +65,8 @@ def check_keys(cfg: Config) -> None:
     Raises:
         ValueError: If there is one; names what was probably meant.
     """
+    # whatever imports it at its top cannot be the first that is imported
+    from mmengine.runner import FlexibleRunner, Runner
     check_settings(cfg)
     known = {
         name for runner in (Runner, FlexibleRunner)
