@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, Callable, Dict
 
@@ -111,7 +111,8 @@ MISSING: Dict[str, Callable[[], Any]] = {
         (1, ) * len(size), False, OrderedDict())
        for size in ((5, ), (1 << 34, ), (1 << 62, ))},
     'size': lambda: Calls(torch.Size, range(1 << 32)),
-    'ordered': lambda: Calls(OrderedDict, range(1 << 32))}
+    'ordered': lambda: Calls(OrderedDict, range(1 << 32)),
+    'counter': lambda: Calls(Counter, range(1 << 32))}
 
 
 def pickles(protocol: int) -> Dict[str, bytes]:

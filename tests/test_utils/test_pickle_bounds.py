@@ -95,11 +95,14 @@ def test_data_that_are_not_there(what: str, protocol: int) -> None:
 
 
 @pytest.mark.parametrize('what', [
-    'bytearray, protocol 2', 'encode', 'bytearray', 'frozenset'])
+    'bytearray, protocol 2', 'encode', 'bytearray', 'frozenset', 'ordered',
+    'size', 'counter'])
 def test_checkpoints_that_build_the_same_again(what: str,
                                                tmp_path: Path) -> None:
     if what in COPIES:
         data = pickle.dumps([COPIES[what]() for _ in range(2000)], 2)
+    elif what in MISSING:
+        data = pickle.dumps([MISSING[what]()], 2)
     else:
         data = ALL[what]
     as_archive(tmp_path / 'x.pth', data)

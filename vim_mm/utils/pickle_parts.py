@@ -9,6 +9,7 @@ of what the file holds, and not many times of the same.
 import gc
 import math
 import os
+from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any, Callable, Dict, Iterator
@@ -192,9 +193,14 @@ def bounded_parts(size: int) -> Iterator[None]:
     """
     import torch
     known = torch._weights_only_unpickler._get_allowed_globals()
-    before = {name: known[name] for name in PARTS if name in known}
+    parts = {
+        **PARTS, 'torch.Size': of_content(torch.Size),
+        **{f'collections.{each.__name__}': of_content(each)
+           for each in (Counter, OrderedDict)}
+    }
+    before = {name: known[name] for name in parts if name in known}
     budget = Budget(size)
-    known.update((name, Part(PARTS[name], budget)) for name in before)
+    known.update((name, Part(parts[name], budget)) for name in before)
     try:
         yield
     finally:
