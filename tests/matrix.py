@@ -34,6 +34,7 @@ SMOKE = (
     'tests/test_utils/test_checkpoint.py',
     'tests/test_utils/test_checkpoint_form.py',
     'tests/test_utils/test_pickle_bounds.py',
+    'tests/test_engine/test_exact.py',
     'tests/test_engine/test_rates.py',
     'tests/test_engine/test_resume.py',
     'tests/test_trial_strategies.py',

@@ -9,11 +9,12 @@ that was never stopped, with any number of workers.
 """
 
 from itertools import islice
-from typing import Any, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from mmengine.dist import get_rank
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from vim_mm.utils.keyed import KeyedBatch
@@ -24,6 +25,13 @@ def go_on_within_epochs() -> None:
     """Let mmengine's loops begin where a run was. Idempotent."""
     EpochBasedTrainLoop.batches_done = 0
     EpochBasedTrainLoop.run_epoch = _run_epoch
+    if not hasattr(_InfiniteDataloaderIterator, 'skip_iter'):
+        # mmengine 0.10 loads all that it skips, and the first batch before
+        # it is known where the run goes on
+        _InfiniteDataloaderIterator.__init__ = _wait
+        _InfiniteDataloaderIterator.__next__ = _begin(
+            _InfiniteDataloaderIterator.__next__)
+        IterBasedTrainLoop.run = _run
     _InfiniteDataloaderIterator.skip_iter = _skip
 
 
@@ -128,6 +136,43 @@ def _run_epoch(loop: EpochBasedTrainLoop) -> None:
     loop.batches_done = 0
     loop.runner.call_hook('after_train_epoch')
     loop._epoch += 1
+
+
+def _run(loop: IterBasedTrainLoop) -> nn.Module:
+    """As that of later mmengine, which skips without loading."""
+    runner = loop.runner
+    for point in ('before_train', 'before_train_epoch'):
+        runner.call_hook(point)
+    loop.dataloader_iterator.skip_iter(loop.iter)
+    while loop.iter < loop.max_iters and not loop.stop_training:
+        runner.model.train()
+        loop.run_iter(next(loop.dataloader_iterator))
+        loop._decide_current_val_interval()
+        due = loop.iter % loop.val_interval == 0 or loop.iter == loop.max_iters
+        if due and runner.val_loop is not None and (
+                loop.iter >= loop.val_begin):
+            runner.val_loop.run()
+    for point in ('after_train_epoch', 'after_train'):
+        runner.call_hook(point)
+    return runner.model
+
+
+def _wait(batches: _InfiniteDataloaderIterator,
+          dataloader: DataLoader) -> None:
+    """Begin no loader yet."""
+    batches._dataloader, batches._iterator = dataloader, None
+    batches._epoch = 0
+
+
+def _begin(take: Callable) -> Callable:
+    """The next batch, of a loader that begins with the first."""
+
+    def taken(batches: _InfiniteDataloaderIterator) -> Any:
+        if batches._iterator is None:
+            batches._iterator = iter(batches._dataloader)
+        return take(batches)
+
+    return taken
 
 
 def _skip(batches: _InfiniteDataloaderIterator, count: int) -> None:
