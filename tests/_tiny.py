@@ -12,12 +12,14 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
+from mmengine.utils import digit_version
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.backbones.compiling import OLDEST
 from vim_mm.registry import MODELS
 from vim_mm.utils import kinds
 from vim_mm.zoo import save_module
@@ -273,6 +275,12 @@ def fusion_neck(kind: str, modules: List[str] = ()) -> dict:
 
 SCOPES = {name: kind.scope for name, kind in kinds.KINDS.items()}
 KINDS = list(SCOPES)
+
+
+#: Of tests that make a backbone one graph.
+compiles = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version(OLDEST),
+    reason=f'torch < {OLDEST} does not compile it')
 
 
 def first_of(values: Sequence, num: int = 1) -> list:

@@ -14,8 +14,8 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from _tiny import (DIMS, KINDS, PLACES, SIZE, TWO_TASKS, Pictures, build_model,
-                   build_runner, fill, fusion_neck, model_cfg, same, snapshot,
-                   two_tasks, vit)
+                   build_runner, compiles, fill, fusion_neck, model_cfg, same,
+                   snapshot, two_tasks, vit)
 from vim_mm.engine.hooks.warm_head_hook import head_parameters
 from vim_mm.engine.model_parts import fusing_part
 from vim_mm.models.tasks import (TaskHolder, holders, learn_tasks, select_task,
@@ -300,6 +300,7 @@ def test_unread_outputs_send_back_zeros() -> None:
         assert torch.equal(param.grad, torch.zeros(2))
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize('fusion', FUSIONS)
 def test_idle_tasks_compile_to_one_graph(fusion: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from _tiny import build_backbone, fill, vit
+from _tiny import build_backbone, compiles, fill, vit
 from vim_mm.models.backbones import ViMBackbone
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / 'benchmarks'
@@ -110,6 +110,7 @@ def test_weights_of_zero_cost_nothing(count: Any) -> None:
         count, backbone.trunk, False)
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize('amp', [False, True], ids=['fp32', 'bf16'])
 def test_kernels_a_slot_compiled(count: Any, amp: bool) -> None:

@@ -7,17 +7,13 @@ from typing import Dict, Iterator
 import pytest
 import torch
 import torch._dynamo
-from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from _tiny import build_backbone, fill, first_of, vit
+from _tiny import build_backbone, compiles, fill, first_of, vit
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.backbones.compiling import OLDEST
 
-pytestmark = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version(OLDEST),
-    reason=f'torch < {OLDEST} does not compile it')
+pytestmark = compiles
 KINDS: Dict[str, dict] = dict(
     ConvPass=dict(type='ConvPass', hidden_dims=4),
     BottleneckAdapter=dict(type='BottleneckAdapter', act='SiLU', scale=0.5),

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from _recompute import (backbone_of, check, gradients, loss_of, one_pass,
                         pictures)
+from _tiny import compiles
 from vim_mm.models.backbones import ViMBackbone
 
 
@@ -120,6 +121,7 @@ def test_in_threads() -> None:
             if own.requires_grad)
 
 
+@compiles
 @pytest.mark.slow
 def test_one_graph() -> None:
     backbone = backbone_of(drop_rate=0.)

@@ -10,7 +10,7 @@ import torch
 from _weights import drawn
 from torch import nn
 
-from _tiny import fill
+from _tiny import compiles, fill
 from vim_mm.apis.sharing import share
 from vim_mm.registry import MODELS
 
@@ -149,6 +149,7 @@ def test_the_trunk_stays_what_it_is(case: tuple) -> None:
     equal(double(x.double()), before, rtol=1e-3, atol=1e-3, check_dtype=False)
 
 
+@compiles
 @pytest.mark.parametrize('name', ['dinov3_qkvb', 'mm_beit'])
 def test_checkpointing_and_compiling(name: str) -> None:
     trunk, *_ = TRUNKS[name]

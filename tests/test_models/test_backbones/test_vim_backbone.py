@@ -13,8 +13,8 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, fill, same,
-                   save_trunk, snapshot, vit)
+from _tiny import (DIMS, SIZE, TRUNKS, add_modules, build_backbone, compiles,
+                   fill, same, save_trunk, snapshot, vit)
 from vim_mm.models.adapters import ConvPass
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import MODELS
@@ -588,6 +588,7 @@ def test_torch_compile_gives_outputs_and_gradients() -> None:
     assert results[0][1].abs().sum() > 0
 
 
+@compiles
 def test_torch_compile_follows_what_changes() -> None:
     backbone, compiled = compiled_pair('eager')
     close(compiled(pictures()), backbone(pictures()))
