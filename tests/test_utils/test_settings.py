@@ -153,6 +153,10 @@ def test_others(key: str, value: Any, words: str) -> None:
       for key, given in (('pipeline', dict(pipeline=[dict(type='B'), None])),
                          ('pipeline', dict(pipeline=['B'])),
                          ('metainfo', dict(metainfo=['square'])))],
+    *[(dict(train_dataloader=dict(dataset=dict(type='A', pipeline=[
+        dict(type='RandAugment', magnitude_level=level, **more)]))),
+       rf'pipeline\[0\].magnitude_level` is {level}, .*: give one')
+      for level, more in ((11, {}), (-1, {}), (40, dict(total_level=30)))],
     (dict(val_dataloader=dict(dataset={}, drop_last='False')),
      "`val_dataloader.drop_last` is 'False'; give True or False"),
     *[(dict(custom_hooks=[dict(type='EarlyStoppingHook', **{key: value})]),

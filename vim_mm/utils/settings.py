@@ -5,6 +5,7 @@ mmengine and torch take what they are given, and end in an error of their own
 when they count with it, or count wrongly.
 """
 
+from numbers import Real
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 from mmengine.config import Config
@@ -50,6 +51,8 @@ def check_settings(cfg: Config) -> None:
             _check_all(loader, where, OF_LOADERS)
     for where, dataset in data_sets(cfg):
         _check_all(dataset, where, OF_SETS)
+        for step, part in dicts(f'{where}.pipeline', dataset.get('pipeline')):
+            _check_magnitude(part, step)
     for key, demands in _OF_PARTS.items():
         for where, part in _parts(key, cfg.get(key)):
             _check_all(part, where, demands)
@@ -110,6 +113,16 @@ def _check_slide(part: Mapping, where: str) -> None:
             f'`{where}.stride` is {short(part["stride"])}, more than '
             f'`{where}.crop_size`, {short(part["crop_size"])}: pixels between '
             'the windows would be in none; make it smaller.')
+
+
+def _check_magnitude(part: Mapping, where: str) -> None:
+    """Refuse augmentation (RandAugment's) that is stronger than its range."""
+    level, most = part.get('magnitude_level'), part.get('total_level', 10)
+    if isinstance(level, Real) and isinstance(most, Real) and not (
+            0 <= level <= most):
+        raise ValueError(
+            f'`{where}.magnitude_level` is {level}, and `total_level` {most}: '
+            f'give one from 0 to {most}, or more levels.')
 
 
 def _parts(where: str, given: Any) -> Iterator[Tuple[str, Mapping]]:
