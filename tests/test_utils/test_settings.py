@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
 
+from _loading import lines
+from vim_mm.utils import settings
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.keys import check_keys
 
@@ -153,10 +155,6 @@ def test_others(key: str, value: Any, words: str) -> None:
       for key, given in (('pipeline', dict(pipeline=[dict(type='B'), None])),
                          ('pipeline', dict(pipeline=['B'])),
                          ('metainfo', dict(metainfo=['square'])))],
-    *[(dict(train_dataloader=dict(dataset=dict(type='A', pipeline=[
-        dict(type='RandAugment', magnitude_level=level, **more)]))),
-       rf'pipeline\[0\].magnitude_level` is {level}, .*: give one')
-      for level, more in ((11, {}), (-1, {}), (40, dict(total_level=30)))],
     (dict(val_dataloader=dict(dataset={}, drop_last='False')),
      "`val_dataloader.drop_last` is 'False'; give True or False"),
     *[(dict(custom_hooks=[dict(type='EarlyStoppingHook', **{key: value})]),
@@ -170,6 +168,18 @@ def test_others(key: str, value: Any, words: str) -> None:
 def test_parts(more: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_keys(Config(dict(config().to_dict(), **more)))
+
+
+@pytest.mark.parametrize('level, more, told', [
+    (11, {}, 1), (-1, {}, 1), (9, {}, 0), (11, dict(total_level=30), 0)])
+def test_strength_of_augmentation(level: int, more: dict, told: int,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    said = lines(monkeypatch, settings)
+    step = dict(type='RandAugment', magnitude_level=level, **more)
+    check_keys(Config(dict(config().to_dict(), train_dataloader=dict(
+        dataset=dict(type='A', pipeline=[step])))))
+    assert len(said) == told
+    assert all(rf'pipeline[0].magnitude_level` is {level}' in x for x in said)
 
 
 def test_parts_that_are_as_they_should_be() -> None:

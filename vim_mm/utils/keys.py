@@ -49,7 +49,7 @@ _OF_TESTS = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img',
              'max_per_image', 'mask_thr_binary', 'mask_thr', 'filter_thr',
              'object_mask_thr', 'iou_thr', 'conf_thr', 'mask_overlap',
              'multi_label', 'yolox_style', 'rpn', 'rcnn', 'mode', 'crop_size',
-             'stride', 'topk', 'corner_topk', 'distance_threshold',
+             'stride', 'corner_topk', 'distance_threshold',
              'stuff_area_limit', 'nms_across_levels')
 #: What data sets read of their `filter_cfg`.
 _FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')

@@ -5,10 +5,12 @@ mmengine and torch take what they are given, and end in an error of their own
 when they count with it, or count wrongly.
 """
 
+import logging
 from numbers import Real
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from .config import type_name
 from .demands import (OF_FOCAL, OF_HOOKS, OF_JUDGES, OF_LOADERS, OF_MODELS,
@@ -52,7 +54,7 @@ def check_settings(cfg: Config) -> None:
     for where, dataset in data_sets(cfg):
         _check_all(dataset, where, OF_SETS)
         for step, part in dicts(f'{where}.pipeline', dataset.get('pipeline')):
-            _check_magnitude(part, step)
+            _say_magnitude(part, step)
     for key, demands in _OF_PARTS.items():
         for where, part in _parts(key, cfg.get(key)):
             _check_all(part, where, demands)
@@ -115,14 +117,19 @@ def _check_slide(part: Mapping, where: str) -> None:
             'the windows would be in none; make it smaller.')
 
 
-def _check_magnitude(part: Mapping, where: str) -> None:
-    """Refuse augmentation (RandAugment's) that is stronger than its range."""
+def _say_magnitude(part: Mapping, where: str) -> None:
+    """Name augmentation (RandAugment's) that is stronger than its range.
+
+    ResNeSt's recipe goes beyond it, too.
+    """
     level, most = part.get('magnitude_level'), part.get('total_level', 10)
     if isinstance(level, Real) and isinstance(most, Real) and not (
             0 <= level <= most):
-        raise ValueError(
+        print_log(
             f'`{where}.magnitude_level` is {level}, and `total_level` {most}: '
-            f'give one from 0 to {most}, or more levels.')
+            'images are changed more than its range says.',
+            logger='current',
+            level=logging.WARNING)
 
 
 def _parts(where: str, given: Any) -> Iterator[Tuple[str, Mapping]]:
