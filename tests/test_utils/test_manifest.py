@@ -52,6 +52,7 @@ def copies(made: Path, tmp_path: Path) -> Callable[[str], Config]:
             image = dict(det='img', seg='img_path')[kind]
             dataset['data_prefix'][image] = 'copies'
         return Config({
+            'model': dict(type='never built'),
             PART: dict(dataset=dataset),
             'train_cfg': dict(by_epoch=True, max_epochs=1),
             'optim_wrapper': dict(optimizer=dict(type='SGD', lr=0.01)),
