@@ -146,6 +146,7 @@ def test_tasks_that_change_every_step_stay_equal(case: tuple,
             first[key], value, rtol=0, atol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_the_task_not_selected_at_wrapping_is_exchanged(
         case: tuple, folder: Path) -> None:

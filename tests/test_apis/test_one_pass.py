@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from _tiny import (KINDS, SCOPES, SIZE, build_backbone, fill, first_of,
-                   fusion_neck, model_cfg, save_trunk)
+from _tiny import (KINDS, SCOPES, SIZE, build_backbone, fill, fusion_neck,
+                   model_cfg, save_trunk)
 from vim_mm.apis import ViMInferencer
 from vim_mm.apis.serving import choose_graph
 from vim_mm.models.backbones import compiling
@@ -360,7 +360,8 @@ def test_modes_are_inductors() -> None:
     assert 'mode' not in options and options['fullgraph']
 
 
-@pytest.mark.parametrize('adapter', first_of(['PluginNeck', 'ConvPass']))
+@pytest.mark.slow
+@pytest.mark.parametrize('adapter', ['PluginNeck', 'ConvPass'])
 def test_a_compiled_backbone_trains_and_tests(adapter: str) -> None:
     """Epochs with a validation after each compile two graphs, no more."""
     torch._dynamo.reset()

@@ -148,7 +148,8 @@ def test_pictures_are_limited_to_whole_batches(tmp_path: Path) -> None:
     assert ranking.num_pictures == 6
 
 
-@pytest.mark.parametrize('streams', first_of([['gone', 'lost', 'left'], []]))
+@pytest.mark.slow
+@pytest.mark.parametrize('streams', [['gone', 'lost', 'left'], []])
 def test_necks_and_heads_that_ask_for_their_channels(
         streams: list, tmp_path: Path) -> None:
     """They read one stream, and are not asked what several modules give."""

@@ -262,7 +262,10 @@ def test_the_table_counts_24_adapters() -> None:
 # -------------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+# a fifth of them, of all kinds
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (index % 5 > 0))
+    for index, name in enumerate(CONFIGS)])
 def test_full_size(name: str, zoo_dir: str, tmp_path: Path) -> None:
     runner = build(name, zoo_dir, tmp_path)
     model, cfg = runner.model, runner.cfg.model
