@@ -8,8 +8,10 @@ import time
 import pytest
 import torch
 
+from vim_mm.utils.checks import OK
 from vim_mm.utils.reading import OpenFolder
 from vim_mm.zoo import Zoo, ZooError, files, folder
+from vim_mm.zoo.zoo_checks import check_zoos
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, 'fork'), reason='needs os.fork')
@@ -29,6 +31,24 @@ def forked(action):
 
 def joined(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_module_that_comes_back_was_never_wrong(tmp_path, make_card,
+                                                  make_tensors, monkeypatch):
+    """A reader finds none between two versions, and one when it looks again.
+    """
+    zoo = Zoo(tmp_path / 'zoo')
+    zoo.save(make_card(), make_tensors(0))
+
+    def gone(*args):
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, 'read_version', gone)
+        bad = {}
+        assert zoo.verify() == [] and zoo.cards(bad) == [] and not bad
+        assert [check.state for check in check_zoos([zoo.root])] == [OK]
+    assert [card.name for card in zoo.cards()] == ['m']
 
 
 def test_readers_see_one_version_while_it_is_exchanged(tmp_path, make_card,

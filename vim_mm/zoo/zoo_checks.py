@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from vim_mm.utils.checks import BROKEN, NOTE, OK, Check
 from vim_mm.utils.messages import LINES, printable
 from .card import ZooError
-from .zoo_reader import ZooReader
+from .zoo_reader import NoModule, ZooReader
 
 #: Where the guides and demos put modules.
 ZOOS = ('work_dirs/zoo', 'work_dirs/demo/zoo', 'work_dirs/zoo-demo/zoo')
@@ -68,9 +68,9 @@ def _look(root: str,
             break
         try:
             problems = zoo.verify(name)
+        except NoModule:
+            continue  # it was removed meanwhile
         except ZooError as error:
-            if name not in zoo:
-                continue  # it was removed meanwhile
             problems = [str(error)]
         good += not problems
         if problems:

@@ -24,6 +24,13 @@ COMPARED = 10_000
 Read = TypeVar('Read')
 
 
+class NoModule(ZooError):
+    """There was no module of a name when it was looked for.
+
+    It may have come since, so this is no word on one that is there.
+    """
+
+
 class ZooReader:
     """A directory with one folder per module, for those who read it.
 
@@ -105,8 +112,10 @@ class ZooReader:
         for name in self.names():
             try:
                 found.append(self.card(name))
+            except NoModule:
+                continue  # it was removed meanwhile
             except ZooError as error:
-                if name in self:  # else it was removed meanwhile
+                if name in self:  # else so was this one
                     bad[name] = str(error)
         bad.update(self.misnamed())
         tell(bad, problems)
@@ -178,9 +187,11 @@ class ZooReader:
             self._read(name, lambda folder: check_all(folder, name))
         except InvalidModule as error:
             return error.problems
+        except NoModule:
+            raise
         except ZooError as error:
             if name not in self:
-                raise
+                raise self._unknown(name) from None
             return [str(error)]
         return []
 
@@ -196,12 +207,12 @@ class ZooReader:
         if name not in self:
             raise self._unknown(name)
 
-    def _unknown(self, name: str) -> ZooError:
+    def _unknown(self, name: str) -> NoModule:
         names = self.names()
         near = get_close_matches(name, names[:COMPARED], cutoff=0.5)
         hint = (f'did you mean {" or ".join(near)}?' if near else
                 f'it holds: {", ".join(names[:20]) or "no module yet"}.')
-        return ZooError(f'The zoo {str(self.root)!r} has no module {name!r}; '
+        return NoModule(f'The zoo {str(self.root)!r} has no module {name!r}; '
                         f'{hint}')
 
 
