@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from typing import (Any, ClassVar, Dict, Mapping, NoReturn, Sequence, Type,
                     TypeVar, Union)
 
+from vim_mm.utils.drafts import NotFlushedError
 from vim_mm.utils.messages import InputError, cut, printable, short
 from vim_mm.utils.reading import JSON_BYTES, ReadError, check_plain, parse_json
 from vim_mm.version import __version__
@@ -19,6 +20,10 @@ Self = TypeVar('Self', bound='Card')
 
 class ZooError(InputError):
     """A zoo, a module, its trunk or another published folder is not valid."""
+
+
+class ZooNotFlushedError(ZooError, NotFlushedError):
+    """A zoo was changed, and the disk has not said that it stays so."""
 
 
 def is_name(name: Any) -> bool:

@@ -11,7 +11,7 @@ import filelock
 from vim_mm.utils.drafts import NotFlushedError
 from vim_mm.utils.files import share
 from vim_mm.utils.locks import Lock
-from .card import ZooError
+from .base_card import ZooError, ZooNotFlushedError
 from .files import sweep
 
 LOCK_SECONDS = 60
@@ -59,7 +59,7 @@ def _in_one_sentence(root: Path) -> Iterator[None]:
             'what it held before is whole: try again once that is mended, or '
             'name another.') from error
     except NotFlushedError as error:
-        raise ZooError(str(error)) from error
+        raise ZooNotFlushedError(str(error)) from error.__cause__
 
 
 def _lock(root: Path) -> filelock.BaseFileLock:

@@ -19,7 +19,7 @@ from vim_mm.utils.drafts import NotFlushedError
 from vim_mm.utils.files import sha256, write_atomic
 from vim_mm.utils.progress import track
 from vim_mm.utils.reading import JSON_BYTES, ReadError, open_regular
-from .card import ZooError
+from .base_card import ZooError, ZooNotFlushedError
 from .folder import CARD, HEAD, MODULE, TENSOR_BYTES
 
 #: Bytes of a card, and of a tensor file, at most.
@@ -67,7 +67,7 @@ def write_parcel(path: Union[str, Path], name: str,
         raise ZooError(f"'{path}' cannot be written: "
                        f'{error.strerror or error}.') from error
     except NotFlushedError as error:
-        raise ZooError(str(error)) from error
+        raise ZooNotFlushedError(str(error)) from error.__cause__
     return sha256(data)
 
 
