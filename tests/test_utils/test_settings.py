@@ -12,10 +12,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS
-from mmengine.runner import Runner
+from mmengine.runner import Priority, Runner
 
 from _loading import lines
-from vim_mm.utils import settings
+from vim_mm.utils import demands, settings
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.keys import check_keys
 
@@ -180,6 +180,10 @@ def test_strength_of_augmentation(level: int, more: dict, told: int,
         dataset=dict(type='A', pipeline=[step])))))
     assert len(said) == told
     assert all(rf'pipeline[0].magnitude_level` is {level}' in x for x in said)
+
+
+def test_priorities_are_those_of_mmengine() -> None:
+    assert tuple(Priority.__members__) == demands._PRIORITIES
 
 
 def test_parts_that_are_as_they_should_be() -> None:
