@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Markers of the test suite, and the package prepared before any import."""
 
+import gc
 import os
 from typing import Iterator
 
@@ -36,6 +37,17 @@ def kept_scope() -> Iterator[None]:
 # what a test sets, and what a fixture of a file sets for its tests
 default_scope = pytest.fixture(autouse=True)(kept_scope)
 scope_of_file = pytest.fixture(autouse=True, scope='module')(kept_scope)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def little_garbage() -> None:
+    """mmengine collects garbage for each data set that is built.
+
+    What is there by now, classes and functions of libraries, stays and is not
+    looked through each time, which took most of the suite's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Iterator, List
 
 import pytest
 import torch
@@ -20,6 +20,21 @@ from _runs import Asks, learned, run, stopped, unlike, validation
 from _tiny import first_of
 from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, stoppable
 from vim_mm.utils.cli import run_cli
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """Signals ask here, also where the suite itself was started by nohup."""
+    before = {name: signal.getsignal(name) for name in asking()}
+    for name in before:
+        signal.signal(name, signal.SIG_DFL)
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+def asking() -> List[signal.Signals]:
+    return [getattr(signal, name) for name in SIGNALS]
 
 
 class AsksGroup(Asks):
@@ -131,12 +146,10 @@ def test_a_preparation_is_begun_anew(tmp_path: Path, hook: dict) -> None:
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:
-    before = [signal.getsignal(getattr(signal, name)) for name in SIGNALS]
-    assert before == [signal.SIG_DFL] * 2
+    before = [signal.SIG_DFL] * 2
     stop(tmp_path / 'a', Asks('before_train_iter'), steps=2, **RARE)
     run(tmp_path / 'b', steps=1, **RARE).train()
-    assert before == [
-        signal.getsignal(getattr(signal, name)) for name in SIGNALS]
+    assert before == [signal.getsignal(name) for name in asking()]
     assert Stop.current is None
 
 

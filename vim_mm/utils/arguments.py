@@ -20,7 +20,11 @@ def _arguments(kind: Callable) -> Dict[str, inspect.Parameter]:
     found: Dict[str, inspect.Parameter] = {}
     makers = [kind]
     if isinstance(kind, type):
-        makers = [cls.__init__ for cls in kind.__mro__]
+        # what object takes is nothing, and slow to be told
+        makers = [
+            cls.__init__ for cls in kind.__mro__
+            if cls.__init__ is not object.__init__
+        ]
     for maker in makers:
         params = inspect.signature(maker).parameters.values()
         for p in params:
