@@ -39,6 +39,7 @@ import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
 import reliability_writers  # noqa: E402
 import reliability_zoo  # noqa: E402
+from _speed import settle, skip_formatting  # noqa: E402
 from reliability_cases import Campaign, Tally  # noqa: E402
 
 from vim_mm.utils.cli import run_cli, table_console  # noqa: E402
@@ -76,6 +77,8 @@ def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
     """One row."""
+    settle()
+    skip_formatting()
     tally, start, cpu = Tally(), time.perf_counter(), cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         try:

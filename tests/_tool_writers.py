@@ -5,7 +5,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 from unittest import mock
 
 import cv2
@@ -32,15 +32,6 @@ def _in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def _unformatted() -> Any:
-    """Within this context configs are written as they come.
-
-    yapf takes half of the time and touches no file of ours.
-    """
-    return mock.patch('yapf.yapflib.yapf_api.FormatCode',
-                      lambda text, **_: (text, True))
 
 
 def own_task(root: Path) -> Writer:
@@ -83,8 +74,7 @@ def split_task(root: Path) -> Writer:
     one = build_model(_task(cfg))
 
     def write(folder: Path, version: int) -> None:
-        with _unformatted(), mock.patch('vim_mm.apis.split.build_model',
-                                        lambda cfg: one):
+        with mock.patch('vim_mm.apis.split.build_model', lambda cfg: one):
             save_task(cfg, str(root / 'x.pth'), 'cls', folder / 'x')
 
     def read(folder: Path) -> Version:
@@ -140,6 +130,7 @@ def vim_release(root: Path) -> Writer:
 
     from vim_mm.interchange import convert_release
     from vim_mm.zoo import Zoo
+
     # as one file: the files of its bases are read, not written
     cfg = Config.fromfile(tests.parent / 'configs/vim/release_cls.py')
     cfg.dump(root / 'release_cls.py')
@@ -147,12 +138,11 @@ def vim_release(root: Path) -> Writer:
         torch.save(released.make_release(), root / 'x.pt')
 
     def write(folder: Path, version: int) -> None:
-        with _unformatted():
-            convert_release(
-                root / 'x.pt',
-                folder / 'x',
-                dict(cls=root / 'release_cls.py'),
-                tasks=['cls-birds'])
+        convert_release(
+            root / 'x.pt',
+            folder / 'x',
+            dict(cls=root / 'release_cls.py'),
+            tasks=['cls-birds'])
 
     def read(folder: Path) -> Version:
         if not (folder / 'x').exists():

@@ -1,12 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Markers of the test suite, and the package prepared before any import."""
 
-import gc
 import os
 from typing import Iterator
 
 import pytest
 import torch
+from _speed import settle, skip_formatting
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # of runs that end in a cycle of references the loaders' workers hear
     # nothing, so the garbage collector waits so long for each of them
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+    skip_formatting()
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
 
 
@@ -41,13 +42,8 @@ scope_of_file = pytest.fixture(autouse=True, scope='module')(kept_scope)
 
 @pytest.fixture(autouse=True, scope='module')
 def little_garbage() -> None:
-    """mmengine collects garbage for each data set that is built.
-
-    What is there by now, classes and functions of libraries, stays and is not
-    looked through each time, which took most of the suite's time.
-    """
-    gc.collect()
-    gc.freeze()
+    """What other files have imported is not looked through again."""
+    settle()
 
 
 @pytest.fixture(autouse=True, scope='module')
