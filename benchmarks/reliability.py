@@ -39,7 +39,7 @@ import reliability_files  # noqa: E402
 import reliability_runs  # noqa: E402
 import reliability_writers  # noqa: E402
 import reliability_zoo  # noqa: E402
-from _speed import settle, skip_formatting  # noqa: E402
+from _speed import lighten  # noqa: E402
 from reliability_cases import Campaign, Tally  # noqa: E402
 
 from vim_mm.utils.cli import run_cli, table_console  # noqa: E402
@@ -77,8 +77,6 @@ def parse_args(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def run(campaign: Campaign, share: float, seed: int) -> Dict[str, Any]:
     """One row."""
-    settle()
-    skip_formatting()
     tally, start, cpu = Tally(), time.perf_counter(), cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -119,6 +117,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     args = parse_args(args)
     MMLogger.get_instance('reliability', log_level='ERROR')
     _hostile.SLACK = 1.
+    lighten()
     if not 0 < args.share <= 1:
         raise ValueError(f'--share is {args.share}; give a number above 0, 1 '
                          'at most.')

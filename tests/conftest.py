@@ -6,7 +6,7 @@ from typing import Iterator
 
 import pytest
 import torch
-from _speed import settle, skip_formatting
+from _speed import lighten
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # of runs that end in a cycle of references the loaders' workers hear
     # nothing, so the garbage collector waits so long for each of them
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
-    skip_formatting()
+    lighten()
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
 
 
@@ -38,12 +38,6 @@ def kept_scope() -> Iterator[None]:
 # what a test sets, and what a fixture of a file sets for its tests
 default_scope = pytest.fixture(autouse=True)(kept_scope)
 scope_of_file = pytest.fixture(autouse=True, scope='module')(kept_scope)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def little_garbage() -> None:
-    """What other files have imported is not looked through again."""
-    settle()
 
 
 @pytest.fixture(autouse=True, scope='module')
