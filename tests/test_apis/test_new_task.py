@@ -6,14 +6,16 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 from _own_data import (HERE, NUM, boxes, copy_some, real, run, write_data,
                        write_trunk)
+from _speed import format_code
 from mmengine.config import Config
 from PIL import Image
+from yapf.yapflib import yapf_api
 
 import vim_mm
 from _tiny import KINDS, first_of
@@ -396,7 +398,9 @@ def test_a_budget_is_shared() -> None:
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_measured_config_trains_as_it_is(kind: str, project: Path) -> None:
+def test_a_measured_config_trains_as_it_is(kind: str, project: Path,
+                                           monkeypatch: Any) -> None:
+    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
     write_trunk(project)
     task = new_task(
         read_data(**DATA[kind]), 'my_trunk.py', 'my task.py', minutes=.02)
