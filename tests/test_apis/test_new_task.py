@@ -15,7 +15,6 @@ from _own_data import (HERE, NUM, boxes, copy_some, real, run, write_data,
 from _speed import format_code
 from mmengine.config import Config
 from PIL import Image
-from yapf.yapflib import yapf_api
 
 import vim_mm
 from _tiny import KINDS, first_of
@@ -400,7 +399,7 @@ def test_a_budget_is_shared() -> None:
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_measured_config_trains_as_it_is(kind: str, project: Path,
                                            monkeypatch: Any) -> None:
-    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
+    monkeypatch.setattr('vim_mm.apis.new_task.text.FormatCode', format_code)
     write_trunk(project)
     task = new_task(
         read_data(**DATA[kind]), 'my_trunk.py', 'my task.py', minutes=.02)
