@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Tuple
 
@@ -86,7 +87,7 @@ def damaged_checkpoints(tally: Tally, root: Path, share: float,
         usage=lambda: read_usage(path),
         trunk=lambda: load_trunk_weights(trunk, str(path)),
         resumed=lambda: _resume(cfg, path, root / 'resumed'),
-        converted=lambda: _convert(path, root / 'trunk.safetensors'))
+        **_conversions(path, root / 'trunk.safetensors'))
     writes = dict(_forms(root, path, data))
     writes.update((f'damaged {index}', _writes(path, damaged(data, rng)))
                   for index in range(200))
@@ -152,13 +153,11 @@ def _resume(cfg: Config, path: Path, folder: Path) -> None:
     runner.load_or_resume()
 
 
-def _convert(path: Path, out: Path) -> None:
-    for family in FAMILIES:
-        try:
-            convert_trunk(family, path, out)
-        except ValueError:
-            if family == 'vim-release':
-                raise
+def _conversions(path: Path, out: Path) -> Dict[str, Callable[[], Any]]:
+    return {
+        f'converted as {family}': partial(convert_trunk, family, path, out)
+        for family in FAMILIES
+    }
 
 
 # ----------------------------------------------------------------- payloads
@@ -196,8 +195,7 @@ def payloads(tally: Tally, root: Path, share: float, seed: int) -> None:
                     loader=lambda: CheckpointLoader.load_checkpoint(
                         str(path), 'cpu', 'silent'),
                     model=lambda: load_model(cfg, str(path)),
-                    converted=lambda: _convert(path, root / 'o.safetensors')
-            ).items():
+                    **_conversions(path, root / 'o.safetensors')).items():
                 with tally.case(f'{name}.{suffix}: {what}', len(content)):
                     read()
                 tally.keep(f'{name}.{suffix}: {what} was run',
