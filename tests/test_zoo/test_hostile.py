@@ -85,6 +85,7 @@ def test_what_is_no_folder_is_passed_over_or_told_of(pair, tmp_path, what):
     with judged() as verdict:
         check_good(pair, tmp_path, named=what == 'loop')
     assert not verdict.error and not verdict.problem
+    assert all('remove the link' in problem for problem in pair.verify())
     if what in ('folder', 'full_folder'):
         pair.remove('bad')
     for name in ('bad', 'good'):

@@ -8,6 +8,7 @@ the former, so one complete version can be read at any time. What a change that
 was killed leaves is put right by the next change of the zoo.
 """
 
+import errno
 import os
 import re
 import stat
@@ -168,8 +169,10 @@ def _open(root: Path, name: str) -> OpenFolder:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
+            mend = 'remove the link' if error.errno == errno.ELOOP else (
+                'ask its owner for the right to')
             raise ZooError(f'{str(path)!r} cannot be read ({error.strerror}); '
-                           'ask its owner for the right to.') from None
+                           f'{mend}.') from None
     raise FileNotFoundError(f'There is no folder {str(root / name)!r}.')
 
 
