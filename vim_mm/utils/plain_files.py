@@ -231,14 +231,16 @@ _FILLED: Dict[str, Callable] = dict(
 
 
 def _array_part(name: str) -> Any:
-    """numpy 2 moved these; files of either version name them their own way."""
+    """As numpy itself names them when it pickles.
+
+    numpy 2 moved these, and numpy 1.26 has its places by name alone.
+    """
     import numpy as np
     if name == 'dtype':
         return np.dtype
-    core = np._core if hasattr(np, '_core') else np.core
     if name == '_frombuffer':
-        return core.numeric._frombuffer
-    return scalar_of(core.multiarray.scalar)
+        return np.zeros(1).__reduce_ex__(5)[0]
+    return scalar_of(np.float64().__reduce__()[0])
 
 
 def _tensor_part(name: str) -> Any:
