@@ -11,7 +11,7 @@ from typing import Any, Iterator, List
 import pytest
 import torch
 import torch.multiprocessing as mp
-from _processes import join, together
+from _processes import free_port, join, together
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
@@ -19,6 +19,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from _runs import Asks, learned, run, stopped, unlike, validation
 from _tiny import first_of
 from vim_mm.engine.stopping import EXIT_CODE, SIGNALS, Stop, stoppable
+from vim_mm.utils.checkpoint import load_from_local
 from vim_mm.utils.cli import run_cli
 
 
@@ -253,6 +254,37 @@ def test_all_processes_stop_together(tmp_path: Path, by_epoch: bool) -> None:
         for name in ASKED:
             assert not unlike(
                 whole, torch.load(tmp_path / f'{name}{rank}.pth')), name
+
+
+def train_until_killed(rank: int, port: int, folder: str, point: str) -> None:
+    cfg = join(rank, port)
+    run(Path(folder),
+        6,
+        launcher='pytorch',
+        env_cfg=cfg.env_cfg,
+        experiment_name=f'killed{rank}',
+        cfg=dict(model_wrapper_cfg=cfg.model_wrapper_cfg),
+        custom_hooks=[Asks(point, 2, 'SIGKILL')] * (rank == 1),
+        **validation()).train()
+
+
+@pytest.mark.parametrize('point', first_of(['before_train_iter', IN_VAL]))
+def test_a_killed_process_ends_the_others_within_a_minute(
+        tmp_path: Path, point: str) -> None:
+    """Also where no launcher watches over them."""
+    port, fork = free_port(), mp.get_context('fork')
+    ranks = [fork.Process(target=train_until_killed,
+                          args=(rank, port, str(tmp_path), point))
+             for rank in range(2)]
+    for each in ranks:
+        each.start()
+    ranks[1].join(300)
+    assert ranks[1].exitcode == -signal.SIGKILL
+    ranks[0].join(60)
+    ended = ranks[0].exitcode
+    ranks[0].kill()
+    assert ended not in (None, 0)
+    assert load_from_local(str(tmp_path / 'iter_1.pth'))['state_dict']
 
 
 def sleep_after(started: Any) -> None:
