@@ -274,7 +274,8 @@ def test_a_killed_process_ends_the_others_within_a_minute(
     """Also where no launcher watches over them."""
     port, fork = free_port(), mp.get_context('fork')
     ranks = [fork.Process(target=train_until_killed,
-                          args=(rank, port, str(tmp_path), point))
+                          args=(rank, port, str(tmp_path), point),
+                          daemon=True)
              for rank in range(2)]
     for each in ranks:
         each.start()
@@ -282,7 +283,7 @@ def test_a_killed_process_ends_the_others_within_a_minute(
     assert ranks[1].exitcode == -signal.SIGKILL
     ranks[0].join(60)
     ended = ranks[0].exitcode
-    ranks[0].kill()
+    ranks[0].kill()  # where it waits for ever
     assert ended not in (None, 0)
     assert load_from_local(str(tmp_path / 'iter_1.pth'))['state_dict']
 

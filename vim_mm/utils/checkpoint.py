@@ -31,7 +31,7 @@ from .checksum import is_intact, save_checkpoint
 from .drafts import named
 from .files import shipped
 from .pickle_parts import (NDARRAY, PARTS, Budget, Part, bounded_parts,
-                           reconstruct, scalar_of, size_of)
+                           number_builder, reconstruct, size_of)
 from .plain_files import (TRUST_ENV, replace_everywhere, torch_reads_safely,
                           trusts_pickles)
 from .reading import ReadError
@@ -290,8 +290,7 @@ def _allowed(size: int = 0) -> Iterator[None]:
     Args:
         size (int): Bytes of the file, if it is read.
     """
-    # numpy 1.26 has the places of numpy 2 by name alone
-    scalar = scalar_of(np.float64().__reduce__()[0])
+    scalar = number_builder()
     allowed = [
         *_METHODS, np.dtype, slice,
         (Part(PARTS['builtins.bytes'], Budget(size)), 'builtins.bytes'),

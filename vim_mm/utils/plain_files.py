@@ -23,8 +23,8 @@ import yaml
 
 from .pickle_bounds import check_claims
 from .pickle_parts import (NDARRAY, PARTS, Budget, Part, Unfilled,
-                           bounded_parts, of_content, reconstruct, scalar_of,
-                           uncollected)
+                           bounded_parts, number_builder, of_content,
+                           reconstruct, uncollected)
 
 TRUST_ENV = 'VIM_MM_TRUST_PICKLE'
 #: How files are called whose readers do not know their names.
@@ -240,7 +240,7 @@ def _array_part(name: str) -> Any:
         return np.dtype
     if name == '_frombuffer':
         return np.zeros(1).__reduce_ex__(5)[0]
-    return scalar_of(np.float64().__reduce__()[0])
+    return number_builder()
 
 
 def _tensor_part(name: str) -> Any:
