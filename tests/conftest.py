@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Markers of the test suite, and the package prepared before any import."""
 
+import gc
 import os
 from typing import Iterator
 
@@ -25,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
     lighten()
     config.addinivalue_line('markers', 'gpu: needs a CUDA device')
+
+
+def pytest_collection_finish() -> None:
+    # a search for garbage need not look through all libraries each time
+    gc.collect()
+    gc.freeze()
 
 
 def kept_scope() -> Iterator[None]:

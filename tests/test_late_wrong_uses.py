@@ -77,7 +77,7 @@ ROWS = [
      {'val': None, SHORT: [LOAD, dict(type='PackSegInputs')]},
      "validation would fail .*'gt_sem_seg'"),
     ('not packed', 'cls', {'val': None, SHORT: [LOAD]},
-     "validation would fail .*'inputs'"),
+     '`val_dataloader`: The pipeline gives .* PackInputs'),
     ('boxes without a scale', 'det',
      {'val': None, SHORT: [LOAD, *LOADED['det']]},
      'validation would fail .*scale_factor'),

@@ -326,7 +326,7 @@ ROWS = [
                              optimizer=dict(type='SGD', lr=1e30))]),
      'loss of WarmHeadHook is (nan|inf)'),
     ('images that are none', 'cls',
-     {'model.data_preprocessor.std': [0., 60., 60.]},
+     {'model.data_preprocessor.mean': [nan, 60., 60.]},
      'loss is nan in iteration 1: `data_preprocessor` is the first part'),
 ]
 

@@ -85,6 +85,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.best is not None and args.best < 1:
         parser.error('--best takes a number of modules, 1 or more')
+    if min(args.seeds) < 0:
+        parser.error('--seeds takes whole numbers, 0 or more')
     args.seeds = list(dict.fromkeys(args.seeds))
     if args.work_dir is None:
         args.work_dir = Path('work_dirs/compare') / Path(args.config).stem

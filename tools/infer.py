@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         '--batch-size', type=int, default=1, help='images a batch')
     parser.add_argument(
         '--score-thr',
-        type=float,
+        type=share,
         default=0.3,
         help='boxes from this score on are drawn and counted')
     parser.add_argument(
@@ -63,6 +63,14 @@ def parse_args() -> argparse.Namespace:
         '--show', action='store_true', help='show drawings in a window')
     add_cfg_options(parser)
     return parser.parse_args()
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is no score from 0 to below '
+                                         '1')
+    return value
 
 
 def parse_model(text: str) -> Tuple[str, List[str]]:

@@ -823,6 +823,11 @@ def test_the_tool(folder: Path, tmp_path: Path,
         assert json.loads(stored.read_text()) == answer
     assert re.search(r'2 tasks in \d+ MB of weights, \d+ MB as', errors)
 
+    for share in ('50', 'nan', '-0.1'):
+        with pytest.raises(SystemExit):
+            run('--score-thr', share)
+        assert f'{share} is no score from 0' in capsys.readouterr().err
+
     code, lines, _ = run('--task', 'cls')
     cls = answers[0]
     assert lines == [

@@ -2,7 +2,7 @@
 """Hooks that prepare a model leave alone what `load_from` brought."""
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 import pytest
 import torch
@@ -196,3 +196,25 @@ def test_a_plain_librarys_checkpoint(kind: str, how: str, tmp_path: Path,
     line, = lines
     assert 'tensors of a plain backbone' in line
     assert '`model.backbone.trunk.init_cfg.checkpoint`' in line
+
+
+@pytest.mark.parametrize('rename', [
+    lambda key: f'net.{key}', lambda key: key.partition('.')[2]])
+def test_a_file_that_gives_nothing_is_refused(rename: Callable,
+                                              tmp_path: Path) -> None:
+    cfg = model('cls', tmp_path)
+    fits = build_runner('cls', cfg, tmp_path / 'a').model.state_dict()
+    for name, state in (('fits', dict(fits)), ('none', {
+            rename(key): value for key, value in fits.items()})):
+        path = str(tmp_path / f'{name}.pth')
+        torch.save(dict(state_dict=state), path)
+        run = build_runner('cls', cfg, tmp_path / name, iters=1,
+                           load_from=path)
+        if name == 'fits':
+            run.train()
+            continue
+        with pytest.raises(ValueError, match=(
+                f"None of the {len(state)} tensors in '.*none.pth', such as "
+                ".* nothing would be loaded")):
+            run.train()
+        assert not list((tmp_path / name).glob('*.pth'))

@@ -2,6 +2,7 @@
 """The first batches and steps of a run, by which nothing may be learned."""
 
 import logging
+from collections import defaultdict
 from typing import Any, Dict, Optional
 
 import torch
@@ -16,6 +17,7 @@ from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.pixels import check_form
 from vim_mm.utils.messages import short
+from .box_losses import BoxLosses
 from .gradients import Gradients, wrappers
 from .model_parts import is_own
 
@@ -48,6 +50,8 @@ class BatchWatch:
             task: FirstPass(size, task)
             for task, size in _batches(runner).items()
         } if looks else {}
+        self._boxes: Dict[Optional[str], BoxLosses] = defaultdict(BoxLosses)
+        self._labelled = False
         self._idle = min(runner.max_iters, PATIENCE) if looks else 0
         self._tried = self._idle
         self._gradients = Gradients(
@@ -61,24 +65,33 @@ class BatchWatch:
             ValueError: If a label is none of the head's, no image has any, or
                 a pipeline does not give what the model takes.
         """
-        model, task = self.model, None
+        model, self._task = self.model, None
         if isinstance(model, MultiTaskModel):
-            task = data['task']
-            model = model.models[task]
-        if task in self._passes and self._passes[task].look(model, data):
-            del self._passes[task]
+            self._task = data['task']
+            model = model.models[self._task]
+        watched = self._passes.get(self._task)
+        if watched is not None:
+            if watched.look(model, data):
+                del self._passes[self._task]
+            self._labelled = watched.labelled
 
-    def look_at_step(self) -> None:
-        """Look at the rates of a step, and whether gradients come.
+    def look_at_step(self, losses: Optional[dict] = None) -> None:
+        """Look at losses and rates of a step, and whether gradients come.
+
+        Args:
+            losses (dict, optional): Its losses by name.
 
         Raises:
-            ValueError: If all rates were zero in the first steps, or no
-                gradient came.
+            ValueError: If all rates were zero in the first steps, no gradient
+                came, or no box found a place.
         """
         if self._tried:
+            self._boxes[self._task].add(self._labelled, losses)
             self._tried -= 1
             if not self._tried:
                 self._check_gradients()
+                for boxes in self._boxes.values():
+                    boxes.check()
         if self._idle:
             self._look_at_rates()
 
@@ -116,6 +129,9 @@ class FirstPass:
         size (int): Batches of a pass.
         task (str, optional): The task that the data set is of. Defaults to
             None, for a model of one task.
+
+    Attributes:
+        labelled (bool): Whether something of the last batch is labelled.
     """
 
     def __init__(self, size: int, task: Optional[str] = None) -> None:
@@ -123,7 +139,7 @@ class FirstPass:
         self._where = '' if task is None else f'tasks.{task}.'
         self._whose = '' if task is None else f" of the task '{task}'"
         self._seen = 0
-        self._labelled = False
+        self.labelled = self._any = False
         self._counts: Dict[str, Tensor] = {}
 
     def look(self, model: nn.Module, data: Any) -> bool:
@@ -135,14 +151,15 @@ class FirstPass:
         self._seen += 1
         if self._seen == 1:
             check_form(model, data)
-        self._labelled = check_labels(model, data) or self._labelled
+        self.labelled = check_labels(model, data)
+        self._any = self._any or self.labelled
         for name, counts in label_counts(model, data).items():
             name = f'{self._where}{name}'
             self._counts[name] = self._counts.get(name, 0) + counts
         if self._seen == self._size:
             self._check_any()
             self._name_unseen()
-        elif self._seen == PATIENCE and not self._labelled:
+        elif self._seen == PATIENCE and not self._any:
             print_log(
                 f'Nothing in the first {PATIENCE} batches{self._whose} is '
                 f'labelled; {_LOOK}',
@@ -151,7 +168,7 @@ class FirstPass:
         return self._seen == self._size
 
     def _check_any(self) -> None:
-        labelled = torch.tensor(int(self._labelled))
+        labelled = torch.tensor(int(self._any))
         all_reduce(labelled, op='max')
         if not labelled:
             raise ValueError(

@@ -22,6 +22,7 @@ from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.configs import is_pretrained
 from vim_mm.models.head_origin import read_head_notes
+from vim_mm.utils.messages import short
 from .model_parts import saved_model
 
 
@@ -49,7 +50,26 @@ def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
         for key, value in state.items() if isinstance(value, Tensor)
     }
     _notes[runner] = _Note(file, shapes)
-    _name_plain_backbones(unwrap(runner.model), shapes, file)
+    model = unwrap(runner.model)
+    _name_plain_backbones(model, shapes, file)
+    _check_any(model, shapes, file)
+
+
+def _check_any(model: nn.Module, shapes: Mapping, file: str) -> None:
+    """Refuse to start from a file that gives the model nothing."""
+    if not isinstance(model, nn.Module) or not shapes:
+        return
+    own = {name: value.shape
+           for values in (model.state_dict(), dict(model.named_parameters()))
+           for name, value in values.items() if isinstance(value, Tensor)}
+    if own and not any(own.get(name) == shape
+                       for name, shape in shapes.items()):
+        raise ValueError(
+            f"None of the {len(shapes)} tensors in '{file}', such as "
+            f'{short(next(iter(shapes)))}, has the name and shape of one of '
+            'the model, so nothing would be loaded; let the names begin as '
+            'those of the model do (`backbone.`, …), or name a file of '
+            'another form where its part is built (`init_cfg`).')
 
 
 def _name_plain_backbones(model: nn.Module, names: Iterable[str],

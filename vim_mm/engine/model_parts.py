@@ -29,6 +29,13 @@ def saved_model(model: BaseModel) -> BaseModel:
     return model.student if isinstance(model, BaseDistiller) else model
 
 
+def running_model(model: nn.Module) -> nn.Module:
+    """The ordinary model that runs: of several tasks that of the selected."""
+    model = unwrap(model)
+    return model.models[model.task] if isinstance(
+        model, MultiTaskModel) else model
+
+
 def ordinary(model: BaseModel,
              who: str,
              name: Optional[str] = None) -> BaseModel:

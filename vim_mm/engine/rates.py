@@ -7,6 +7,7 @@ alone, which are new and need the full rate.
 """
 
 import logging
+from math import inf
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 from mmengine.logging import print_log
@@ -23,6 +24,7 @@ from vim_mm.models.class_counts import check_head
 from vim_mm.utils.arguments import (check_arguments, check_is_config,
                                     check_number, passes_on)
 from vim_mm.utils.config import class_of
+from vim_mm.utils.messages import short
 from vim_mm.utils.misspelt import no_type
 from .data_sets import parts_of
 from .model_parts import is_own, saved_model
@@ -30,6 +32,8 @@ from .no_effect import check_layers, check_losses, check_scales
 from .rate_names import check_custom_keys, check_paramwise
 
 #: What constructors that decay rates by layer are given.
+#: What settings of optimizers are below; none is negative.
+_BELOW = dict(lr=inf, weight_decay=inf, momentum=1, eps=1)
 _DECAYS = ('decay_rate', 'layer_decay_rate')
 _PARTS = ('bank', 'fusion')
 
@@ -196,11 +200,16 @@ def check_optimizer(cfg: Any, what: str) -> None:
         raise no_type(OPTIMIZERS, cfg['type'])
     if isinstance(kind, type) and not passes_on(kind):
         check_arguments(kind, set(cfg) - {'type', '_scope_'}, ['params'])
-    for key in ('lr', 'weight_decay', 'momentum'):
+    for key, below in _BELOW.items():
         if cfg.get(key) is not None:
-            check_number(cfg[key], f'{what}.{key}')
-    if cfg.get('eps') is not None:
-        check_number(cfg['eps'], f'{what}.eps', 1)
+            check_number(cfg[key], f'{what}.{key}', below)
+    betas = cfg.get('betas')
+    if betas is not None and not (
+            isinstance(betas, (list, tuple)) and len(betas) > 1):
+        raise ValueError(f'`{what}.betas` is {short(betas)}; give two numbers '
+                         'from 0 to below 1.')
+    for index, beta in enumerate(betas or ()):
+        check_number(beta, f'{what}.betas[{index}]', 1)
     if cfg.get('maximize'):
         raise ValueError(f'`{what}.maximize` is {cfg["maximize"]}, so losses '
                          'would be made larger; leave it out.')

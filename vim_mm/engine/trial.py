@@ -12,11 +12,13 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import FlexibleRunner, Runner, autocast
 from torch import nn
 
+from vim_mm.models.pixels import check_form
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.messages import short
 from vim_mm.utils.refusals import refusal, refused_by_library
 from .explained import place_of
 from .judges import ordinary_loops
+from .model_parts import running_model
 from .schedule_checks import waiting
 
 _LOOK_AT = 'correct it, or `val_dataloader.dataset.pipeline`'
@@ -88,6 +90,7 @@ def _judge(model: nn.Module, task: str, loop: Any,
             size = loader.batch_size or 1
             for start in range(0, len(items), size):
                 batch = loader.collate_fn(items[start:start + size])
+                _check_form(model, batch, where)
                 with autocast(enabled=loop.fp16):
                     outputs = model.val_step(batch)
                 evaluator.process(data_samples=outputs, data_batch=batch)
@@ -106,6 +109,14 @@ def _judge(model: nn.Module, task: str, loop: Any,
     finally:
         for metric in evaluator.metrics:
             metric.results.clear()
+
+
+def _check_form(model: nn.Module, batch: Any, where: str) -> None:
+    try:
+        check_form(running_model(model), batch, padded=False)
+    except ValueError as error:
+        loader = where.replace('evaluator', 'dataloader')
+        raise ValueError(f'`{loader}`: {error}') from error
 
 
 def _check_masks(metric: Any, where: str) -> None:

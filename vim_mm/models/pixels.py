@@ -133,12 +133,14 @@ def _check_padding(preprocessor: Any, images: Any) -> None:
             level=logging.WARNING)
 
 
-def check_form(model: nn.Module, data: Any) -> None:
+def check_form(model: nn.Module, data: Any, padded: bool = True) -> None:
     """Refuse a batch that a pipeline has not made for a model.
 
     Args:
         model (nn.Module): The model, not wrapped.
         data: The batch as the loader gives it.
+        padded (bool): Whether images are padded as in training. Defaults to
+            True.
 
     Raises:
         ValueError: If it is not packed, has images of another number of
@@ -154,7 +156,8 @@ def check_form(model: nn.Module, data: Any) -> None:
             '(mmpretrain), PackDetInputs (mmdet) or PackSegInputs (mmseg).')
     preprocessor = getattr(model, 'data_preprocessor', None)
     images = data.get('inputs')
-    _check_padding(preprocessor, images)
+    if padded:
+        _check_padding(preprocessor, images)
     if not getattr(preprocessor, '_enable_normalize', False) or not isinstance(
             images, (list, tuple, Tensor)) or not all(
                 isinstance(x, Tensor) and x.ndim == 3 for x in images):

@@ -153,6 +153,11 @@ OF_MODELS = dict(
                          _is_number(value, below=1), 'a number below 1'),
     **dict.fromkeys(('pad_value', 'pad_val', 'seg_pad_val', 'mask_pad_value'),
                     _NUMBER),
+    std=Demand(
+        lambda value: not isinstance(value, (list, tuple)) or all(
+            _is_number(each) and each > 0 for each in value),
+        'numbers above 0, as pixels are divided by them'),
+    pad_size_divisor=_COUNT,
     class_weight=Demand(
         lambda value: not isinstance(value, (list, tuple)) or all(
             _is_number(each, 0) for each in value),

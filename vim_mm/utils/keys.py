@@ -14,19 +14,30 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
+from .pipelines import check_pipelines
 from .settings import check_settings, data_sets, dicts
 
 #: Names of the first generation of runners, and what stands for them now.
 _FORMER = dict(
     resume_from='`load_from` and `resume=True`',
     checkpoint_config='`default_hooks.checkpoint`',
-    lr_config='`param_scheduler`')
+    lr_config='`param_scheduler`',
+    momentum_config='`param_scheduler`',
+    samples_per_gpu='`batch_size`',
+    workers_per_gpu='`num_workers`')
+#: The same, but some configs that the libraries publish still have them.
+_LEFT_OVER = dict(
+    optimizer_config='`optim_wrapper.clip_grad`',
+    fp16="`optim_wrapper.type='AmpOptimWrapper'`")
 #: Former names that a config may well have as helpers, and what is read now.
 _HELPERS = dict(
     seed='randomness',
     deterministic='randomness',
     optimizer='optim_wrapper',
-    evaluation='val_evaluator')
+    evaluation='val_evaluator',
+    data='train_dataloader',
+    runner='train_cfg',
+    total_epochs='train_cfg')
 #: What mmengine reads of `paramwise_cfg`, and of each of its `custom_keys`.
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult',
              'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
@@ -51,6 +62,10 @@ _OF_TESTS = ('score_thr', 'nms_pre', 'nms', 'min_bbox_size', 'max_per_img',
              'multi_label', 'yolox_style', 'rpn', 'rcnn', 'mode', 'crop_size',
              'stride', 'corner_topk', 'distance_threshold',
              'stuff_area_limit', 'nms_across_levels')
+#: What detectors read of their `train_cfg`.
+_OF_TRAININGS = ('assigner', 'sampler', 'rpn', 'rpn_proposal', 'rcnn',
+                 'allowed_border', 'pos_weight', 'initial_assigner',
+                 'initial_epoch', 'bbox_sampler')
 #: What data sets read of their `filter_cfg`.
 _FILTERS = ('filter_empty_gt', 'min_size', 'bbox_min_size')
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -68,13 +83,12 @@ def check_keys(cfg: Config) -> None:
     # whatever imports it at its top cannot be the first that is imported
     from mmengine.runner import FlexibleRunner, Runner
     check_settings(cfg)
+    check_pipelines(cfg)
     known = {
         name for runner in (Runner, FlexibleRunner)
         for name in inspect.signature(runner.__init__).parameters
     }
-    for key in sorted(set(cfg) - known):
-        if key in _FORMER and cfg[key]:
-            raise ValueError(f'`{key}` is read no more; use {_FORMER[key]}.')
+    _check_former('', cfg)
     for key, now in _HELPERS.items():
         if cfg.get(key) is not None and not cfg.get(now):
             _warn(f'`{key}` is read no more, and there is no `{now}`, which '
@@ -84,9 +98,24 @@ def check_keys(cfg: Config) -> None:
         key for key in cfg if not any(
             key != name and key.startswith(name) for name in known & set(cfg))
     ], known)
+    for where in _LOADERS:
+        _check_former(f'{where}.', _mapping(cfg, where))
     for where, inside, names in _nested(cfg):
         check_names(f'{where}.', inside, names)
         _say_unread(where, inside, names)
+
+
+def _check_former(where: str, given: Mapping) -> None:
+    """Refuse or name what the first generation read, if it says anything."""
+    names = dict(_FORMER, **_LEFT_OVER)
+    for key in sorted(names.keys() & set(given)):
+        value = given[key]
+        if not (any(value.values()) if isinstance(value, Mapping) else value):
+            continue
+        said = f'`{where}{key}` is read no more; use {names[key]}.'
+        if key in _FORMER:
+            raise ValueError(said)
+        _warn(said)
 
 
 def _say_unread(where: str, inside: Mapping, known: Iterable[str]) -> None:
@@ -111,6 +140,10 @@ def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
             yield f"{keys}['{name}']", own, RATES
     for where, part in dicts('model', cfg.get('model')):
         yield f'{where}.test_cfg', _mapping(part, 'test_cfg'), _OF_TESTS
+        trained = f'{where}.train_cfg'
+        for place, own in dicts(trained, _mapping(part, 'train_cfg')):
+            if 'type' not in own:
+                yield place, own, _OF_TRAININGS
     for where, dataset in data_sets(cfg):
         yield f'{where}.filter_cfg', _mapping(dataset, 'filter_cfg'), _FILTERS
     loaded = [*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch']

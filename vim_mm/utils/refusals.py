@@ -76,4 +76,14 @@ def words_of(error: Exception) -> str:
 
 def refusal(what: str, error: Exception, fix: str) -> RefusedError:
     """A sentence of ours on what a library raised."""
-    return RefusedError(f'{what}: {words_of(error)}; {fix}.')
+    return RefusedError(f'{what}{_stage_of(error)}: {words_of(error)}; {fix}.')
+
+
+def _stage_of(error: Exception) -> str:
+    """The innermost stage of a pipeline that an error came by, in words."""
+    found = ''
+    for frame in frames(error):
+        kinds = type(frame.f_locals.get('self')).__mro__
+        if any(kind.__name__ == 'BaseTransform' for kind in kinds):
+            found = f' in the stage {kinds[0].__name__}'
+    return found

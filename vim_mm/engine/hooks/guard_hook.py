@@ -16,13 +16,14 @@ from vim_mm.models.head_origin import KEY, head_notes, read_head_notes
 from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
+from vim_mm.models.pixels import check_form
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.checksum import has_checksum
 from ..batch_watch import BatchWatch
 from ..judges import check_judges
 from ..loaded import note_loaded, note_start
-from ..model_parts import saved_model
+from ..model_parts import running_model, saved_model
 from ..optimizer_state import check_optimizer
 from ..rates import refuse_idle_run
 from ..resume import keep_numbers
@@ -93,7 +94,22 @@ class GuardHook(Hook):
         """See :class:`BatchWatch`."""
         self._stepped |= {_task_of(runner)}
         if self._watch is not None:
-            self._watch.look_at_step()
+            self._watch.look_at_step(outputs)
+
+    def before_val_iter(self,
+                        runner: Runner,
+                        batch_idx: int,
+                        data_batch: Optional[dict] = None) -> None:
+        """Look at what a pipeline makes of the first images that are judged.
+
+        Raises:
+            ValueError: If it is not what the model takes.
+        """
+        if batch_idx == 0 and not isinstance(
+                unwrap(runner.model), BaseTTAModel):
+            check_form(running_model(runner.model), data_batch, padded=False)
+
+    before_test_iter = before_val_iter
 
     def has_stepped(self, runner: Runner) -> bool:
         """Whether a step of the task that runs is done."""

@@ -26,7 +26,10 @@ def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
         ValueError: If it is no config, or its type is no adapter.
     """
     check_is_config(cfg, 'adapter')
-    kind = str(cfg.get('type'))
+    if cfg.get('type') is None:
+        raise ValueError('`adapter` has no `type`; give one, such as '
+                         "'ConvPass'.")
+    kind = str(cfg['type'])
     MODELS.import_from_location()
     cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
     if not (isinstance(cls, type) and issubclass(cls, BaseAdapter)):

@@ -96,10 +96,9 @@ def _initialise(trunk: nn.Module, cfg: dict) -> None:
                 'no weights (`model.backbone.trunk.init_cfg`)')
         print_log(
             f'The trunk {cfg.get("type")} is given {lack}, so '
-            f'{"others" if parts else "they"} are random, and '
-            'checkpoints leave them out: keep them there with '
-            '`model.backbone.save_trunk=True`, or what is learned beside '
-            'them is of no use.',
+            f'{"others" if parts else "they"} are random. Checkpoints have '
+            'them with `model.backbone.save_trunk=True` only; without them '
+            'what is learned beside them is of no use.',
             logger='current',
             level=logging.WARNING)
     if hasattr(trunk, 'init_weights'):

@@ -1,0 +1,128 @@
+# Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+"""Pipelines whose images and annotations do not belong together.
+
+Each of their stages is in order, so no library looks at what follows on what.
+"""
+
+import logging
+import re
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from .config import type_name
+from .messages import short
+from .settings import data_sets, dicts
+
+_TURNS = 'Flip|Crop|Rotate|Shear|Translate|Affine|Shift|Expand|Perspective'
+#: Stages that show an image elsewhere, and those that no detector undoes.
+_MOVES = re.compile(f'{_TURNS}|Resize')
+_STAYS = re.compile(f'{_TURNS}|Mosaic|MixUp')
+_LOADS = re.compile('Load.*Annotations')
+#: Stages that draw.
+_DRAWS = re.compile('Rand|AutoAugment|ColorJitter|PhotoMetric')
+
+
+def check_pipelines(cfg: Config) -> None:
+    """Refuse stages in an order, or at a place, where they do harm.
+
+    Args:
+        cfg (Config): The config of a run.
+
+    Raises:
+        ValueError: If images are moved before the annotations of a training
+            are loaded, boxes are judged on images that were turned, or images
+            are normalised in another way than in training.
+    """
+    forms: Dict[str, Dict[str, List[Any]]] = {}
+    for where, dataset in data_sets(cfg):
+        stages = list(_stages(dataset.get('pipeline')))
+        loader, _, task = where.split('.dataset')[0].partition('.')
+        if loader == 'train_dataloader':
+            _check_order(where, stages)
+        else:
+            _check_judged(where, stages)
+        if stages:
+            found = forms.setdefault(task, {}).setdefault(loader, [])
+            found += [form for form in _forms(stages) if form not in found]
+    for task, by_loader in forms.items():
+        _check_alike(f'.{task}' if task else '', by_loader)
+
+
+def _stages(pipeline: Any) -> Iterator[Tuple[str, Mapping]]:
+    """The stages of a pipeline by name, those of no type left out."""
+    for stage in pipeline or ():
+        if isinstance(stage, Mapping) and stage.get('type'):
+            yield type_name(stage), stage
+
+
+def _names(stage: Mapping) -> Iterator[str]:
+    """Of a stage that may do something, and of those inside of it."""
+    for _, part in dicts('', stage):
+        if part.get('type') and part.get('prob') not in (0, 0.) and \
+                not part.get('test_mode'):
+            yield type_name(part)
+
+
+def _first(stage: Mapping, kind: re.Pattern) -> Optional[str]:
+    return next(filter(kind.search, _names(stage)), None)
+
+
+def _check_order(where: str, stages: List[Tuple[str, Mapping]]) -> None:
+    moves = None
+    for name, stage in stages:
+        if moves and _LOADS.match(name):
+            raise ValueError(
+                f'`{where}.pipeline` has {moves} before {name}: annotations '
+                'are those of the image as it is in its file, and would not '
+                f'fit the one that is trained with; put {name} first.')
+        moves = moves or _first(stage, _MOVES)
+
+
+def _check_judged(where: str, stages: List[Tuple[str, Mapping]]) -> None:
+    boxes = any(name == 'PackDetInputs' for name, _ in stages)
+    for _, stage in stages:
+        turned = _first(stage, _STAYS)
+        if boxes and turned:
+            raise ValueError(
+                f'`{where}.pipeline` has {turned}, and boxes are judged by '
+                'the image as it is in its file: a detector undoes what '
+                'Resize did, and nothing else; leave it out.')
+        drawn = _first(stage, _DRAWS)
+        if drawn:
+            print_log(
+                f'`{where}.pipeline` draws at random ({drawn}), so two '
+                'results of one model differ; leave it out.',
+                logger='current',
+                level=logging.WARNING)
+
+
+def _forms(stages: List[Tuple[str, Mapping]]) -> Iterator[tuple]:
+    """How images are normalised: mean, std, and whether as RGB."""
+    for name, stage in stages:
+        if name == 'Normalize':
+            yield (*(list(stage.get(key) or ()) for key in ('mean', 'std')),
+                   stage.get('to_rgb', True))
+
+
+def _check_alike(task: str, forms: Dict[str, List[Any]]) -> None:
+    """Refuse images that are normalised unlike those of the training."""
+    learned = forms.pop('train_dataloader', None)
+    if learned is None or len(learned) > 1:
+        return
+    for loader, judged in forms.items():
+        if len(judged) <= 1 and judged != learned:
+            raise ValueError(
+                f'Images of `{loader}{task}` are normalised by '
+                f'{_words(judged)}, and those of `train_dataloader{task}` by '
+                f'{_words(learned)}, so a model is judged by others than it '
+                'has learned from; give both the same, or leave Normalize to '
+                'the `data_preprocessor`.')
+
+
+def _words(forms: List[Any]) -> str:
+    if not forms:
+        return 'no Normalize'
+    mean, std, to_rgb = forms[0]
+    return f'Normalize(mean={short(mean)}, std={short(std)}, to_rgb={to_rgb})'
