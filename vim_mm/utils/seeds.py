@@ -21,6 +21,12 @@ def stream(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
+def torch_stream(*key: int) -> torch.Generator:
+    """The same of torch, on the CPU."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+
+
 def seed_all(*key: int) -> None:
     """Seed Python, NumPy and torch on all devices by whole numbers."""
     seed = _seed(key)

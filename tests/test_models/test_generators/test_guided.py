@@ -1,20 +1,32 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Images generated for teachers of every kind."""
 
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from typing import List, Tuple
 
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from _tiny import (KINDS, TRUNKS, Pictures, add_modules, build_model, fill,
                    fusion_neck, same, snapshot, vit)
 from vim_mm.models.generators import GuidedGenerator
 from vim_mm.models.pixels import to_images
 
+#: Three blocks of 4 x 4 patches and a class token.
+TIMM = dict(
+    type='mmpretrain.TIMMBackbone',
+    model_name='vit_tiny_patch16_224',
+    features_only=True,
+    out_indices=[0, 1, 2],
+    img_size=56,
+    patch_size=14,
+    embed_dim=32,
+    depth=3,
+    num_heads=2)
 TEACHERS = ['bn', 'vit']
 STEPS = 6
 
@@ -28,6 +40,8 @@ def _teacher(kind: str, name: str) -> BaseModel:
     torch.manual_seed(0)
     neck = None
     backbone = dict(trunk=vit())
+    if name == 'timm':
+        backbone = dict(trunk=TIMM)
     if name in ('bn', 'swin'):
         trunk = TRUNKS[dict(bn='resnet').get(name, name)]
         backbone = dict(trunk=trunk, probe_size=64)
@@ -267,11 +281,12 @@ def test_dropped_tokens_are_the_guides_and_the_rest_is_computed():
         lambda module, args, out: lengths.append(out.shape[1]))
     inputs = objective.teacher.see(other, samples).inputs
     lengths.clear()
+    before = dict(stream.last)
     with stream.dropping_tokens():
         seen = teacher('cls').backbone(inputs)
     hook.remove()
     assert lengths == [9]
-    own = stream.guide['trunk.layers.2'][:, 1:].transpose(1, 2)
+    own = before['trunk.layers.2'][:, 1:].transpose(1, 2)
     kept = torch.zeros(3, 16, dtype=torch.bool)
     kept.scatter_(1, stream.kept[:, 1:] - 1, True)
     found = seen[2].flatten(2)
@@ -281,6 +296,52 @@ def test_dropped_tokens_are_the_guides_and_the_rest_is_computed():
         apart = (found[index] - own[index])[:, kept[index]]
         assert apart.abs().min(0).values.max() > 0
     assert guide.outputs == []
+    # from now on these are what was last computed
+    assert torch.equal(stream.last['trunk.layers.2'][:, 1:].transpose(1, 2),
+                       found)
+
+
+def look(made: GuidedGenerator, x: Tensor, samples: list,
+         drop: bool) -> Tuple[Tensor, Tensor]:
+    """The loss of each image, and its gradient."""
+    x = x.clone().requires_grad_()
+    guide = made.objective.read_guide(x, samples)
+    loss, _ = made.objective(x, samples, guide, drop)
+    loss.sum().backward()
+    return loss.detach(), x.grad
+
+
+@pytest.mark.parametrize('name', ['vit', 'timm'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_step_without_some_tokens_sees_what_all_see(kind, name):
+    """As long as nothing has moved; without statistics the gradient, too."""
+    x, samples = guides(kind)
+    x = (x + .1 * torch.randn_like(x)).clamp(0, 1)
+    for weight in (.01, 0):
+        made = generator(kind, name, tokens=dict(share=.5),
+                         weights=dict(statistics=weight, tv=0, l2=0))
+        stream = made.objective.stream
+        loss, _ = look(made, x, samples, False)
+        stream.draw(x, [torch.Generator().manual_seed(i) for i in range(3)])
+        part, grad = look(made, x, samples, True)
+        assert torch.allclose(part, loss, rtol=1e-4)
+    # the slow way: all tokens are computed, those left out have no gradient
+    with ExitStack() as stack:
+        for block in stream.modules.values():
+            hook = block.register_forward_hook(partial(held, stream.kept))
+            stack.callback(hook.remove)
+        _, slow = look(made, x, samples, False)
+    side = x.shape[-1] // 4  # 4 x 4 patches
+    kept = torch.zeros(3, 16).scatter_(1, stream.kept[:, 1:] - 1, 1.)
+    seen = kept.view(3, 1, 4, 4).repeat_interleave(side, 2).repeat_interleave(
+        side, 3).expand_as(x).bool()
+    assert grad[seen].abs().max() > 0 and (grad[~seen] == 0).all()
+    assert torch.allclose(grad[seen], slow[seen], rtol=1e-3, atol=1e-8)
+
+
+def held(kept: Tensor, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    index = kept[..., None].expand(-1, -1, output.shape[2])
+    return output.detach().scatter(1, index, output.gather(1, index))
 
 
 def test_dropping_no_token_changes_nothing():

@@ -2,10 +2,10 @@
 """Images generated from guides, for a frozen teacher."""
 
 import math
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_arguments, check_number
-from vim_mm.utils.seeds import STEP
+from vim_mm.utils.seeds import STEP, torch_stream
 from .motion import Motion, Move, move_images, move_sample
 from .objective import WEIGHTS, Guide, Objective
 from .statistics import LayerStatistics
@@ -145,15 +145,17 @@ class GuidedGenerator:
                              'student, and none is given; give one, or '
                              'agreement=0.')
         seen_by = Teacher(teacher, self.layers)
+        statistics = LayerStatistics(
+            teacher, **self.statistics) if weights['statistics'] else None
         self.objective = Objective(
             seen_by,
             weights,
-            statistics=LayerStatistics(teacher, **self.statistics)
-            if weights['statistics'] else None,
+            statistics=statistics,
             student=Teacher(student) if weights['agreement'] else None,
             imitate=self.imitate,
             stream=None if self.tokens is None else TokenStream(
-                self.tokens, teacher.backbone))
+                self.tokens, teacher.backbone,
+                statistics.layers if statistics else {}))
 
     def collect(self, batches: Iterable[tuple]) -> None:
         """See :meth:`Objective.collect`; needs to run before images are made.
@@ -182,7 +184,7 @@ class GuidedGenerator:
         for sample in samples:
             self.motion.check(sample)
         keys = keys or [(index, ) for index in range(len(guides))]
-        draws = [generator_of(key) for key in keys]
+        draws = [torch_stream(STEP, *key) for key in keys]
         noise = None
         if self.noise:
             noise = self.noise * torch.stack([
@@ -196,9 +198,10 @@ class GuidedGenerator:
         still = self.objective.read_guide(guides, samples)
         if self.tokens is not None:
             self.objective.stream.saliency = None
-            spare = [generator_of(()) for _ in draws]
+            spare = [torch_stream(STEP) for _ in draws]
             self.objective.check_dropping(guides, samples, spare)
-        start = self._measure(self.canvas().detach(), samples, still)
+        with self.objective.stream.reading() if self.tokens else ExitStack():
+            start = self._measure(self.canvas().detach(), samples, still)
         best = Best(self.canvas().detach())
         optimizer = torch.optim.Adam(
             self.canvas.parameters(), lr=self.lr, betas=self.betas)
@@ -206,9 +209,8 @@ class GuidedGenerator:
         history = []
         for step in range(self.iterations):
             images = self.canvas()
-            drop = self.tokens is not None and \
-                step < self.tokens.until * self.iterations
-            loss = self._step(images, guides, samples, still, draws, drop)
+            loss = self._step(images, guides, samples, still, draws,
+                              self._drops(step))
             best.see(images, loss)
             history.append(float(loss.detach().mean()))
             optimizer.step()
@@ -260,13 +262,22 @@ class GuidedGenerator:
             for name, value in values.items()
         } for index in range(len(images))]
 
+    def _drops(self, step: int) -> bool:
+        return self.tokens is not None and \
+            step < self.tokens.until * self.iterations
+
     def _factor(self, step: int) -> float:
-        """The learning rate of a step, relative to the highest."""
+        """The learning rate of a step, relative to the highest.
+
+        Where tokens are dropped it is divided by the share that is kept: a
+        pixel has a gradient in so many steps, and moves as far.
+        """
+        kept = 1 - self.tokens.share if self._drops(step) else 1
         rising = self.warmup * self.iterations
         if step < rising:
-            return (step + 1) / (rising + 1)
+            return (step + 1) / (rising + 1) / kept
         done = (step - rising) / max(1., self.iterations - rising)
-        return (1 + math.cos(math.pi * done)) / 2
+        return (1 + math.cos(math.pi * done)) / 2 / kept
 
 
 class Best:
@@ -287,9 +298,3 @@ class Best:
         self.loss = torch.where(better, loss, self.loss)
         self.images = torch.where(better[:, None, None, None], images,
                                   self.images)
-
-
-def generator_of(key: Sequence[int]) -> torch.Generator:
-    """The random numbers of one image, a function of whole numbers."""
-    seed = np.random.SeedSequence((STEP, *key)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))

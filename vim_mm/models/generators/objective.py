@@ -95,7 +95,7 @@ class Objective:
         """Run the teacher on the guides, which are compared with."""
         with ExitStack() as stack:
             if self.stream is not None:
-                stack.enter_context(self.stream.reading_guide())
+                stack.enter_context(self.stream.reading())
             seen = self.teacher.see(images, samples)
         outputs: List[Tensor] = []
         if self.weights.get('task') and self.imitates(samples):
@@ -149,7 +149,8 @@ class Objective:
                 seen = self.teacher.see(images, samples)
             outputs = self._judge(seen, samples, guide, terms)
         if self.statistics is not None:
-            apart = self.statistics(read)
+            apart = self.statistics(
+                read, self.stream.whole if drop else None)
             terms['statistics'] = apart.expand(len(images))
         if self.teacher.layers and 'guidance' in self.weights:
             terms['guidance'] = self._guidance(seen, guide, drop)

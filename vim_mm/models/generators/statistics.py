@@ -2,7 +2,8 @@
 """Mean and variance of what norm layers read, and what they should be."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
+from typing import (Callable, Dict, Iterable, Iterator, List, NamedTuple,
+                    Optional)
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +127,24 @@ class LayerStatistics:
                 count, *rest = pool(parts)
                 self.targets[name] = Moments(count, *(x.float() for x in rest))
 
-    def __call__(self, seen: Seen) -> Tensor:
-        """The distance, a scalar; layers that did not run do not count."""
+    def __call__(
+            self,
+            seen: Seen,
+            whole: Optional[Callable[[tuple, Tensor], Tensor]] = None
+    ) -> Tensor:
+        """The distance, a scalar; layers that did not run do not count.
+
+        Args:
+            seen (dict): What :meth:`watching` saw.
+            whole (Callable, optional): Completes what a call read, from the
+                layer's name and the number of the call. Defaults to None.
+        """
         distance, weight = torch.zeros(()), self.first
         for name, calls in seen.items():
             if not calls or name not in self.targets:
                 continue
-            target, own = self.targets[name], self._read(name, calls)
+            target, own = self.targets[name], self._read(
+                name, calls, whole=whole)
             apart = sum(
                 torch.linalg.vector_norm(x - y.to(x))
                 for x, y in zip(own[1:], target[1:]))
@@ -143,11 +155,15 @@ class LayerStatistics:
     def _read(self,
               name: str,
               calls: List[Call],
-              dtype: torch.dtype = torch.float32) -> Moments:
+              dtype: torch.dtype = torch.float32,
+              whole: Optional[Callable] = None) -> Moments:
         layer = self.layers[name]
+        read = [call.args[0] for call in calls]
+        if whole is not None:
+            read = [whole((name, index), x) for index, x in enumerate(read)]
         return pool(
-            moments(call.args[0].to(dtype), channel_axis(layer, call))
-            for call in calls)
+            moments(x.to(dtype), channel_axis(layer, call))
+            for x, call in zip(read, calls))
 
 
 def is_norm(layer: nn.Module) -> bool:

@@ -3,10 +3,13 @@
 
 import re
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Iterator, List, Optional
+from typing import (Callable, Dict, Hashable, Iterable, Iterator, List,
+                    Mapping, Optional)
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vim_mm.utils.arguments import check_number
 from ..recorder import tapping
@@ -19,16 +22,18 @@ RANDOM, SALIENCY = 'random', 'saliency'
 class TokenDropping:
     """A share of the patches takes no part in a step, another one each time.
 
-    The blocks compute the tokens that are kept. In what they give, those that
-    were dropped are the guide's own, computed once without dropping: a map or
-    a mean over the patches stays whole, and a loss has the size that it has
-    without dropping.
+    The blocks compute the tokens that are kept. The others are as they were
+    when they were last computed, wherever they are looked at: as keys and
+    values of attention (by torch's ``scaled_dot_product_attention``; another
+    one sees the kept tokens alone), in the statistics of norm layers, and in
+    what the blocks give. So a loss is that of all tokens, but for what the
+    dropped ones have missed since, and its gradient on the pixels of kept
+    patches is the one without dropping, but for the way through dropped ones.
 
     Args:
         share (float): Of the patches that are dropped. Defaults to 0.5.
         until (float): Share of the steps in which they are; the last ones
-            see all tokens, because what a token attends to is another thing
-            without those that were dropped. Defaults to 0.75.
+            see all tokens as they are. Defaults to 0.85.
         order (str): ``'random'``; or ``'saliency'``, which drops patches
             rather where the image's gradient was small when they were last
             kept. Defaults to 'random'.
@@ -44,7 +49,7 @@ class TokenDropping:
 
     def __init__(self,
                  share: float = 0.5,
-                 until: float = 0.75,
+                 until: float = 0.85,
                  order: str = RANDOM,
                  blocks: Optional[str] = None,
                  num_extra_tokens: Optional[int] = None) -> None:
@@ -87,25 +92,37 @@ class TokenStream:
     Args:
         dropping (TokenDropping): How many, and which.
         backbone (nn.Module): A vision transformer.
+        norms (Mapping[str, nn.Module]): Layers whose inputs are asked for
+            whole, see :meth:`whole`. Defaults to none.
     """
 
-    def __init__(self, dropping: TokenDropping, backbone: nn.Module) -> None:
+    def __init__(self,
+                 dropping: TokenDropping,
+                 backbone: nn.Module,
+                 norms: Mapping[str, nn.Module] = {}) -> None:
         self.dropping = dropping
         self.modules = dropping.blocks(backbone)
-        self.guide: Dict[str, Tensor] = {}
+        inner = {
+            part
+            for block in self.modules.values() for part in block.modules()
+        }
+        self.norms = {k: norm for k, norm in norms.items() if norm in inner}
+        self.last: Dict[Hashable, Tensor] = {}
         self.kept: Optional[Tensor] = None
         self.saliency: Optional[Tensor] = None
 
     @contextmanager
-    def reading_guide(self) -> Iterator[None]:
-        """Within this context a pass over the guides leaves their tokens.
+    def reading(self) -> Iterator[None]:
+        """Within this context a pass leaves what it computes of all tokens.
 
         Raises:
             ValueError: If the blocks do not give tokens, once each.
         """
-        with tapping(self.modules) as seen:
+        self.last = {}
+        with tapping(self.modules) as seen, \
+                tapping(self.norms, inputs=True) as read, \
+                _Attention(self.modules.values(), self._keep):
             yield
-        self.guide = {}
         for name, calls in seen.items():
             output = calls[0].output if len(calls) == 1 else None
             if not isinstance(output, Tensor) or output.dim() != 3:
@@ -113,7 +130,33 @@ class TokenStream:
                     f'The block {name!r} does not give one tensor of tokens '
                     '(B, L, C) in a pass, so none can be dropped; set '
                     'tokens=None, or `tokens.blocks` to those that do.')
-            self.guide[name] = output.detach()
+            self.last[name] = output.detach()
+        for name, calls in read.items():
+            for index, call in enumerate(calls):
+                self.last[name, index] = call.args[0].detach()
+
+    def _keep(self, key: Hashable, x: Tensor) -> Tensor:
+        self.last[key] = x.detach()
+        return x
+
+    def whole(self, key: Hashable, x: Tensor) -> Tensor:
+        """All tokens: those of a step, the others as they were last.
+
+        Args:
+            key (Hashable): What it is; of the inputs of a norm layer its name
+                and which call it is.
+            x (Tensor): (..., L, C) of the tokens that are kept; what is not
+                known by that key comes back as it is.
+        """
+        last = self.last.get(key)
+        if last is None or x.shape[-2] == last.shape[-2]:
+            return x
+        index = self.kept[..., None]
+        while index.dim() < x.dim():
+            index = index[:, None]
+        full = last.scatter(-2, index.expand_as(x), x)
+        self.last[key] = full.detach()
+        return full
 
     def draw(self, images: Tensor, generators: List[torch.Generator]) -> None:
         """Choose the tokens of the next step, for each image by itself.
@@ -122,7 +165,7 @@ class TokenStream:
             images (Tensor): Of the step; their size tells the grid.
             generators (list[torch.Generator]): Of each image.
         """
-        length = next(iter(self.guide.values())).shape[1]
+        length = self.last[next(iter(self.modules))].shape[1]
         rows, cols, extra = self._grid(length, images.shape[-2:])
         num = rows * cols
         keep = max(1, round(num * (1 - self.dropping.share)))
@@ -158,6 +201,8 @@ class TokenStream:
                                module.register_forward_hook(
                                    self._scatter(name))):
                     stack.callback(handle.remove)
+            stack.enter_context(
+                _Attention(self.modules.values(), self.whole))
             yield
 
     def take(self, tokens: Tensor) -> Tensor:
@@ -171,8 +216,7 @@ class TokenStream:
     def _scatter(self, name: str) -> object:
 
         def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            index = self.kept[..., None].expand_as(output)
-            return self.guide[name].scatter(1, index, output)
+            return self.whole(name, output)
 
         return hook
 
@@ -193,3 +237,51 @@ class TokenStream:
             self.saliency = torch.ones_like(strength.flatten(1))
         # none is dropped for good
         self.saliency.scatter_(1, index, fresh.clamp(min=0.1))
+
+
+class _Attention(TorchFunctionMode):
+    """Within this context attention of blocks reads other keys and values.
+
+    Args:
+        blocks (Iterable[nn.Module]): The blocks.
+        read (Callable): Called with what a tensor is (which attention, and
+            whether keys or values) and the tensor; gives the one to read.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module],
+                 read: Callable[[Hashable, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.blocks = list(blocks)
+        self.read = read
+        self.inside = False
+        self.calls = 0
+
+    def __enter__(self) -> '_Attention':
+        self.handles = [
+            handle for block in self.blocks
+            for handle in (block.register_forward_pre_hook(self._enter),
+                           block.register_forward_hook(self._leave))
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(*error)
+
+    def _enter(self, *_: object) -> None:
+        self.inside = True
+
+    def _leave(self, *_: object) -> None:
+        self.inside = False
+
+    def __torch_function__(self, func: Callable, types: tuple,
+                           args: tuple = (),
+                           kwargs: Optional[dict] = None) -> object:
+        kwargs = kwargs or {}
+        if self.inside and func is F.scaled_dot_product_attention:
+            query, key, value, *rest = args
+            self.calls += 1
+            args = (query, self.read((self.calls, 'key'), key),
+                    self.read((self.calls, 'value'), value), *rest)
+        return func(*args, **kwargs)
