@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from test_late_wrong_uses import SHORT, run
-from test_wrong_uses import DATA, LOADED, OPTIMIZER
+from test_wrong_uses import DATA, LOADED, OPTIMIZER, ZOO
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
@@ -73,6 +73,8 @@ ROWS = [
        f'train_dataloader.{key}` is read no more; use `{now}`')
       for key, now in (('samples_per_gpu', 'batch_size'),
                        ('workers_per_gpu', 'num_workers'))],
+    ('saved twice', 'cls', dict(custom_hooks=[ZOO, dict(ZOO, dataset='e')]),
+     "Two ModuleToZooHooks save 'n' in the zoo 'zoo'; leave one out"),
     ('misspelt in training', 'det',
      {'model.train_cfg': dict(asigner=dict(type='x'))},
      r'model.train_cfg.asigner`; perhaps .*assigner` is meant'),
@@ -158,6 +160,24 @@ def test_each_task_is_compared_with_itself() -> None:
         check_keys(Config(dict(train_dataloader=sets, val_dataloader=other)))
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_flips_of_several_views_are_undone(
+        kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, pipelines)
+    views = dict(type='TestTimeAug', transforms=[
+        [RESIZE], [dict(FLIP, prob=p) for p in (1., 0.)], LOADED[kind]])
+    check_keys(Config(dict(test_dataloader=dict(dataset=dict(
+        type='x', pipeline=[LOAD, views])))))
+    assert told == []
+
+
+def test_other_libraries_normalise_in_their_own_way() -> None:
+    albu = dict(type='Albu', transforms=[dict(type='Normalize', mean=.5)])
+    check_keys(Config({
+        f'{stage}_dataloader': dict(dataset=dict(type='x', pipeline=[norm]))
+        for stage, norm in (('train', albu), ('val', NORM))}))
+
+
 # ------------------------------------------------------------- at the batches
 
 
@@ -205,6 +225,16 @@ def test_boxes_without_a_place_stop_a_run(
     boxes(*ZERO, dict(loss_cls=1., loss_bbox=.1, loss_iou=.1)).check()
     boxes(dict(loss=0.)).check()
     assert len(told) == 2
+
+
+def test_a_loss_that_is_left_out_is_no_sign(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, box_losses)
+    assert run('det', {'model.bbox_head.loss_bbox': dict(
+                           type='IoULoss', loss_weight=0.),
+                       'train_cfg.max_iters': 12}, tmp_path).iter == 12
+    boxes(*[{'t.loss_bbox': 0.}] * 12).check(['loss_bbox'])
+    assert told == []
 
 
 def test_a_head_that_takes_no_box(tmp_path: Path) -> None:

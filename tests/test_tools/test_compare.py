@@ -190,8 +190,8 @@ def test_seeds_best_modules_and_metrics(
     assert 'mIoU' in said.out and '0.125 ± 0.007' in said.out
     with pytest.raises(ValueError, match="the metric 'AP'; known are"):
         tool(tmp_path, *args, '--metric', 'AP')
-    with pytest.raises(SystemExit):
-        tool(tmp_path, config, '--seeds', '0', '-1')
+    code, made, said = tool(tmp_path, config, '--seeds', '0', '-1')
+    assert (code, made) == (2, []) and '0 or more' in said.err
 
 
 def test_a_page_of_a_zoo_with_bad_folders(tmp_path: Path, tool: Callable,

@@ -3,7 +3,7 @@
 
 import logging
 from collections import defaultdict
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Set
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -86,12 +86,14 @@ class BatchWatch:
                 came, or no box found a place.
         """
         if self._tried:
-            self._boxes[self._task].add(self._labelled, losses)
+            # a student may have no losses of its own
+            if not isinstance(unwrap(self.runner.model), BaseDistiller):
+                self._boxes[self._task].add(self._labelled, losses)
             self._tried -= 1
             if not self._tried:
                 self._check_gradients()
                 for boxes in self._boxes.values():
-                    boxes.check()
+                    boxes.check(_left_out(self.model))
         if self._idle:
             self._look_at_rates()
 
@@ -190,6 +192,15 @@ class FirstPass:
                     f'nothing is learned of them; {_LOOK}',
                     logger='current',
                     level=logging.WARNING)
+
+
+def _left_out(model: nn.Module) -> Set[str]:
+    """Names of losses that a config multiplies by 0."""
+    return {
+        name.rpartition('.')[2]
+        for name, part in model.named_modules()
+        if getattr(part, 'loss_weight', None) == 0
+    }
 
 
 def _say_in_order(runner: Runner) -> None:

@@ -3,7 +3,7 @@
 
 import logging
 import re
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Container, Dict, Mapping, Optional
 
 import torch
 from mmengine.dist import all_reduce
@@ -41,8 +41,12 @@ class BoxLosses:
                 size = value.detach().abs().sum() * labelled
                 self._sums[name] = self._sums.get(name, 0) + size
 
-    def check(self) -> None:
+    def check(self, but: Container[str] = ()) -> None:
         """Compare them with zero, in all processes together.
+
+        Args:
+            but (Container[str]): Losses that are meant to be 0, such as
+                'loss_bbox'. Defaults to none.
 
         Raises:
             ValueError: If all were exactly 0 in enough steps.
@@ -54,7 +58,7 @@ class BoxLosses:
         steps = torch.tensor(self._steps, device=sums.device)
         all_reduce(steps)
         zero = [name for name, total in zip(self._sums, sums.tolist())
-                if total == 0]
+                if total == 0 and name.rpartition('.')[2] not in but]
         if not zero or not steps:
             return
         said = (f'{", ".join(zero)}: exactly 0 in the first {int(steps)} '

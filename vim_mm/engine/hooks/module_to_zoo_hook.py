@@ -92,7 +92,13 @@ class ModuleToZooHook(Hook):
                 f"The task '{backbone.task}' does not weigh the new module "
                 f"'{name}', so it would learn nothing; add it to "
                 '`fusion.tasks`, or leave ModuleToZooHook out.')
-        check_writable(Zoo(self.zoo).root)
+        root = Zoo(self.zoo).root
+        if any(hook is not self and isinstance(hook, ModuleToZooHook)
+               and Zoo(hook.zoo).root == root for hook in runner.hooks):
+            raise ValueError(
+                f"Two ModuleToZooHooks save '{name}' in the zoo '{self.zoo}'; "
+                'leave one out, or name another zoo.')
+        check_writable(root)
         if not self.overwrite and name in Zoo(self.zoo):
             raise ZooError(f"The zoo '{self.zoo}' holds a module '{name}' "
                            'already; remove it (`vim-mm zoo remove`), rename '

@@ -27,8 +27,8 @@ def adapter_class(cfg: Mapping) -> Type[BaseAdapter]:
     """
     check_is_config(cfg, 'adapter')
     if cfg.get('type') is None:
-        raise ValueError('`adapter` has no `type`; give one, such as '
-                         "'ConvPass'.")
+        raise ValueError('`adapter` has no `type`, so it is no kind of '
+                         "adapter; give one, such as 'ConvPass'.")
     kind = str(cfg['type'])
     MODELS.import_from_location()
     cls = MODELS.module_dict.get(kind.replace('vim_mm.', '', 1))
