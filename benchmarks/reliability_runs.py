@@ -38,7 +38,7 @@ RESUMES = ('test_engine/test_resume.py', 'test_engine/test_saving.py',
            'test_multitask_distributed.py', 'test_multitask_fsdp.py',
            'test_utils/test_checksum.py')
 WRONG_USES = ('test_wrong_uses.py', 'test_late_wrong_uses.py',
-              'test_silent_wrong_uses.py',
+              'test_silent_wrong_uses.py', 'test_wrong_pipelines.py',
               'test_utils/test_coco_json.py', 'test_engine/test_data_sets.py',
               'test_models/test_mistakes.py',
               'test_models/test_class_counts.py',
