@@ -50,6 +50,38 @@ ROWS = [
      'only one of size and size_divisor'),
     ('padded by neither', 'seg', {'model.data_preprocessor.size': None},
      'only one of size and size_divisor'),
+    # numbers that are none
+    *[(f'a hook with {setting}', 'cls', dict(custom_hooks=[dict(
+        type='vim_mm.WarmHeadHook', epochs=1, **setting)]), words)
+      for setting, words in (
+          (dict(views=0), r'views` is 0; give a whole number'),
+          (dict(clip_grad=0), r'clip_grad` is 0; give a number above 0'),
+          (dict(clip_grad=-1), r'clip_grad` is -1; give a number above 0'),
+          (dict(optimizer=dict(type='AdamW', lr=0.)), 'give an `lr` above 0'))],
+    *[(f'rates scaled by {size}', 'cls',
+       dict(auto_scale_lr=dict(enable=True, base_batch_size=size)),
+       f'base_batch_size` is {size}; give a whole number')
+      for size in (-16, 0)],
+    ('rates that are scaled', 'cls', dict(auto_scale_lr=True),
+     'auto_scale_lr` is True; give a dict'),
+    ('a focus below 0', 'det',
+     {'model.bbox_head.loss_cls': dict(
+         type='FocalLoss', use_sigmoid=True, gamma=-2.)},
+     'loss_cls.gamma` is -2.0; give a number, 0 or more'),
+    *[(f'{key} {value}', 'det',
+       {'model.train_cfg': dict(assigner=dict(
+           type='MaxIoUAssigner', **{key: value}))}, words)
+      for key, value, words in (
+          ('pos_iou_thr', 50, 'pos_iou_thr` is 50; give a number from 0 to 1'),
+          ('min_pos_iou', 1.1, 'min_pos_iou` is 1.1; give a number from 0'),
+          ('neg_iou_thr', 0., 'neg_iou_thr` is 0.0; give a number above 0'),
+          ('neg_iou_thr', -1., 'neg_iou_thr` is -1.0; give a number above'))],
+    ('a threshold that no score reaches', 'seg',
+     {'model.decode_head.threshold': 5.}, 'threshold` is 5.0; give a number'),
+    ('a loss that nobody adds', 'seg',
+     {'model.decode_head.loss_decode': dict(
+         type='CrossEntropyLoss', loss_name='ce')},
+     "loss_name` is 'ce'; give a name with 'loss' in it"),
     # places
     *[(f'a stride of {given}', 'det', {'model.bbox_head.strides': given},
        words) for given, words in (

@@ -91,6 +91,9 @@ def check_custom_keys(model: nn.Module, keys: Mapping[str, Mapping]) -> None:
             _warn(f"`paramwise_cfg.custom_keys['{key}']` is the rate of "
                   f'{len(held)} parameters that are frozen, so it moves '
                   'nothing.')
+        if any(held) and own.get('lr_mult') == 0:
+            _warn(f"`paramwise_cfg.custom_keys['{key}'].lr_mult` is 0: "
+                  f'{sum(held)} parameters stay as they are.')
         near = None if held else _meant(key, learns)
         if near is not None:
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import nn
 from .backbones import ViMBackbone
 from .backbones.probe import in_eval
 from .layouts import Streams, as_levels, channels_of
+from .box_heads import check_box_losses
 from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
@@ -50,6 +51,7 @@ def check_channels(model: BaseModel) -> None:
     for head in _heads(model):
         _check_head(head, channels)
     check_strides(model, as_levels(features), backbone.blank_size)
+    check_box_losses(model)
 
 
 def _through(neck: nn.Module, features: Any) -> Any:

@@ -62,6 +62,9 @@ SETTINGS: Dict[str, Demand] = {
     'train_cfg.val_begin': _ANY_LENGTH,
     'train_cfg.val_interval': _LENGTH,
     'randomness.seed': _whole(0, 2**32),
+    'auto_scale_lr': Demand(lambda value: isinstance(value, Mapping),
+                            'a dict with `enable` and `base_batch_size`'),
+    'auto_scale_lr.base_batch_size': _COUNT,
     'optim_wrapper.accumulative_counts': _COUNT,
     'optim_wrapper.loss_scale': Demand(
         lambda value: value == 'dynamic' or isinstance(value, Mapping) or
@@ -129,7 +132,10 @@ OF_JUDGES = dict(
     **dict.fromkeys(('thr', 'thrs', 'score_thr'), _THRESHOLD),
     **dict.fromkeys(('iou_thr', 'iou_thrs'), _OVERLAP))
 #: Of losses that weigh objects by alpha and the rest by 1 - alpha.
-OF_FOCAL = dict(alpha=_OVERLAP)
+OF_FOCAL = dict(
+    alpha=_OVERLAP,
+    gamma=Demand(lambda value: not isinstance(value, Real) or
+                 _is_number(value, 0), 'a number, 0 or more'))
 #: Of sliding windows.
 OF_SLIDES = dict.fromkeys(
     ('crop_size', 'stride'),
@@ -145,6 +151,16 @@ OF_MODELS = dict(
                      'a number below 1: no score is larger'),
     iou_threshold=Demand(lambda value: not isinstance(value, Real) or
                          0 <= value <= 1, 'a number from 0 to 1'),
+    **dict.fromkeys(('pos_iou_thr', 'min_pos_iou'), _OVERLAP),
+    neg_iou_thr=Demand(
+        lambda value: _OVERLAP.holds(value) and max(
+            value if isinstance(value, (list, tuple)) else [value]) > 0,
+        'a number above 0, and 1 at most: no anchor would be background'),
+    # of scores by a sigmoid
+    threshold=_SHARE_BELOW_1,
+    loss_name=Demand(
+        lambda value: not isinstance(value, str) or 'loss' in value,
+        "a name with 'loss' in it: others are logged, and not learned by"),
     **dict.fromkeys(('max_per_img', 'nms_pre'), _OR_NEVER),
     **dict.fromkeys(('drop_rate', 'drop_path_rate', 'attn_drop_rate'),
                     _SHARE_BELOW_1),
@@ -194,6 +210,12 @@ OF_SCHEDULERS = dict(
 _PRIORITIES = ('HIGHEST', 'VERY_HIGH', 'HIGH', 'ABOVE_NORMAL', 'NORMAL',
                'BELOW_NORMAL', 'LOW', 'VERY_LOW', 'LOWEST')
 OF_HOOKS = dict(
+    views=_COUNT,
+    clip_grad=Demand(lambda value: not isinstance(value, Real) or value > 0,
+                     'a number above 0'),
+    optimizer=Demand(
+        lambda value: not isinstance(value, Mapping) or value.get('lr') != 0,
+        'an `lr` above 0'),
     interval=_OR_NEVER,
     epochs=_ANY_COUNT,
     deals=_COUNT,

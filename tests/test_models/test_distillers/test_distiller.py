@@ -361,6 +361,14 @@ def fixed_size():
           ('neck', 'mmdet.KnowledgeDistillationKLDivLoss'))],
     ('det', None, dict(criteria={('bbox_head[1]', 'bbox_head[1]'): KL}),
      'LogitsKL compares class scores, and'),
+    *[(kind, None, dict(criteria={('logits', 'logits'): loss}), said)
+      for kind, loss, said in (
+          ('cls', dict(type='mmpretrain.CrossEntropyLoss'),
+           'CrossEntropyLoss compares scores with labels, and'),
+          ('det', dict(type='vim_mm.LogitsKL', sigmoid=False),
+           'LogitsKL takes the softmax of one class'),
+          ('det', dict(type='mmdet.KnowledgeDistillationKLDivLoss', T=2),
+           'KLDivLoss takes the softmax of one class'))],
     *[('cls', None, dict(criteria={pair: FEATURES}), said) for pair, said in (
         (('backbone[0]', 'logits'), "'backbone.0.' gives features, .* class"),
         (('head.fc', 'neck'), "'head.fc' gives class scores, .* features"))],
@@ -371,6 +379,14 @@ def test_mistakes_are_one_sentence(tmp_path, kind, other, kwargs, said):
     with pytest.raises(ValueError, match=said) as caught:
         build(tmp_path, kind, **kwargs)
     assert str(caught.value).count('. ') == 0
+
+
+def test_a_teacher_of_other_grey_levels_is_refused(tmp_path):
+    cfg = network('cls', 'vit')
+    cfg.data_preprocessor.update(mean=[.485, .456, .406],
+                                 std=[.229, .224, .225])
+    with pytest.raises(ValueError, match='teacher has means of up to 0.485'):
+        build(tmp_path, 'cls', teacher=teacher(tmp_path, 'cls', cfg))
 
 
 def test_a_teacher_without_normaliser_is_refused(tmp_path):

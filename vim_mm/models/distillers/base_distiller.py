@@ -63,7 +63,19 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
         Args:
             name (str): Its name.
             outside (Outside): The network.
+
+        Raises:
+            ValueError: If its images are of grey levels from 0 to 1, and the
+                student's from 0 to 255.
         """
+        mine, theirs = self.normalizer, outside.normalizer
+        if 0 < max(theirs.mean) <= 1 < max(mine.mean) and max(
+                theirs.std) <= 1 < max(mine.std):
+            raise ValueError(
+                f'The `data_preprocessor` of the {name} has means of up to '
+                f'{max(theirs.mean):.3g}, as of pixels from 0 to 1, and that '
+                f'of the student of up to {max(mine.mean):.4g}; multiply its '
+                '`mean` and `std` by 255.')
         self.outside[name] = outside
         own = self.data_preprocessor
         # mmsegmentation pads to `size`, or to `size_divisor`

@@ -10,7 +10,7 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_is_config, check_number
 from .heads import LOGITS, Logits
 from .layers import Levels
-from .losses import refuse_scores
+from .losses import refuse_labels, refuse_scores, refuse_softmax
 from .projectors import meet
 
 #: Whose losses read rows of features, (N, C).
@@ -112,6 +112,10 @@ class Criterion(nn.Module):
         if logits and hasattr(MODELS.get(cfg['type']), 'of_logits'):
             cfg.setdefault('sigmoid', logits.sigmoid)
         self.loss = MODELS.build(cfg)
+        if logits:
+            refuse_labels(self.loss, f'`model.criteria.{pair}`')
+            if logits.classes == 1:
+                refuse_softmax(self.loss, cfg, f'`model.criteria.{pair}`')
         self._check_scores(scores or (logits is not None, ) * 2)
         widths = [(mine.shape[-1], theirs.shape[-1])
                   for mine, theirs in self._meet(student, teacher, picture)]

@@ -44,6 +44,31 @@ def refuse_scores(loss: nn.Module, where: str) -> None:
             "'logits'.")
 
 
+def refuse_labels(loss: nn.Module, where: str) -> None:
+    """Refuse a loss that takes the teacher's scores for labels.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if 'CrossEntropy' in type(loss).__name__:
+        raise ValueError(
+            f'{type(loss).__name__} compares scores with labels, and {where} '
+            "is of two networks' scores; take 'vim_mm.LogitsKL'.")
+
+
+def refuse_softmax(loss: nn.Module, cfg: dict, where: str) -> None:
+    """Refuse a softmax over one class, which is 1 whatever its score.
+
+    Raises:
+        ValueError: If a loss takes one.
+    """
+    if takes_scores(loss) and not cfg.get('sigmoid'):
+        raise ValueError(
+            f'{type(loss).__name__} takes the softmax of one class, and '
+            f'{where} would be 0 always; take '
+            "dict(type='vim_mm.LogitsKL', sigmoid=True).")
+
+
 @MODELS.register_module()
 class LogitsKL(nn.Module):
     r"""Kullback-Leibler divergence of the student from the teacher.
