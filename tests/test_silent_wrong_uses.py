@@ -57,7 +57,7 @@ ROWS = [
           (dict(views=0), r'views` is 0; give a whole number'),
           (dict(clip_grad=0), r'clip_grad` is 0; give a number above 0'),
           (dict(clip_grad=-1), r'clip_grad` is -1; give a number above 0'),
-          (dict(optimizer=dict(type='AdamW', lr=0.)), 'give an `lr` above 0'))],
+          (dict(optimizer=dict(type='AdamW', lr=0.)), 'an `lr` above 0'))],
     *[(f'rates scaled by {size}', 'cls',
        dict(auto_scale_lr=dict(enable=True, base_batch_size=size)),
        f'base_batch_size` is {size}; give a whole number')

@@ -9,8 +9,8 @@ from torch import nn
 
 from .backbones import ViMBackbone
 from .backbones.probe import in_eval
-from .layouts import Streams, as_levels, channels_of
 from .box_heads import check_box_losses
+from .layouts import Streams, as_levels, channels_of
 from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
