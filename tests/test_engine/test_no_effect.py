@@ -155,6 +155,18 @@ def test_help_of_no_weight(criteria: Any, own: Any, words: Any, line: Any,
         check_losses(model)
 
 
+@pytest.mark.parametrize('kind', ['cls', 'seg'])
+def test_a_students_head_that_nothing_teaches(
+        kind: str, tmp_path: Path, told: list) -> None:
+    features = {('backbone[0]', 'backbone[0]'): _distill.FEATURES}
+    both = {**features, ('logits', 'logits'): _distill.KL}
+    for criteria, own in ((both, 0.), (features, 1.)):
+        check_losses(_distill.build(tmp_path, kind, criteria, own_weight=own))
+    assert told == []
+    check_losses(_distill.build(tmp_path, kind, features, own_weight=0.))
+    assert len(told) == 1 and 'so its head learns nothing' in told[0]
+
+
 def test_a_student_whose_losses_are_off(tmp_path: Path) -> None:
     model = _distill.build(tmp_path, 'cls')
     model.student.head.loss_module.loss_weight = 0.

@@ -60,6 +60,11 @@ def _check_help(model: BaseDistiller) -> None:
                 'give one of them more.')
         _warn(f'The weights {short(sorted(helps))} of `model` are 0: the '
               'student learns without help.')
+    elif not own and not model.teaches_head():
+        _warn("The student's own losses have the weight 0, and no criterion "
+              'reads its class scores, so its head learns nothing; add '
+              "('logits', 'logits') to `model.criteria`, or raise "
+              '`model.own_weight`.')
 
 
 def _are_off(model: nn.Module, where: str) -> bool:

@@ -133,6 +133,10 @@ class BaseDistiller(BaseModel, metaclass=ABCMeta):
         """Whether the student's own losses ever count."""
         return True
 
+    def teaches_head(self) -> bool:
+        """Whether the help reaches what gives the student's class scores."""
+        return True
+
     def forward(
             self,
             inputs: Tensor,

@@ -116,7 +116,10 @@ class Criterion(nn.Module):
             refuse_labels(self.loss, f'`model.criteria.{pair}`')
             if logits.classes == 1:
                 refuse_softmax(self.loss, cfg, f'`model.criteria.{pair}`')
-        self._check_scores(scores or (logits is not None, ) * 2)
+        scores = scores or (logits is not None, ) * 2
+        #: Whether the student's layer gives class scores.
+        self.of_scores = scores[0]
+        self._check_scores(scores)
         widths = [(mine.shape[-1], theirs.shape[-1])
                   for mine, theirs in self._meet(student, teacher, picture)]
         self.projectors = self._build_projectors(widths, projector)

@@ -138,6 +138,10 @@ class Distiller(BaseDistiller):
         """See :meth:`BaseDistiller.learns_alone`."""
         return largest(self.own_weight) > 0
 
+    def teaches_head(self) -> bool:
+        """See :meth:`BaseDistiller.teaches_head`."""
+        return any(criterion.of_scores for criterion in self.criteria)
+
     # -------------------------------------------------------------- passes
 
     def loss(self, inputs: Tensor,
