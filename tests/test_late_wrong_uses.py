@@ -188,7 +188,7 @@ ROWS = [
      'Lack of `base_batch_size`'),
     ('a scale of 0', 'cls',
      dict(auto_scale_lr=dict(enable=True, base_batch_size=0)),
-     'ZeroDivisionError'),
+     'base_batch_size` is 0; give a whole number, 1 or more'),
     ('intervals in a list', 'cls', {'train_cfg.dynamic_intervals': 3},
      'is_list_of'),
     ('averages that never begin', 'cls',
