@@ -7,9 +7,10 @@ slash, a file of the data, which is written anew.
 """
 
 import json
+from contextlib import contextmanager
 from math import inf, nan
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 import cv2
 import numpy as np
@@ -123,6 +124,16 @@ def train(kind: str, change: dict, folder: Path) -> Runner:
         then(run)
     run.train()
     return run
+
+
+@contextmanager
+def told_before_training(words: str, folder: Path) -> Iterator[None]:
+    """Within, a run of the folder ends in one sentence, and saves nothing."""
+    with pytest.raises((ValueError, OSError), match=words) as caught:
+        yield
+    assert '\n' not in str(caught.value)
+    assert is_user_error(caught.value)
+    assert not list(folder.glob('run/*.pth'))
 
 
 def each(name: str, change: dict, words: str) -> list:
@@ -335,11 +346,8 @@ ROWS = [
     pytest.param(*row, id=f'{name} ({row[0]})') for name, *row in ROWS])
 def test_it_is_told(kind: str, change: dict, words: str,
                     tmp_path: Path) -> None:
-    with pytest.raises((ValueError, OSError), match=words) as caught:
+    with told_before_training(words, tmp_path):
         train(kind, change, tmp_path)
-    assert '\n' not in str(caught.value)
-    assert is_user_error(caught.value)
-    assert not list(tmp_path.glob('run/*.pth'))
 
 
 @pytest.mark.parametrize('kind', KINDS)
