@@ -75,6 +75,19 @@ ROWS = [
           ('min_pos_iou', 1.1, 'min_pos_iou` is 1.1; give a number from 0'),
           ('neg_iou_thr', 0., 'neg_iou_thr` is 0.0; give a number above 0'),
           ('neg_iou_thr', -1., 'neg_iou_thr` is -1.0; give a number above'))],
+    *[(f'anchors of {key} {value}', 'det',
+       {'model.bbox_head.anchor_generator': {key: value}},
+       rf'anchor_generator.{key}` is .*; give numbers above 0')
+      for key, value in (('ratios', [1., 0.]), ('ratios', [[2], [-2, 3]]),
+                         ('scales', [0]), ('octave_base_scale', -4),
+                         ('base_sizes', [[8, 0], [16, 16]]))],
+    *[('boxes larger than images', 'det',
+       {f'model.{key}': dict(min_bbox_size=size)},
+       rf'`model.{key}.min_bbox_size` is {size}, and no image .* than 56 px')
+      for key, size in (('test_cfg', 56), ('train_cfg.rpn_proposal', 900))],
+    ('a loss of scores for labels', 'cls',
+     {'model.head.loss': dict(type='CrossEntropyLoss', use_soft=True)},
+     'head.loss.use_soft` is True, a loss of scores, and the image .* alone'),
     ('a threshold that no score reaches', 'seg',
      {'model.decode_head.threshold': 5.}, 'threshold` is 5.0; give a number'),
     ('a loss that nobody adds', 'seg',
@@ -163,6 +176,16 @@ SLIDE = {'model.test_cfg': dict(mode='slide', stride=(14, 14),
     ('det', {'model.bbox_head.loss_bbox': dict(
         type='IoULoss', loss_weight=0.)}, 'bbox_head.loss_bbox` of `loss_we'),
     ('cls', {f'{LOADER}.sampler.shuffle': False}, 'does not shuffle'),
+    *((kind, {f'model.{loss}': dict(type='CrossEntropyLoss',
+                                    class_weight=[0., 1.])},
+       r'class_weight` is 0 for the classes \[0\]: nothing is learned of them')
+      for kind, loss in (('cls', 'head.loss'),
+                         ('seg', 'decode_head.loss_decode'))),
+    # mixed labels are scores
+    ('cls', {'model.head.loss': dict(type='CrossEntropyLoss', use_soft=True),
+             'model.data_preprocessor.num_classes': 2,
+             'model.train_cfg': dict(augments=[
+                 dict(type='Mixup', alpha=.2)])}, None),
     *((kind, {}, None) for kind in KINDS),
 ])
 def test_what_would_do_harm(kind: str, change: dict, words: Any,

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from vim_mm.engine.rates import check_optimizer
 from vim_mm.utils.arguments import check_switches
 from vim_mm.utils.keys import check_keys
+from vim_mm.utils.settings import check_settings
 
 LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
 ROOTS = [registry.DATASETS, registry.HOOKS, registry.LOOPS, registry.METRICS,
@@ -43,6 +44,7 @@ def refused(path: Path, scope: str, seen: Dict[Tuple[str, str], Any]) -> str:
         return ''
     try:
         check_keys(cfg)
+        check_settings(cfg)
         for part in typed(cfg.to_dict()):
             for root in ROOTS:
                 key = root.name, part['type']

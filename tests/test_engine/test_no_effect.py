@@ -15,7 +15,7 @@ import _multitask
 from _loading import lines
 from _tiny import (KINDS, add_modules, build_backbone, build_model,
                    build_runner, fusion_neck, model_cfg, vit)
-from vim_mm.engine import no_effect
+from vim_mm.engine import no_effect, schedule_checks
 from vim_mm.engine.loops import multitask_loops
 from vim_mm.engine.no_effect import check_losses, check_scales
 from vim_mm.models.adapters.base_adapter import BaseAdapter
@@ -121,6 +121,29 @@ def test_weights_of_tasks(weights: Any, losses: dict, words: Any,
         return
     with pytest.raises(ValueError, match=words):
         run.train()
+
+
+def test_a_faint_task(told: list) -> None:
+    init_default_scope('vim_mm')
+    for weight in (.01, 0., 1e-9):
+        check_losses(MODELS.build(_multitask.multitask_cfg(
+            loss_weights=dict(cls=1, det=.6, seg=weight))))
+    assert len(told) == 1
+    assert told[0].startswith('`model.loss_weights.seg` is 1e-09, and that of')
+
+
+@pytest.mark.parametrize(('late', 'exact'), [(99, False), (1, False),
+                                             (99, True)])
+def test_losses_of_routing_that_wait(late: int, exact: bool, tmp_path: Path,
+                                     monkeypatch: Any) -> None:
+    told = lines(monkeypatch, schedule_checks)
+    run = _multitask.build(
+        tmp_path, 4, val_dataloader=None, val_evaluator=None, val_cfg=None,
+        model=_multitask.multitask_cfg(backbone=_multitask.moe(), routing=dict(
+            type='vim_mm.MutualInformation', start=late, exact=exact)))
+    schedule_checks.check_schedule(run)
+    waits = [each for each in told if '`model.routing.start` is 99' in each]
+    assert len(waits) == (late == 99 and not exact)
 
 
 def test_losses_of_a_task(told: list) -> None:

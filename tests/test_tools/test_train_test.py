@@ -184,6 +184,7 @@ def test_a_mistake_ends_in_one_sentence(toy: Path, args: List[str],
     assert err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_in_one_sentence(toy: Path) -> None:
     result = tool('test.py', 'toy.py', 'toy.py', cwd=toy)
     assert result.returncode == 1

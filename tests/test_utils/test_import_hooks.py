@@ -40,7 +40,7 @@ def test_the_package_imports_no_torch_and_nothing_else_of_the_stack() -> None:
     'import vim_mm.utils.keys',
     'import vim_mm; from importlib.util import find_spec; '
     'find_spec("mmengine.runner.checkpoint")',
-], 2))
+]))
 def test_loaders_are_safe_in_every_order(statements: str) -> None:
     run(f'{statements}; '
         'from mmengine.runner import CheckpointLoader, checkpoint; '

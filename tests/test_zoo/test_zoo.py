@@ -45,6 +45,7 @@ def test_round_trip_is_bit_exact(tmp_path, make_card, make_tensors):
     assert zoo.verify() == []
 
 
+@pytest.mark.slow  # and in test_invariants, with a backbone
 def test_round_trip_in_a_fresh_process(zoo):
     code = ('import sys; from vim_mm.utils.files import sha256\n'
             'from vim_mm.zoo import Zoo, files\n'

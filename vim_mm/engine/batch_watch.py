@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from vim_mm.features.cache import unwrap
+from vim_mm.models.box_heads import check_smallest
 from vim_mm.models.class_counts import check_labels, label_counts
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.multitask import MultiTaskModel
@@ -153,6 +154,7 @@ class FirstPass:
         self._seen += 1
         if self._seen == 1:
             check_form(model, data)
+            check_smallest(model, data)
         self.labelled = check_labels(model, data)
         self._any = self._any or self.labelled
         for name, counts in label_counts(model, data).items():

@@ -63,8 +63,9 @@ class BoxLosses:
             return
         said = (f'{", ".join(zero)}: exactly 0 in the first {int(steps)} '
                 'steps that had boxes, as where no point or anchor of a head '
-                'takes any; look at `regress_ranges`, anchors, strides and '
-                'assigner of the head, and at the size of the images.')
+                'takes any; look at `regress_ranges`, anchors, strides, '
+                'assigner and sampler of the head, and at the size of the '
+                'images.')
         if len(zero) == len(sums) and steps >= ENOUGH:
             raise ValueError(said)
         print_log(said, logger='current', level=logging.WARNING)

@@ -20,6 +20,12 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.messages import short
 
 
+#: How weights of classes are given.
+_WEIGHTS = (list, tuple, np.ndarray, Tensor)
+#: A task whose weight is so much smaller than another's is as good as off.
+_FAINT = 1e-4
+
+
 def check_losses(model: BaseModel) -> None:
     """Refuse losses that are all multiplied by 0, or by no number.
 
@@ -37,8 +43,18 @@ def check_losses(model: BaseModel) -> None:
         for task in model.learning:
             if _are_off(model.models[task], f'model.tasks.{task}'):
                 raise _nothing(f'model.tasks.{task}')
+        _say_faint(model)
     elif _are_off(model, 'model'):
         raise _nothing('model')
+
+
+def _say_faint(model: MultiTaskModel) -> None:
+    weights = {task: model.loss_weights[task] for task in model.learning}
+    for task, weight in weights.items():
+        if 0 < weight < _FAINT * max(weights.values()):
+            _warn(f'`model.loss_weights.{task}` is {weight:g}, and that of '
+                  f'others up to {max(weights.values()):g}: what the tasks '
+                  f"share learns nearly nothing of '{task}'.")
 
 
 def _nothing(where: str) -> ValueError:
@@ -86,6 +102,7 @@ def _are_off(model: nn.Module, where: str) -> bool:
         if idle and not off[name]:
             _warn(f'{", ".join(f"`{name}.{loss}`" for loss in idle)} of '
                   '`loss_weight` 0: what it would teach is not learned.')
+        _say_unlearned(name, head)
     if off and all(off.values()):
         return True
     for name in (name for name, is_off in off.items() if is_off):
@@ -113,10 +130,20 @@ def _weights(head: nn.Module) -> Iterator[Tuple[str, float]]:
             yield name, float(weight) * (1. if factor > 0 else factor)
 
 
+def _say_unlearned(name: str, head: nn.Module) -> None:
+    """Name classes that a loss multiplies by 0."""
+    for loss, part in head.named_modules():
+        given = vars(part).get('class_weight')
+        if _largest(given) > 0 and isinstance(given, _WEIGHTS):
+            off = np.flatnonzero(np.asarray(given, float) == 0).tolist()
+            if off:
+                _warn(f'`{name}.{loss}.class_weight` is 0 for the classes '
+                      f'{short(off)}: nothing is learned of them.')
+
+
 def _largest(class_weight: Any) -> float:
     """The largest weight of a class; 1 where they have none."""
-    if not isinstance(class_weight, (list, tuple, np.ndarray, Tensor)) \
-            or not len(class_weight):
+    if not isinstance(class_weight, _WEIGHTS) or not len(class_weight):
         return 1.
     return float(np.max(np.asarray(class_weight, float)))
 

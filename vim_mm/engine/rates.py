@@ -31,9 +31,9 @@ from .model_parts import is_own, saved_model
 from .no_effect import check_layers, check_losses, check_scales
 from .rate_names import check_custom_keys, check_paramwise
 
-#: What constructors that decay rates by layer are given.
 #: What settings of optimizers are below; none is negative.
 _BELOW = dict(lr=inf, weight_decay=inf, momentum=1, eps=1)
+#: What constructors that decay rates by layer are given.
 _DECAYS = ('decay_rate', 'layer_decay_rate')
 _PARTS = ('bank', 'fusion')
 

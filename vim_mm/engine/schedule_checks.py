@@ -14,6 +14,8 @@ from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
                              Runner)
 
+from vim_mm.features.cache import unwrap
+from vim_mm.models.multitask import MutualInformation
 from vim_mm.utils.arguments import check_arguments
 from .gradients import wrappers
 from .judges import check_ends
@@ -66,6 +68,7 @@ def check_schedule(runner: Runner) -> None:
         most = runner.max_epochs if scheduler.by_epoch else runner.max_iters
         _check_rates(scheduler, name)
         _say_too_long(scheduler, name, most)
+    _say_late(runner)
     _check_waiting(runner, judged)
     for wrapper in wrappers(runner):
         count = getattr(wrapper, '_accumulative_counts', 1)
@@ -77,6 +80,16 @@ def check_schedule(runner: Runner) -> None:
 
 def _warn(said: str) -> None:
     print_log(said, logger='current', level=logging.WARNING)
+
+
+def _say_late(runner: Runner) -> None:
+    """Name losses of routing that wait for more steps than there are."""
+    routing = getattr(unwrap(runner.model), 'routing', None)
+    if isinstance(routing, MutualInformation) and not routing.exact \
+            and routing.start >= runner.max_iters > 0:
+        _warn(f'`model.routing.start` is {routing.start}, and the run ends '
+              f'after {runner.max_iters} iterations: its losses stay 0, '
+              'unless a checkpoint has counted before; lower it.')
 
 
 def _check_rates(scheduler: _ParamScheduler, name: str) -> None:

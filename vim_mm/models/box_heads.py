@@ -3,9 +3,13 @@
 
 import logging
 import re
+from numbers import Real
+from typing import Any, Mapping
 
 from mmengine.logging import print_log
 from torch import nn
+
+from vim_mm.utils.settings import dicts
 
 #: Losses that compare boxes by their corners.
 _OF_CORNERS = re.compile('IoULoss')
@@ -42,6 +46,30 @@ def check_box_losses(model: nn.Module) -> None:
                 'it is made for.',
                 logger='current',
                 level=logging.WARNING)
+
+
+def check_smallest(model: nn.Module, data: Any) -> None:
+    """Refuse a smallest size of boxes that no box of an image can have.
+
+    Args:
+        model (nn.Module): A model, not wrapped.
+        data: A batch as the loader gives it.
+
+    Raises:
+        ValueError: If it is that of the images, or more.
+    """
+    images = data.get('inputs') if isinstance(data, Mapping) else None
+    if not isinstance(images, (list, tuple)) or not images:
+        return
+    side = max(min(image.shape[-2:]) for image in images)
+    for name in ('train_cfg', 'test_cfg'):
+        for where, cfg in dicts(f'model.{name}', getattr(model, name, None)):
+            size = cfg.get('min_bbox_size')
+            if isinstance(size, Real) and size >= side:
+                raise ValueError(
+                    f'`{where}.min_bbox_size` is {size}, and no image of a '
+                    f'batch is wider and higher than {side} px, so no box is '
+                    'left; lower it.')
 
 
 def _asks(head: nn.Module) -> bool:

@@ -98,7 +98,8 @@ def check_labels(model: nn.Module, data: Any) -> bool:
         bool: Whether something of it is labelled; True if that is unknown.
 
     Raises:
-        ValueError: If a label or box is none, or a map has another size.
+        ValueError: If a label or box is none, a map has another size, or a
+            loss of scores gets labels.
     """
     samples = data.get('data_samples') if isinstance(data, Mapping) else None
     head: Optional[nn.Module]
@@ -115,6 +116,8 @@ def check_labels(model: nn.Module, data: Any) -> bool:
             return True
         if kind == 'seg':
             _check_map(images[index], sample)
+        if kind == 'cls':
+            _check_soft(model, f'model.{name}', head, sample)
         labels = _labels(kind, head, sample)
         labelled = labelled or bool(labels.numel())
         if labels.numel() and not 0 <= labels.min() <= labels.max() < \
@@ -185,6 +188,24 @@ def _labels(kind: str, head: nn.Module, sample: BaseDataElement) -> Tensor:
         return torch.as_tensor(sample.gt_instances.get('labels', []))
     labels = sample.gt_sem_seg.data
     return labels[labels != getattr(head, 'ignore_index', 255)]
+
+
+def _check_soft(model: nn.Module, name: str, head: nn.Module,
+                sample: BaseDataElement) -> None:
+    """Refuse a loss of scores where a label is all that there is.
+
+    Where a batch has as many images as there are classes, its labels are
+    taken for scores without a word.
+    """
+    mixed = getattr(getattr(model, 'data_preprocessor', None),
+                    'batch_augments', None)
+    makes = 'MultiLabelClsHead' in [k.__name__ for k in type(head).__mro__]
+    if getattr(getattr(head, 'loss_module', None), 'use_soft', False) \
+            and not (mixed or makes or 'gt_score' in sample):
+        raise ValueError(
+            f'`{name}.loss.use_soft` is True, a loss of scores, and '
+            f'{_place(sample).replace("The", "the", 1)} has a label alone; '
+            'set it to False, or mix images by `batch_augments`.')
 
 
 def _check_map(image: Any, sample: BaseDataElement) -> None:

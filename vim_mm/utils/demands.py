@@ -117,6 +117,14 @@ _NUMBER = Demand(_is_number, 'a number')
 _SHARE_BELOW_1 = Demand(lambda value: not isinstance(value, Real) or
                         _is_number(value, 0, 1),
                         'a number from 0 to below 1')
+def _is_size(value: Any) -> bool:
+    """Whether numbers, in lists of any depth, are above 0; or it is none."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_size, value))
+    return not isinstance(value, Real) or value > 0
+
+
+_SIZES = Demand(_is_size, 'numbers above 0')
 _BEST = Demand(_all(_COUNT.holds),
                'a whole number, 1 or more, or a list of such')
 _THRESHOLD = Demand(
@@ -156,6 +164,9 @@ OF_MODELS = dict(
         lambda value: _OVERLAP.holds(value) and max(
             value if isinstance(value, (list, tuple)) else [value]) > 0,
         'a number above 0, and 1 at most: no anchor would be background'),
+    # of anchors
+    **dict.fromkeys(('ratios', 'scales', 'base_sizes', 'octave_base_scale'),
+                    _SIZES),
     # of scores by a sigmoid
     threshold=_SHARE_BELOW_1,
     loss_name=Demand(

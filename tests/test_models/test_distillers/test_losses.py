@@ -170,6 +170,8 @@ def test_losses_compute_in_single_precision(cfg):
 
 @pytest.mark.parametrize('kind, cfg', [(LogitsKL, dict(tau=0)),
                                        (LogitsKL, dict(tau=-1)),
+                                       (LogitsKL, dict(tau=1e6)),
+                                       (LogitsKL, dict(tau=1e-6)),
                                        (CosineSmoothL1, dict(cosine=-1)),
                                        (CosineSmoothL1, dict(smooth_l1='a'))])
 def test_settings_that_mean_nothing_are_refused(kind, cfg):

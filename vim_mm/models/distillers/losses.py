@@ -14,6 +14,8 @@ from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_number
 from ..autocast import exact
 
+#: Temperatures; beyond, probabilities are 0 and 1, or all the same.
+_COLDEST, _HOTTEST = .01, 1000.
 #: Losses of the libraries that read class scores.
 _OF_SCORES = ('KnowledgeDistillationKLDivLoss', )
 
@@ -96,8 +98,11 @@ class LogitsKL(nn.Module):
                  by_confidence: bool = False) -> None:
         super().__init__()
         check_number(tau, 'tau')
-        if not tau:
-            raise ValueError('`tau` is 0; give a temperature above it.')
+        if not _COLDEST <= tau <= _HOTTEST:
+            raise ValueError(
+                f'`tau` is {tau}, by which scores are divided, and single '
+                f'precision has no digits for that; give a number from '
+                f'{_COLDEST} to {_HOTTEST}.')
         self.tau = tau
         self.sigmoid = sigmoid
         self.by_confidence = by_confidence
