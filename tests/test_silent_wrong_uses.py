@@ -75,6 +75,19 @@ ROWS = [
           ('min_pos_iou', 1.1, 'min_pos_iou` is 1.1; give a number from 0'),
           ('neg_iou_thr', 0., 'neg_iou_thr` is 0.0; give a number above 0'),
           ('neg_iou_thr', -1., 'neg_iou_thr` is -1.0; give a number above'))],
+    ('maps that are written nowhere', 'seg',
+     {'val': None, 'val_evaluator.format_only': True},
+     'val_evaluator.format_only` is True, and it has no `output_dir`'),
+    *[(f'{hook} on a plain backbone', 'cls', {
+        'model.backbone': dict(_delete_=True, type='mmpretrain.ResNet',
+                               depth=18),
+        'model.neck': dict(_delete_=True, type='GlobalAveragePooling'),
+        'model.head.in_channels': 512,
+        'custom_hooks': [dict(type=f'vim_mm.{hook}')]},
+       'The backbone is a ResNet, which weighs no modules')
+      for hook in ('ScoreGatesHook', 'HoldOutGatesHook', 'BetterGatesHook')],
+    ('a misspelt key of processes', 'cls', dict(find_unused_parameter=True),
+     'find_unused_parameter`; perhaps `find_unused_parameters` is meant'),
     *[(f'anchors of {key} {value}', 'det',
        {'model.bbox_head.anchor_generator': {key: value}},
        rf'anchor_generator.{key}` is .*; give numbers above 0')

@@ -22,7 +22,7 @@ from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.config import (add_cfg_options, class_of, library_of,
-                                 read_config)
+                                 read_config, type_name)
 from vim_mm.utils.kinds import KINDS
 
 # drawing hook and visualizer of each library, for configs that name none
@@ -105,7 +105,7 @@ def build_config(args: argparse.Namespace) -> Config:
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Add or switch on the drawing hook of the library the model is from."""
     hooks = cfg.setdefault('default_hooks', {})
-    if not hooks.get('visualization'):
+    if not hooks.get('visualization') or cfg.get('visualizer') is None:
         scope = library_of(cfg.model)
         if scope not in DRAWING:  # vim_mm's own models of a library
             scope = cfg.get('default_scope')
@@ -115,8 +115,10 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
                 f'{cfg.model.type}: name the hook in '
                 'default_hooks.visualization and its visualizer.')
         hook, visualizer = DRAWING[scope]
-        hooks.visualization = dict(type=hook)
-        cfg.visualizer.type = visualizer
+        if not hooks.get('visualization'):
+            hooks.visualization = dict(type=hook)
+        cfg.visualizer = dict(cfg.get('visualizer') or dict(
+            vis_backends=[dict(type='LocalVisBackend')]), type=visualizer)
     hook = hooks.visualization
     # the three libraries name the same settings differently
     known = arguments_of(
@@ -139,6 +141,10 @@ def use_tta(cfg: Config) -> None:
     if missing:
         raise ValueError(f'--tta needs {" and ".join(sorted(missing))} in the '
                          'config: add it, or leave the option out.')
+    if not any(type_name(stage) == 'TestTimeAug'
+               for stage in cfg.tta_pipeline):
+        raise ValueError('`tta_pipeline` has no TestTimeAug, so an image '
+                         'would be seen once; let its last stage be one.')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset

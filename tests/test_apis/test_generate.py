@@ -20,14 +20,17 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from _tiny import (KINDS, SCOPES, Pictures, build_model, first_of, fusion_neck,
                    model_cfg, save_trunk)
-from vim_mm.apis.generate import Guides, Plan, generate
+from vim_mm.apis.generate import generate
 from vim_mm.apis.generated_folder import GeneratedFolder
+from vim_mm.apis.guides import Guides, Plan
 from vim_mm.models.generators import GuidedGenerator
 from vim_mm.utils.cli import run_cli
 from vim_mm.utils.data import check_data
 from vim_mm.utils.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
+NORMALIZE = dict(type='mmpretrain.Normalize', mean=[123.675, 116.28, 103.53],
+                 std=[58.395, 57.12, 57.375])
 
 
 def write_job(kind: str, root: Path) -> Tuple[Config, str]:
@@ -370,6 +373,35 @@ def test_another_teacher_is_refused(jobs, tmp_path):
     ({
         'train_dataloader.dataset.data_root': '/nowhere'
     }, '/nowhere'),
+    ({
+        'generate.generator.canvas': 'PyramidCanvas'
+    }, "generator.canvas` is 'PyramidCanvas'; give a config"),
+    *[({
+        'generate.seed': seed
+    }, '`generate.seed` is .*; give a whole') for seed in (-1, 'a', 2**32)],
+    *[({
+        'generate.generator.weights': {term: weight}
+    }, f'`weights.{term}` is .*; give a number, 0 or more')
+      for term, weight in (('task', float('nan')), ('task', float('inf')),
+                           ('task', -1.), ('tv', '1'))],
+    *[({
+        'generate.generator.weights': dict(
+            dict.fromkeys(('task', 'statistics', 'tv', 'l2'), 0.),
+            guidance=guidance)
+    }, 'All `weights` of terms are 0') for guidance in (0., 1.)],
+    ({
+        'generate.generator.betas': (1.5, .9)
+    }, r'`betas\[0\]` is 1.5'),
+    ({
+        'generate.generator.weights': dict(l2=3e38)
+    }, 'The loss of a generated image is .*lower `generate.generator.lr`'),
+    ({
+        'train_dataloader.dataset.pipeline': PIPELINES['cls'][:1]
+    }, 'pipeline of the guides does not pack them'),
+    ({
+        'train_dataloader.dataset.pipeline': [
+            PIPELINES['cls'][0], NORMALIZE, PIPELINES['cls'][-1]]
+    }, 'images are normalised twice'),
 ])
 def test_mistakes_leave_no_image(jobs, tmp_path, options, words):
     cfg, teacher = jobs['cls']
@@ -379,6 +411,19 @@ def test_mistakes_leave_no_image(jobs, tmp_path, options, words):
                        match=words):
         generate(cfg, teacher, str(tmp_path / 'out'))
     assert not list(tmp_path.rglob('*.png'))
+
+
+@pytest.mark.parametrize('loss', [
+    dict(type='LabelSmoothLoss', label_smooth_val=.1),
+    dict(type='CrossEntropyLoss')])
+def test_a_teacher_that_learned_from_mixed_images(loss, jobs, tmp_path):
+    cfg, teacher = jobs['cls']
+    cfg = deepcopy(cfg)
+    cfg.model.head.loss = loss
+    cfg.model.data_preprocessor.num_classes = 2
+    cfg.model.train_cfg = dict(augments=[dict(type='Mixup', alpha=.2)])
+    report = generate(cfg, teacher, str(tmp_path / 'out'))
+    assert report.made == 2 * NUM and np.isfinite(report.loss)
 
 
 def test_a_config_without_generate_is_refused(jobs, tmp_path):

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """A folder of images becomes a release; a release changes a folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -13,7 +14,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from vim_mm.apis.release import judge, publish_upstream, re_represent_folder
-from vim_mm.models.generators import load_upstream_release, read_upstream_card
+from vim_mm.engine.hooks import WarmHeadHook
+from vim_mm.models.generators import (ReRepresent, load_upstream_release,
+                                      read_upstream_card)
 from vim_mm.zoo import ZooError
 
 
@@ -80,6 +83,23 @@ def sizes_differ(cfg: Config) -> None:
     write_images(Path(cfg.held_out_dataloader.dataset.data_root), 1, (9, 9))
 
 
+def one_file_in_both(cfg: Config) -> None:
+    train, held_out = (Path(cfg[part].dataset.data_root) for part in (
+        'train_dataloader', 'held_out_dataloader'))
+    (held_out / 'copy.png').write_bytes((train / '3.png').read_bytes())
+
+
+def normalised(part: str) -> Callable[[Config], None]:
+    stage = dict(type='mmpretrain.Normalize', mean=[123.675, 116.28, 103.53],
+                 std=[58.395, 57.12, 57.375])
+
+    def mistake(cfg: Config) -> None:
+        load, pack = cfg[part].dataset.pipeline
+        cfg[part].dataset.pipeline = [load, stage, pack]
+
+    return mistake
+
+
 def wrong(key: str, value: object) -> Callable[[Config], None]:
     return lambda cfg: cfg.merge_from_dict({key: value})
 
@@ -97,6 +117,23 @@ MISTAKES = {
     'another model': (wrong('model', dict(
         _delete_=True, type='mmpretrain.ImageClassifier', backbone={})),
         "not 'mmpretrain.ImageClassifier'"),
+    'no step': (wrong('train_cfg.max_iters', 0), 'would be untrained'),
+    'an image in both': (one_file_in_both,
+                         '1 of the held-out images are training images, .*'
+                         'held_out/copy.png'),
+    **{f'normalised images of {part}': (
+        normalised(part), f'`{part}`: .* normalised twice')
+       for part in ('train_dataloader', 'held_out_dataloader')},
+    'images smaller than a code': (wrong('model.downsample', 32),
+                                   r'has \(24, 24\) px, and a code .* 32'),
+    'one code': (wrong('model.codebook_size', 1), 'codebook_size` is 1, so'),
+    'no code': (wrong('model.codebook_size', 0), 'codebook_size` is 0; give'),
+    **{f'averages that do not follow, {decay}': (
+        wrong('model.decay', decay), '`decay` is .* from 0 to below 1')
+       for decay in (1., 2., float('nan'))},
+    'a folder of classes that is none': (
+        wrong('held_out_dataloader.dataset.with_label', True),
+        'cannot be read: .*(Found|find)'),
 }
 LATER = {
     'one held-out image': (one_held_out, 'says nothing'),
@@ -115,6 +152,41 @@ def test_mistakes(what: str, cfg: Config, tmp_path: Path,
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         publish_upstream(cfg, tmp_path / 'r')
     assert not (tmp_path / 'r').exists()
+
+
+@pytest.mark.parametrize(('out', 'num', 'words'), [
+    ('r', 1, 'leak report of 1 images compares nothing'),
+    ('work', 2000, 'the folder of the training, too')])
+def test_what_is_asked_for(out: str, num: int, words: str, cfg: Config,
+                           tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Runner, 'train', lambda self: pytest.fail('trained'))
+    with pytest.raises(ValueError, match=words):
+        publish_upstream(cfg, tmp_path / out, max_images=num)
+
+
+def test_what_another_model_left(cfg: Config, tmp_path: Path) -> None:
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='a.pth. is of another model than'):
+        publish_upstream(cfg, tmp_path / 'r', str(tmp_path / 'a.pth'))
+    assert not (tmp_path / 'r').exists()
+
+
+@pytest.mark.parametrize('scale', [0, -1., float('nan'), float('inf')])
+def test_images_are_enlarged_by_a_number(scale: float,
+                                         tmp_path: Path) -> None:
+    made, images = release(tmp_path / 'r'), write_images(tmp_path / 'a', 1)
+    with pytest.raises(ValueError, match='`--scale` is .* above 0'):
+        re_represent_folder(made, images, tmp_path / 'b', scale=scale)
+    assert not (tmp_path / 'b').exists()
+    for kind in (ReRepresent, partial(WarmHeadHook, 1)):
+        with pytest.raises(ValueError, match='scale` is .* above 0'):
+            kind(release=made, scale=scale)
+
+
+def test_re_representing_needs_an_image(tmp_path: Path) -> None:
+    stage = ReRepresent(release(tmp_path / 'r'))
+    with pytest.raises(ValueError, match='put it after LoadImageFromFile'):
+        stage.transform(dict(img_path='a.png'))
 
 
 def test_a_folder_in_use_is_refused_before_training(

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from vim_mm.apis.generate import read_plan
+from vim_mm.apis.guides import read_plan
 from vim_mm.models import build_model
 from vim_mm.models.generators.statistics import LayerStatistics
 from vim_mm.models.generators.teacher import Teacher

@@ -271,7 +271,7 @@ def test_numbers_that_make_no_sense_are_refused(size):
 
 @pytest.mark.parametrize('build, error, message', [
     (lambda cls, seg: dict(type='RepeatDataset', times=2, dataset=cls),
-     TypeError, 'of a RepeatDataset'),
+     ValueError, 'of a RepeatDataset'),
     (lambda cls, seg: dict(cls, with_label=False, ann_file=''), ValueError,
      'neither `gt_label`'),
     (lambda cls, seg: dict(seg, pipeline=[]), ValueError, 'LoadAnnotations'),

@@ -154,7 +154,7 @@ def test_refuses(folder) -> None:
         views_of([Pictures('cls')[0]['data_samples']])
     dataset = build(folder)
     dataset.dataset.pipeline = Compose(PIPELINE[:1])
-    with pytest.raises(TypeError, match='PackInputs'):
+    with pytest.raises(ValueError, match='PackInputs'):
         dataset[0]
-    with pytest.raises(TypeError, match='PackInputs'):
+    with pytest.raises(ValueError, match='PackInputs'):
         Views(Subset([1, 2], [0]))[0]

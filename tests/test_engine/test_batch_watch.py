@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData
 import _distill
 import _multitask
 from _loading import lines
-from _tiny import KINDS, Pictures, build_runner
+from _tiny import KINDS, Pictures, build_runner, fusion_neck, model_cfg, vit
 from vim_mm.datasets import SoftOnly
 from vim_mm.engine import batch_watch
 from vim_mm.registry import DATASETS
@@ -99,3 +99,19 @@ def test_a_student_that_needs_no_labels(kind: str, tmp_path: Path) -> None:
         iters=3, train_dataloader=loader)
     run.train()
     assert run.iter == 3
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_model_without_a_teacher_needs_labels(kind: str,
+                                                tmp_path: Path) -> None:
+    loader = dict(
+        dataset=SoftOnly(Unlabelled(kind)), batch_size=4, num_workers=0,
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+        collate_fn=dict(type='pseudo_collate'))
+    run = build_runner(
+        kind, model_cfg(kind, dict(trunk=vit(), new_module='n'),
+                        fusion_neck(kind)),
+        tmp_path, iters=3, train_dataloader=loader)
+    with pytest.raises(ValueError, match='is of a vim_mm.SoftOnly, .* no Dis'):
+        run.train()
+    assert run.iter == 0

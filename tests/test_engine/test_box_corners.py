@@ -99,3 +99,24 @@ def test_boxes_that_are_ignored(form: str, tmp_path: Path,
                                 lines: list) -> None:
     given = FORMATS[form](tmp_path, [[25, 20, 10, 15]] * NUM, 1)
     assert len(build(tmp_path, given)) == NUM and not lines
+
+
+@pytest.mark.parametrize(('scale', 'words'), [
+    (1., None), (1 / SIZE, 'goes beyond 0.75, and its boxes are up to 25 px')])
+def test_outlines_in_shares_of_an_image(scale: float, words: Optional[str],
+                                        tmp_path: Path) -> None:
+    write_image(tmp_path / 'a.jpg', SIZE)
+    corners = [5, 5, 25, 5, 25, 30, 5, 30]
+    (tmp_path / 'a.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='a.jpg', width=SIZE, height=SIZE)],
+        categories=[dict(id=1, name='x')],
+        annotations=[dict(
+            id=1, image_id=1, category_id=1, iscrowd=0, bbox=[5, 5, 20, 25],
+            area=500., segmentation=[[scale * x for x in corners]])])))
+    given = dict(type='mmdet.CocoDataset', ann_file='a.json',
+                 data_prefix=dict(img=''))
+    if words is None:
+        assert len(build(tmp_path, given)) == 1
+        return
+    with pytest.raises(ValueError, match=words):
+        build(tmp_path, given)

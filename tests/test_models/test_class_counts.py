@@ -86,6 +86,8 @@ def test_what_fits(samples: list, labelled: bool) -> None:
 @pytest.mark.parametrize(('sample', 'words'), [
     (DataSample().set_gt_label(2), 'label 2, .* from 0 to 1; set'),
     (DataSample().set_gt_label(-1), 'label -1'),
+    *[(DataSample().set_gt_label(given), r'labels \[.*, one of them twice')
+      for given in ([0, 0], [1, 1], [0, 1, 0, 0])],
     (of_map([0, 1, 2, 255]), r'label 2, .* from 0 to 1 \(255 is ignored\)'),
     (of_map([0, -1, 1, 1]), 'label -1'),
     (boxes(0, 5), 'label 5'),
@@ -126,3 +128,16 @@ def test_classes_of_a_data_set(meta: object, counts: tuple) -> None:
     if counts:
         with pytest.raises(ValueError, match='`model.head` is built for 0 '):
             check_head(head(0), dataset)
+
+
+@pytest.mark.parametrize('kind', ['Auxiliary', 'STDCHead'])
+def test_heads_beside_the_main_one(kind: str) -> None:
+    model = head(3, 'decode_head')
+    model.auxiliary_head = nn.ModuleList([type(kind, (nn.Module, ), {})()])
+    model.auxiliary_head[0].num_classes = 2
+    dataset = SimpleNamespace(metainfo=dict(classes=list('abc')))
+    if kind == 'STDCHead':  # which tells edges
+        check_head(model, dataset)
+        return
+    with pytest.raises(ValueError, match='`model.auxiliary_head` is built'):
+        check_head(model, dataset)

@@ -106,3 +106,21 @@ def test_gates_of_a_neck_would_be_dropped() -> None:
     with pytest.raises(ValueError, match='x.pth holds gates, which'):
         check_fit(plain, fused.state_dict(), 'x.pth')
     check_fit(fused, fused.state_dict(), 'x.pth')
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+@pytest.mark.parametrize('kind', KINDS)
+def test_weights_that_are_no_numbers(kind: str, number: float) -> None:
+    model = build_model(kind, dict(trunk=vit(), new_module='n'))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    check_fit(model, state, 'x.pth')
+    key = next(k for k, _ in model.named_parameters() if 'head' in k)
+    state[key].view(-1)[0] = number
+    with pytest.raises(ValueError, match=f'such as {number} in {key}: its tr'):
+        check_fit(model, state, 'x.pth')
+
+
+def test_masks_may_hold_infinity() -> None:
+    model = build_model('cls', dict(trunk=vit()))
+    model.register_buffer('mask', torch.tensor([0., float('-inf')]))
+    check_fit(model, model.state_dict(), 'x.pth')

@@ -212,13 +212,28 @@ def test_a_file_of_something_else_is_not_judged(toy: Path) -> None:
 def test_drawing_finds_its_library(model: dict, scope: str,
                                    hooks: dict) -> None:
     draw = runpy.run_path(str(ROOT / 'tools/test.py'))['draw_predictions']
-    cfg = Config(dict(model=model, default_scope=scope,
-                      default_hooks=dict(visualization=hooks),
-                      visualizer=dict(type='Visualizer')))
-    draw(cfg, SimpleNamespace(show=False, wait_time=1, show_dir='shown'))
-    hook = cfg.default_hooks.visualization
-    assert hook.get('draw') or hook.get('enable')
-    assert cfg.visualizer.save_dir.endswith('shown')
+    for visualizer in (dict(type='Visualizer'), None):
+        cfg = Config(dict(model=model, default_scope=scope,
+                          default_hooks=dict(visualization=dict(hooks)),
+                          visualizer=visualizer))
+        draw(cfg, SimpleNamespace(show=False, wait_time=1, show_dir='shown'))
+        hook = cfg.default_hooks.visualization
+        assert hook.get('draw') or hook.get('enable')
+        assert cfg.visualizer.save_dir.endswith('shown')
+        assert 'Visualizer' in cfg.visualizer.type
+
+
+def test_augmentation_of_a_test_needs_its_stage() -> None:
+    use_tta = runpy.run_path(str(ROOT / 'tools/test.py'))['use_tta']
+    cfg = Config(dict(
+        model=dict(type='X'), tta_model=dict(type='Y'),
+        tta_pipeline=[dict(type='LoadImageFromFile')],
+        test_dataloader=dict(dataset=dict(type='Z'))))
+    with pytest.raises(ValueError, match='no TestTimeAug'):
+        use_tta(cfg)
+    cfg.tta_pipeline.append(dict(type='mmcv.TestTimeAug', transforms=[]))
+    use_tta(cfg)
+    assert cfg.model.type == 'Y' and cfg.model.module.type == 'X'
 
 
 @pytest.mark.slow

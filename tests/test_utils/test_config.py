@@ -80,6 +80,14 @@ def test_what_is_no_option(tmp_path: Path,
     with pytest.raises(SystemExit):
         parse('a=1', 'foo')
     assert "'foo' is no key=value" in capsys.readouterr().err
+    for setting, words in (
+            ('model.head=dict(a=1)', 'a dict, which would be taken for a text'
+             '; give each of its keys by itself, model.head.KEY=VALUE'),
+            ('a={b:1}', 'a dict'), ('a=[b,c', 'a bracket that is not closed'),
+            ('a=[(1,2],[3]', 'a bracket that is not closed')):
+        with pytest.raises(SystemExit):
+            parse(setting)
+        assert words in capsys.readouterr().err
     path = tmp_path / 'a.py'
     path.write_text('model = dict(necks=[dict(a=1)], name="x")\n')
     for setting in ('model.necks.7.a=1', 'model.name.a=1'):

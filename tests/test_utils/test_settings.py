@@ -155,6 +155,28 @@ def test_others(key: str, value: Any, words: str) -> None:
       for key, given in (('pipeline', dict(pipeline=[dict(type='B'), None])),
                          ('pipeline', dict(pipeline=['B'])),
                          ('metainfo', dict(metainfo=['square'])))],
+    *[(dict(val_dataloader=dict(dataset=dict(type='A', **given))),
+       rf'`val_dataloader.dataset.{key}` is .*; give')
+      for key, given in (
+          ('times', dict(times=1.5)), ('times', dict(times='2')),
+          ('oversample_thr', dict(oversample_thr=nan)),
+          ('oversample_thr', dict(oversample_thr=-.1)),
+          (r'pipeline\[0\].prob', dict(pipeline=[dict(type='B', prob=50)])))],
+    # heads by a sigmoid, and masks, know no score beyond 1
+    *[(dict(model=dict(part=part)), rf'`model.part.{key}` is .*; give')
+      for key, part in (
+          ('threshold', dict(num_classes=2, threshold=3)),
+          ('mask_thr_binary', dict(mask_thr_binary=50)),
+          ('thresh', dict(type='mmseg.OHEMPixelSampler', thresh=70)),
+          ('thresh', dict(type='OHEMPixelSampler', thresh=nan)),
+          ('min_kept', dict(type='OHEMPixelSampler', min_kept=0)))],
+    # several sources
+    (dict(train_dataloader=dict(dataset={}, batch_size=4,
+                                sampler=dict(batch_size=8))),
+     'batch_size` is 4, and that of its sampler 8: batches would not'),
+    *[(dict(train_dataloader=dict(dataset={}, batch_size=4, sampler=dict(
+        batch_size=4, source_ratio=ratio))), 'of 4 images some source has')
+      for ratio in ([1, 0], [0, 1], [9, 1], [3, 3, 0])],
     (dict(val_dataloader=dict(dataset={}, drop_last='False')),
      "`val_dataloader.drop_last` is 'False'; give True or False"),
     *[(dict(custom_hooks=[dict(type='EarlyStoppingHook', **{key: value})]),
@@ -184,6 +206,22 @@ def test_strength_of_augmentation(level: int, more: dict, told: int,
 
 def test_priorities_are_those_of_mmengine() -> None:
     assert tuple(Priority.__members__) == demands._PRIORITIES
+
+
+@pytest.mark.parametrize('more', [
+    # of usage, in percent
+    dict(model=dict(backbone=dict(type='vim_mm.load_moe', threshold=3))),
+    dict(model=dict(part=dict(mask_thr_binary=-1, num_classes=1,
+                              threshold=.3))),
+    dict(model=dict(part=dict(type='OHEMPixelSampler', thresh=None))),
+    dict(train_dataloader=dict(batch_size=4, sampler=dict(
+        batch_size=4, source_ratio=[1, 3]))),
+    dict(train_dataloader=dict(dataset=dict(
+        type='A', times=3, oversample_thr=1e-3,
+        pipeline=[dict(type='B', prob=[.3, .5])]))),
+])
+def test_what_is_meant(more: dict) -> None:
+    check_keys(config(**more))
 
 
 def test_parts_that_are_as_they_should_be() -> None:

@@ -2,29 +2,28 @@
 """Images for distillation, generated from those of a data set."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
-import torch
-from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from vim_mm.engine.loaders import build_dataset
 from vim_mm.models.fit import check_classes
 from vim_mm.models.generators import Generated, GuidedGenerator
 from vim_mm.models.generators.upstream_release import CARD
-from vim_mm.models.pixels import from_images, to_images
-from vim_mm.utils.arguments import check_arguments, check_width
+from vim_mm.models.pixels import from_images
 from vim_mm.utils.config import read_config
 from vim_mm.utils.data import check_data
 from vim_mm.utils.files import sha256, write_atomic
-from vim_mm.utils.seeds import SAMPLE, STEP, seed_all
+from vim_mm.utils.seeds import STEP, seed_all
 from .generated_folder import IMAGES, GeneratedFolder
+from .guides import Guides, Plan, read_plan
 from .serving import load_model
 
 #: Side of an image on the contact sheet, and how many guides it shows.
@@ -46,89 +45,6 @@ class Report(NamedTuple):
     seconds: float
     start: float
     loss: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The config's ``generate``.
-
-    Attributes:
-        generator (dict): Config of a :class:`GuidedGenerator`.
-        dataset (dict, optional): Of the guides, as a pipeline packs them;
-            that of ``train_dataloader`` when None.
-        copies (int): Images of each guide. Defaults to 1.
-        batch_size (int): Images made together. Defaults to 16.
-        seed (int): Of all that is random. Defaults to 0.
-        limit (int, optional): Guides at most. Defaults to None, all.
-        suffix (str): Of the image files. Defaults to '.png'.
-    """
-    generator: dict
-    dataset: Optional[dict] = None
-    copies: int = 1
-    batch_size: int = 16
-    seed: int = 0
-    limit: Optional[int] = None
-    suffix: str = '.png'
-
-
-class Guides:
-    """Downstream images, each with its data sample, drawn by a seed.
-
-    A copy of a guide is another draw of the pipeline.
-
-    Args:
-        dataset (Dataset): The data set.
-        plan (Plan): Copies, seed and limit.
-
-    Raises:
-        ValueError: If it is empty.
-    """
-
-    def __init__(self, dataset: Any, plan: Plan) -> None:
-        self.dataset, self.seed = dataset, plan.seed
-        num = min(len(dataset), plan.limit or len(dataset))
-        if not num:
-            raise ValueError('The data set of the guides is empty.')
-        self.places = [(index, copy) for index in range(num)
-                       for copy in range(plan.copies)]
-
-    def __getitem__(self, place: Tuple[int,
-                                       int]) -> Tuple[Tensor, BaseDataElement]:
-        """An image (3, H, W), RGB from 0 to 1, and its data sample."""
-        seed_all(self.seed, SAMPLE, *place)
-        data = self.dataset[place[0]]
-        return to_images(data['inputs']), data['data_samples']
-
-    def batches(self, size: int) -> List[List[Tuple[int, int]]]:
-        """Places in batches of images of one size, always the same ones."""
-        groups: Dict[tuple, List[Tuple[int, int]]] = {}
-        for place in self.places:
-            groups.setdefault(tuple(self[place][0].shape), []).append(place)
-        return [
-            group[start:start + size] for group in groups.values()
-            for start in range(0, len(group), size)
-        ]
-
-    def read(self, places: List[Tuple[int, int]],
-             device: str) -> Tuple[Tensor, List[BaseDataElement]]:
-        """A batch of guides of one size on a device."""
-        pairs = [self[place] for place in places]
-        images = torch.stack([image for image, _ in pairs])
-        return images.to(device), [sample for _, sample in pairs]
-
-    def check_copies(self, is_random: bool) -> None:
-        """Refuse copies that would be the same image again.
-
-        Raises:
-            ValueError: If neither pipeline nor generator draws anything.
-        """
-        first, second = self.places[0], self.places[1:2]
-        if not is_random and second and second[0][0] == first[0] \
-                and torch.equal(self[first][0], self[second[0]][0]):
-            raise ValueError(
-                '`generate.copies` asks for several images of each guide, and '
-                'they would be the same one; give the generator noise, motion '
-                'or tokens, or the pipeline random transforms.')
 
 
 def generate(config: Any,
@@ -166,7 +82,7 @@ def generate(config: Any,
         model, meta = load_model(cfg, teacher)
         other = None if student is None else load_model(
             read_config(student[0]), student[1])[0]
-        dataset = DATASETS.build(plan.dataset)
+        dataset = build_dataset(plan.dataset)
         classes = dataset.metainfo.get('classes') or ()
         check_classes(classes, dict(dataset_meta=meta),
                       f"The checkpoint '{teacher}'")
@@ -180,39 +96,15 @@ def generate(config: Any,
                 release=_release_digest(plan)), classes, plan.suffix)
         generator.set_teacher(
             model.to(device), None if other is None else other.to(device))
-        return _fill(folder, generator, Guides(dataset, plan), plan, device)
+        guides = Guides(dataset, plan)
+        guides.check(model)
+        return _fill(folder, generator, guides, plan, device)
 
 
 def _release_digest(plan: Plan) -> Optional[str]:
     """What tells an upstream release from others: its card's hash."""
     release = plan.generator.get('canvas', {}).get('release')
     return release and sha256(Path(release) / CARD)
-
-
-def read_plan(cfg: Config) -> Plan:
-    """The ``generate`` of a config.
-
-    Raises:
-        ValueError: If there is none, or a setting has no meaning.
-    """
-    given = cfg.get('generate')
-    if not isinstance(given, dict) or 'generator' not in given:
-        raise ValueError(
-            'The config has no `generate` with a `generator`; configs/ota '
-            'has some.')
-    given = given.to_dict()
-    check_arguments(Plan, given)
-    given.setdefault('dataset', (cfg.get('train_dataloader')
-                                 or {}).get('dataset'))
-    plan = Plan(**given)
-    if not isinstance(plan.dataset, dict):
-        raise ValueError('The config names no data set of guides; set '
-                         '`generate.dataset`, or `train_dataloader.dataset`.')
-    for what in ('copies', 'batch_size'):
-        check_width(getattr(plan, what), f'generate.{what}')
-    if plan.limit is not None:
-        check_width(plan.limit, 'generate.limit')
-    return plan
 
 
 def _fill(folder: GeneratedFolder, generator: GuidedGenerator, guides: Guides,
@@ -233,6 +125,7 @@ def _fill(folder: GeneratedFolder, generator: GuidedGenerator, guides: Guides,
         seed_all(plan.seed, STEP, *batch[0])
         begin = time.perf_counter()
         result = generator.generate(images, samples, keys)
+        _check_losses(result)
         pixels = from_images(result.images).cpu()
         seconds += time.perf_counter() - begin
         folder.add(_entries(batch, pixels, samples, result, plan.seed))
@@ -248,6 +141,22 @@ def _fill(folder: GeneratedFolder, generator: GuidedGenerator, guides: Guides,
     return Report(
         len(folder.records), made, seconds / max(1, made), float(start),
         float(loss))
+
+
+def _check_losses(result: Generated) -> None:
+    """Refuse images of which nobody knows how good they are.
+
+    Raises:
+        ValueError: If a loss is not finite.
+    """
+    for losses in result.losses:
+        bad = [k for k, v in losses.items() if not np.isfinite(v)]
+        if bad:
+            raise ValueError(
+                f'The loss of a generated image is {losses[bad[0]]} '
+                f'({", ".join(bad)}), so none of its batch is written; lower '
+                '`generate.generator.lr`, or the weight of that term, and '
+                'check the weights of the teacher.')
 
 
 def name_of(place: Tuple[int, int]) -> str:

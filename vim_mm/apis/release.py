@@ -10,11 +10,11 @@ import mmcv
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, DefaultScope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DefaultScope
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vim_mm.engine.loaders import build_dataset
 from vim_mm.engine.runner import build_runner
 from vim_mm.evaluation.leak import Report, leak_report, reconstruction_errors
 from vim_mm.models.generators import (UpstreamCard, VQAutoEncoder, code_use,
@@ -22,12 +22,14 @@ from vim_mm.models.generators import (UpstreamCard, VQAutoEncoder, code_use,
                                       save_upstream_release)
 from vim_mm.models.generators.upstream_release import CARD
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_positive
 from vim_mm.utils.config import class_of
 from vim_mm.utils.drafts import named
 from vim_mm.utils.files import new_folder, sha256
 from vim_mm.utils.manifest import (COPIES, MANIFEST, SUM, check_files,
                                    images_in, manifest_of, write_manifest)
 from vim_mm.zoo.base_card import ZooError
+from .release_checks import check_can_judge, check_images, load_whole
 
 #: Data that a release's config must have.
 PARTS = ('train_dataloader', 'held_out_dataloader')
@@ -54,18 +56,21 @@ def publish_upstream(cfg: Config,
 
     Raises:
         ZooError: If the folder is there already, or the card is not valid.
-        ValueError: If the config lacks something.
+        ValueError: If the config lacks something, or its images cannot be
+            judged by.
         FileNotFoundError: If data or the checkpoint is not there.
     """
     fields = _card_fields(cfg, Path(folder))
+    check_can_judge(cfg, folder, max_images, trains=checkpoint is None)
     cfg.launcher = 'none'
     runner = build_runner(cfg, PARTS)
     train, held_out = _datasets(cfg)
+    check_images(runner.model, dict(zip(PARTS, (_learned(cfg), held_out))))
     start = time.perf_counter()
     if checkpoint is None:
         runner.train()
     else:
-        load_checkpoint(runner.model, checkpoint, 'cpu', strict=True)
+        load_whole(runner.model, checkpoint)
     seconds = time.perf_counter() - start
     model: VQAutoEncoder = runner.model.eval()
     num_read = [min(len(data), max_images) for data in (train, held_out)]
@@ -113,6 +118,12 @@ def _card_fields(cfg: Config, folder: Path) -> Dict[str, Any]:
     return dict(fields)
 
 
+def _learned(cfg: Config) -> Dataset:
+    """Training images, as the training sees them."""
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return build_dataset(cfg.train_dataloader.dataset)
+
+
 def _datasets(cfg: Config) -> Tuple[Dataset, Dataset]:
     """Training and held-out images, both through the latter's pipeline.
 
@@ -121,10 +132,7 @@ def _datasets(cfg: Config) -> Tuple[Dataset, Dataset]:
     held_out = cfg.held_out_dataloader.dataset
     train = _with_pipeline(cfg.train_dataloader.dataset, held_out.pipeline)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        found = DATASETS.build(train), DATASETS.build(held_out)
-    for dataset in found:
-        dataset.full_init()
-    return found
+        return build_dataset(train), build_dataset(held_out)
 
 
 def _with_pipeline(dataset: dict, pipeline: list) -> dict:
@@ -249,9 +257,10 @@ def re_represent_folder(release: Union[str, Path],
     Raises:
         FileNotFoundError: If there is no image.
         ValueError: If images of the source were made by a network, and are
-            not as they were made.
+            not as they were made, or the scale is not above 0.
         ZooError: If the release is not valid, or the target is there already.
     """
+    check_positive(scale, '--scale')
     source, target = Path(source), Path(target)
     names = sorted(images_in(source))
     if not names:

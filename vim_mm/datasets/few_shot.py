@@ -47,7 +47,7 @@ class FewShot:
 
     Raises:
         ValueError: If the number is none, or no image has a label.
-        TypeError: If the data set has no subsets.
+        ValueError: If the data set has no subsets.
     """
 
     def __init__(self,
@@ -138,7 +138,7 @@ def _check_type(dataset: Any) -> None:
         for part in dataset.datasets:
             _check_type(part)
     elif not isinstance(dataset, BaseDataset):
-        raise TypeError(
+        raise ValueError(
             f'FewShot cannot take a part of a {type(dataset).__name__}; give '
             'it the data set itself, and wrap FewShot instead.')
 

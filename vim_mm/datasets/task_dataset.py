@@ -61,12 +61,13 @@ class TaskCollate:
         """A batch that names its ``task``.
 
         Raises:
-            TypeError: If the task's batches are no dicts.
+            ValueError: If the task's batches are no dicts.
         """
         task = samples[0][0]
         batch = self.collates[task]([sample for _, sample in samples])
         if not isinstance(batch, dict):
-            raise TypeError(f"Batches of the task '{task}' are of type "
-                            f'{type(batch).__name__}; let its pipeline end in '
-                            'a stage that packs dicts, such as PackInputs.')
+            raise ValueError(f"Batches of the task '{task}' are of type "
+                             f'{type(batch).__name__}; let its pipeline end '
+                             'in a stage that packs dicts, such as '
+                             'PackInputs.')
         return dict(batch, task=task)

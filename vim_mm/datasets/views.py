@@ -90,7 +90,7 @@ class Views:
         """A view; first come all images in the first one.
 
         Raises:
-            TypeError: If the pipeline does not pack what it made.
+            ValueError: If the pipeline does not pack what it made.
         """
         view, sample = divmod(index, len(self.dataset))
         if view >= self.views:
@@ -101,10 +101,10 @@ class Views:
             item = self.dataset[sample]
         inputs = item.get('inputs') if isinstance(item, dict) else None
         if not isinstance(inputs, Tensor) or 'data_samples' not in item:
-            raise TypeError('Views need one image and its data sample, and '
-                            f'the pipeline of {type(self.dataset).__name__} '
-                            'gives something else; let it end in the '
-                            "library's PackInputs.")
+            raise ValueError('Views need one image and its data sample, and '
+                             f'the pipeline of {type(self.dataset).__name__} '
+                             'gives something else; let it end in the '
+                             "library's PackInputs.")
         pixels = _digest(inputs.contiguous().numpy().data)
         item['data_samples'].set_metainfo(
             dict(sample_id=name, view_id=view, pixels=pixels))

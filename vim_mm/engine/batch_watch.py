@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.box_heads import check_smallest
-from vim_mm.models.class_counts import check_labels, label_counts
+from vim_mm.models.class_counts import (check_labels, check_no_soft,
+                                        label_counts)
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.pixels import check_form
@@ -42,7 +43,8 @@ class BatchWatch:
         self.runner = runner
         whole = unwrap(runner.model)
         self.model: nn.Module = whole
-        if isinstance(whole, BaseDistiller):
+        self._has_teacher = isinstance(whole, BaseDistiller)
+        if self._has_teacher:
             self.model = whole.student
         looks = is_own(whole)
         if looks:
@@ -67,6 +69,8 @@ class BatchWatch:
                 a pipeline does not give what the model takes.
         """
         model, self._task = self.model, None
+        if not self._has_teacher:
+            check_no_soft(data)
         if isinstance(model, MultiTaskModel):
             self._task = data['task']
             model = model.models[self._task]
@@ -88,7 +92,7 @@ class BatchWatch:
         """
         if self._tried:
             # a student may have no losses of its own
-            if not isinstance(unwrap(self.runner.model), BaseDistiller):
+            if not self._has_teacher:
                 self._boxes[self._task].add(self._labelled, losses)
             self._tried -= 1
             if not self._tried:
@@ -177,7 +181,8 @@ class FirstPass:
         if not labelled:
             raise ValueError(
                 f'Nothing in the whole training set{self._whose} is labelled: '
-                f'no box is left, or all pixels are ignored; {_LOOK}')
+                'no image has a class, no box is left, or all pixels are '
+                f'ignored; {_LOOK}')
 
     def _name_unseen(self) -> None:
         """Say which classes of a data set no image has shown."""

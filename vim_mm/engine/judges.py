@@ -88,6 +88,10 @@ def _check_metric(metric: Any, dataset: Dataset, where: str) -> None:
     Images go by their ids alone, so another file gives a number, too.
     """
     _say_ignored(metric, dataset, where)
+    if getattr(metric, 'format_only', False) and getattr(
+            metric, 'output_dir', '') is None:
+        raise ValueError(f'`{where}.format_only` is True, and it has no '
+                         '`output_dir` to write into; name a folder.')
     known = getattr(metric, '_coco_api', None) or getattr(
         metric, '_lvis_api', None)
     parts = [part for part in parts_of(dataset) if isinstance(part,

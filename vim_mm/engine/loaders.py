@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Union
 
 from mmengine.registry import FUNCTIONS
-from torch.utils.data import DataLoader
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.coco_json import check_numbers, checked_coco
@@ -61,6 +62,23 @@ def check_loaders(cls: type) -> None:
     cls.build_dataloader = staticmethod(build)
 
 
+def build_dataset(cfg: dict) -> Dataset:
+    """A data set outside of a run, looked at as those of runs are.
+
+    Args:
+        cfg (dict): Its config.
+
+    Raises:
+        ValueError: If it is empty, or its annotations are none.
+    """
+    return Runner.build_dataloader(
+        dict(
+            dataset=cfg,
+            batch_size=1,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False))).dataset
+
+
 def _check_collate(given: Any) -> None:
     """Refuse what is no function and names none that is registered."""
     kind = given.get('type') if isinstance(given, dict) else given
@@ -84,7 +102,8 @@ def _unreadable(dataset: Any, error: Exception) -> str:
     """The sentence on annotations that a library gave up on."""
     said = cut(printable(str(error)), 200).rstrip('.')
     mend = 'Install that package' if isinstance(error, ImportError) else \
-        'Correct or export them again'
+        'Look at the settings of the data set (`data_prefix` and its keys, ' \
+        'suffixes, seeds), or export them again'
     return (f'The annotations of {named(dataset)} cannot be read: '
             f'{type(error).__name__}, {said}. {mend}.')
 

@@ -96,10 +96,16 @@ def fusing_part(model: BaseModel) -> FusionHolder:
     Without a fusion it is the backbone.
 
     Raises:
-        ValueError: If these are streams of other modules than the backbone's.
+        ValueError: If there is none, or these are streams of other modules
+            than the backbone's.
     """
     fusing = [p for p in holders(model) if isinstance(p, FusionHolder)]
     part = fusing[-1] if fusing else model.backbone
+    if not isinstance(part, FusionHolder):
+        raise ValueError(
+            f'The backbone is a {type(part).__name__}, which weighs no '
+            'modules; take a vim_mm.ViMBackbone, or leave hooks of gates '
+            'out.')
     if part is not model.backbone:
         part.check_streams(model.backbone.bank.names)
     return part

@@ -19,7 +19,6 @@ from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.registry import MODELS
 from vim_mm.utils.messages import short
 
-
 #: How weights of classes are given.
 _WEIGHTS = (list, tuple, np.ndarray, Tensor)
 #: A task whose weight is so much smaller than another's is as good as off.

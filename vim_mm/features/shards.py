@@ -34,6 +34,23 @@ class StoreError(InputError):
     """A store does not fit, or is damaged."""
 
 
+def float_type(name: str, where: str) -> torch.dtype:
+    """A number format of torch that features keep their digits in.
+
+    Args:
+        name (str): Its name, such as 'float32'.
+        where (str): Where it stands, for messages.
+
+    Raises:
+        ValueError: If there is none such.
+    """
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`{where}` is {name!r}; give 'float32', 'bfloat16' "
+                         "or 'float16'.")
+    return found
+
+
 def read_shard(
     path: Path, dtype: torch.dtype
 ) -> Optional[Tuple[List[str], Tensor, Tensor, Tensor]]:

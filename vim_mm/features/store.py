@@ -22,7 +22,7 @@ from vim_mm.datasets.views import View
 from vim_mm.utils.files import write_atomic
 from vim_mm.utils.locks import Lock
 from vim_mm.utils.reading import ReadError, read_json
-from .shards import (LOCK_SECONDS, SUFFIX, StoreError, StoreWriter,
+from .shards import (LOCK_SECONDS, SUFFIX, StoreError, StoreWriter, float_type,
                      in_one_sentence, own_draft, read_shard)
 
 CARD = 'card.json'
@@ -46,7 +46,7 @@ class FeatureStore:
                  source: Mapping[str, str]) -> None:
         self.root = Path(root)
         self.source = dict(source)
-        self.dtype: torch.dtype = getattr(torch, source['dtype'])
+        self.dtype = float_type(source['dtype'], 'dtype')
         self._files: set = set()
         self._shards: List[Tensor] = []
         self._rows: List[np.ndarray] = []  # the same memory

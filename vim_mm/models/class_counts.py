@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vim_mm.utils.kinds import SOFT_ONLY, find_kind
+from vim_mm.utils.messages import short
 
 #: Heads whose classes are those of the data; helpers may tell others apart.
 _MAIN = ('head', 'bbox_head', 'decode_head', 'mask_head', 'panoptic_head')
+#: Auxiliary heads that tell something else, as edges.
+_OTHERS = ('STDCHead', )
 
 
 def class_counts(dataset: Dataset) -> Tuple[int, ...]:
@@ -47,6 +50,15 @@ def main_heads(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
                     yield f'{prefix}{name}', each
 
 
+def _auxiliary(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+    """Auxiliary heads of a segmentor, which learn the same classes."""
+    given = getattr(model, 'auxiliary_head', None)
+    for head in given if isinstance(given, nn.ModuleList) else [given]:
+        if isinstance(getattr(head, 'num_classes', None), int) and type(
+                head).__name__ not in _OTHERS:
+            yield 'auxiliary_head', head
+
+
 def check_head(model: nn.Module, dataset: Dataset) -> None:
     """Refuse a head that is built for fewer classes than its data has.
 
@@ -68,7 +80,8 @@ def check_head(model: nn.Module, dataset: Dataset) -> None:
             'can checkpoints name them; give its `metainfo` the `classes`.',
             logger='current',
             level=logging.WARNING)
-    for name, head in main_heads(model) if counts else ():
+    heads = [*main_heads(model), *_auxiliary(model)]
+    for name, head in heads if counts else ():
         number = head.num_classes
         said = (f'`model.{name}` is built for {number} classes, and the '
                 f'training set has {counts[0]}')
@@ -118,6 +131,7 @@ def check_labels(model: nn.Module, data: Any) -> bool:
             _check_map(images[index], sample)
         if kind == 'cls':
             _check_soft(model, f'model.{name}', head, sample)
+            _check_once(sample)
         labels = _labels(kind, head, sample)
         labelled = labelled or bool(labels.numel())
         if labels.numel() and not 0 <= labels.min() <= labels.max() < \
@@ -155,6 +169,24 @@ def label_counts(model: nn.Module, data: Any) -> Dict[str, Tensor]:
         labels = _labels(kind, head, sample).flatten().long().cpu()
         counts += torch.bincount(labels, minlength=head.num_classes)
     return {name: counts}
+
+
+def check_no_soft(data: Any) -> None:
+    """Refuse images without labels to learn from, where no teacher is.
+
+    Args:
+        data: A batch as the loader gives it.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    samples = data.get('data_samples') if isinstance(data, Mapping) else None
+    for sample in samples if isinstance(samples, (list, tuple)) else ():
+        if _is_soft_only(sample):
+            raise ValueError(
+                f'{_place(sample)} is of a vim_mm.SoftOnly, which a student '
+                'learns from by its teacher alone, and the model is no '
+                'Distiller; take that data set out.')
 
 
 def _is_soft_only(sample: Any) -> bool:
@@ -206,6 +238,16 @@ def _check_soft(model: nn.Module, name: str, head: nn.Module,
             f'`{name}.loss.use_soft` is True, a loss of scores, and '
             f'{_place(sample).replace("The", "the", 1)} has a label alone; '
             'set it to False, or mix images by `batch_augments`.')
+
+
+def _check_once(sample: BaseDataElement) -> None:
+    """Refuse zeros and ones in the place of the numbers of classes."""
+    labels = sample.gt_label.flatten().tolist()
+    if len(set(labels)) < len(labels):
+        raise ValueError(
+            f'{_place(sample)} has the labels {short(labels)}, one of them '
+            'twice: `gt_label` lists the numbers of its classes; give zeros '
+            'and ones as `gt_score`.')
 
 
 def _check_map(image: Any, sample: BaseDataElement) -> None:

@@ -38,10 +38,11 @@ def check_fit(model: BaseModel,
             processes hold a part of each tensor. Defaults to None.
 
     Raises:
-        ValueError: If something is missing or has another shape, or modules
-            or gates in it would be dropped.
+        ValueError: If something is missing, has another shape or is no
+            number, or modules or gates in it would be dropped.
     """
     own = model.state_dict() if own is None else own
+    _refuse_broken(model, own, state, file)
     if _has_backbone(own) and not _has_backbone(state):
         raise ValueError(
             f'{file} holds nothing of a backbone, so it is no checkpoint of a '
@@ -62,6 +63,23 @@ def check_fit(model: BaseModel,
             f'in another shape, such as {unlike[:3]}: it is of another model; '
             'give a checkpoint that a run of this config wrote.')
     _refuse_dropped(model, own, state, file)
+
+
+def _refuse_broken(model: BaseModel, own: Iterable[str],
+                   state: Dict[str, Tensor], file: str) -> None:
+    """Refuse weights that are no numbers: so would be whatever they give."""
+    learned = {name for name, _ in model.named_parameters()}
+    for key in own:
+        value = state.get(key)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # masks that are kept with the weights may hold infinity
+        bad = ~value.isfinite() if key in learned else value.isnan()
+        if bad.any():
+            raise ValueError(
+                f'{file} holds numbers that are none, such as '
+                f'{float(value[bad][0])} in {key}: its training has broken '
+                'down; give an earlier checkpoint.')
 
 
 def _refuse_dropped(model: BaseModel, own: Iterable[str],

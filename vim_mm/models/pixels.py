@@ -176,10 +176,12 @@ def check_form(model: nn.Module, data: Any, padded: bool = True) -> None:
             f'The `data_preprocessor` has means of up to '
             f'{float(mean.max()):.3g}, as of pixels from 0 to 1, and those of '
             f'a batch are up to {high:.4g}; multiply `mean` and `std` by 255.')
-    if images[0].is_floating_point() and 0 < high <= _SMALL < mean.max() / 2:
+    deviation = float(preprocessor.std.max())
+    if images[0].is_floating_point() and 0 < high <= _SMALL < max(
+            float(mean.max()) / 2, deviation):
         raise ValueError(
             f'No pixel of a batch is above {high:.3g}, and the '
             f'`data_preprocessor` takes away means of up to '
-            f'{float(mean.max()):.4g}: images are normalised twice; take '
-            '`Normalize` out of the pipeline, or `mean` and `std` out of the '
-            '`data_preprocessor`.')
+            f'{float(mean.max()):.4g} and divides by up to {deviation:.4g}: '
+            'images are normalised twice; take `Normalize` out of the '
+            'pipeline, or `mean` and `std` out of the `data_preprocessor`.')

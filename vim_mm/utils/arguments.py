@@ -194,6 +194,17 @@ def check_width(value: Any, what: str) -> None:
                          'more.')
 
 
+def check_positive(value: Any, what: str) -> None:
+    """Refuse values that are no number above zero.
+
+    Raises:
+        ValueError: If it is another value, infinity or nan.
+    """
+    if not isinstance(value, Real) or isinstance(
+            value, bool) or not 0 < value < float('inf'):
+        raise ValueError(f'`{what}` is {value!r}; give a number above 0.')
+
+
 def check_finite(value: Any, what: str) -> None:
     """Refuse values that are no finite number.
 

@@ -25,8 +25,16 @@ def add_cfg_options(parser: ArgumentParser) -> None:
 
 
 def _setting(text: str) -> str:
-    if '=' not in text:
+    key, is_pair, value = text.partition('=')
+    if not is_pair:
         raise ArgumentTypeError(f'{text!r} is no key=value')
+    if value.startswith(('dict(', '{')):
+        raise ArgumentTypeError(
+            f'{text!r} gives a dict, which would be taken for a text; give '
+            f'each of its keys by itself, {key}.KEY=VALUE')
+    if any(value.count(a) != value.count(b) for a, b in ('()', '[]')):
+        raise ArgumentTypeError(f'{text!r} has a bracket that is not closed; '
+                                'put the whole in quotes')
     return text
 
 

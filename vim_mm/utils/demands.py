@@ -51,6 +51,13 @@ def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return all_hold
 
 
+def _is_size(value: Any) -> bool:
+    """Whether numbers, in lists of any depth, are above 0; or it is none."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_size, value))
+    return not isinstance(value, Real) or value > 0
+
+
 _COUNT, _ANY_COUNT, _OR_NEVER = _whole(1), _whole(0), _whole(1, but=(-1, ))
 #: Loops take 40000 / 5 as well.
 _LENGTH, _ANY_LENGTH = _whole(1, kind=Real), _whole(0, kind=Real)
@@ -117,13 +124,6 @@ _NUMBER = Demand(_is_number, 'a number')
 _SHARE_BELOW_1 = Demand(lambda value: not isinstance(value, Real) or
                         _is_number(value, 0, 1),
                         'a number from 0 to below 1')
-def _is_size(value: Any) -> bool:
-    """Whether numbers, in lists of any depth, are above 0; or it is none."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_size, value))
-    return not isinstance(value, Real) or value > 0
-
-
 _SIZES = Demand(_is_size, 'numbers above 0')
 _BEST = Demand(_all(_COUNT.holds),
                'a whole number, 1 or more, or a list of such')
@@ -144,6 +144,13 @@ OF_FOCAL = dict(
     alpha=_OVERLAP,
     gamma=Demand(lambda value: not isinstance(value, Real) or
                  _is_number(value, 0), 'a number, 0 or more'))
+#: Of heads that tell classes apart, by a sigmoid where there is one.
+OF_HEADS = dict(threshold=_SHARE_BELOW_1)
+#: Of samplers of hard pixels.
+OF_OHEM = dict(
+    thresh=Demand(lambda value: _is_number(value, 0, 1),
+                  'a number from 0 to below 1, or None'),
+    min_kept=_COUNT)
 #: Of sliding windows.
 OF_SLIDES = dict.fromkeys(
     ('crop_size', 'stride'),
@@ -167,8 +174,9 @@ OF_MODELS = dict(
     # of anchors
     **dict.fromkeys(('ratios', 'scales', 'base_sizes', 'octave_base_scale'),
                     _SIZES),
-    # of scores by a sigmoid
-    threshold=_SHARE_BELOW_1,
+    **dict.fromkeys(('mask_thr_binary', 'mask_thr'), Demand(
+        lambda value: not isinstance(value, Real) or _is_number(
+            value, below=1), 'a number below 1: no pixel of a mask is more')),
     loss_name=Demand(
         lambda value: not isinstance(value, str) or 'loss' in value,
         "a name with 'loss' in it: others are logged, and not learned by"),
@@ -199,8 +207,13 @@ OF_SETS = dict(
         and all(isinstance(each, Mapping) or callable(each)
                 for each in value),
         'a list of transforms, each a dict with a `type`'),
+    times=_COUNT,
+    oversample_thr=Demand(lambda value: _is_number(value, 0),
+                          'a number, 0 or more'),
     metainfo=Demand(lambda value: isinstance(value, Mapping),
                     'a dict, such as dict(classes=[…])'))
+#: Of stages of pipelines.
+OF_STAGES = dict(prob=_OVERLAP)
 _SHARE = Demand(
     lambda value: isinstance(value, Real) and 0 <= value < float('inf'),
     'a number, 0 or more')

@@ -38,6 +38,9 @@ _HELPERS = dict(
     data='train_dataloader',
     runner='train_cfg',
     total_epochs='train_cfg')
+#: What mmengine reads where several processes train.
+_OF_PROCESSES = {'find_unused_parameters', 'detect_anomalous_params',
+                 'model_wrapper_cfg', 'sync_bn'}
 #: What mmengine reads of `paramwise_cfg`, and of each of its `custom_keys`.
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult',
              'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
@@ -88,6 +91,7 @@ def check_keys(cfg: Config) -> None:
         name for runner in (Runner, FlexibleRunner)
         for name in inspect.signature(runner.__init__).parameters
     }
+    known |= _OF_PROCESSES
     _check_former('', cfg)
     for key, now in _HELPERS.items():
         if cfg.get(key) is not None and not cfg.get(now):

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .config import type_name
-from .demands import (OF_FOCAL, OF_HOOKS, OF_JUDGES, OF_LOADERS, OF_MODELS,
-                      OF_SCHEDULERS, OF_SETS, OF_SLIDES, SETTINGS, Demand)
+from .demands import (OF_FOCAL, OF_HEADS, OF_HOOKS, OF_JUDGES, OF_LOADERS,
+                      OF_MODELS, OF_OHEM, OF_SCHEDULERS, OF_SETS, OF_SLIDES,
+                      OF_STAGES, SETTINGS, Demand)
 from .messages import short
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -46,15 +47,21 @@ def check_settings(cfg: Config) -> None:
         _check_all(part, where, OF_MODELS)
         if part.get('type') and type_name(part) == 'FocalLoss':
             _check_all(part, where, OF_FOCAL)
+        if part.get('type') and type_name(part) == 'OHEMPixelSampler':
+            _check_all(part, where, OF_OHEM)
+        if 'num_classes' in part:
+            _check_all(part, where, OF_HEADS)
         if part.get('mode') == 'slide':
             _check_slide(part, where)
     for part in _LOADERS:
         for where, loader in _loaders(part, cfg.get(part)):
             _check_all(loader, where, OF_LOADERS)
+            _check_sources(loader, where)
     for where, dataset in data_sets(cfg):
         _check_all(dataset, where, OF_SETS)
         for step, part in dicts(f'{where}.pipeline', dataset.get('pipeline')):
             _say_magnitude(part, step)
+            _check_all(part, step, OF_STAGES)
     for key, demands in _OF_PARTS.items():
         for where, part in _parts(key, cfg.get(key)):
             _check_all(part, where, demands)
@@ -115,6 +122,30 @@ def _check_slide(part: Mapping, where: str) -> None:
             f'`{where}.stride` is {short(part["stride"])}, more than '
             f'`{where}.crop_size`, {short(part["crop_size"])}: pixels between '
             'the windows would be in none; make it smaller.')
+
+
+def _check_sources(loader: Mapping, where: str) -> None:
+    """Refuse batches of several sources that never fill, or of one each."""
+    sampler = loader.get('sampler')
+    size, ratio = (sampler.get(key) if isinstance(sampler, Mapping) else None
+                   for key in ('batch_size', 'source_ratio'))
+    if not isinstance(size, int):
+        return
+    if loader.get('batch_size') not in (None, size):
+        raise ValueError(
+            f'`{where}.batch_size` is {loader["batch_size"]}, and that of its '
+            f'sampler {size}: batches would not have the sources that '
+            '`source_ratio` says; set both to the same number.')
+    if isinstance(ratio, (list, tuple)) and all(
+            isinstance(each, Real) for each in ratio) and sum(ratio) > 0:
+        # as mmdet counts them: the first source has what is left
+        counts = [int(size * each / sum(ratio)) for each in ratio[1:]]
+        if min(size - sum(counts), *counts) < 1:
+            raise ValueError(
+                f'`{where}.sampler.source_ratio` is {list(ratio)}, so of '
+                f'{size} images some source has none, and no batch would ever '
+                'be full; raise its share or the batch size, or take the '
+                'source out of the data set.')
 
 
 def _say_magnitude(part: Mapping, where: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
+from _multitask import TaskPictures
 from _tiny import (Pictures, add_modules, build_backbone, build_runner,
                    fusion_neck, model_cfg, save_trunk)
 from vim_mm.engine.hooks import BetterGatesHook
@@ -151,3 +152,23 @@ def test_without_gates_that_learn_it_says_so(tmp_path: Path) -> None:
     run = runner(tmp_path, fusion=dict(type='vim_mm.FixedFusion'))
     with pytest.raises(ValueError, match='BetterGatesHook looks at'):
         run.train()
+
+
+@pytest.mark.parametrize(('given', 'words'), [
+    ('val_dataloader', "dataloader` is 'val_dataloader'; give a config"),
+    (dict(batch_siz=2), 'is no loader: .*batch_siz'),
+    (dict(dataset=dict(type='mmpretrain.CustomDataset', data_root='/none')),
+     "'/none' does not exist"),
+])
+def test_other_images_are_looked_at_before_training(
+        given: object, words: str, tmp_path: Path) -> None:
+    run = runner(tmp_path)
+    loader = dict(batch_size=2, num_workers=0, sampler=dict(
+        type='DefaultSampler', shuffle=False),
+        dataset=dict(type=TaskPictures, kind='cls'))
+    hook = next(h for h in run.hooks if isinstance(h, BetterGatesHook))
+    hook.dataloader = given if isinstance(given, str) else dict(
+        loader, **given)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        run.train()
+    assert run.iter == 0

@@ -248,3 +248,11 @@ def test_pictures_that_fill_no_batch_are_a_sentence(tmp_path: Path) -> None:
         loader.dataset, batch_size=len(loader.dataset) + 1, drop_last=True)
     with pytest.raises(ValueError, match='do not fill one batch'):
         HoldOutGatesHook(steps=1).before_train(run)
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+    *[(key, value) for key in ('steps', 'batches') for value in (0, -1, 2.5)],
+    *[('l2', value) for value in (0., -1., float('nan'))]])
+def test_settings_of_no_use(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f'`HoldOutGatesHook.{key}` is'):
+        HoldOutGatesHook(**{key: value})

@@ -337,3 +337,10 @@ def test_logits_of_a_space_that_learned_nothing(
     monkeypatch.setattr(run.logger, 'warning', told.append)
     ProxyHook(epochs=epochs).before_train(run)
     assert any('have learned nothing' in each for each in told) == said
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'bool', 'fp16', 'Tensor', None])
+def test_features_are_kept_with_their_digits(dtype: str) -> None:
+    with pytest.raises(ValueError, match='`ProxyHook.dtype` is .*float32'):
+        ProxyHook(dtype=dtype)
+    ProxyHook(dtype='bfloat16')

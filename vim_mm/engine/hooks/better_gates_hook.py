@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader
 from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.models.backbones.blank_image import in_eval
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
+from vim_mm.models.pixels import check_form
 from vim_mm.models.tasks import let_learn
 from vim_mm.registry import HOOKS
+from vim_mm.utils.arguments import check_is_config, check_width
+from vim_mm.utils.data import check_data
 from vim_mm.utils.seeds import seeded
 from ..better_gates import keep_better
 from ..model_parts import fusing_part, part_of, restart_averages
@@ -56,13 +59,17 @@ class BetterGatesHook(Hook):
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures
         self.task = task
+        check_width(max_pictures, 'BetterGatesHook.max_pictures')
         self.start: Optional[Dict[str, Tensor]] = None
+        self._held_out: Optional[DataLoader] = None
 
     def before_train(self, runner: Runner) -> None:
         """Remember where the gates start.
 
         Raises:
-            ValueError: If the model has no gates that learn.
+            FileNotFoundError: If images of ``dataloader`` are not there.
+            ValueError: If the model has no gates that learn, or cannot read
+                these images.
         """
         with part_of(runner, self.task, 'BetterGatesHook') as (model, _):
             fusion = fusing_part(model).fusion
@@ -72,6 +79,22 @@ class BetterGatesHook(Hook):
                              '`model.backbone.fusion`, or leave it out.')
         if runner.iter == 0:  # else resumed: only the trunk is left
             self.start = deepcopy(fusion.state_dict())
+        self._held_out = self._build(runner, model)
+
+    def _build(self, runner: Runner, model: BaseModel) -> Optional[DataLoader]:
+        """The loader of other images, which is needed after hours only."""
+        if self.dataloader is None:
+            return None
+        check_is_config(self.dataloader, 'BetterGatesHook.dataloader')
+        check_data(dict(runner.cfg, BetterGatesHook=self.dataloader),
+                   ('BetterGatesHook', ))
+        try:
+            loader = Runner.build_dataloader(self.dataloader, runner.seed)
+        except TypeError as error:
+            raise ValueError('`BetterGatesHook.dataloader` is no loader: '
+                             f'{error}.') from error
+        check_form(model, loader.collate_fn([loader.dataset[0]]))
+        return loader
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
         """Compare after the last iteration."""
@@ -95,8 +118,7 @@ class BetterGatesHook(Hook):
     def _compare(self, runner: Runner, model: BaseModel, part: FusionHolder,
                  loader: DataLoader) -> bool:
         learned = deepcopy(part.fusion.state_dict())
-        if self.dataloader is not None:
-            loader = Runner.build_dataloader(self.dataloader, runner.seed)
+        loader = self._held_out or loader
         with seeded(runner.seed or 0), in_eval(model):
             trials = trials_of(
                 runner,

@@ -19,6 +19,7 @@ from vim_mm.features.cache import (CachedBatch, check_filled, finite,
                                    preprocess, to_device, unmixed)
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
+from vim_mm.utils.arguments import check_positive, check_width
 from vim_mm.utils.progress import track
 from vim_mm.utils.seeds import seeded
 from ..better_gates import keep_better
@@ -90,6 +91,9 @@ class HoldOutGatesHook(Hook):
                  task: Optional[str] = None,
                  keep_loaded: bool = True) -> None:
         check_optimizer(optimizer, 'HoldOutGatesHook.optimizer')
+        check_width(steps, 'HoldOutGatesHook.steps')
+        check_width(batches, 'HoldOutGatesHook.batches')
+        check_positive(l2, 'HoldOutGatesHook.l2')
         self.steps = steps
         self.batches = batches
         self.deals = deals

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vim_mm.datasets import Views, views_of
 from vim_mm.features.cache import unwrap
-from vim_mm.features.shards import StoreError, StoreWriter
+from vim_mm.features.shards import StoreError, StoreWriter, float_type
 from vim_mm.features.source import source_of
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
@@ -71,6 +71,7 @@ class ProxyHook(Hook):
         check_number(epochs, 'ProxyHook.epochs')
         check_width(batch_size, 'ProxyHook.batch_size')
         check_number(domain, 'ProxyHook.domain')
+        float_type(dtype, 'ProxyHook.dtype')
         self.epochs = epochs
         self.batch_size = batch_size
         self.optimizer = optimizer

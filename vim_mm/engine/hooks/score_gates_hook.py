@@ -10,6 +10,7 @@ from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.models.backbones.blank_image import in_eval
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
+from vim_mm.utils.arguments import check_width
 from vim_mm.utils.seeds import seeded
 from ..loaded import spared
 from ..model_parts import fusing_part, gates_of, part_of, restart_averages
@@ -62,6 +63,7 @@ class ScoreGatesHook(Hook):
                  cache: Optional[str] = None,
                  task: Optional[str] = None,
                  keep_loaded: bool = True) -> None:
+        check_width(max_pictures, 'ScoreGatesHook.max_pictures')
         self.deals = deals
         self.num_extra_tokens = num_extra_tokens
         self.max_pictures = max_pictures

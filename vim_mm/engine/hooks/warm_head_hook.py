@@ -19,7 +19,7 @@ from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
 from vim_mm.features.places import Disk, Memory
 from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
-from vim_mm.utils.arguments import check_width
+from vim_mm.utils.arguments import check_positive, check_width
 from ..loaded import spared
 from ..model_parts import (first_neck, head_parameters, learning_only, part_of,
                            restart_averages)
@@ -87,6 +87,7 @@ class WarmHeadHook(Hook):
         if max_batches is not None:
             check_width(max_batches, 'WarmHeadHook.max_batches')
         check_optimizer(optimizer, 'WarmHeadHook.optimizer')
+        check_positive(scale, 'WarmHeadHook.scale')
         self.epochs = epochs
         self.optimizer = optimizer
         self.clip_grad = clip_grad

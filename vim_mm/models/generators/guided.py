@@ -98,6 +98,10 @@ class GuidedGenerator:
                                                                      noise)):
             check_number(value, what)
         check_number(warmup, 'warmup', below=1)
+        for index, beta in enumerate(betas):
+            check_number(beta, f'betas[{index}]', below=1)
+        for name, weight in weights.items():
+            check_number(weight, f'weights.{name}')
         unknown = sorted(set(weights) - set(WEIGHTS))
         if unknown:
             raise ValueError(f'`weights` has {", ".join(unknown)}; there are '
@@ -136,10 +140,16 @@ class GuidedGenerator:
                 term ``agreement``.
 
         Raises:
-            ValueError: If the teacher lacks what a term reads, or a term its
-                student.
+            ValueError: If the teacher lacks what a term reads, a term its
+                student, or no term weighs anything.
         """
         weights = self.weights
+        known = dict(weights, guidance=weights['guidance'] * bool(self.layers))
+        if self.iterations and not any(known.values()):
+            raise ValueError(
+                'All `weights` of terms are 0, or that of `guidance` is the '
+                'only one and there are no `layers`, so nothing would change '
+                'the images; give one of them more.')
         if weights['agreement'] and student is None:
             raise ValueError('`weights.agreement` compares the teacher with a '
                              'student, and none is given; give one, or '

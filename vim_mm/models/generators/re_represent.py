@@ -9,6 +9,7 @@ from mmcv.transforms import BaseTransform
 from torch import Tensor
 
 from vim_mm.registry import TRANSFORMS
+from vim_mm.utils.arguments import check_positive
 from ..pixels import from_images, to_images
 from .upstream_release import load_upstream_release
 from .vq_autoencoder import VQAutoEncoder
@@ -69,15 +70,26 @@ class ReRepresent(BaseTransform):
     Args:
         release (str): Folder of an upstream release.
         scale (float): See :func:`re_represent`. Defaults to 1.
+
+    Raises:
+        ValueError: If the scale is not above 0.
     """
 
     def __init__(self, release: str, scale: float = 1.) -> None:
+        check_positive(scale, 'ReRepresent.scale')
         self.folder = release
         self.scale = scale
         self.release = load_upstream_release(release)
 
     def transform(self, results: dict) -> dict:
-        """Change the image (H, W, 3), BGR."""
+        """Change the image (H, W, 3), BGR.
+
+        Raises:
+            ValueError: If it is not loaded.
+        """
+        if 'img' not in results:
+            raise ValueError('ReRepresent has no image to change; put it '
+                             'after LoadImageFromFile.')
         image = torch.from_numpy(results['img'].copy()).permute(2, 0, 1)
         changed = re_represent(self.release, [image], self.scale)[0]
         results['img'] = changed.permute(1, 2, 0).contiguous().numpy()

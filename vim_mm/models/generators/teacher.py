@@ -107,6 +107,9 @@ class Teacher:
                 dict(inputs=loaded, data_samples=samples), training=True)
         finally:
             self.preprocessor.batch_augments = held
+        for sample in data['data_samples'] or ():
+            if 'gt_score' in sample:  # whole numbers where nothing is mixed
+                sample.set_gt_score(sample.gt_score.float())
         return data['inputs'], data['data_samples']
 
     def losses(self, seen: Pass) -> Tensor:

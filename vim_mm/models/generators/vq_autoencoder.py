@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
+from vim_mm.utils.arguments import check_number, check_width
 
 
 @MODELS.register_module()
@@ -42,8 +43,8 @@ class VQAutoEncoder(BaseModel):
         init_cfg (dict, optional): mmengine init config. Defaults to None.
 
     Raises:
-        ValueError: If ``downsample`` is no power of two, or the package is
-            not installed.
+        ValueError: If a setting has no meaning, ``downsample`` is no power of
+            two, or the package is not installed.
     """
 
     def __init__(self,
@@ -64,9 +65,19 @@ class VQAutoEncoder(BaseModel):
                 std=[255.] * 3,
                 bgr_to_rgb=True)
         super().__init__(data_preprocessor, init_cfg)
+        for name, value in dict(
+                codebook_size=codebook_size, code_dims=code_dims,
+                channels=channels).items():
+            check_width(value, name)
+        if codebook_size < 2:
+            raise ValueError('`codebook_size` is 1, so all images would be '
+                             'the same; give more codes.')
         if downsample < 2 or downsample & (downsample - 1):
             raise ValueError(f'downsample={downsample} is no power of two; '
                              'give 4 or 8.')
+        check_number(commitment, 'commitment')
+        check_number(dead_below, 'dead_below')
+        check_number(decay, 'decay', below=1)
         #: What a release says of it, to build it again.
         self.architecture = dict(
             codebook_size=codebook_size,
