@@ -174,9 +174,6 @@ def test_others(key: str, value: Any, words: str) -> None:
     (dict(train_dataloader=dict(dataset={}, batch_size=4,
                                 sampler=dict(batch_size=8))),
      'batch_size` is 4, and that of its sampler 8: batches would not'),
-    *[(dict(train_dataloader=dict(dataset={}, batch_size=4, sampler=dict(
-        batch_size=4, source_ratio=ratio))), 'of 4 images some source has')
-      for ratio in ([1, 0], [0, 1], [9, 1], [3, 3, 0])],
     (dict(val_dataloader=dict(dataset={}, drop_last='False')),
      "`val_dataloader.drop_last` is 'False'; give True or False"),
     *[(dict(custom_hooks=[dict(type='EarlyStoppingHook', **{key: value})]),
@@ -222,6 +219,17 @@ def test_priorities_are_those_of_mmengine() -> None:
 ])
 def test_what_is_meant(more: dict) -> None:
     check_keys(config(**more))
+
+
+@pytest.mark.parametrize('ratio', [[1, 3], [3, 1], [1, 1, 2]])
+def test_sources_without_a_share_of_a_batch(
+        ratio: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(train_dataloader=dict(batch_size=4, sampler=dict(
+        batch_size=4, source_ratio=ratio)))
+    check_keys(cfg)
+    monkeypatch.setattr(settings, '_LEAST', 2)
+    with pytest.raises(ValueError, match='of 4 images some source has none'):
+        check_keys(cfg)
 
 
 def test_parts_that_are_as_they_should_be() -> None:

@@ -25,6 +25,8 @@ _OF_PARTS = dict(
     param_scheduler=OF_SCHEDULERS,
     custom_hooks=OF_HOOKS,
     default_hooks=OF_HOOKS)
+#: Images of each source in a batch of several.
+_LEAST = 1
 #: What mmengine takes together.
 _TOGETHER = [('train_dataloader', 'train_cfg', 'optim_wrapper'), *[
     (f'{stage}_dataloader', f'{stage}_cfg', f'{stage}_evaluator')
@@ -140,7 +142,7 @@ def _check_sources(loader: Mapping, where: str) -> None:
             isinstance(each, Real) for each in ratio) and sum(ratio) > 0:
         # as mmdet counts them: the first source has what is left
         counts = [int(size * each / sum(ratio)) for each in ratio[1:]]
-        if min(size - sum(counts), *counts) < 1:
+        if min(size - sum(counts), *counts) < _LEAST:
             raise ValueError(
                 f'`{where}.sampler.source_ratio` is {list(ratio)}, so of '
                 f'{size} images some source has none, and no batch would ever '
