@@ -96,7 +96,10 @@ ROWS = [
      'pad_size_divisor` is 0; give a whole number'),
     ('a chance above 1', 'det',
      learned('det', dict(type='RandomFlip', prob=1.5), last=True),
-     'in the stage RandomFlip: AssertionError'),
+     r'pipeline\[2\].prob` is 1.5; give a number from 0 to 1'),
+    ('a direction that is none', 'det',
+     learned('det', dict(FLIP, direction='up'), last=True),
+     'in the stage RandomFlip: '),
 ]
 
 
