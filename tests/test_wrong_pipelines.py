@@ -22,6 +22,7 @@ from vim_mm.engine import box_losses
 from vim_mm.engine.box_losses import BoxLosses
 from vim_mm.utils import keys, pipelines
 from vim_mm.utils.keys import check_keys
+from vim_mm.utils.pipelines import check_pipelines
 
 LEARNS = f'{DATA}.pipeline'
 RESIZE = dict(type='Resize', scale=(SIZE, SIZE))
@@ -241,3 +242,25 @@ def test_a_head_that_takes_no_box(tmp_path: Path) -> None:
               'train_cfg.max_iters': 12}
     with pytest.raises(ValueError, match='exactly 0 in the first 12 steps'):
         run('det', change, tmp_path)
+
+
+@pytest.mark.parametrize(('kind', 'train', 'test', 'fits'), [
+    ('BaseSegDataset', None, True, False),
+    ('BaseSegDataset', True, True, True),
+    ('BaseSegDataset', None, False, True),
+    ('ADE20KDataset', None, True, True),
+    ('ADE20KDataset', None, False, False),
+    ('NoDataset', None, True, True),
+])
+def test_labels_of_a_test_that_are_one_off(kind: str, train: Any, test: Any,
+                                           fits: bool) -> None:
+    cfg = Config({
+        f'{part}_dataloader': dict(dataset=dict(
+            type=f'mmseg.{kind}', data_root='x', reduce_zero_label=way))
+        for part, way in (('train', train), ('test', test))})
+    if fits:
+        check_pipelines(cfg)
+        return
+    with pytest.raises(ValueError, match='train_dataloader.dataset.reduce_zero'
+                       '.*test_dataloader.*one off'):
+        check_pipelines(cfg)

@@ -20,6 +20,7 @@ from vim_mm.utils.config import add_cfg_options, read_config, type_name
 from vim_mm.utils.described import card_fields
 from vim_mm.utils.messages import LINES, first_lines
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
+from vim_mm.zoo.folder import CARD
 from vim_mm.zoo.parts import NOT_STATED
 
 
@@ -91,6 +92,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def list_modules(args: argparse.Namespace) -> None:
     bad: Dict[str, str] = {}
     cards = [card.to_dict() for card in Zoo(args.zoo).cards(bad)]
+    if not (cards or bad) and Path(args.zoo, CARD).is_file():
+        raise ValueError(f"'{args.zoo}' is a module, and no zoo; name the "
+                         'folder that it lies in.')
     if args.json:
         rows = cards + [
             dict(name=name, error=error) for name, error in bad.items()

@@ -844,3 +844,18 @@ def test_the_tool(folder: Path, tmp_path: Path,
             run('--model', text)
     with pytest.raises(ValueError, match='nowhere'):
         run('--cfg-options', 'model.backbone.zoo=nowhere')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_images_are_normalised_as_in_training(kind: str, folder: Path,
+                                              tmp_path: Path) -> None:
+    config, checkpoint = sources(folder)[kind]
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader = deepcopy(cfg.test_dataloader)
+    cfg.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile')]
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(
+        type='Normalize', mean=[127.] * 3, std=[58.] * 3))
+    cfg.dump(tmp_path / 'c.py')
+    with pytest.raises(ValueError, match=f"Task '{kind}' cannot be served.*"
+                       'normalised'):
+        ViMInferencer({kind: (str(tmp_path / 'c.py'), checkpoint)}, 'cpu')

@@ -88,6 +88,11 @@ def test_list(cli, zoo, capsys):
     assert rows[0]['name'] == 'boats' and 'not valid JSON' in rows[1]['error']
 
 
+def test_a_module_is_no_zoo(cli, zoo, capsys):
+    assert cli.main(['list', str(zoo.root / 'cars')]) == 1
+    assert "cars' is a module, and no zoo; name" in capsys.readouterr().err
+
+
 def test_show(cli, zoo, capsys):
     assert cli.main(['show', str(zoo.root), 'boats', '--json']) == 0
     assert ModuleCard.from_json(capsys.readouterr().out) == zoo.card('boats')

@@ -32,6 +32,7 @@ from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.pipelines import check_pipelines
 from .inputs import Picture
 from .served_data import class_names, test_dataset
 from .sharing import check_trunk, share
@@ -84,6 +85,7 @@ class ServedTask:
             self.cfg = task_config(self.cfg, gates or name)
         self.scope = self.cfg.get('default_scope', 'mmengine')
         try:
+            check_pipelines(self.cfg)
             with self.in_scope():
                 self.model, meta = load_model(self.cfg, checkpoint)
                 self._select(gates)

@@ -4,14 +4,16 @@
 Each of their stages is in order, so no library looks at what follows on what.
 """
 
+import inspect
 import logging
 import re
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 
-from .config import type_name
+from .config import class_of, type_name
 from .messages import short
 from .settings import data_sets, dicts
 
@@ -35,8 +37,9 @@ def check_pipelines(cfg: Config) -> None:
 
     Raises:
         ValueError: If images are moved before the annotations of a training
-            are loaded, boxes are judged on images that were turned, or images
-            are normalised in another way than in training.
+            are loaded, boxes are judged on images that were turned, images
+            are normalised in another way than in training, or label maps of
+            one folder are read in two ways.
     """
     forms: Dict[str, Dict[str, List[Any]]] = {}
     for where, dataset in data_sets(cfg):
@@ -49,8 +52,40 @@ def check_pipelines(cfg: Config) -> None:
         if stages:
             found = forms.setdefault(task, {}).setdefault(loader, [])
             found += [form for form in _forms(stages) if form not in found]
+    _check_zero_labels(cfg)
     for task, by_loader in forms.items():
         _check_alike(f'.{task}' if task else '', by_loader)
+
+
+def _check_zero_labels(cfg: Config) -> None:
+    """Refuse maps of one folder whose labels mean two things.
+
+    A test builds no training set, so what configs say is compared.
+    """
+    first: Dict[tuple, Tuple[str, Any]] = {}
+    for where, dataset in data_sets(cfg):
+        root = dataset.get('data_root')
+        way = _zero_label(dataset) if root and dataset.get('type') else None
+        if way is None:
+            continue
+        place, other = first.setdefault(
+            (type_name(dataset), root), (where, way))
+        if way != other:
+            raise ValueError(
+                f"`{place}.reduce_zero_label` is {other}, and that of "
+                f"`{where}` {way}, of maps in '{root}': their labels would be "
+                'one off; give both the same.')
+
+
+def _zero_label(dataset: Mapping) -> Optional[bool]:
+    """Whether a data set leaves the label 0 out, if it says so."""
+    way = dataset.get('reduce_zero_label')
+    kind = class_of(dataset, DATASETS) if way is None else None
+    if kind is not None:
+        found = inspect.signature(kind.__init__).parameters
+        given = found.get('reduce_zero_label')
+        way = given.default if given else None
+    return way if isinstance(way, bool) else None
 
 
 def _stages(pipeline: Any) -> Iterator[Tuple[str, Mapping]]:
