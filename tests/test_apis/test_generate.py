@@ -390,6 +390,9 @@ def test_another_teacher_is_refused(jobs, tmp_path):
             guidance=guidance)
     }, 'All `weights` of terms are 0') for guidance in (0., 1.)],
     ({
+        'generate.generator.imitate': 'no'
+    }, "`imitate` is 'no'; give True, False"),
+    ({
         'generate.generator.betas': (1.5, .9)
     }, r'`betas\[0\]` is 1.5'),
     ({

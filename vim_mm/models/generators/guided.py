@@ -98,6 +98,9 @@ class GuidedGenerator:
                                                                      noise)):
             check_number(value, what)
         check_number(warmup, 'warmup', below=1)
+        if imitate not in (None, True, False):
+            raise ValueError(f'`imitate` is {imitate!r}; give True, False or '
+                             'None.')
         for index, beta in enumerate(betas):
             check_number(beta, f'betas[{index}]', below=1)
         for name, weight in weights.items():
