@@ -2,16 +2,18 @@
 """Hooks that prepare a model leave alone what `load_from` brought."""
 
 from pathlib import Path
-from typing import Callable, Dict, List
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from _tiny import (KINDS, PLACES, add_modules, build_backbone, build_runner,
                    fill, fusion_neck, model_cfg, save_trunk, vit)
+from vim_mm.engine.loaded import note_loaded
 from vim_mm.registry import MODELS
 from vim_mm.zoo import head_state, save_module
 
@@ -218,3 +220,22 @@ def test_a_file_that_gives_nothing_is_refused(rename: Callable,
                 ".* nothing would be loaded")):
             run.train()
         assert not list((tmp_path / name).glob('*.pth'))
+
+
+def test_parts_of_tensors_are_not_asked_for_the_whole() -> None:
+    """FSDP would take the part that is asked first for the whole model."""
+
+    class Part(nn.Linear):
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> dict:
+            raise AssertionError('Non-root FSDP instance')
+
+    strategy = SimpleNamespace(whole={'a.weight': torch.empty(2, 2)})
+
+    class Run(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    run = Run(model=nn.ModuleDict(dict(a=Part(2, 2))), strategy=strategy)
+    note_loaded(run, {'a.weight': torch.ones(2, 2)}, 'x.pth')
+    with pytest.raises(ValueError, match="None of the 1 tensors in 'y.pth'"):
+        note_loaded(run, {'b.weight': torch.ones(2, 2)}, 'y.pth')

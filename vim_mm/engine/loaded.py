@@ -52,15 +52,18 @@ def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
     _notes[runner] = _Note(file, shapes)
     model = unwrap(runner.model)
     _name_plain_backbones(model, shapes, file)
-    _check_any(model, shapes, file)
+    if isinstance(model, nn.Module) and shapes:
+        # where processes hold a part of each tensor, asking one for its state
+        # would gather it, and take that part for the whole model
+        whole = getattr(getattr(runner, 'strategy', None), 'whole', None)
+        _check_any(model.state_dict() if whole is None else whole,
+                   dict(model.named_parameters()), shapes, file)
 
 
-def _check_any(model: nn.Module, shapes: Mapping, file: str) -> None:
+def _check_any(state: Mapping, learned: Mapping, shapes: Mapping,
+               file: str) -> None:
     """Refuse to start from a file that gives the model nothing."""
-    if not isinstance(model, nn.Module) or not shapes:
-        return
-    own = {name: value.shape
-           for values in (model.state_dict(), dict(model.named_parameters()))
+    own = {name: value.shape for values in (state, learned)
            for name, value in values.items() if isinstance(value, Tensor)}
     if own and not any(own.get(name) == shape
                        for name, shape in shapes.items()):
