@@ -93,8 +93,8 @@ def list_modules(args: argparse.Namespace) -> None:
     bad: Dict[str, str] = {}
     cards = [card.to_dict() for card in Zoo(args.zoo).cards(bad)]
     if not (cards or bad) and Path(args.zoo, CARD).is_file():
-        raise ValueError(f"'{args.zoo}' is a module, and no zoo; name the "
-                         'folder that it lies in.')
+        raise ZooError(f"'{args.zoo}' is a module, and no zoo; name the "
+                       'folder that it lies in.')
     if args.json:
         rows = cards + [
             dict(name=name, error=error) for name, error in bad.items()
