@@ -117,7 +117,8 @@ ROWS = [
     ('slows by nothing', 'cls', PLATEAU, 'ReduceOnPlateauLR waits for a val'),
     ('maps in two ways', 'seg',
      {'val': None, 'val_dataloader.dataset.reduce_zero_label': True},
-     '`reduce_zero_label` is False in training and True in `val_dataload'),
+     'train_dataloader.dataset.reduce_zero_label` is False, and that of '
+     '`val_dataloader.dataset` True'),
     # the metric's own file
     *[(f'file of a metric: {what}', 'det',
        {'val': None, 'val_evaluator.ann_file': '{folder}/other.json',

@@ -7,12 +7,13 @@ Rows are those of test_late_wrong_uses.
 import re
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Union
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.datasets import BaseSegDataset
 from test_late_wrong_uses import SHORT, run
 from test_wrong_uses import DATA, LOADED, OPTIMIZER, ZOO, told_before_training
 
@@ -119,6 +120,17 @@ def test_validations_that_draw_are_named(
     assert run(kind, judged(kind, FLIP), tmp_path).iter == 3
     assert len(told) == 1
     assert re.search(r'pipeline` draws at random \(RandomFlip\)', told[0])
+
+
+def test_a_test_of_images_as_a_release_knows_them_is_named(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, pipelines)
+    stage = dict(type='vim_mm.ReRepresent', release='x')
+    for loader in ('train', 'val'):
+        check_pipelines(Config({f'{loader}_dataloader': dict(
+            dataset=dict(type='x', pipeline=[LOAD, stage]))}))
+    said, = told
+    assert '`val_dataloader.dataset.pipeline` has ReRepresent' in said
 
 
 @pytest.mark.parametrize(('kind', 'change'), [
@@ -244,19 +256,32 @@ def test_a_head_that_takes_no_box(tmp_path: Path) -> None:
         run('det', change, tmp_path)
 
 
+class OwnMaps(BaseSegDataset):
+    """Hands what it is given on."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize('place', ['root', 'prefix'])
 @pytest.mark.parametrize(('kind', 'train', 'test', 'fits'), [
-    ('BaseSegDataset', None, True, False),
-    ('BaseSegDataset', True, True, True),
-    ('BaseSegDataset', None, False, True),
-    ('ADE20KDataset', None, True, True),
-    ('ADE20KDataset', None, False, False),
-    ('NoDataset', None, True, True),
+    ('mmseg.BaseSegDataset', None, True, False),
+    ('mmseg.BaseSegDataset', True, True, True),
+    ('mmseg.BaseSegDataset', None, False, True),
+    ('mmseg.ADE20KDataset', None, True, True),
+    ('mmseg.ADE20KDataset', None, False, False),
+    ('mmseg.NoDataset', None, True, True),
+    (OwnMaps, None, True, False),
+    (OwnMaps, None, False, True),
 ])
-def test_labels_of_a_test_that_are_one_off(kind: str, train: Any, test: Any,
-                                           fits: bool) -> None:
+def test_labels_of_a_test_that_are_one_off(
+        kind: Union[str, type], train: Any, test: Any, fits: bool,
+        place: str) -> None:
     cfg = Config({
         f'{part}_dataloader': dict(dataset=dict(
-            type=f'mmseg.{kind}', data_root='x', reduce_zero_label=way))
+            type=kind, reduce_zero_label=way,
+            **(dict(data_root='x') if place == 'root' else dict(
+                data_prefix=dict(seg_map_path=f'maps/{part}/')))))
         for part, way in (('train', train), ('test', test))})
     if fits:
         check_pipelines(cfg)

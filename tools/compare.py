@@ -152,7 +152,8 @@ def main() -> None:
     if args.best is not None:
         singles = best_modules(cfg, args.best, root, console)
         console.print(f'Best by rank: {", ".join(singles)}', markup=False)
-    comparison = Comparison(cfg, root, args.seeds, singles, args.full)
+    comparison = Comparison(cfg, root, args.seeds, singles, args.full,
+                            args.metric)
     name, broken = Path(args.config).stem, []
     page = Page(
         f'Do modules help {name}?',
@@ -172,7 +173,7 @@ def main() -> None:
                 continue
             seconds = time.perf_counter() - start
             console.print(f'   {seconds:.0f} s', style='dim')
-        step = comparison.step(name, args.metric)
+        step = comparison.step(name)
         write_report(root, page, [step])
     if len(broken) < len(comparison.runs):
         show_table(step, console)

@@ -53,6 +53,10 @@ def test_a_variant_is_judged_after_warm_up_and_after_training(
     # judged as it stands at the end
     assert runner.val_loop.run() == trained.metrics
     assert result.gates['layers.0.attn'] == dict(m=1.)
+    # what is compared by is no metric: before training
+    with pytest.raises(ValueError, match='waits for the metric .AP., and a '
+                       'validation gives accuracy/top1'):
+        run_variant(Variant(('trained', ), Config()), str(tmp_path), {}, 'AP')
 
 
 def test_heads_start_alike_whatever_the_modules(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a run judges by, against what it predicts and learns."""
+"""What a run judges by, against what it predicts."""
 
 import logging
 import os.path as osp
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 from mmengine.dataset import BaseDataset, InfiniteSampler
 from mmengine.logging import print_log
@@ -15,17 +15,16 @@ from .data_sets import LISTED, infos, parts_of
 
 
 def check_judges(runner: Runner) -> None:
-    """Compare the data sets of a run's loops with each other and its metrics.
+    """Compare the data sets of a run's loops with its metrics.
 
     Args:
         runner (Runner): The run, whose loops are built as far as it needs
             them.
 
     Raises:
-        ValueError: If a metric has another file than its data set, label maps
-            of one data set are read in two ways, or a loop never ends.
+        ValueError: If a metric has another file than its data set, or a loop
+            never ends.
     """
-    learned = _sets(runner._train_loop)
     for stage in ('val', 'test'):
         for task, loop in ordinary_loops(getattr(runner, f'_{stage}_loop')):
             where = f'{stage}_evaluator{task}'
@@ -33,9 +32,6 @@ def check_judges(runner: Runner) -> None:
             dataset = loop.dataloader.dataset
             for metric in loop.evaluator.metrics:
                 _check_metric(metric, dataset, where)
-            if task in learned:
-                _check_zero_label(learned[task], dataset,
-                                  f'{stage}_dataloader{task}')
 
 
 def check_ends(loop: Any, where: str, by_epoch: bool = True) -> None:
@@ -55,17 +51,6 @@ def check_ends(loop: Any, where: str, by_epoch: bool = True) -> None:
         raise ValueError(
             f'`{where}` has an InfiniteSampler, whose pass through the data '
             "never ends; give it `sampler=dict(type='DefaultSampler', …)`.")
-
-
-def _sets(loop: Any) -> Dict[str, Dataset]:
-    """The data set of a loop, or those of its tasks by '.TASK'."""
-    if not isinstance(loop, BaseLoop):
-        return {}
-    own = loop.dataloader.dataset
-    by_task = getattr(own, 'datasets', None)
-    if isinstance(by_task, dict):
-        return {f'.{task}': each for task, each in by_task.items()}
-    return {'': own}
 
 
 def ordinary_loops(loop: Any) -> Iterator[Tuple[str, BaseLoop]]:
@@ -160,21 +145,3 @@ def _check_categories(known: Any, dataset: Dataset, where: str) -> None:
             f'and the data set {short(own)}: they differ from number {index} '
             'on, so boxes would count for other classes; give both the same '
             'file.')
-
-
-# ---------------------------------------------------------------- label maps
-
-
-def _check_zero_label(first: Dataset, second: Dataset, where: str) -> None:
-    """Refuse maps of one data set whose labels mean two things."""
-    for one in parts_of(first):
-        for other in parts_of(second):
-            ways = [getattr(each, 'reduce_zero_label', None)
-                    for each in (one, other)]
-            if ways[0] != ways[1] and type(one) is type(other) and (
-                    one.data_root == other.data_root):
-                raise ValueError(
-                    f'`reduce_zero_label` is {ways[0]} in training and '
-                    f'{ways[1]} in `{where}`, of maps in '
-                    f"'{one.data_root}': their labels would be one off; give "
-                    'both the same.')

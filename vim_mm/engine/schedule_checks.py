@@ -214,6 +214,9 @@ def _names_of(hook: Hook) -> Iterator[Waits]:
         # for 'auto' there is one that is left out
         for name, rule in zip(best, hook.rules):
             yield Waits('CheckpointHook.save_best', name, rule)
+    # of a comparison, which reads it once all has run
+    if getattr(hook, 'waits_for', None) is not None:
+        yield Waits('The comparison', hook.waits_for, None)
 
 
 def waiting(runner: Runner) -> Iterator[Waits]:

@@ -58,12 +58,14 @@ class Run:
         root (Path): The folder of the comparison.
         start (str): Names the start of neck and head that it shares.
         draws (bool): Whether it answers on images for the page.
+        metric (str, optional): The metric that it must have.
     """
     variant: Variant
     seed: int
     root: Path
     start: str
     draws: bool
+    metric: Optional[str] = None
 
     @property
     def method(self) -> str:
@@ -105,8 +107,8 @@ class Run:
         head: Dict[str, Tensor] = {}
         if path.is_file():
             head = load_pickle(path)
-        result, runner = run_variant(self.variant,
-                                     str(self.folder.parent), head)
+        result, runner = run_variant(self.variant, str(self.folder.parent),
+                                     head, self.metric)
         if not path.is_file():
             draft = io.BytesIO()
             torch.save(head, draft)
@@ -159,6 +161,8 @@ class Comparison:
         singles (Sequence[str], optional): Modules that are run alone; all
             when None.
         full (bool): Fine-tune the whole trunk, too. Defaults to False.
+        metric (str, optional): Key of the evaluator's results that methods
+            are compared by; the best known one when None.
 
     Raises:
         ValueError: If the config weighs no modules.
@@ -168,6 +172,7 @@ class Comparison:
     seeds: Sequence[int]
     singles: Optional[Sequence[str]] = None
     full: bool = False
+    metric: Optional[str] = None
     runs: List[Run] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +182,8 @@ class Comparison:
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
             start = sha256(_json(cfg).encode())[:16]
             self.runs += [
-                Run(variant, seed, self.root, start, seed == self.seeds[0])
+                Run(variant, seed, self.root, start, seed == self.seeds[0],
+                    self.metric)
                 for variant in baselines(cfg, self.singles, self.full)
             ]
 
@@ -188,19 +194,18 @@ class Comparison:
             if result is not None:
                 yield run, result
 
-    def step(self, name: str, metric: Optional[str] = None) -> Step:
+    def step(self, name: str) -> Step:
         """All that is known so far, for a report.
 
         Args:
             name (str): Name of the config.
-            metric (str, optional): Key of the evaluator's results; the best
-                known one when None.
 
         Raises:
             ValueError: If no run has such a metric.
         """
         found = list(self.finished())
-        key = choose_metric([result['metrics'] for _, result in found], metric)
+        key = choose_metric([result['metrics'] for _, result in found],
+                            self.metric)
         shown, scale = METRICS.get(key, (key, 1.))
         rows = [
             # mmdet has no metric where nothing at all was found

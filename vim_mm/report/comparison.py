@@ -64,12 +64,14 @@ class StageHook(Hook):
 
     Args:
         start (float): ``time.perf_counter()`` when the variant began.
+        waits_for (str, optional): The metric that is read afterwards, so
+            that a wrong name is told before training.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, start: float) -> None:
-        self.start = start
+    def __init__(self, start: float, waits_for: Optional[str] = None) -> None:
+        self.start, self.waits_for = start, waits_for
         self.stages: List[Stage] = []
 
     def after_val_epoch(self,
@@ -135,8 +137,10 @@ class TrunkHook(Hook):
         unwrap(runner.model).backbone.load_state_dict(state)
 
 
-def run_variant(variant: Variant, work_dir: str,
-                head: Dict[str, Tensor]) -> Tuple[VariantResult, Runner]:
+def run_variant(variant: Variant,
+                work_dir: str,
+                head: Dict[str, Tensor],
+                metric: Optional[str] = None) -> Tuple[VariantResult, Runner]:
     """Train one variant and evaluate it.
 
     Args:
@@ -144,6 +148,7 @@ def run_variant(variant: Variant, work_dir: str,
         work_dir (str): Folder for its logs and checkpoints.
         head (dict[str, Tensor]): Where heads start, see
             :class:`SameHeadHook`; empty for the first variant.
+        metric (str, optional): The metric that is read afterwards.
 
     Returns:
         tuple[VariantResult, Runner]: Metrics, costs and gates, and the runner
@@ -158,7 +163,7 @@ def run_variant(variant: Variant, work_dir: str,
     cfg.work_dir = osp.join(work_dir, name)
     cfg.experiment_name = f'{Path(work_dir).name}_{name}_{time.time_ns()}'
     reset_peak_memory()
-    recorder = StageHook(time.perf_counter())
+    recorder = StageHook(time.perf_counter(), metric)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(recorder)
     if variant.trunk is not None:

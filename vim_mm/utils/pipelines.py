@@ -6,14 +6,15 @@ Each of their stages is in order, so no library looks at what follows on what.
 
 import inspect
 import logging
+import os.path as osp
 import re
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, DefaultScope
 
-from .config import class_of, type_name
+from .config import class_of, library_of, type_name
 from .messages import short
 from .settings import data_sets, dicts
 
@@ -64,8 +65,11 @@ def _check_zero_labels(cfg: Config) -> None:
     """
     first: Dict[tuple, Tuple[str, Any]] = {}
     for where, dataset in data_sets(cfg):
-        root = dataset.get('data_root')
-        way = _zero_label(dataset) if root and dataset.get('type') else None
+        root = dataset.get('data_root') or _folder_of_maps(dataset)
+        if not root or not dataset.get('type'):
+            continue
+        with DefaultScope.overwrite_default_scope(_scope(cfg, where)):
+            way = _zero_label(dataset)
         if way is None:
             continue
         place, other = first.setdefault(
@@ -77,14 +81,34 @@ def _check_zero_labels(cfg: Config) -> None:
                 'one off; give both the same.')
 
 
+def _scope(cfg: Config, where: str) -> Optional[str]:
+    """The library that a data set's type is looked for in."""
+    default = cfg.get('default_scope')
+    model = cfg.get('model')
+    tasks = model.get('tasks') if isinstance(model, Mapping) else None
+    own = tasks.get(where.split('.')[1]) if isinstance(tasks, Mapping) else {}
+    has_type = isinstance(own, Mapping) and own.get('type')
+    return library_of(own, default) if has_type else default
+
+
+def _folder_of_maps(dataset: Mapping) -> str:
+    """What those of training and validation lie in, without a root."""
+    prefix = dataset.get('data_prefix')
+    maps = prefix.get('seg_map_path') if isinstance(prefix, Mapping) else None
+    return osp.dirname(maps.rstrip('/')) if isinstance(maps, str) else ''
+
+
 def _zero_label(dataset: Mapping) -> Optional[bool]:
     """Whether a data set leaves the label 0 out, if it says so."""
     way = dataset.get('reduce_zero_label')
     kind = class_of(dataset, DATASETS) if way is None else None
-    if kind is not None:
-        found = inspect.signature(kind.__init__).parameters
-        given = found.get('reduce_zero_label')
-        way = given.default if given else None
+    # a class of one's own may leave it to the one that it is made of
+    for base in kind.__mro__ if kind is not None else ():
+        given = inspect.signature(base.__init__).parameters.get(
+            'reduce_zero_label')
+        if given is not None:
+            way = given.default
+            break
     return way if isinstance(way, bool) else None
 
 
@@ -131,11 +155,15 @@ def _check_judged(where: str, stages: List[Tuple[str, Mapping]]) -> None:
                 'Resize did, and nothing else; leave it out.')
         drawn = _first(stage, _DRAWS)
         if drawn:
-            print_log(
-                f'`{where}.pipeline` draws at random ({drawn}), so two '
-                'results of one model differ; leave it out.',
-                logger='current',
-                level=logging.WARNING)
+            _warn(f'`{where}.pipeline` draws at random ({drawn}), so two '
+                  'results of one model differ; leave it out.')
+        if 'ReRepresent' in _names(stage):
+            _warn(f'`{where}.pipeline` has ReRepresent, so a model is judged '
+                  'by images that it is not given in use; leave it out.')
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _forms(stages: List[Tuple[str, Mapping]]) -> Iterator[tuple]:

@@ -10,10 +10,11 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from _loading import lines
 from _multitask import (TASKS, TaskPictures, moe, multitask_cfg, resnet,
                         task_cfg)
 from _tiny import SCOPES, same
-from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.models.multitask import MultiTaskModel, building
 from vim_mm.models.tasks import select_task
 from vim_mm.registry import MODELS
 
@@ -187,6 +188,17 @@ def test_a_backbone_that_takes_tasks_is_told_them() -> None:
         backbone=dict(type=Told)).backbone.told == ['det', 'cls']
     cfg = dict(type=Told, tasks=['own'])
     assert build('cls', backbone=cfg).backbone.told == ['own']
+
+
+@pytest.mark.parametrize(('tasks', 'idle'), [
+    (None, None), (['one'], None), (['cls', 'det'], None),
+    (['cls', 'det', 'sgm', 'x'], "['sgm', 'x']")])
+def test_routers_that_nothing_runs_are_named(
+        tasks: Optional[list], idle: Optional[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, building)
+    build('cls', 'det', backbone=dict(moe(), tasks=tasks))
+    assert [idle in line for line in told] == [True] * (idle is not None)
 
 
 def test_weights_are_initialised_once_by_each_library() -> None:

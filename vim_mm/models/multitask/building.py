@@ -1,10 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The parts of a multi-task model, each built from its own config."""
 
+import logging
 from copy import copy, deepcopy
 from functools import partial
 from typing import List, Optional
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -36,6 +38,26 @@ def build_backbone(cfg: dict, tasks: List[str]) -> nn.Module:
         cfg = copy(cfg)
         cfg['tasks'] = tasks
     return MODELS.build(cfg)
+
+
+def name_idle(backbone: nn.Module, tasks: List[str]) -> None:
+    """Name the tasks that a backbone has parts of, and nothing runs.
+
+    Args:
+        backbone (nn.Module): The backbone.
+        tasks (list[str]): The tasks that have a model.
+    """
+    # one alone serves all tasks
+    parts = [part for part in holders(backbone) if len(part.tasks) > 1]
+    known = dict.fromkeys(task for part in parts for task in part.tasks)
+    idle = [task for task in known if task not in tasks]
+    if idle:
+        print_log(
+            f'`model.backbone` has routers or gates of {idle}, and '
+            '`model.tasks` no such task: they stay as they are; leave them '
+            'out of `model.backbone.tasks` unless a file brings them along.',
+            logger='current',
+            level=logging.WARNING)
 
 
 def build_task_model(name: str, cfg: dict, scope: Optional[str],

@@ -20,7 +20,7 @@ from ..task_names import check_tasks, check_weights
 from ..tasks import (TaskHolder, idle_in_all, learn_tasks, let_learn,
                      select_task)
 from .building import (build_backbone, build_routing, build_task_model,
-                       with_backbone)
+                       name_idle, with_backbone)
 from .task_preprocessor import TaskPreprocessor
 
 
@@ -125,6 +125,7 @@ class MultiTaskModel(TaskHolder, BaseModel):
                 f'{str(error).rstrip(".")}: name all of `model.tasks` in the '
                 '`tasks` of `model.backbone`, and those that came after it '
                 'was trained in `model.new_tasks`.') from None
+        name_idle(self.backbone, self.tasks)
         if task is not None:
             select_task(self, task)
         learn_tasks(self, self.tasks if learning is None else learning)
