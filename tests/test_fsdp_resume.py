@@ -8,11 +8,16 @@ from pathlib import Path
 
 import torch
 from _processes import join, together
-from test_trial_strategies import FSDP, flexible
+from test_multitask_fsdp import POLICIES, STRATEGY
+from test_trial_strategies import flexible
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from _tiny import same
 
 ITERS, STOP = 4, 2
+#: Parts within parts, of which one alone is the whole model.
+PARTS = dict(STRATEGY, model_wrapper=dict(
+    auto_wrap_policy=POLICIES['blocks']))
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -20,7 +25,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     from vim_mm.utils.dist import leave_group
     cfg = join(rank, port)
     own = {
-        'strategy': FSDP, 'launcher': 'pytorch', 'env_cfg': cfg.env_cfg,
+        'strategy': PARTS, 'launcher': 'pytorch', 'env_cfg': cfg.env_cfg,
         'randomness': dict(seed=1), 'train_cfg.max_iters': ITERS,
         'default_hooks': dict(checkpoint=dict(
             type='CheckpointHook', by_epoch=False, interval=STOP))}
@@ -29,6 +34,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         'seg', dict(resume=True, load_from=str(saved(folder, 'whole', STOP))),
         Path(folder, 'again'), **own)
     assert whole.iter == again.iter == ITERS
+    parts = [name for name, part in again.model.named_modules()
+             if isinstance(part, FullyShardedDataParallel)]
+    assert len(parts) > 2 and not any('bank' in name for name in parts)
     leave_group()
 
 

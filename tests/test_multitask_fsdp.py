@@ -23,7 +23,8 @@ POLICIES = dict(
     blocks=dict(
         type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy',
         min_num_params=500))
-CASES = [('plain', 'whole'), ('plain', 'blocks'), ('moe', 'whole')]
+CASES = [('plain', 'whole'), ('plain', 'blocks'), ('moe', 'blocks'),
+         ('moe', 'whole')]
 #: By name, a run, and where a signal to the second process stops it. After a
 #: step only one task has run, and the optimizer knows nothing of the others.
 ASKED = dict(

@@ -16,10 +16,9 @@ from torch import nn
 
 from vim_mm.utils.cli import is_user_error
 from vim_mm.utils.refusals import frames, refusal, refused_by_library, unhooked
+from vim_mm.utils.state_dicts import plain_name
 
 _FIX = 'correct it in the config'
-#: What wrappers of FSDP put into the names of parts.
-_WRAPPED = '_fsdp_wrapped_module.'
 
 
 def explained_method(cls: type, method: str, what: str) -> None:
@@ -84,7 +83,7 @@ def place_of(model: Any, error: Exception) -> str:
         str: Such as ' in `model.neck` (FPN)'; empty if it came by none.
     """
     names = {
-        id(part): name.replace(_WRAPPED, '')
+        id(part): plain_name(name)
         for name, part in model.named_modules()
     } if isinstance(model, nn.Module) else {}
     found = None

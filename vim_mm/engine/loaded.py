@@ -23,6 +23,7 @@ from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.configs import is_pretrained
 from vim_mm.models.head_origin import read_head_notes
 from vim_mm.utils.messages import short
+from vim_mm.utils.state_dicts import plain_name
 from .model_parts import saved_model
 
 
@@ -51,13 +52,13 @@ def note_loaded(runner: Runner, checkpoint: Mapping, file: str) -> None:
     }
     _notes[runner] = _Note(file, shapes)
     model = unwrap(runner.model)
-    _name_plain_backbones(model, shapes, file)
     if isinstance(model, nn.Module) and shapes:
         # where processes hold a part of each tensor, asking one for its state
         # would gather it, and take that part for the whole model
         whole = getattr(getattr(runner, 'strategy', None), 'whole', None)
-        _check_any(model.state_dict() if whole is None else whole,
-                   dict(model.named_parameters()), shapes, file)
+        own = model.state_dict() if whole is None else whole
+        _name_plain_backbones(model, own, shapes, file)
+        _check_any(own, dict(model.named_parameters()), shapes, file)
 
 
 def _check_any(state: Mapping, learned: Mapping, shapes: Mapping,
@@ -75,15 +76,15 @@ def _check_any(state: Mapping, learned: Mapping, shapes: Mapping,
             'another form where its part is built (`init_cfg`).')
 
 
-def _name_plain_backbones(model: nn.Module, names: Iterable[str],
-                          file: str) -> None:
+def _name_plain_backbones(model: nn.Module, own: Iterable[str],
+                          names: Iterable[str], file: str) -> None:
     """Say that a trunk takes nothing of a whole model of another library."""
-    for prefix, backbone in model.named_modules():
+    for name, backbone in model.named_modules():
         if not isinstance(backbone, ViMBackbone):
             continue
-        own = {f'{prefix}.{key}' for key in backbone.state_dict()}
-        found = {name for name in names if name.startswith(f'{prefix}.')}
-        if found and not found & own and backbone.trunk_weights != file:
+        prefix = plain_name(name)
+        found = {key for key in names if key.startswith(f'{prefix}.')}
+        if found.isdisjoint(own) and found and backbone.trunk_weights != file:
             print_log(
                 f"'{file}' has {len(found)} tensors of a plain backbone, which"
                 f' have no place in `model.{prefix}` and were left out; name '

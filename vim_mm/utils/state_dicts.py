@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ['common_prefix', 'strip_prefix', 'strip_shells', 'unwrap']
+__all__ = [
+    'common_prefix', 'plain_name', 'strip_prefix', 'strip_shells', 'unwrap'
+]
 
 #: What training code wraps a state dict in. Averaged weights come first, as
 #: in timm; of self-distillation the teacher is what is published.
@@ -19,6 +21,8 @@ STATES = ('opt', 'scaler', 'amp', 'lr_', 'sched')
 DEPTH = 8
 #: Wrappers of a whole model, which say nothing of what is inside.
 SHELLS = ('module.', '_orig_mod.', 'model.')
+#: What wrappers of parts (FSDP, compilers) put into names.
+INSIDE = ('_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_orig_mod')
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -126,3 +130,8 @@ def strip_shells(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if state and all(key.startswith(shell) for key in state):
             return strip_shells(strip_prefix(state, shell))
     return dict(state)
+
+
+def plain_name(name: str) -> str:
+    """The name of a part as it is where no part is wrapped."""
+    return '.'.join(word for word in name.split('.') if word not in INSIDE)

@@ -1,20 +1,27 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Any, Dict, Optional, Set, Union
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Set, Union
 
 import torch
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object
+from mmengine.registry import FUNCTIONS
 from torch import nn
 from torch.distributed.fsdp import (FullOptimStateDictConfig,
                                     FullStateDictConfig,
                                     FullyShardedDataParallel)
 
+from vim_mm.models.adapters import AdapterBank
+from vim_mm.models.fusion import BaseFusion
+from vim_mm.models.moe.moe_layer import MoELayer
 from vim_mm.registry import STRATEGIES
 from vim_mm.utils.messages import short
+from vim_mm.utils.state_dicts import plain_name
 
-#: What FSDP holds a model under.
-_INNER = '_fsdp_wrapped_module'
+#: Parts that compute with tensors of those inside of them, so FSDP would give
+#: them a piece of each. The first two are not called themselves, either.
+NEVER, AS_ONE = (AdapterBank, BaseFusion), (MoELayer, )
 #: What mmengine takes for checkpoints of whole tensors.
 FULL = dict(
     state_dict_type='FULL_STATE_DICT',
@@ -61,6 +68,10 @@ class FSDPStrategy(_FSDPStrategy):
         if get_device() == 'cpu':
             wrapper.update(device_id='cpu')
         wrapper.update(model_wrapper or {})
+        policy = wrapper.get('auto_wrap_policy')
+        if isinstance(policy, (str, dict)):
+            wrapper['auto_wrap_policy'] = partial(
+                leave_whole, policy=built_policy(policy))
         super().__init__(
             model_wrapper=wrapper, state_dict_cfg={**FULL, **given}, **kwargs)
         if not isinstance(self.state_dict_config,
@@ -91,9 +102,8 @@ class FSDPStrategy(_FSDPStrategy):
         """
         held = []
         for name, part in self.model.named_modules():
-            words = [each for each in name.split('.')
-                     if each not in ('', _INNER)]
-            prefix = ''.join(f'{word}.' for word in words)
+            place = plain_name(name)
+            prefix = f'{place}.' if place else ''
             for key, hook in list(part._state_dict_hooks.items()):
                 if getattr(hook, '__module__', '').startswith('vim_mm.'):
                     held.append((part, prefix, key, hook))
@@ -172,6 +182,42 @@ class FSDPStrategy(_FSDPStrategy):
                 model=self.model,
                 optim=self.optim_wrapper.optimizer,
                 optim_state_dict=state_dict))
+
+
+def built_policy(cfg: Union[str, dict]) -> Callable[..., bool]:
+    """A policy of which parts FSDP takes apart, as mmengine builds it.
+
+    Raises:
+        ValueError: If there is no function of its name.
+    """
+    given = dict(type=cfg) if isinstance(cfg, str) else dict(cfg)
+    kind = given.pop('type', None)
+    if isinstance(kind, str):
+        with FUNCTIONS.switch_scope_and_registry(None) as functions:
+            kind = functions.get(kind)
+    if kind is None:
+        raise ValueError(
+            '`strategy.model_wrapper.auto_wrap_policy` is '
+            f'{short(cfg)}, which is no function; name one, such as '
+            "'torch.distributed.fsdp.wrap.size_based_auto_wrap_policy'.")
+    return partial(kind, **given)
+
+
+def leave_whole(module: nn.Module, recurse: bool, nonwrapped_numel: int,
+                policy: Callable[..., bool]) -> bool:
+    """A policy that leaves parts of ours whole, whatever another one says.
+
+    Args:
+        module (nn.Module): The part in question.
+        recurse (bool): Whether the question is if to look into it, and not
+            if to wrap it.
+        nonwrapped_numel (int): How many of its parameters are not wrapped.
+        policy (Callable): The other policy.
+    """
+    if isinstance(module, (*NEVER, *(AS_ONE if recurse else ()))):
+        return False
+    return policy(
+        module=module, recurse=recurse, nonwrapped_numel=nonwrapped_numel)
 
 
 def not_whole(cfg: Any) -> ValueError:

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from vim_mm.utils.arguments import check_number, check_width
+from vim_mm.utils.state_dicts import plain_name
 from ..task_names import check_task_name, check_task_names, check_tasks
 from ..tasks import TaskHolder, let_learn
 from .experts import Experts
@@ -16,9 +17,6 @@ from .structure import Structure, fit_state, structure_in
 
 #: the one router of a layer that does not tell tasks apart
 ALL_TASKS = 'all'
-#: what wrappers of submodules put into names
-_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.',
-             '_orig_mod.')
 
 
 class MoELayer(TaskHolder, BaseModule):
@@ -289,10 +287,5 @@ def moe_layers(model: nn.Module) -> Dict[str, MoELayer]:
 
     Wrappers of its parts (FSDP, compilers) do not show in names.
     """
-    layers = {}
-    for name, part in model.named_modules():
-        if isinstance(part, MoELayer):
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, '')
-            layers[name] = part
-    return layers
+    return {plain_name(name): part for name, part in model.named_modules()
+            if isinstance(part, MoELayer)}
