@@ -6,12 +6,15 @@ Whole runs, policies and signals are in test_multitask_fsdp.py.
 
 from pathlib import Path
 
+import pytest
 import torch
 from _processes import join, together
 from test_multitask_fsdp import POLICIES, STRATEGY
 from test_trial_strategies import flexible
+from test_wrong_uses import ZOO
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from _distill import CRITERIA, distiller_cfg
 from _tiny import same
 
 ITERS, STOP = 4, 2
@@ -37,6 +40,14 @@ def worker(rank: int, port: int, folder: str) -> None:
     parts = [name for name, part in again.model.named_modules()
              if isinstance(part, FullyShardedDataParallel)]
     assert len(parts) > 2 and not any('bank' in name for name in parts)
+    hooks = dict(custom_hooks=[dict(ZOO, task='seg')])
+    with pytest.raises(ValueError, match='ModuleToZooHook works with whole'):
+        flexible('seg', hooks, Path(folder, f'published_{rank}'), **own)
+    Path(folder, str(rank)).mkdir()
+    model = distiller_cfg(Path(folder, str(rank)), 'seg', CRITERIA)
+    with pytest.raises(ValueError, match='Distiller works with whole'):
+        flexible('seg', dict(model=dict(model, _delete_=True)),
+                 Path(folder, f'distilled_{rank}'), **own)
     leave_group()
 
 

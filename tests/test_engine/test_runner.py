@@ -17,9 +17,13 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner, Runner
 
 from _tiny import Pictures, build_runner, first_of, model_cfg, vit
+from vim_mm.engine import hooks
 from vim_mm.engine import runner as guards
+from vim_mm.engine.divided import check_whole_hooks
 from vim_mm.engine.hooks import GuardHook
 from vim_mm.engine.hooks.guard_hook import recompute_trunks
+from vim_mm.engine.strategies import DeepSpeedStrategy as OwnDeepSpeed
+from vim_mm.engine.strategies import FSDPStrategy as OwnFSDP
 from vim_mm.registry import MODELS
 from vim_mm.utils.config import type_name
 
@@ -75,10 +79,36 @@ def test_guarding_twice_changes_nothing() -> None:
 def test_no_averages_of_parts(kind: type) -> None:
     run = SimpleNamespace(strategy=kind.__new__(kind), hooks=[EMAHook()])
     with pytest.raises(ValueError, match='EMAHook averages whole tensors'):
-        guards._check_averages(run)
+        check_whole_hooks(run)
     run.strategy = DDPStrategy.__new__(DDPStrategy)
-    guards._check_averages(run)
-    guards._check_averages(SimpleNamespace(hooks=run.hooks))
+    check_whole_hooks(run)
+    check_whole_hooks(SimpleNamespace(hooks=run.hooks))
+
+
+#: Hooks that read counters, losses or whole checkpoints alone.
+OF_PARTS = {'CostHook', 'ExactHook', 'FiniteLossHook', 'GuardHook',
+            'NormEvalHook', 'RoutingLogHook', 'StopHook', 'StudentHook',
+            'SummaryHook'}
+
+
+@pytest.mark.parametrize('name', sorted(hooks.__all__))
+def test_hooks_of_whole_tensors(name: str) -> None:
+    """Of parts they would prepare, log or publish something else."""
+    kind = getattr(hooks, name)
+    zero = DeepSpeedStrategy.__new__(OwnDeepSpeed)
+    run = SimpleNamespace(hooks=[kind.__new__(kind)], strategy=zero)
+    for stage in (0, 2):
+        zero.config = dict(zero_optimization=dict(stage=stage))
+        check_whole_hooks(run)
+    zero.config = dict(zero_optimization=dict(stage=3))
+    for strategy in (zero, OwnFSDP.__new__(OwnFSDP)):
+        run.strategy = strategy
+        if name in OF_PARTS:
+            check_whole_hooks(run)
+            continue
+        with pytest.raises(ValueError, match=f'{name} works with whole .*, of '
+                           f'which {type(strategy).__name__} gives'):
+            check_whole_hooks(run)
 
 
 @pytest.mark.parametrize('part', PARTS)

@@ -9,7 +9,6 @@ from typing import Callable, Iterator, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS, DefaultScope
@@ -25,6 +24,7 @@ from vim_mm.utils.keys import check_keys
 from vim_mm.utils.misspelt import no_type
 from vim_mm.utils.quiet_logs import drop_frozen
 from vim_mm.utils.settings import check_together
+from .divided import check_whole_hooks
 from .explained import explained, explained_method
 from .loaders import check_loaders
 from .resume import choose_checkpoint
@@ -136,7 +136,7 @@ def _before_training(runner: Runner) -> None:
     from .strategies.fsdp_strategy import check_strategy
     check_strategy(getattr(runner, 'strategy', None))
     _check_loops(runner, 'train', 'val')
-    _check_averages(runner)
+    check_whole_hooks(runner)
     for hook in runner.hooks:
         if hasattr(hook, 'check_steps'):
             hook.check_steps(runner._train_loop)
@@ -148,18 +148,6 @@ def _before_training(runner: Runner) -> None:
     else:  # a strategy has not built it yet
         _look_at_built(runner)
     keep_float32_on_cpu(runner.optim_wrapper)
-
-
-def _check_averages(runner: Runner) -> None:
-    """Refuse averaged copies of a model of which processes hold parts."""
-    # not above: importing strategies may be what has imported this file
-    from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
-    parts = (DeepSpeedStrategy, FSDPStrategy)
-    if isinstance(getattr(runner, 'strategy', None), parts) and any(
-            isinstance(hook, EMAHook) for hook in runner.hooks):
-        raise ValueError(
-            'EMAHook averages whole tensors, of which FSDP and DeepSpeed give '
-            'a process a part only; leave the hook out, or the `strategy`.')
 
 
 def _look_at_built(runner: FlexibleRunner) -> None:

@@ -18,6 +18,7 @@ from vim_mm.utils.arguments import check_is_config, check_width
 from vim_mm.utils.data import check_data
 from vim_mm.utils.seeds import seeded
 from ..better_gates import keep_better
+from ..divided import LEAVE_OUT
 from ..model_parts import fusing_part, part_of, restart_averages
 from .score_gates_hook import must_run, trials_of
 from .warm_head_hook import WarmHeadHook
@@ -47,6 +48,7 @@ class BetterGatesHook(Hook):
     # after hooks that start gates (40, 45), before WarmHeadHook (50), which
     # trains those of a neck, and before checkpoints are written
     priority = 47
+    needs_whole = LEAVE_OUT
 
     def __init__(self,
                  dataloader: Optional[dict] = None,

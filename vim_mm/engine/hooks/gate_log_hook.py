@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.tasks import select_task
 from vim_mm.registry import HOOKS
+from ..divided import LEAVE_OUT
 from ..model_parts import ordinary, shown_gates
 
 
@@ -27,6 +28,7 @@ class GateLogHook(Hook):
 
     # behind hooks that start gates
     priority = 'LOW'
+    needs_whole = LEAVE_OUT
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = interval

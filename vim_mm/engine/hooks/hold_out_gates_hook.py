@@ -23,6 +23,7 @@ from vim_mm.utils.arguments import check_positive, check_width
 from vim_mm.utils.progress import track
 from vim_mm.utils.seeds import seeded
 from ..better_gates import keep_better
+from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import (extra_tokens, fused_features, fusing_part, gates_of,
                            learning_only, part_of, restart_averages,
@@ -79,6 +80,7 @@ class HoldOutGatesHook(Hook):
 
     # after ScoreGatesHook (ABOVE_NORMAL, 40), before WarmHeadHook (50)
     priority = 45
+    needs_whole = ELSEWHERE
 
     def __init__(self,
                  steps: int = 15,

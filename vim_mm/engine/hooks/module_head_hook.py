@@ -9,6 +9,7 @@ from vim_mm.models.head_origin import add_head_parts
 from vim_mm.registry import HOOKS
 from vim_mm.zoo import Zoo, ZooError, is_head
 from vim_mm.zoo.parts import part_of as part_of_card
+from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import part_of, restart_averages
 
@@ -38,6 +39,7 @@ class ModuleHeadHook(Hook):
     """
 
     priority = 'ABOVE_NORMAL'
+    needs_whole = ELSEWHERE
 
     def __init__(self,
                  module: str,

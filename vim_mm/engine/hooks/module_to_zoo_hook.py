@@ -46,6 +46,8 @@ class ModuleToZooHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+    needs_whole = ('leave it out, and save the module from a checkpoint, '
+                   '`vim-mm zoo save CONFIG CHECKPOINT ZOO`')
 
     def __init__(self,
                  zoo: str,

@@ -17,6 +17,7 @@ from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_number, check_width
+from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import restart_averages
 from ..proxy_training import Indexed, InMemory, Stored, batches, train_proxy
@@ -56,6 +57,7 @@ class ProxyHook(Hook):
     """
 
     priority = 'NORMAL'
+    needs_whole = ELSEWHERE
 
     def __init__(
             self,

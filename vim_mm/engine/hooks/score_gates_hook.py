@@ -12,6 +12,7 @@ from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_width
 from vim_mm.utils.seeds import seeded
+from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import fusing_part, gates_of, part_of, restart_averages
 from ..module_trials import HEAD_OPTIMIZER, ModuleTrials
@@ -55,6 +56,7 @@ class ScoreGatesHook(Hook):
 
     # before WarmHeadHook, whose features depend on the gates
     priority = 'ABOVE_NORMAL'
+    needs_whole = ELSEWHERE
 
     def __init__(self,
                  deals: int = DEALS,

@@ -22,6 +22,7 @@ from vim_mm.utils.files import new_folder, write_atomic
 from vim_mm.utils.kinds import KINDS
 from vim_mm.version import __version__
 from vim_mm.zoo.parts import of_parts, together
+from ..divided import check_whole
 
 #: What a checkpoint of a distillation keeps beside the student.
 HELP = 'distiller'
@@ -74,9 +75,16 @@ class StudentHook(Hook):
         model.load_help(checkpoint[HELP])
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether the help fits the training set."""
+        """Look whether the help fits the training set.
+
+        Raises:
+            ValueError: If it does not, or processes hold parts of the
+                student, which is small beside what helps it.
+        """
         model = unwrap(runner.model)
         if isinstance(model, BaseDistiller):
+            check_whole(runner, type(model).__name__, 'a student is small, so '
+                        'divide nothing')
             dataset = runner.train_dataloader.dataset
             model.check_data(getattr(dataset, 'metainfo', {}))
 

@@ -39,7 +39,9 @@ class SummaryHook(Hook):
         model = unwrap(runner.model)
         self._speaks = any(backbones(model))
         if self._speaks:
-            runner.logger.info('What is trained:\n' + table_of(model))
+            own = ', of which this process counts its part' if getattr(
+                getattr(runner, 'strategy', None), 'divides', False) else ''
+            runner.logger.info(f'What is trained{own}:\n' + table_of(model))
             preprocessor = getattr(model, 'data_preprocessor', None)
             # a library's own default stacks images, and no more
             if not getattr(preprocessor, '_enable_normalize', True):

@@ -20,6 +20,7 @@ from vim_mm.features.places import Disk, Memory
 from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_positive, check_width
+from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import (first_neck, head_parameters, learning_only, part_of,
                            restart_averages)
@@ -70,6 +71,7 @@ class WarmHeadHook(Hook):
     """
 
     priority = 'NORMAL'
+    needs_whole = ELSEWHERE
 
     def __init__(self,
                  epochs: int,

@@ -63,6 +63,11 @@ class DeepSpeedStrategy(_DeepSpeedStrategy):
         """Which of ZeRO's stages it is; 0 for none."""
         return int(self.config.get('zero_optimization', {}).get('stage', 0))
 
+    @property
+    def divides(self) -> bool:
+        """Whether a process sees a part of each tensor only."""
+        return self.stage == 3
+
     # ------------------------------------------------------------- building
 
     def build_optim_wrapper(

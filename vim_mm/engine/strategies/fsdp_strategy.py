@@ -54,6 +54,9 @@ class FSDPStrategy(_FSDPStrategy):
             these as pickles of its classes, which no run reads again.
     """
 
+    #: Whether outside of a pass a process sees a part of each tensor only.
+    divides = True
+
     def __init__(self,
                  *,
                  model_wrapper: Optional[dict] = None,
