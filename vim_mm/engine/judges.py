@@ -1,37 +1,78 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-"""What a run judges by, against what it predicts."""
+"""What a run judges by, against what it predicts and learns."""
 
 import logging
 import os.path as osp
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from mmengine.dataset import BaseDataset, InfiniteSampler
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, Dataset
 
+from vim_mm.utils.class_names import check_same_names
 from vim_mm.utils.messages import short
 from .data_sets import LISTED, infos, parts_of
+from .judged import check_judged, listed_names
 
 
 def check_judges(runner: Runner) -> None:
-    """Compare the data sets of a run's loops with its metrics.
+    """Compare the data sets of a run's loops with each other and its metrics.
 
     Args:
         runner (Runner): The run, whose loops are built as far as it needs
             them.
 
     Raises:
-        ValueError: If a metric has another file than its data set, or a loop
-            never ends.
+        ValueError: If a metric has another file than its data set, a loop
+            never ends or leaves images out, or classes and labels are not
+            those of the training and the head.
     """
+    learned: Dict[str, Tuple[str, List[str]]] = {}
+    for task, dataset in _data_sets(runner._train_loop):
+        _check_names(learned, task, 'train_dataloader', dataset)
     for stage in ('val', 'test'):
         for task, loop in ordinary_loops(getattr(runner, f'_{stage}_loop')):
-            where = f'{stage}_evaluator{task}'
-            check_ends(loop, f'{stage}_dataloader{task}')
+            loader = f'{stage}_dataloader{task}'
+            check_ends(loop, loader)
+            _check_all_judged(loop, loader)
             dataset = loop.dataloader.dataset
             for metric in loop.evaluator.metrics:
-                _check_metric(metric, dataset, where)
+                _check_metric(metric, dataset, f'{stage}_evaluator{task}')
+            _check_names(learned, task, f'{stage}_dataloader', dataset)
+            check_judged(runner, loop, task[1:], loader)
+
+
+def _check_names(learned: Dict[str, Tuple[str, List[str]]], task: str,
+                 where: str, dataset: Dataset) -> None:
+    """Refuse classes that are numbered otherwise, as folders sort, too."""
+    for names in listed_names(dataset):
+        first = learned.setdefault(task, (where + task, names))
+        check_same_names(*first, where + task, names)
+
+
+def _data_sets(loop: Any) -> Iterator[Tuple[str, Dataset]]:
+    """The data sets that a loop trains with, by '.TASK'."""
+    if isinstance(loop, BaseLoop):
+        own = loop.dataloader.dataset
+        by_task = getattr(own, 'datasets', None)
+        if isinstance(by_task, dict):
+            yield from ((f'.{task}', each) for task, each in by_task.items())
+        else:
+            yield '', own
+
+
+def _check_all_judged(loop: BaseLoop, where: str) -> None:
+    """Refuse a loader that leaves the last images out."""
+    loader = loop.dataloader
+    sampler = getattr(loader, 'batch_sampler', None)
+    if not getattr(sampler, 'drop_last', False):
+        return
+    left = len(loader.dataset) % sampler.batch_size
+    if left:
+        raise ValueError(
+            f'`{where}.drop_last` is True, so {left} of '
+            f'{len(loader.dataset)} images are not judged; leave it out.')
 
 
 def check_ends(loop: Any, where: str, by_epoch: bool = True) -> None:
@@ -95,6 +136,11 @@ def _check_metric(metric: Any, dataset: Dataset, where: str) -> None:
                 f'{short(theirs)}, and the data set {short(path)}: results '
                 'would be compared with boxes of another image; give both '
                 'the same file.')
+    if len(seen) < len(dataset) <= LISTED:
+        raise ValueError(
+            f'The data set of `{where}` gives {len(dataset)} images, and '
+            f'{len(seen)} unlike ones: boxes that are found twice in an image '
+            'count as wrong; give each once.')
     lacking = seen - set(known.imgs)
     if lacking:
         raise ValueError(

@@ -4,7 +4,7 @@
 import inspect
 import logging
 from numbers import Real
-from typing import Any, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional
 
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.logging import print_log
@@ -17,6 +17,7 @@ from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
 from vim_mm.features.cache import unwrap
 from vim_mm.models.multitask import MutualInformation
 from vim_mm.utils.arguments import check_arguments
+from vim_mm.utils.messages import short
 from .gradients import wrappers
 from .judges import check_ends
 
@@ -123,6 +124,21 @@ def check_rules(runner: Runner) -> None:
             _warn(f"{owner} waits for the metric '{metric}' by rule='{rule}': "
                   f"if {'more' if more else 'less'} of it is better, the "
                   f"worst is taken for the best; set rule='{right}'.")
+
+
+def say_nan(runner: Runner, metrics: Optional[Dict[str, Any]]) -> None:
+    """Say that a metric which is waited for is no number.
+
+    Args:
+        runner (Runner): The run.
+        metrics (dict, optional): What a validation has given.
+    """
+    for owner, name, _ in waiting(runner):
+        value = (metrics or {}).get(name)
+        if isinstance(value, Real) and value != value:
+            _warn(f'{owner} waits for the metric {short(name)}, which is NaN: '
+                  'nothing is the best, or better; look at what it is '
+                  'computed of.')
 
 
 def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:

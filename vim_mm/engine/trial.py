@@ -3,7 +3,9 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
+from numbers import Real
 from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -15,8 +17,9 @@ from torch import nn
 from vim_mm.models.pixels import check_form
 from vim_mm.models.tasks import holders, select_task
 from vim_mm.utils.messages import short
-from vim_mm.utils.refusals import refusal, refused_by_library
+from vim_mm.utils.refusals import is_ones_own, refusal, refused_by_library
 from .explained import place_of
+from .judged import look_at_maps
 from .judges import ordinary_loops
 from .model_parts import running_model
 from .schedule_checks import waiting
@@ -54,7 +57,7 @@ def try_validation(runner: Runner) -> None:
         return
     modes = {part: part.training for part in model.modules()}
     tasks = {holder: holder.task for holder in holders(model)}
-    names: List[str] = []
+    given: Dict[str, Any] = {}
     prefixes: List[str] = []
     model.eval()
     try:
@@ -62,14 +65,14 @@ def try_validation(runner: Runner) -> None:
             scope = getattr(runner._val_loop, 'scopes', {}).get(task[1:])
             found = _judge(model, task[1:], loop, scope)
             before = f'{task[1:]}/' if task else ''
-            names += [f'{before}{key}' for key in found]
+            given.update({f'{before}{k}': found[k] for k in found})
             prefixes += [f'{before}{key}' for key in _slow_names(loop)]
     finally:
         for part, training in modes.items():
             part.training = training
         for holder, running in tasks.items():
             holder.select_task(running)
-    _check_names(runner, names, prefixes)
+    _check_names(runner, given, prefixes)
 
 
 def _judge(model: nn.Module, task: str, loop: Any,
@@ -94,10 +97,15 @@ def _judge(model: nn.Module, task: str, loop: Any,
                 with autocast(enabled=loop.fp16):
                     outputs = model.val_step(batch)
                 evaluator.process(data_samples=outputs, data_batch=batch)
+            look_at_maps(running_model(model), loop,
+                         where.replace('evaluator', 'dataloader'))
             for metric in evaluator.metrics:
                 _check_masks(metric, where)
             if not all(map(_is_quick, evaluator.metrics)):
-                return {}
+                return {
+                    key: value for metric in evaluator.metrics
+                    for key, value in _own_values(metric, where).items()
+                }
             with _of_few(evaluator.metrics):
                 return evaluator.evaluate(len(items))
     except Exception as error:
@@ -129,6 +137,26 @@ def _check_masks(metric: Any, where: str) -> None:
         raise ValueError(
             f"A validation would fail: `{where}` judges masks ('segm'), and "
             "the model gives none; leave 'segm' out of `metric`.")
+
+
+def _own_values(metric: Any, where: str) -> Dict[str, Any]:
+    """What a metric of one's own gives; nothing where it needs all images.
+
+    Those of libraries give numbers, and some take long.
+    """
+    if not is_ones_own(type(metric)) or not metric.results:
+        return {}
+    with _of_few([metric]):
+        try:
+            found = metric.compute_metrics(list(metric.results))
+        except Exception:  # of two images, which may be too few
+            return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f'`{where}`: `compute_metrics` of {type(metric).__name__} gives '
+            f'{short(found)}; let it return a dict of numbers by name.')
+    prefix = f'{metric.prefix}/' if metric.prefix else ''
+    return {f'{prefix}{key}': value for key, value in found.items()}
 
 
 def _is_quick(metric: Any) -> bool:
@@ -183,13 +211,18 @@ def _slow_names(loop: Any) -> Iterator[str]:
             yield prefix
 
 
-def _check_names(runner: Runner, names: List[str],
+def _check_names(runner: Runner, given: Dict[str, Any],
                  prefixes: List[str]) -> None:
     """Metrics that are waited for are among those that there are."""
     for owner, name, _ in waiting(runner):
-        if name not in ('auto', *names) and not name.startswith(
+        if name not in ('auto', *given) and not name.startswith(
                 tuple(prefixes)):
-            given = [*names, *(f'{each}…' for each in prefixes)]
+            names = [*given, *(f'{each}…' for each in prefixes)]
             raise ValueError(
                 f'{owner} waits for the metric {short(name)}, and a '
-                f'validation gives {", ".join(given)}; name one of these.')
+                f'validation gives {", ".join(names)}; name one of these.')
+        value = given.get(name, 0)
+        if not isinstance(value, (Real, np.ndarray, torch.Tensor)):
+            raise ValueError(
+                f'{owner} waits for the metric {short(name)}, which is '
+                f'{short(value)} and no number; let the metric give one.')

@@ -97,7 +97,7 @@ def check_head(model: nn.Module, dataset: Dataset) -> None:
                 level=logging.WARNING)
 
 
-def check_labels(model: nn.Module, data: Any) -> bool:
+def check_labels(model: nn.Module, data: Any, judged: bool = False) -> bool:
     """Refuse a batch with labels that a model's heads have no place for.
 
     On a CPU such a label ends the run in a message about some index, on a GPU
@@ -106,6 +106,9 @@ def check_labels(model: nn.Module, data: Any) -> bool:
     Args:
         model (nn.Module): The model, not wrapped.
         data: The batch as the loader gives it.
+        judged (bool): Whether a model is judged by it, whose maps may be of
+            another size, and whose losses are not computed. Defaults to
+            False.
 
     Returns:
         bool: Whether something of it is labelled; True if that is unknown.
@@ -127,9 +130,9 @@ def check_labels(model: nn.Module, data: Any) -> bool:
         kind = _kind(sample)
         if kind is None:
             return True
-        if kind == 'seg':
+        if kind == 'seg' and not judged:
             _check_map(images[index], sample)
-        if kind == 'cls':
+        if kind == 'cls' and not judged:
             _check_soft(model, f'model.{name}', head, sample)
             _check_once(sample)
         labels = _labels(kind, head, sample)

@@ -7,6 +7,7 @@ from typing import Dict, Iterable, Iterator, Optional, Sequence
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from vim_mm.utils.messages import short
 from .backbones import ViMBackbone
 from .fusion import BaseFusion
 from .multitask import MultiTaskModel
@@ -125,16 +126,20 @@ def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
         file (str): Its name, for messages.
 
     Raises:
-        ValueError: If both name the same classes in another order.
+        ValueError: If both name a class, and number it otherwise.
     """
     own = list(map(str, own))
     stored = (meta.get('dataset_meta') or {}).get('classes') or []
     stored = list(map(str, stored))
-    if own != stored and sorted(own) == sorted(stored):
+    moved = [name for name in own
+             if name in stored and own.index(name) != stored.index(name)]
+    if moved:
         raise ValueError(
-            f'{file} numbers its classes {stored[:3]}, …, the test set the '
-            f'same ones {own[:3]}, …; name folders so that they sort in the '
-            'order of the checkpoint, or list the images in an `ann_file`.')
+            f'{file} numbers its classes {short(stored)}, and the test set '
+            f"{short(own)}: '{moved[0]}' is {stored.index(moved[0])} in one "
+            f'and {own.index(moved[0])} in the other. Give the data set the '
+            'classes of the checkpoint in `metainfo`, name folders so that '
+            'they sort in its order, or list the images in an `ann_file`.')
 
 
 def _has_backbone(state: Dict[str, Tensor]) -> bool:

@@ -52,6 +52,11 @@ def unhooked(error: Exception) -> Exception:
     return error
 
 
+def is_ones_own(kind: type) -> bool:
+    """Whether a class is of nobody that a run is made of, nor of ours."""
+    return kind.__module__.partition('.')[0] not in (*_LIBRARIES, 'vim_mm')
+
+
 def frames(error: Exception) -> Iterator[FrameType]:
     """Where an error came by, the innermost place last."""
     for frame, _ in traceback.walk_tb(error.__traceback__):

@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import FrozenSet, Optional
+from typing import Dict, FrozenSet, Mapping, Optional
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -21,14 +21,15 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.checksum import has_checksum
 from ..batch_watch import BatchWatch
-from ..judges import check_judges
+from ..judged import JudgedPass, judged_model, reads_truth
+from ..judges import check_judges, ordinary_loops
 from ..loaded import note_loaded, note_start
 from ..model_parts import running_model, saved_model
 from ..optimizer_state import check_optimizer
 from ..rates import refuse_idle_run
 from ..resume import keep_numbers
 from ..run_state import check_counters
-from ..schedule_checks import check_rules, check_schedule
+from ..schedule_checks import check_rules, check_schedule, say_nan
 from ..schedules import check_schedules, say_which_rates
 from ..trial import try_validation
 
@@ -49,6 +50,8 @@ class GuardHook(Hook):
     #: Tasks of which a step of the training is done; None for the only one.
     _stepped: FrozenSet[Optional[str]] = frozenset()
     _watch: Optional[BatchWatch] = None
+    #: What looks at labels by task; None once all were seen.
+    _judged: Mapping[Optional[str], Optional[JudgedPass]] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Let no reentrant checkpoint end the graph of a frozen trunk.
@@ -100,16 +103,48 @@ class GuardHook(Hook):
                         runner: Runner,
                         batch_idx: int,
                         data_batch: Optional[dict] = None) -> None:
-        """Look at what a pipeline makes of the first images that are judged.
+        """Look at what a pipeline makes of the images that are judged.
 
         Raises:
-            ValueError: If it is not what the model takes.
+            ValueError: If it is not what the model takes, or in a test a
+                label is none of the head's.
         """
-        if batch_idx == 0 and not isinstance(
-                unwrap(runner.model), BaseTTAModel):
+        if isinstance(unwrap(runner.model), BaseTTAModel):
+            return
+        if batch_idx == 0:
             check_form(running_model(runner.model), data_batch, padded=False)
+        watch, model = self._judging(runner), judged_model(runner)
+        if watch is not None and model is not None:
+            watch.look(model, data_batch)
 
     before_test_iter = before_val_iter
+
+    def _judging(self, runner: Runner) -> Optional[JudgedPass]:
+        """Looks at all labels the first time that a task is judged by them."""
+        task = _task_of(runner)
+        if task not in self._judged:
+            stage = 'val' if isinstance(runner._val_loop, BaseLoop) else 'test'
+            name = '' if task is None else f'.{task}'
+            loop = dict(ordinary_loops(getattr(runner, f'_{stage}_loop'))).get(
+                name)
+            watch = JudgedPass(
+                f'{stage}_dataloader{name}',
+                stops=not isinstance(runner._train_loop, BaseLoop))
+            known = loop is not None and reads_truth(loop.evaluator.metrics)
+            self._judged = {**self._judged, task: watch if known else None}
+        return self._judged[task]
+
+    def after_val_epoch(self,
+                        runner: Runner,
+                        metrics: Optional[Dict[str, float]] = None) -> None:
+        """Name labels by which little can be judged, and what is NaN."""
+        for watch in self._judged.values():
+            if watch is not None:
+                watch.end()
+        self._judged = dict.fromkeys(self._judged)
+        say_nan(runner, metrics)
+
+    after_test_epoch = after_val_epoch
 
     def has_stepped(self, runner: Runner) -> bool:
         """Whether a step of the task that runs is done."""
