@@ -157,6 +157,8 @@ def but_one(box: list) -> list:
     # what mmdet refuses, or leaves out, itself
     (lambda box: [[1, 2, 3, 4]], None, None),
     (lambda box: polygon(box)[0], None, None),
+    *[(lambda box, runs=runs: runs, None, None) for runs in (
+        {}, [], None, dict(counts=[3]), dict(counts='', size=[0, 0]))],
 ])
 @pytest.mark.parametrize('masks', [True, False])
 def test_outlines(outline: Callable, words: Optional[str],

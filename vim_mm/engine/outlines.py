@@ -90,7 +90,7 @@ def _around(outline: Any) -> Optional[List[float]]:
         if isinstance(outline, dict):
             return _around_runs(outline)
         parts = [np.asarray(part, float).ravel() for part in outline or ()]
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
     parts = [part for part in parts
              if len(part) >= _TRIANGLE and len(part) % 2 == 0]
@@ -103,8 +103,10 @@ def _around(outline: Any) -> Optional[List[float]]:
 def _around_runs(runs: dict) -> Optional[List[float]]:
     """The same of run lengths, as they are in a json."""
     from pycocotools import mask
-    counts, (height, width) = runs['counts'], runs['size']
-    if isinstance(counts, list):
+    height, width = runs['size']
+    if min(height, width) < 1:
+        return None
+    if isinstance(runs['counts'], list):
         runs = mask.frPyObjects(runs, height, width)
     x, y, wide, high = mask.toBbox(runs)
     return [x, y, x + wide, y + high] if wide and high else None
