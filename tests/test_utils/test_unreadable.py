@@ -115,9 +115,9 @@ def test_a_stage_that_gives_none_is_named(stage: Any,
     name = 'forget' if stage is forget else 'Crop'
     data = Images(pipeline=[keep, stage, keep], test_mode=test_mode,
                   max_refetch=4)
-    number = 1 if test_mode else 5
-    with pytest.raises(PipelineError, match=f'stage {name} .* all {number} '
-                       "that were tried, such as '1.png'; let it return"):
+    whose = 'the image' if test_mode else 'each of 5 images, such as'
+    with pytest.raises(PipelineError, match=f'stage {name} .* None in the '
+                       f"place of {whose} '1.png'; let it return"):
         data[1]
     with pytest.raises(KeyError):
         Images(pipeline=[lambda data: data['y'], stage])[1]

@@ -102,7 +102,8 @@ def _check_inside(images: Sequence[Tensor], samples: Any) -> None:
     said = (f'Of {total} boxes of the first batch {outside} reach out of '
             f'their images, {gone} of them lie outside altogether, such as '
             f'{example}: let a stage that cuts or resizes images do so with '
-            'their boxes (`gt_bboxes`), and drop those that are outside.')
+            'their boxes (`gt_bboxes`), and drop those that are outside, '
+            'unless `bbox_clip_border=False` is to keep what reaches out.')
     if total >= _ENOUGH and gone > total / 2:
         raise ValueError(said)
     if gone or outside > total / 2:

@@ -239,7 +239,8 @@ def check_corners(files: Iterable[CocoFile]) -> None:
     """
     for file in files:
         if file.sure:
-            raise ValueError(f'{file.corners}; convert them.')
+            raise ValueError(f'{file.corners}; convert them, or correct '
+                             'the sizes of the images if those are wrong.')
         if file.corners:
             _warn(f'{file.corners}; convert them if they are.')
 

@@ -90,10 +90,11 @@ def _said_of_none(dataset: BaseDataset, index: int) -> Optional[str]:
             data = stage(data)
             if data is None:
                 name = getattr(stage, '__name__', type(stage).__name__)
-                tried = 1 if dataset.test_mode else dataset.max_refetch + 1
+                whose = f'the image {image}' if dataset.test_mode else (
+                    f'each of {dataset.max_refetch + 1} images, such as '
+                    f'{image}')
                 return (f'The stage {name} of a pipeline gives None in the '
-                        f'place of an image, of all {tried} that were tried, '
-                        f'such as {image}; let it return what it was given, '
+                        f'place of {whose}; let it return what it was given, '
                         'or, if it drops images without objects, look at the '
                         'sizes that it asks for.')
     return None
