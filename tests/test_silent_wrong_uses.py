@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 from test_late_wrong_uses import SAVES, SHORT, STOP, run, waits
-from test_wrong_uses import DATA, LOADED, LOADER, told_before_training
+from test_wrong_uses import (DATA, LOADED, LOADER, NAMES, labels,
+                             told_before_training)
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
@@ -189,6 +190,13 @@ SLIDE = {'model.test_cfg': dict(mode='slide', stride=(14, 14),
     ('det', {'model.bbox_head.loss_bbox': dict(
         type='IoULoss', loss_weight=0.)}, 'bbox_head.loss_bbox` of `loss_we'),
     ('cls', {f'{LOADER}.sampler.shuffle': False}, 'does not shuffle'),
+    # a label map, and an image divided by 255, in the place of an image
+    *((kind, {path.format(i, NAMES['cls'][i % 2]): labels(value)
+              for i in range(4)},
+       f'No pixel of a batch is above {value}, .* images are black')
+      for kind, path, value in (
+          ('cls', 'cls/{1}/{0}.png', 1), ('det', 'det/{0}.png', 0),
+          ('seg', 'seg/img/{0}.png', 9))),
     *((kind, {f'model.{loss}': dict(type='CrossEntropyLoss',
                                     class_weight=[0., 1.])},
        r'class_weight` is 0 for the classes \[0\]: nothing is learned of them')

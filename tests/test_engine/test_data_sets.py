@@ -159,6 +159,49 @@ def test_sizes_in_a_json(make: Callable, width: int, height: int, read: Any,
         build(tmp_path, 'det')
 
 
+def test_exchanged_sizes_are_told_before_boxes(tmp_path: Path) -> None:
+    """Right boxes look like corners where sizes are wrong."""
+    write(tmp_path)
+    data = coco(4, 0, [[15, 2, 18, 16]], {1: 'x'})
+    for index, each in enumerate(data['images']):
+        image(tmp_path / f'img/{index}.png', 40, 20)
+        each.update(width=20, height=40)
+    write_json(tmp_path / 'ann.json', data)
+    with pytest.raises(ValueError, match='has 40 x 20 px as it is read'):
+        build(tmp_path, 'det')
+    for each in data['images']:
+        each.update(width=40, height=20)
+    write_json(tmp_path / 'ann.json', data)
+    assert len(build(tmp_path, 'det')) == 4
+
+
+@pytest.mark.parametrize('indent', [None, 1])
+@pytest.mark.parametrize('kind', [
+    dict(type='mmdet.XMLDataset'), dict(type='mmdet.VOCDataset'),
+    dict(SETS['seg'], ann_file='ann.json')], ids=lambda kind: kind['type'])
+def test_a_json_in_the_place_of_a_list(kind: dict, indent: Any,
+                                       tmp_path: Path) -> None:
+    write(tmp_path)
+    data = json.loads((tmp_path / 'ann.json').read_text())
+    (tmp_path / 'ann.json').write_text(json.dumps(data, indent=indent))
+    more = {} if 'pipeline' in kind else dict(
+        data_prefix=dict(sub_data_root='VOC2007'),
+        metainfo=dict(classes=('x', )))
+    with pytest.raises(FileNotFoundError, match='takes each line of its '
+                       r"`ann_file` for .* first is '\{") as caught:
+        build(tmp_path, 'det', **{'ann_file': 'ann.json', **kind, **more})
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 1100
+
+
+def test_a_missing_xml(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / 'list.txt').write_text('1\n2\n')
+    with pytest.raises(FileNotFoundError, match="XMLDataset.* reads '.*/1.xml'"
+                       ', which is not there; look at `ann_file`'):
+        build(tmp_path, 'det', type='mmdet.XMLDataset', ann_file='list.txt',
+              data_prefix=dict(sub_data_root=''))
+
+
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / 'img/1.png').write_bytes(b'')

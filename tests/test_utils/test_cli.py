@@ -1,7 +1,9 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """How tools end: exit codes, sentences and tracebacks."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -60,6 +62,15 @@ def test_a_strangers_text_is_harmless_and_short(
     err = capsys.readouterr().err
     assert err.replace('\n', '').isprintable() and len(err) < 4200
     assert 'the fix' in err and '\\x1b[31mred' in err
+
+
+@pytest.mark.parametrize('code', [errno.ENOENT, errno.ENAMETOOLONG])
+def test_a_long_name_of_a_file_is_cut(
+        code: int, capsys: pytest.CaptureFixture) -> None:
+    error = OSError(code, os.strerror(code), f'{"x" * 9999}.xml')
+    assert end_of(fails_with(error)) == 1
+    err = capsys.readouterr().err
+    assert os.strerror(code) in err and ".xml'" in err and len(err) < 500
 
 
 def test_json_and_lines_for_a_terminal(capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional
 
 import pytest
+from mmengine.runner import Runner
 
 import _loading
 from _loading import build_loader as build
@@ -76,7 +77,12 @@ REFUSED = dict(
     all_crowds=(change_all('annotations', lambda each: dict(iscrowd=1)),
                 'All 12 annotations .* are crowds'),
     corners=(change_all('annotations', corners),
-             r'are the corners x1, y1, x2, y2, such as \[5, 5, 25, 15\]'),
+             r'are the corners x1, y1, x2, y2, such as \[20, 12, 35, 37\]: '
+             '.* 6 of 12 reach out'),
+    corners_of_small_ones=(
+        change_all('annotations', lambda each: dict(bbox=[
+            3 * each['id'], 9, 3 * each['id'] + 3, 12])),
+        'are the corners'),
     corners_nearly_all=(
         lambda data: (data['annotations'].extend(
             dict(data['annotations'][i % 12], id=100 + i)
@@ -94,6 +100,9 @@ SAID = dict(
     before=(change('annotations', 1, bbox=[-9, 5, 9, 9]), '1 of 12 boxes'),
     twice=(add('images', 0, id=99), "lists 1 images more than once, such as "
            "'0.png'"),
+    # of large objects nobody knows
+    perhaps_corners=(change_all('annotations', lambda each: dict(
+        bbox=[6, 8, 37, 36])), r'may be the corners .* \[6, 8, 37, 36\]'),
 )
 SILENT = dict(
     as_it_is=lambda data: None,
@@ -104,6 +113,11 @@ SILENT = dict(
     some_over_the_edge=change_all(
         'annotations', lambda each: dict(bbox=[9, 9, 34, 34])
         if each['id'] < 3 else {}),
+    padded=change_all(
+        'annotations', lambda each: dict(
+            bbox=[-4, -4, 30, 30] if each['id'] % 2 else [9, 9, 34, 34])),
+    cut_off=change_all(
+        'annotations', lambda each: dict(bbox=[12, 12, 45, 60])),
     whole_images=change_all(
         'annotations', lambda each: dict(bbox=[0, 0, SIZE, SIZE])),
     no_annotation_of_one=lambda data: data['annotations'].__delitem__(
@@ -209,3 +223,24 @@ def test_other_files_of_the_format(kind: str, tmp_path: Path) -> None:
         assert len(COCO(str(path)).imgs) == NUM
         COCO()
     assert COCO.__init__ is before
+
+
+def metric(folder: Path, ann_file: str = 'ann.json') -> None:
+    Runner.build_evaluator(None, dict(
+        type='mmdet.CocoMetric', ann_file=str(folder / ann_file)))
+
+
+@pytest.mark.parametrize(('first', 'crowd', 'said'), [
+    (0, 0, r'ann.json numbers its annotations from 0, .* of the 6 boxes of '
+     'the category 3 one counts as missed'),
+    (0, 1, None), (1, 0, None)])
+def test_a_number_that_metrics_take_for_none(
+        first: int, crowd: int, said: Optional[str], tmp_path: Path,
+        lines: list) -> None:
+    data = good()
+    for index, each in enumerate(data['annotations'], first):
+        each.update(id=index, iscrowd=crowd * (index == first))
+    write_json(tmp_path / 'ann.json', data)
+    metric(tmp_path)
+    assert len(lines) == (said is not None)
+    assert said is None or re.search(said, lines[0]), lines

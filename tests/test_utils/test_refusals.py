@@ -4,10 +4,14 @@
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import List
 
 import pytest
+from mmcv.transforms import BaseTransform
+from mmdet.datasets import BaseDetDataset, MultiImageMixDataset
+from mmdet.registry import TRANSFORMS
 
-from vim_mm.utils.refusals import refused_by_library
+from vim_mm.utils.refusals import refusal, refused_by_library
 
 
 @pytest.mark.parametrize(('name', 'refused'), [
@@ -26,3 +30,28 @@ def test_a_library_is_one_wherever_it_lies(
     with pytest.raises(KeyError) as caught:
         module.look()
     assert refused_by_library(caught.value) is refused
+
+
+class Forgets(BaseTransform):
+    """Gives nothing."""
+
+    def transform(self, results: dict) -> None:
+        return None
+
+
+class Images(BaseDetDataset):
+    """One without a pipeline."""
+
+    def load_data_list(self) -> List[dict]:
+        return [dict(img_path='0.png')]
+
+
+def test_the_stage_of_a_wrapper_is_named() -> None:
+    TRANSFORMS.register_module(module=Forgets, force=True)
+    data = MultiImageMixDataset(
+        dataset=Images(pipeline=[]), pipeline=[dict(type='Forgets')],
+        max_refetch=2)
+    with pytest.raises(RuntimeError) as caught:
+        data[0]
+    said = str(refusal('The run fails', caught.value, 'correct it'))
+    assert said.startswith('The run fails in the stage Forgets: RuntimeError')

@@ -5,18 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, List
 
 import numpy as np
 import pytest
 from _outside import write_project
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from _tiny import KINDS, SCOPES
-from vim_mm.utils.unreadable import (UnreadableFileError, ends_as_images_do,
-                                     flaw_of)
+from vim_mm.utils.unreadable import (PipelineError, UnreadableFileError,
+                                     ends_as_images_do, flaw_of)
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = dict(cls='cls/red/0.png', det='img/0.png', seg='img/0.png')
@@ -84,6 +85,51 @@ def test_other_mistakes_keep_their_words(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='none.png'):
         Compose([dict(type='LoadImageFromFile')])(
             dict(img_path=str(tmp_path / 'none.png')))
+
+
+class Images(BaseDataset):
+    """Three of them."""
+
+    def load_data_list(self) -> List[dict]:
+        return [dict(img_path=f'{i}.png') for i in range(3)]
+
+
+def keep(data: dict) -> dict:
+    return data
+
+
+def forget(data: dict) -> None:
+    data['x'] = 0
+
+
+class Crop:
+
+    def __call__(self, data: dict) -> None:
+        return None
+
+
+@pytest.mark.parametrize('stage', [forget, Crop()])
+@pytest.mark.parametrize('test_mode', [True, False])
+def test_a_stage_that_gives_none_is_named(stage: Any,
+                                          test_mode: bool) -> None:
+    name = 'forget' if stage is forget else 'Crop'
+    data = Images(pipeline=[keep, stage, keep], test_mode=test_mode,
+                  max_refetch=4)
+    whose = 'the image' if test_mode else 'each of 5 images, such as'
+    with pytest.raises(PipelineError, match=f'stage {name} .* None in the '
+                       f"place of {whose} '1.png'; let it return"):
+        data[1]
+    with pytest.raises(KeyError):
+        Images(pipeline=[lambda data: data['y'], stage])[1]
+
+
+def test_a_stage_that_gives_none_at_times() -> None:
+    given = iter([None, None, None, dict(x=1)])
+    assert Images(pipeline=[lambda data: next(given)])[0] == dict(x=1)
+    # it is not found again
+    given = iter([None] * 3 + [dict(x=1)] * 9)
+    with pytest.raises(Exception, match='Cannot find valid image after 2'):
+        Images(pipeline=[lambda data: next(given)], max_refetch=2)[0]
 
 
 @pytest.mark.slow

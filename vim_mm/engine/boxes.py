@@ -12,12 +12,9 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from .data_sets import infos, named, parts_of
+from .data_sets import LOOKED_AT, infos, instances, named, parts_of
+from .outlines import check_outlines
 
-#: Most images whose boxes are looked at.
-_LOOKED_AT = 2_000
-#: An object of so many pixels has an outline that goes beyond one.
-_SMALLEST = 4
 #: Share of boxes without a size that no file has by chance.
 _MANY = 0.25
 
@@ -30,10 +27,10 @@ def check_boxes(dataset: Any) -> None:
 
     Raises:
         ValueError: If many end before they begin, one is not finite, or
-            outlines are in shares of an image's sides.
+            outlines are of other places.
     """
     for part in parts_of(dataset):
-        _check_outlines(part)
+        check_outlines(part)
         boxes = np.array(list(_boxes(part)), float).reshape(-1, 4)
         if not len(boxes):
             continue
@@ -59,39 +56,14 @@ def check_boxes(dataset: Any) -> None:
                 level=logging.WARNING)
 
 
-def _check_outlines(dataset: BaseDataset) -> None:
-    """Refuse polygons from 0 to 1 of objects that are larger than a pixel."""
-    far, wide = 0., 0.
-    for info in infos(dataset, _LOOKED_AT):
-        for each in _instances(info):
-            outline = each.get('mask')
-            if not isinstance(outline, (list, tuple)):
-                continue
-            numbers = [x for part in outline for x in np.ravel(part)]
-            far = max([far, *numbers])
-            box = each.get('bbox') or [0.] * 4
-            wide = max(wide, box[2] - box[0], box[3] - box[1])
-    if 0 < far <= 1 < _SMALLEST < wide:
-        raise ValueError(
-            f'No outline of {named(dataset)} goes beyond {far:.3g}, and its '
-            f'boxes are up to {wide:.4g} px wide or high: outlines are in '
-            "shares of the image's sides; give them in pixels.")
-
-
-def _instances(info: dict) -> List[dict]:
-    found = info.get('instances')
-    return [each for each in found if isinstance(each, dict)] if isinstance(
-        found, list) else []
-
-
 def _first(boxes: np.ndarray, which: np.ndarray) -> List[float]:
     return boxes[which.argmax()].tolist()
 
 
 def _boxes(dataset: BaseDataset) -> Iterator[List[float]]:
     """Plain boxes that are learned from."""
-    for info in infos(dataset, _LOOKED_AT):
-        for each in _instances(info):
+    for info in infos(dataset, LOOKED_AT):
+        for each in instances(info):
             box = each.get('bbox')
             if box is not None and len(box) == 4 and not each.get(
                     'ignore_flag'):

@@ -11,10 +11,16 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.logging import print_log
 
 from vim_mm.utils.config import type_name
-from vim_mm.utils.messages import short
+from vim_mm.utils.messages import cut, printable, short
 
 #: Most images that are looked for, and that are opened.
 LISTED, OPENED = 200_000, 32
+#: Most images whose annotations are looked at.
+LOOKED_AT = 2_000
+#: Characters of a file's name in a message.
+NAME = 200
+#: What begins no name of an image.
+_NO_NAME = tuple('[{<')
 _IMAGES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
            '.tiff', '.webp')
 
@@ -57,6 +63,13 @@ def infos(dataset: BaseDataset, most: int) -> Iterator[dict]:
         yield dataset.get_data_info(int(index * step))
 
 
+def instances(info: dict) -> List[dict]:
+    """The objects that a data set notes of an image."""
+    found = info.get('instances')
+    return [each for each in found if isinstance(each, dict)] if isinstance(
+        found, list) else []
+
+
 def check_files(dataset: Any) -> None:
     """Refuse a data set whose images are missing or of another size.
 
@@ -82,7 +95,7 @@ def check_files(dataset: Any) -> None:
             info[key] for info in infos(part, LISTED) for key in keys
             if isinstance(info.get(key), str) and '://' not in info[key]
         }
-        _check_there(paths, named(part))
+        _check_there(paths, part)
         _say_left_out(part, paths)
         _check_sizes(part, load)
 
@@ -100,7 +113,29 @@ def _is_elsewhere(reader: Any) -> bool:
     return given.get('backend', 'local') not in ('local', 'disk')
 
 
-def _check_there(paths: Iterable[str], who: str) -> None:
+def as_list(dataset: BaseDataset, missing: Iterable[str]) -> str:
+    """What to say where a json or XML is taken for a list of names.
+
+    Args:
+        dataset (BaseDataset): The data set.
+        missing (Iterable[str]): Files that it names, and are not there.
+
+    Returns:
+        str: Such as ': it takes …'; empty if that is not the cause.
+    """
+    path = getattr(dataset, 'ann_file', None)
+    if not isinstance(path, str) or not osp.isfile(path):
+        return ''
+    with open(path, errors='replace') as file:
+        first = file.readline(NAME).strip()
+    if not first.startswith(_NO_NAME) or not any(first in name
+                                                 for name in missing):
+        return ''
+    return (f': it takes each line of its `ann_file` for the name of an image,'
+            f' and the first is {short(first)}; give a list of names')
+
+
+def _check_there(paths: Iterable[str], dataset: BaseDataset) -> None:
     by_folder: Dict[str, Set[str]] = defaultdict(set)
     for path in paths:
         folder, name = osp.split(path)
@@ -112,9 +147,10 @@ def _check_there(paths: Iterable[str], who: str) -> None:
         missing += (osp.join(folder, name) for name in names - there)
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} files of {who} are not there, such as '
-            f"'{min(missing)}'; copy them, look at `data_prefix` and the "
-            "suffixes, or take them out of the data set's lists.")
+            f'{len(missing)} files of {named(dataset)} are not there, such as '
+            f"'{cut(printable(min(missing)), NAME)}'"
+            f'{as_list(dataset, missing)}; copy them, look at `data_prefix` '
+            "and the suffixes, or take them out of the data set's lists.")
 
 
 def _files_in(folder: str) -> Iterator[str]:

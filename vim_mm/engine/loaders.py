@@ -1,21 +1,27 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a loader of images is looked at for where a run builds it."""
 
+import errno
 import traceback
 from functools import wraps
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Union
 
+from mmengine.dataset import BaseDataset
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.utils.cli import is_user_error
-from vim_mm.utils.coco_json import check_numbers, checked_coco
+from vim_mm.utils.coco_json import (check_corners, check_numbers, checked_coco,
+                                    judging_coco)
 from vim_mm.utils.messages import cut, printable, short
+from vim_mm.utils.refusals import frames
 from .boxes import check_boxes
-from .data_sets import check_files, named, parts_of
+from .data_sets import NAME, as_list, check_files, named, parts_of
 
+#: What a system says of a file that there is not.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 #: What data sets of the libraries read their annotations in.
 _READING = ('full_init', 'load_data_list', 'load_annotations',
             'parse_data_info', 'filter_data')
@@ -47,19 +53,39 @@ def check_loaders(cls: type) -> None:
             # mmengine's data sets join their annotations
             if 'at least one array to concatenate' in str(error):
                 raise ValueError(_empty(given)) from error
-            if not _reads_annotations(error) or is_user_error(error):
+            if not _reads_annotations(error):
+                raise
+            missing = _missing(error)
+            if missing:
+                raise FileNotFoundError(missing) from error
+            if is_user_error(error):
                 raise
             raise ValueError(_unreadable(given, error)) from error
         if not _num_images(loader):
             raise ValueError(_empty(given or loader.dataset))
         for part in parts_of(loader.dataset):
-            check_numbers(part.ann_file, read.get(part.ann_file, ()), part)
+            if part.ann_file in read:
+                check_numbers(part.ann_file, read[part.ann_file].categories,
+                              part)
         check_files(loader.dataset)
+        check_corners(read.values())
         check_boxes(loader.dataset)
         return loader
 
     build.checks = True
     cls.build_dataloader = staticmethod(build)
+    cls.build_evaluator = _judging(cls.build_evaluator)
+
+
+def _judging(original: Callable) -> Callable:
+    """The method that builds metrics, which looks at what they read."""
+
+    @wraps(original)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        with judging_coco():
+            return original(*args, **kwargs)
+
+    return build
 
 
 def build_dataset(cfg: dict) -> Dataset:
@@ -106,6 +132,25 @@ def _unreadable(dataset: Any, error: Exception) -> str:
         'suffixes, seeds), or export them again'
     return (f'The annotations of {named(dataset)} cannot be read: '
             f'{type(error).__name__}, {said}. {mend}.')
+
+
+def _missing(error: Exception) -> str:
+    """The sentence on a file that a data set reads beside its list.
+
+    Empty if that is not the cause; whether the list is there is known.
+    """
+    path = getattr(error, 'filename', None)
+    dataset = None
+    for frame in frames(error):
+        owner = frame.f_locals.get('self')
+        dataset = owner if isinstance(owner, BaseDataset) else dataset
+    if dataset is None or not isinstance(path, str) or path == \
+            dataset.ann_file or getattr(error, 'errno', None) not in _GONE:
+        return ''
+    name = cut(printable(path), NAME)
+    return (f"{named(dataset)} reads '{name}', which is not there"
+            f'{as_list(dataset, [path])}; look at `ann_file`, `data_root` and '
+            '`data_prefix`.')
 
 
 def _empty(dataset: Any) -> str:

@@ -3,7 +3,8 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence, Tuple
+from typing import Any, Mapping, MutableSet, Sequence, Tuple
+from weakref import WeakSet
 
 import torch
 from mmengine.logging import print_log
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 BGR, RGB = 'bgr', 'rgb'
 #: No pixel of what is normalised is larger.
 _SMALL = 10
+#: Models of whose images it was said that they are black.
+_DARK: MutableSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,19 @@ def _check_padding(preprocessor: Any, images: Any) -> None:
             level=logging.WARNING)
 
 
+def _say_dark(model: nn.Module, high: float) -> None:
+    """Say once of a model that its images are black, or nearly."""
+    if model not in _DARK:
+        _DARK.add(model)
+        print_log(
+            f'No pixel of a batch is above {high:g}, where white is 255: its '
+            'images are black. Look at what the pipeline makes of them: a '
+            'stage that divides by 255 and rounds, or a label map in the '
+            'place of an image.',
+            logger='current',
+            level=logging.WARNING)
+
+
 def check_form(model: nn.Module, data: Any, padded: bool = True) -> None:
     """Refuse a batch that a pipeline has not made for a model.
 
@@ -177,11 +193,13 @@ def check_form(model: nn.Module, data: Any, padded: bool = True) -> None:
             f'{float(mean.max()):.3g}, as of pixels from 0 to 1, and those of '
             f'a batch are up to {high:.4g}; multiply `mean` and `std` by 255.')
     deviation = float(preprocessor.std.max())
-    if images[0].is_floating_point() and 0 < high <= _SMALL < max(
-            float(mean.max()) / 2, deviation):
+    dark = high <= _SMALL < max(float(mean.max()) / 2, deviation)
+    if dark and high > 0 and images[0].is_floating_point():
         raise ValueError(
             f'No pixel of a batch is above {high:.3g}, and the '
             f'`data_preprocessor` takes away means of up to '
             f'{float(mean.max()):.4g} and divides by up to {deviation:.4g}: '
             'images are normalised twice; take `Normalize` out of the '
             'pipeline, or `mean` and `std` out of the `data_preprocessor`.')
+    if dark:
+        _say_dark(model, high)

@@ -23,6 +23,8 @@ from .messages import cut, printable
 TRACEBACK_ENV = 'VIM_MM_TRACEBACK'
 #: Characters of what an error says; what is longer loses its middle.
 _SENTENCE = 4000
+#: The same of a file's name.
+_NAME = 300
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 #: What a place may have against a file, and what helps.
 _PLACES = {
@@ -100,9 +102,12 @@ def _run(main: Callable[[], Optional[int]]) -> Union[int, str, None]:
 def _sentence(error: Exception) -> str:
     """What an error says, without the traceback of a loader's process."""
     said = str(error)
+    name = str(getattr(error, 'filename', None))
     if _is_of_place(error):
-        said = (f"'{error.filename}' cannot be read or written: "
+        said = (f"'{cut(name, _NAME)}' cannot be read or written: "
                 f'{error.strerror}; {_PLACES[error.errno]}.')
+    elif len(name) > _NAME:
+        said = f"{error.strerror}: '{cut(name, _NAME)}'"
     if said.startswith('Caught ') and 'worker process' in said:
         said = said.rstrip().splitlines()[-1].partition(': ')[2] or said
     return cut(printable(said, '\n\t'), _SENTENCE)

@@ -11,8 +11,9 @@ import logging
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence
 
 import numpy as np
 from mmengine.logging import print_log
@@ -26,30 +27,65 @@ _READERS = (('pycocotools.coco', 'COCO'), ('lvis', 'LVIS'))
 _NEARLY_ALL = 0.99
 #: Share of them that would then reach out of their images.
 _MANY = 0.25
+#: Share of its side that a box which is padded, or of an object that is cut
+#: off, seldom has outside; so many of them, and that share of all, are more.
+_FAR = 0.25
+_FEW, _SOME = 2, 0.1
+
+
+@dataclass
+class CocoFile:
+    """What is known of a file that was read.
+
+    Attributes:
+        categories (list[dict]): Those that it lists.
+        corners (str): Why its boxes look like corners; empty if they do not.
+        sure (bool): Whether they can be nothing else.
+    """
+    categories: List[dict]
+    corners: str = ''
+    sure: bool = False
 
 
 @contextmanager
-def checked_coco() -> Iterator[Dict[str, List[dict]]]:
+def checked_coco() -> Iterator[Dict[str, CocoFile]]:
     """Within, a COCO json that contradicts itself is refused as it is read.
 
     Yields:
-        dict[str, list[dict]]: Filled with the categories of each file that is
-        read, by its path.
+        dict[str, CocoFile]: Filled with the files that are read, by path.
 
     Raises:
         ValueError: See :func:`check_coco`.
     """
-    read: Dict[str, List[dict]] = {}
+    read: Dict[str, CocoFile] = {}
+
+    def look(path: str, data: dict) -> None:
+        read[path] = check_coco(path, data)
+
+    with _looking(look):
+        yield read
+
+
+@contextmanager
+def judging_coco() -> Iterator[None]:
+    """Within, a COCO json is read to judge by it."""
+    with _looking(_say_lost_id):
+        yield
+
+
+@contextmanager
+def _looking(look: Callable[[str, dict], None]) -> Iterator[None]:
+    """Within, a function is called with the path and content of each file."""
     with ExitStack() as changed:
         for module, name in _READERS:
             changed.enter_context(
                 while_importing(module,
-                                partial(_watch, changed, module, name, read)))
-        yield read
+                                partial(_watch, changed, module, name, look)))
+        yield
 
 
 def _watch(changed: ExitStack, module: str, name: str,
-           read: Dict[str, List[dict]]) -> None:
+           look: Callable[[str, dict], None]) -> None:
     """Let a class look at what it has read, until the stack is left."""
     reader = getattr(sys.modules[module], name)
     original = reader.__init__
@@ -59,14 +95,13 @@ def _watch(changed: ExitStack, module: str, name: str,
         original(self, *args, **kwargs)
         path = next(iter([*args, *kwargs.values()]), None)
         if path is not None:
-            check_coco(path, self.dataset)
-            read[path] = self.dataset.get('categories') or []
+            look(path, self.dataset)
 
     reader.__init__ = init
     changed.callback(setattr, reader, '__init__', original)
 
 
-def check_coco(path: str, data: Dict[str, Any]) -> None:
+def check_coco(path: str, data: Dict[str, Any]) -> CocoFile:
     """Refuse a file whose annotations would be lost or misread.
 
     Categories that a run does not name are no concern of this.
@@ -75,9 +110,12 @@ def check_coco(path: str, data: Dict[str, Any]) -> None:
         path (str): The file.
         data (dict): Its content, which pycocotools has taken.
 
+    Returns:
+        CocoFile: What :func:`check_corners` and :func:`check_numbers` ask.
+
     Raises:
         ValueError: If two entries have one id, annotations name images or
-            categories that are not listed, or boxes are corners.
+            categories that are not listed, or all are crowds.
     """
     annotations = data.get('annotations') or []
     for what in ('images', 'categories'):
@@ -90,7 +128,9 @@ def check_coco(path: str, data: Dict[str, Any]) -> None:
         if what in data:
             _check_named(path, key, what, data[what], holders)
     _say_listed_twice(path, data.get('images') or [])
-    _check_boxes(path, data.get('images') or [], annotations)
+    found = CocoFile(data.get('categories') or [])
+    _check_boxes(path, data.get('images') or [], annotations, found)
+    return found
 
 
 def _check_ids(path: str, what: str, entries: List[dict]) -> None:
@@ -138,6 +178,21 @@ def _say_listed_twice(path: str, images: List[dict]) -> None:
               'background.')
 
 
+def _say_lost_id(path: str, data: Dict[str, Any]) -> None:
+    """Name the box whose id metrics take for that of none."""
+    annotations = data.get('annotations') or []
+    lost = next((each for each in annotations if each.get('id') in (0, '0')
+                 and not each.get('iscrowd')), None)
+    if lost is not None and 'bbox' in lost:
+        category = lost.get('category_id')
+        alike = sum(each.get('category_id') == category
+                    for each in annotations)
+        _warn(f'{path} numbers its annotations from 0, which metrics take for '
+              f'"no match": of the {alike} boxes of the category '
+              f'{short(category)} one counts as missed, and what finds it as '
+              'a false alarm; number them from 1.')
+
+
 def check_numbers(path: str, categories: Sequence[dict], dataset: Any) -> None:
     """Refuse labels that stand for other classes than a data set says.
 
@@ -171,8 +226,27 @@ def check_numbers(path: str, categories: Sequence[dict], dataset: Any) -> None:
 # -------------------------------------------------------------------- boxes
 
 
-def _check_boxes(path: str, images: List[dict],
-                 annotations: List[dict]) -> None:
+def check_corners(files: Iterable[CocoFile]) -> None:
+    """Refuse files whose boxes are corners, once sizes of images are known.
+
+    With wrong sizes right boxes may look like corners.
+
+    Args:
+        files (Iterable[CocoFile]): What was read.
+
+    Raises:
+        ValueError: If they can be nothing else; a line where they may be.
+    """
+    for file in files:
+        if file.sure:
+            raise ValueError(f'{file.corners}; convert them, or correct '
+                             'the sizes of the images if those are wrong.')
+        if file.corners:
+            _warn(f'{file.corners}; convert them if they are.')
+
+
+def _check_boxes(path: str, images: List[dict], annotations: List[dict],
+                 file: CocoFile) -> None:
     found = [each for each in annotations if 'bbox' in each]
     sizes = {image['id']: (image.get('width'), image.get('height'))
              for image in images}
@@ -190,13 +264,7 @@ def _check_boxes(path: str, images: List[dict],
             '(`iscrowd=1`), which are neither learned nor judged; set '
             '`iscrowd` to 0 where a box is of one object.')
     start, size = boxes[:, :2], boxes[:, 2:]
-    if (_share(size > start) > _NEARLY_ALL
-            and _share(size <= limits + 1) > _NEARLY_ALL
-            and _share(start + size <= limits + 1) < 1 - _MANY):
-        raise ValueError(
-            f'The boxes of {path} are the corners x1, y1, x2, y2, such as '
-            f'{found[0]["bbox"]}: as x, y, width and height, which they '
-            'stand for, many reach out of their images; convert them.')
+    _look_for_corners(path, found, boxes, limits, file)
     inside = np.minimum(start + size, limits) - np.maximum(start, 0)
     lost = ((inside <= 0) | (size < 1)).any(1) | (areas <= 0)
     if lost.any():
@@ -205,9 +273,26 @@ def _check_boxes(path: str, images: List[dict],
               'smaller than a pixel or of no area: they are left out.')
 
 
-def _share(rows: np.ndarray) -> float:
-    """Of rows that hold in both directions."""
-    return float(rows.all(1).mean())
+def _look_for_corners(path: str, found: List[dict], boxes: np.ndarray,
+                      limits: np.ndarray, file: CocoFile) -> None:
+    """Note in a file whether its boxes fit as corners, and as boxes do not.
+
+    Those of large objects can be both: they begin near the first corner of
+    their images, and a padded one reaches some pixels out.
+    """
+    start, size = boxes[:, :2], boxes[:, 2:]
+    beyond = start + size - limits
+    out = (beyond > 1).any(1)
+    fit = ((start >= -1) & (size > start) & (size <= limits + 1)).all(1)
+    if fit.mean() <= _NEARLY_ALL or out.mean() <= _MANY:
+        return
+    far = (beyond > _FAR * size).any(1)
+    file.sure = bool(far.sum() > _FEW + _SOME * len(far))
+    file.corners = (
+        f'The boxes of {path} {"are" if file.sure else "may be"} the corners '
+        f'x1, y1, x2, y2, such as {found[out.argmax()]["bbox"]}: as x, y, '
+        f'width and height, which they stand for, {out.sum()} of {len(out)} '
+        'reach out of their images')
 
 
 def _warn(said: str) -> None:

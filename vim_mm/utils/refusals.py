@@ -88,7 +88,9 @@ def _stage_of(error: Exception) -> str:
     """The innermost stage of a pipeline that an error came by, in words."""
     found = ''
     for frame in frames(error):
-        kinds = type(frame.f_locals.get('self')).__mro__
-        if any(kind.__name__ == 'BaseTransform' for kind in kinds):
-            found = f' in the stage {kinds[0].__name__}'
+        # itself, or what a wrapper of data sets is at
+        for name in ('self', 'transform'):
+            kinds = type(frame.f_locals.get(name)).__mro__
+            if any(kind.__name__ == 'BaseTransform' for kind in kinds):
+                found = f' in the stage {kinds[0].__name__}'
     return found

@@ -5,9 +5,9 @@ import os
 import os.path as osp
 from functools import wraps
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
-from mmengine.dataset.base_dataset import Compose
+from mmengine.dataset.base_dataset import BaseDataset, Compose
 from PIL import Image
 
 from .messages import InputError, short
@@ -15,6 +15,8 @@ from .refusals import frames, refused_by_library, words_of
 
 #: Where a sample keeps the paths of what its stages read.
 _PATHS = ('img_path', 'seg_map_path')
+#: Images that are tried again to find the stage that gives none.
+_AGAIN = 20
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
              '.tiff', '.webp')
 _PNG, _JPEG = b'\x89PNG', b'\xff\xd8'
@@ -57,6 +59,45 @@ def watch_pipelines() -> None:
 
     call.names_files = True
     Compose.__call__ = call
+    BaseDataset.__getitem__ = _naming_none(BaseDataset.__getitem__)
+
+
+def _naming_none(original: Callable) -> Callable:
+    """mmengine's method that gives up where a pipeline gives no image."""
+
+    @wraps(original)
+    def item(self: BaseDataset, index: int) -> Any:
+        try:
+            return original(self, index)
+        except Exception as error:
+            *_, last = frames(error)
+            if last.f_code is not original.__code__:
+                raise
+            said = _said_of_none(self, index)
+            if said is None:
+                raise
+            raise PipelineError(said) from error
+
+    return item
+
+
+def _said_of_none(dataset: BaseDataset, index: int) -> Optional[str]:
+    """A sentence on the stage that gives None; None if it is not found."""
+    for number in range(min(_AGAIN, len(dataset))):
+        data: Any = dataset.get_data_info((index + number) % len(dataset))
+        image = short(data.get('img_path'))
+        for stage in dataset.pipeline.transforms:
+            data = stage(data)
+            if data is None:
+                name = getattr(stage, '__name__', type(stage).__name__)
+                whose = f'the image {image}' if dataset.test_mode else (
+                    f'each of {dataset.max_refetch + 1} images, such as '
+                    f'{image}')
+                return (f'The stage {name} of a pipeline gives None in the '
+                        f'place of {whose}; let it return what it was given, '
+                        'or, if it drops images without objects, look at the '
+                        'sizes that it asks for.')
+    return None
 
 
 def _failed(pipeline: Compose, data: Any, error: Exception) -> str:
