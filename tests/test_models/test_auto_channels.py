@@ -172,7 +172,7 @@ def test_levels_that_there_are_not(index: Any, own: Any) -> None:
     several = isinstance(index, (list, tuple))
     cfg.decode_head.update(
         in_channels=[8] * len(index) if several and own != 'auto' else own,
-        in_index=index, input_transform='multiple_select' if several else None)
+        in_index=index, input_transform='resize_concat' if several else None)
     with pytest.raises(ValueError, match='FCNHead reads the levels '
                        f'`in_index={re.escape(str(index))}`, .* there are 4'):
         check_channels(build_model(
