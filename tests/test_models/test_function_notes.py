@@ -12,7 +12,8 @@ from _moe_tiny import moe_cfg
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from torch import nn
 
 from _loading import lines
 from _tiny import (KINDS, SCOPES, TRUNKS, build_runner, fill, fusion_neck,
@@ -57,6 +58,9 @@ TOLD = [
      'final_norm of `model.backbone.trunk` was False and is True'),
     ('seg', {}, {'backbone.trunk.arch.num_heads': 4},
      'arch of `model.backbone.trunk` was .*num_heads'),
+    ('det', {}, {'neck.scales': [.5]},
+     r'scales of `model.neck` was \[1\] and is \[0.5\]'),
+    ('seg', {}, {'neck.sources': [[2, 1, 0]]}, 'sources of `model.neck`'),
     *[(kind, {}, {'data_preprocessor.mean': [100.] * 3},
        r'mean of `model.data_preprocessor` was \[60.0, 60.0, 60.0\] and is '
        r'\[100.0') for kind in KINDS],
@@ -146,7 +150,7 @@ def test_experts(change: dict, words: str,
 
 def test_plain_models_note_nothing() -> None:
     model = made('cls')
-    model.backbone = model.backbone.trunk
+    model.backbone, model.neck = model.backbone.trunk, None
     assert function_notes.function_notes(model) == {}
 
 
@@ -168,6 +172,21 @@ def lora(folder: Path, alpha: int, iters: int = 2, **kwargs: Any) -> Any:
                     adapter=dict(type='LoRA', rank=2, alpha=alpha))
     return build_runner('cls', model_cfg('cls', backbone, fusion_neck('cls')),
                         folder, iters, **kwargs)
+
+
+def test_other_libraries_load_it(tmp_path: Path) -> None:
+    file = str(tmp_path / 'x.pth')
+    own = dict(LORA, **{
+        'backbone.trunk': save_trunk(tmp_path / 'trunk.pth')})
+    model = made('det', own)
+    torch.save(dict(noted(model), state_dict=model.state_dict()), file)
+    load_checkpoint(made('det', own), file)
+    with pytest.raises(ValueError, match='alpha=4 .* alpha=400'):
+        load_checkpoint(made('det', own, {'backbone.adapter.alpha': 400}),
+                        file)
+    plain = nn.Linear(1, 1)  # has no say in what others note
+    torch.save(dict(meta={KEY: 3}, state_dict=plain.state_dict()), file)
+    load_checkpoint(plain, file)
 
 
 @pytest.mark.parametrize('resume', [False, True])

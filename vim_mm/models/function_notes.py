@@ -4,7 +4,9 @@
 The scale of a module, the activation of an adapter or the normalisation of
 images are in no tensor, so a checkpoint fits whatever they are. Its ``meta``
 notes them under :data:`KEY`, by the names of the model's parts, and they are
-compared wherever a checkpoint is loaded. One without notes loads all the same.
+compared wherever a checkpoint is loaded, by mmengine's ``load_checkpoint`` and
+so by ``init_detector`` and the like, too. One without notes loads all the
+same.
 
 Parts that have such settings say so in ``function_settings()``: dicts by the
 name of what is inside, '' for the part itself.
@@ -14,23 +16,26 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
 from vim_mm.utils.checkpoint_form import CheckpointError
 from vim_mm.utils.messages import short
 from vim_mm.utils.state_dicts import plain_name
 
-KEY = 'function'
+KEY = 'vim_mm_function'
 #: Where a card's ``trunk`` says how images were normalised.
 NORMALIZATION = 'normalization'
 Notes = Dict[str, Dict[str, Any]]
 #: Settings that people change with a purpose once a model is trained, and
 #: parts of which any may be meant: it is told.
 MAY_DIFFER = ('fusion', 'top_k', 'weights', 'k', 'gate_scale', 'mean', 'std',
-              'channels')
+              'channels', 'sources', 'scales', 'num_extra_tokens')
 _TRUNK = re.compile(r'(.*\.)?backbone\.trunk')
 _MODULE = re.compile(r'(.*)\bbank\.members\.([^.]+)')
 
@@ -111,14 +116,17 @@ def check_function(model: nn.Module, checkpoint: Mapping, file: str) -> None:
         CheckpointError: If these are no notes.
         ValueError: If its weights are of another function.
     """
+    notes = function_notes(model)
     stored = (checkpoint.get('meta') or {}).get(KEY) or {}
+    if not notes:
+        return
     if not isinstance(stored, Mapping) or not all(
             isinstance(each, Mapping) for each in stored.values()):
         raise CheckpointError(
             f'{file} says in `{KEY}` of its `meta` something else than '
             'settings of parts of a model: fetch or write it again.')
     told: List[str] = []
-    for name, own in function_notes(model).items():
+    for name, own in notes.items():
         theirs = stored.get(name, {})
         unlike = [key for key in own
                   if key in theirs and theirs[key] != own[key]]
@@ -185,3 +193,24 @@ def check_modules(model: nn.Module) -> None:
                 'training, or expect less of it.',
                 logger='current',
                 level=logging.WARNING)
+
+
+def compare_what_is_loaded() -> None:
+    """Let mmengine's ``load_checkpoint`` compare as well. Idempotent."""
+    original = mmengine_checkpoint._load_checkpoint_to_model
+    if hasattr(original, 'compares'):
+        return
+
+    @wraps(original)
+    def load(model: nn.Module, checkpoint: Mapping, *args: Any,
+             **kwargs: Any) -> Any:
+        inner = model.module if is_model_wrapper(model) else model
+        check_function(inner, checkpoint, 'The checkpoint')
+        return original(model, checkpoint, *args, **kwargs)
+
+    load.compares = True
+    # a runner holds the original, and its hooks compare
+    mmengine_checkpoint._load_checkpoint_to_model = load
+
+
+compare_what_is_loaded()
