@@ -154,6 +154,16 @@ def test_plain_models_note_nothing() -> None:
     assert function_notes.function_notes(model) == {}
 
 
+def test_odd_settings_of_a_trunk() -> None:
+    model = made('cls')
+    model.backbone.trunk_settings = {
+        (1, 2): 3, 'a': {(1, ): 2}, 'act': nn.ReLU, 'x': nn.ReLU(),
+        'f': torch.relu, 'g': made}
+    found = function_notes.function_notes(model)['backbone.trunk']
+    assert found == dict(a={}, act='ReLU', x='ReLU', f=found['f'], g='made')
+    assert '0x' not in str(found)
+
+
 def test_notes_of_one_task() -> None:
     notes = {'backbone.trunk': dict(a=1),
              'models.x.backbone.fusion': dict(b=2),
@@ -235,6 +245,8 @@ class Moves(Hook):
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         trunk = runner.model.backbone.trunk
+        for param in runner.model.teacher.parameters():
+            param.data.mul_(.999).add_(param.data, alpha=.001)
         if self.how == 'modules':
             for part in runner.model.modules():
                 part.train()
@@ -264,6 +276,8 @@ def test_a_trunk_that_moves(how: str, publishes: bool, tmp_path: Path,
     hooks = [dict(type='vim_mm.ModuleToZooHook', zoo=str(tmp_path / 'zoo'),
                   dataset='d', task='cls', licence='MIT')] * publishes
     run = build_runner('cls', model, tmp_path, 2, custom_hooks=hooks)
+    # a teacher that is averaged rounds
+    run.model.add_module('teacher', deepcopy(run.model).requires_grad_(False))
     run.register_hook(Moves(how))
     said: List[str] = []
     monkeypatch.setattr(run.logger, 'error', said.append)

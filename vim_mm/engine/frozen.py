@@ -22,14 +22,18 @@ def note_trunks(runner: Runner) -> None:
     """Note what the frozen trunks of a run hold.
 
     Trunks that checkpoints keep may learn, and where processes hold parts of
-    tensors these move about: such are left out.
+    tensors these move about: such are left out. So are those of models that
+    do not learn, as teachers that follow a student: they round.
     """
-    _known[runner] = {} if getattr(
-        getattr(runner, 'strategy', None), 'divides', False) else {
-            name: sums_of(backbone.trunk)
-            for name, backbone in backbones(unwrap(runner.model))
-            if not backbone.save_trunk
-        }
+    model, divides = unwrap(runner.model), getattr(
+        getattr(runner, 'strategy', None), 'divides', False)
+    _known[runner] = {
+        name: sums_of(backbone.trunk)
+        for name, backbone in backbones(model)
+        if not (backbone.save_trunk or divides) and any(
+            param.requires_grad for param in model.get_submodule(
+                name.rpartition('.')[0]).parameters())
+    }
 
 
 def moved(runner: Runner) -> str:

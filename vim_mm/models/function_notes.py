@@ -55,7 +55,13 @@ def function_notes(model: nn.Module) -> Notes:
         found = say() if callable(say) else normalization_in(part)
         for inner, settings in found.items():
             notes['.'.join(filter(None, (plain_name(name), inner)))] = settings
-    return json.loads(json.dumps(notes, default=str)) if ours else {}
+    return json.loads(json.dumps(notes, default=_named, skipkeys=True)) \
+        if ours else {}
+
+
+def _named(value: Any) -> str:
+    """A name for what JSON cannot say, the same in each process."""
+    return getattr(value, '__qualname__', type(value).__qualname__)
 
 
 def normalization_in(part: nn.Module) -> Notes:
