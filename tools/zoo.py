@@ -18,6 +18,7 @@ from vim_mm.utils.cli import print_json, run_cli, table_console, visible
 from vim_mm.utils.commands import run_command
 from vim_mm.utils.config import add_cfg_options, read_config, type_name
 from vim_mm.utils.described import card_fields
+from vim_mm.utils.kinds import check_kind
 from vim_mm.utils.messages import LINES, first_lines
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.folder import CARD
@@ -221,6 +222,7 @@ def save_trained(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
     from vim_mm.apis.serving import load_model
+    from vim_mm.models.function_notes import trunk_said
     from vim_mm.models.head_origin import head_parts
     backbone = cfg.get('model', {}).get('backbone', {})
     new_module = backbone.get('new_module')
@@ -239,6 +241,8 @@ def save_trained(args: argparse.Namespace) -> None:
         print_saved(card, args.zoo)
         return
     model, meta = load_model(cfg, args.checkpoint)
+    check_kind(model, fields.get('task'), 'module_card.task')
+    fields['trunk'] = {**trunk_said(model), **fields.pop('trunk', {})}
     fields.setdefault('classes', list(meta.get('classes') or []))
     card = save_module(
         model.backbone,

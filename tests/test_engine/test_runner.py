@@ -86,9 +86,9 @@ def test_no_averages_of_parts(kind: type) -> None:
 
 
 #: Hooks that read counters, losses or whole checkpoints alone.
-OF_PARTS = {'CostHook', 'ExactHook', 'FiniteLossHook', 'GuardHook',
-            'NormEvalHook', 'RoutingLogHook', 'StopHook', 'StudentHook',
-            'SummaryHook'}
+OF_PARTS = {'CostHook', 'ExactHook', 'FiniteLossHook', 'FrozenTrunkHook',
+            'FunctionHook', 'GuardHook', 'NormEvalHook', 'RoutingLogHook',
+            'StopHook', 'StudentHook', 'SummaryHook'}
 
 
 @pytest.mark.parametrize('name', sorted(hooks.__all__))

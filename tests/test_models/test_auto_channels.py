@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Necks and heads whose `in_channels` is 'auto' are those of typed widths."""
 
+import re
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -16,6 +17,7 @@ from _tiny import (DIMS, KINDS, SCOPES, SIZE, TRUNKS, Pictures, add_modules,
                    build_backbone, build_runner, fusion_neck, model_cfg, same,
                    save_trunk, snapshot, vit)
 from vim_mm.models import build_model
+from vim_mm.models.channels import check_channels
 from vim_mm.models.necks import StandardizedPooling, ViMFusionNeck
 from vim_mm.registry import MODELS
 from vim_mm.zoo import save_module
@@ -161,6 +163,20 @@ def test_a_head_that_picks_levels_and_no_neck() -> None:
         in_channels='auto', in_index=[1, 3], input_transform='resize_concat')
     model = build_model(Config(dict(model=cfg, default_scope='mmseg')))
     assert model.decode_head.in_channels == 16 + 64
+
+
+@pytest.mark.parametrize('own', ['auto', 64])
+@pytest.mark.parametrize('index', [7, -5, [1, 4], (0, 1, 2, 9)], ids=str)
+def test_levels_that_there_are_not(index: Any, own: Any) -> None:
+    cfg = model_cfg('seg', dict(trunk=TRUNKS['resnet'], probe_size=64))
+    several = isinstance(index, (list, tuple))
+    cfg.decode_head.update(
+        in_channels=[8] * len(index) if several and own != 'auto' else own,
+        in_index=index, input_transform='resize_concat' if several else None)
+    with pytest.raises(ValueError, match='FCNHead reads the levels '
+                       f'`in_index={re.escape(str(index))}`, .* there are 4'):
+        check_channels(build_model(
+            Config(dict(model=cfg, default_scope='mmseg'))))
 
 
 def test_lists_of_necks_and_wrappers() -> None:

@@ -5,8 +5,12 @@ import io
 import logging
 import os
 import pickle
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -22,6 +26,8 @@ from torch.utils.data import DataLoader
 
 from vim_mm.apis.new_task.own_trunk import known_trunks
 from vim_mm.utils import checkpoint
+from vim_mm.utils.cli import is_user_error
+from vim_mm.utils.downloads import DownloadError
 from vim_mm.utils.files import shipped
 from vim_mm.utils.setup_env import prepare_stack
 
@@ -322,6 +328,62 @@ def test_urls_download_once_and_load_safely(
     with pytest.raises(checkpoint.UntrustedPickleError):
         load('https://host/x.pth')
     assert not (tmp_path / 'made').exists()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """An address that answers 404, or ends in the middle of an answer."""
+
+    class Answers(BaseHTTPRequestHandler):
+
+        def do_GET(self) -> None:
+            if 'cut' in self.path:
+                self.connection.close()
+            else:
+                self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    made = ThreadingHTTPServer(('127.0.0.1', 0), Answers)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{made.server_port}'
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.mark.parametrize('address, words', [
+    ('{}/gone.pth', 'the server says 404, Not Found'),
+    ('{}/gone.safetensors', 'the server says 404'),
+    ('{}/cut.pth', '(closed connection|Bad file|reset)'),
+    ('http://127.0.0.1:1/x.pth', 'refused'),
+    ('http://vim-mm.invalid/x.pth', '(not known|resolution|No address)')])
+def test_addresses_that_cannot_be_read(address: str, words: str, server: str,
+                                       tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch
+                                       ) -> None:
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    url = address.format(server)
+    with pytest.raises(DownloadError, match=re.escape(url) +
+                       rf'. cannot be fetched \(.*{words}.*\): .* name the '
+                       'file in its place') as caught:
+        load(url)
+    assert is_user_error(caught.value)
+    assert not list(tmp_path.rglob('*.pth')) + list(tmp_path.rglob('*.safe*'))
+
+
+@pytest.mark.parametrize('name', ['torchvision://resnet18',
+                                  'open-mmlab://detectron2/resnet50_caffe'])
+def test_names_of_addresses_are_told(name: str, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise URLError(OSError(-2, 'Name or service not known'))
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    with pytest.raises(DownloadError, match='https://.*resnet.* cannot be '
+                       r'fetched \(Name or service not known\)'):
+        load(name)
 
 
 def test_the_runner_resumes_from_its_own_checkpoint(tmp_path: Path) -> None:

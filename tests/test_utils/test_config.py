@@ -5,10 +5,15 @@ import errno
 import os
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
+from mmengine.config import Config
 
+from vim_mm.apis import ViMInferencer, export_onnx, generate, rank_modules
+from vim_mm.apis.experts import extract_moe, save_adapted
+from vim_mm.apis.release import publish_upstream
+from vim_mm.apis.split import save_task
 from vim_mm.utils.config import add_cfg_options, read_config
 
 
@@ -93,3 +98,30 @@ def test_what_is_no_option(tmp_path: Path,
     for setting in ('model.necks.7.a=1', 'model.name.a=1'):
         with pytest.raises(ValueError, match='do not fit the config'):
             read_config(str(path), parse(setting))
+
+
+def test_whatever_holds_a_config(tmp_path: Path) -> None:
+    path = tmp_path / 'a.py'
+    path.write_text("model = dict(type='x')")
+    for config in (path, str(path), Config.fromfile(str(path)),
+                   dict(model=dict(type='x'))):
+        assert read_config(config).model.type == 'x'
+    for wrong in (None, 3, ['a.py']):
+        with pytest.raises(ValueError, match='is no config: give the path'):
+            read_config(wrong)
+
+
+@pytest.mark.parametrize('take', [
+    lambda path: rank_modules(path, 'zoo'),
+    lambda path: extract_moe(path, 'x.pth', 'x.safetensors'),
+    lambda path: save_adapted(path, 'x.pth', 'zoo'),
+    lambda path: publish_upstream(path, 'folder'),
+    lambda path: generate(path, 'x.pth', 'folder'),
+    lambda path: export_onnx(path, 'x.pth', 'x.onnx'),
+    lambda path: save_task(path, 'x.pth', 'cls', 'folder'),
+    lambda path: ViMInferencer(path, 'x.pth')])
+@pytest.mark.parametrize('kind', [str, Path])
+def test_what_is_called_takes_paths(take: Callable, kind: type,
+                                    tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='no config file .*gone.py'):
+        take(kind(tmp_path / 'gone.py'))

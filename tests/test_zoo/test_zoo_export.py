@@ -4,7 +4,9 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from vim_mm.zoo import (Zoo, ZooError, head_state, save_module,
+from _loading import lines
+from _tiny import build_backbone, fill
+from vim_mm.zoo import (Zoo, ZooError, export, head_state, save_module,
                         trunk_fingerprint)
 from vim_mm.zoo.parts import AND, part_of
 
@@ -32,6 +34,25 @@ def test_save_module_fills_the_card(fake_backbone, tmp_path):
     assert all(torch.equal(tensors[k], exported[k]) for k in exported)
     assert torch.equal(zoo.load_head('fresh')['w'], torch.ones(2))
     zoo.check_trunk(card, fake_backbone.trunk)
+
+
+@pytest.mark.parametrize('key', ['backbone.trunk_fingerprint',
+                                 'backbone.bank.members.n.x', 'neck.fusion.a'])
+def test_a_whole_model_is_no_head(fake_backbone, tmp_path, key):
+    head = {'head.fc.weight': torch.ones(2), key: torch.ones(2)}
+    with pytest.raises(ZooError, match=f'1 tensors that .* {key!r}; give `he'):
+        save_module(fake_backbone, 'fresh', tmp_path / 'zoo', head=head)
+    assert not (tmp_path / 'zoo').exists()
+
+
+def test_a_fresh_module_is_told(tmp_path, monkeypatch):
+    said = lines(monkeypatch, export)
+    backbone = build_backbone(new_module='n')
+    save_module(backbone, 'n', tmp_path)
+    assert len(said) == 1 and "'n' adds nothing to its trunk" in said[0]
+    fill(backbone.bank)
+    save_module(backbone, 'n', tmp_path, overwrite=True)
+    assert len(said) == 1
 
 
 def test_save_module_under_another_name(fake_backbone, tmp_path):

@@ -3,7 +3,7 @@
 
 import os.path as osp
 from itertools import islice
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -27,7 +27,7 @@ from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import select_task
 from vim_mm.utils.arguments import check_number, check_width
 from vim_mm.utils.checkpoint_form import state_of
-from vim_mm.utils.config import type_name
+from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.described import card_fields, image_size
 from vim_mm.zoo import ModuleCard, Zoo, head_state
 from vim_mm.zoo.parts import of_parts, part_of, together
@@ -36,7 +36,7 @@ from vim_mm.zoo.parts import of_parts, part_of, together
 BATCHES = 50
 
 
-def extract_moe(cfg: Config,
+def extract_moe(cfg: Union[str, Config],
                 checkpoint: str,
                 path: str,
                 tasks: Optional[Sequence[str]] = None,
@@ -46,7 +46,7 @@ def extract_moe(cfg: Config,
     """Write the trunk of a trained model as a moe file.
 
     Args:
-        cfg (Config): Config of the run.
+        cfg (str | Config): Config of the run.
         checkpoint (str): What it left.
         path (str): The file to write.
         tasks (Sequence[str], optional): The tasks to keep; all of a
@@ -66,6 +66,7 @@ def extract_moe(cfg: Config,
     Raises:
         ValueError: If something does not fit; nothing is written then.
     """
+    cfg = read_config(cfg)
     if batches is not None:
         check_width(batches, 'batches')
     if threshold is not None:
@@ -95,7 +96,7 @@ def extract_moe(cfg: Config,
     return trunk
 
 
-def save_adapted(cfg: Config,
+def save_adapted(cfg: Union[str, Config],
                  checkpoint: str,
                  zoo: str,
                  name: Optional[str] = None,
@@ -104,7 +105,8 @@ def save_adapted(cfg: Config,
     """Write what a run has made of the trunk of a moe file into a zoo.
 
     Args:
-        cfg (Config): Config of the run, whose backbone is a ``load_moe``.
+        cfg (str | Config): Config of the run, whose backbone is a
+            ``load_moe``.
         checkpoint (str): What it left.
         zoo (str): Directory of the zoo.
         name (str, optional): Name of the module; that of the task when None.
@@ -118,6 +120,7 @@ def save_adapted(cfg: Config,
         ValueError: If more than routers and experts was trained, or something
             does not fit; nothing is written then.
     """
+    cfg = read_config(cfg)
     model, meta = load_trained(cfg, checkpoint)
     card_fields.setdefault('classes', list(meta.get('classes') or []))
     file = cfg.model.backbone.checkpoint

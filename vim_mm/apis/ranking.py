@@ -4,7 +4,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -25,7 +25,7 @@ from vim_mm.features.module_rows import FUSED, TRUNK, ModuleFeatures
 from vim_mm.features.rows import thinned
 from vim_mm.models.multitask.single_task import config_tasks
 from vim_mm.models.necks import ViMFusionNeck
-from vim_mm.utils.config import type_name
+from vim_mm.utils.config import read_config, type_name
 from vim_mm.utils.data import check_data
 from vim_mm.utils.quiet_logs import quiet
 from vim_mm.utils.seeds import seeded
@@ -66,7 +66,7 @@ class Ranking:
     seconds: float = 0.
 
 
-def rank_modules(cfg: Config,
+def rank_modules(cfg: Union[str, Config],
                  zoo: str,
                  max_pictures: int = 2000,
                  fuse: bool = False,
@@ -78,7 +78,8 @@ def rank_modules(cfg: Config,
     detection, the task's own head, and nothing is written but the cache.
 
     Args:
-        cfg (Config): A downstream config; its modules and fusion are ignored.
+        cfg (str | Config): A downstream config; its modules and fusion are
+            ignored.
         zoo (str): Directory of the zoo.
         max_pictures (int): Stop after so many, rounded up to whole batches.
             Defaults to 2000.
@@ -97,6 +98,7 @@ def rank_modules(cfg: Config,
         ZooError: If no module of the zoo fits.
     """
     start = time.perf_counter()
+    cfg = read_config(cfg)
     _check(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     set_random_seed(0)

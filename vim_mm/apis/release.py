@@ -23,7 +23,7 @@ from vim_mm.models.generators import (UpstreamCard, VQAutoEncoder, code_use,
 from vim_mm.models.generators.upstream_release import CARD
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_positive
-from vim_mm.utils.config import class_of
+from vim_mm.utils.config import class_of, read_config
 from vim_mm.utils.drafts import named
 from vim_mm.utils.files import new_folder, sha256
 from vim_mm.utils.manifest import (COPIES, MANIFEST, SUM, check_files,
@@ -36,18 +36,18 @@ PARTS = ('train_dataloader', 'held_out_dataloader')
 BATCH = 32
 
 
-def publish_upstream(cfg: Config,
+def publish_upstream(cfg: Union[str, Config],
                      folder: Union[str, Path],
                      checkpoint: Optional[str] = None,
                      max_images: int = 2000) -> UpstreamCard:
     """Train a release's auto-encoder, write its leak report, publish it.
 
     Args:
-        cfg (Config): A whole config: ``model`` (a :class:`VQAutoEncoder`),
-            ``train_dataloader``, ``held_out_dataloader`` (images of the same
-            source that it does not learn from; its pipeline gives images of
-            one size), and ``release_card`` with ``name``, ``data`` and
-            ``licence``.
+        cfg (str | Config): A whole config: ``model`` (a
+            :class:`VQAutoEncoder`), ``train_dataloader``,
+            ``held_out_dataloader`` (images of the same source that it does
+            not learn from; its pipeline gives images of one size), and
+            ``release_card`` with ``name``, ``data`` and ``licence``.
         folder (str | Path): Folder to make.
         checkpoint (str, optional): What its training left, to publish without
             training. Defaults to None.
@@ -60,6 +60,7 @@ def publish_upstream(cfg: Config,
             judged by.
         FileNotFoundError: If data or the checkpoint is not there.
     """
+    cfg = read_config(cfg)
     fields = _card_fields(cfg, Path(folder))
     check_can_judge(cfg, folder, max_images, trains=checkpoint is None)
     cfg.launcher = 'none'

@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from vim_mm.models import build_model
 from vim_mm.models.fit import check_fit
+from vim_mm.models.function_notes import KEY as FUNCTION
 from vim_mm.models.head_origin import KEY
 from vim_mm.models.multitask.single_task import (LOAD_TASK, task_checkpoint,
                                                  task_config)
@@ -51,7 +52,9 @@ def save_task(config: Union[str, Config], checkpoint: str, task: str,
     check_fit(build_model(cfg), state, file, every_task=True, whole=True)
     meta = loaded.get('meta') or {}
     kept = dict(
-        dataset_meta=meta.get('dataset_meta') or {}, **{KEY: meta.get(KEY)})
+        dataset_meta=meta.get('dataset_meta') or {},
+        **{key: meta.get(key)
+           for key in (KEY, FUNCTION)})
     cfg.pop(LOAD_TASK)
     folder = Path(folder)
     with new_folder(folder, FileExistsError) as draft:

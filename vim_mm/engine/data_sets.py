@@ -27,19 +27,46 @@ _IMAGES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
 
 def parts_of(dataset: Any) -> Iterator[BaseDataset]:
     """The data sets of mmengine that are inside any wrappers, each once."""
-    inner = getattr(dataset, 'datasets', None)
     if isinstance(dataset, BaseDataset):
         yield dataset
-    elif isinstance(inner, dict):
-        for part in inner.values():
-            yield from parts_of(part)
-    elif inner is not None:
-        for part in inner:
-            yield from parts_of(part)
-    else:
-        held = getattr(dataset, '__dict__', {})
-        for name in {'dataset', '_dataset'} & held.keys():  # or a slice of one
-            yield from parts_of(held[name])
+        return
+    for part in _inside(dataset):
+        yield from parts_of(part)
+
+
+def _inside(dataset: Any) -> List[Any]:
+    """What a wrapper of data sets holds; nothing if it is none."""
+    inner = getattr(dataset, 'datasets', None)
+    if isinstance(inner, dict):
+        return list(inner.values())
+    if inner is not None:
+        return list(inner)
+    held = getattr(dataset, '__dict__', {})
+    # or a slice of one
+    return [held[name] for name in {'dataset', '_dataset'} & held.keys()]
+
+
+def num_images(dataset: Any) -> int:
+    """How many different images a data set has, however it repeats them."""
+    found: Dict[Any, Tuple[int, int]] = {}
+    for key, number, most in _shares(dataset, len(dataset)):
+        found[key] = found.get(key, (0, ))[0] + number, most
+    return sum(min(numbers) for numbers in found.values())
+
+
+def _shares(dataset: Any, most: int) -> Iterator[Tuple[Any, int, int]]:
+    """Each data set inside wrappers: what tells it from others, how many of
+    its images are taken at most, and how many it has.
+    """
+    own = len(dataset)
+    inner = [] if isinstance(dataset, BaseDataset) else _inside(dataset)
+    for part in inner:
+        yield from _shares(part, min(most, own))
+    if not inner:
+        key: Any = id(dataset)
+        if isinstance(dataset, BaseDataset):
+            key = named(dataset), str(dataset.data_prefix), own
+        yield key, min(most, own), own
 
 
 def named(dataset: Any) -> str:

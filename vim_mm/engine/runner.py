@@ -115,11 +115,13 @@ def _check_keys(runner: Runner) -> None:
 def _add_guard(runner: Runner) -> None:
     runner.logger.addFilter(drop_frozen)
     runner.register_hook(dict(type='vim_mm.GuardHook'))
+    runner.register_hook(dict(type='vim_mm.FunctionHook'))
     runner.register_hook(dict(type='vim_mm.ExactHook'))
     runner.register_hook(dict(type='vim_mm.StopHook'))
     # they do nothing where there is no part of ours
     runner.register_hook(dict(type='vim_mm.FiniteLossHook'))
     runner.register_hook(dict(type='vim_mm.SummaryHook'))
+    runner.register_hook(dict(type='vim_mm.FrozenTrunkHook'))
     runner.register_hook(dict(type='vim_mm.StudentHook'))
 
 

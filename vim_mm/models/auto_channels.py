@@ -18,7 +18,7 @@ from torch import nn
 
 from vim_mm.utils.building import AUTO, asks, asks_itself, assembling
 from .backbones.blank_image import blank_outputs, in_eval
-from .layouts import Streams, channels_of
+from .layouts import Streams, channels_of, check_levels
 
 Build = Callable[[Any], nn.Module]
 
@@ -92,6 +92,7 @@ class Assembly:
         if self.in_neck:
             return channels
         index = cfg.get('in_index', -1)
+        check_levels(cfg['type'], index, len(channels))
         if isinstance(index, (list, tuple)):
             return [channels[i] for i in index]
         return channels[index]

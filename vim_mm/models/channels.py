@@ -10,7 +10,7 @@ from torch import nn
 from .backbones import ViMBackbone
 from .backbones.probe import in_eval
 from .box_heads import check_box_losses
-from .layouts import Streams, as_levels, channels_of
+from .layouts import Streams, as_levels, channels_of, check_levels
 from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
@@ -83,11 +83,7 @@ def _check_head(head: nn.Module, channels: List[int]) -> None:
     index = getattr(head, 'in_index', None)
     given: Union[int, List[int]] = channels
     if index is not None:
-        places = [index] if isinstance(index, int) else list(index)
-        if any(not -len(channels) <= i < len(channels) for i in places):
-            raise ValueError(
-                f'{type(head).__name__} reads the levels `in_index={index}`, '
-                f'and there are {len(channels)}; correct it.')
+        places = check_levels(type(head), index, len(channels))
         given = [channels[i] for i in places]
         if isinstance(own, int):  # of several levels: side by side
             given = [sum(given)]

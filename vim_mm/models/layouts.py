@@ -130,3 +130,23 @@ class Kept:
 
     def __call__(self) -> tuple:
         return self.value
+
+
+def check_levels(kind: Union[str, type], index: Union[int, Sequence[int]],
+                 number: int) -> List[int]:
+    """The levels that a head reads, which must be there.
+
+    Args:
+        kind (str | type): The head, for the message.
+        index (int | Sequence[int]): Its ``in_index``.
+        number (int): How many levels there are.
+
+    Raises:
+        ValueError: If it reads others.
+    """
+    places = list(index) if isinstance(index, (list, tuple)) else [index]
+    if not all(isinstance(i, int) and -number <= i < number for i in places):
+        raise ValueError(
+            f'{getattr(kind, "__name__", kind)} reads the levels '
+            f'`in_index={index}`, and there are {number}; correct it.')
+    return places

@@ -28,6 +28,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from .checkpoint_form import CheckpointError, check_archive, check_content
 from .checksum import is_intact, save_checkpoint
+from .downloads import download
 from .drafts import named
 from .files import shipped
 from .pickle_parts import (NDARRAY, PARTS, Budget, Part, bounded_parts,
@@ -162,19 +163,24 @@ def _of_folder(path: str) -> str:
 def load_from_http(filename: str,
                    map_location: MapLocation = None,
                    model_dir: Optional[str] = None) -> Any:
-    """Download a checkpoint once, on the first rank, and load it safely.
+    """Fetch a checkpoint once, on the first rank, and load it safely.
 
     Args:
         filename: URL.
         map_location: As in :func:`torch.load`.
         model_dir: Folder to keep the file in. Defaults to torch hub's.
+
+    Raises:
+        DownloadError: If the address cannot be read.
     """
     folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
     path = osp.join(folder, osp.basename(urlparse(filename).path))
-    if get_dist_info()[0] == 0 and not osp.exists(path):
-        os.makedirs(folder, exist_ok=True)
-        torch.hub.download_url_to_file(filename, path, progress=False)
-    barrier()
+    try:
+        if get_dist_info()[0] == 0 and not osp.exists(path):
+            os.makedirs(folder, exist_ok=True)
+            download(filename, path)
+    finally:  # the others see that there is no file
+        barrier()
     load = load_from_safetensors if path.endswith(
         '.safetensors') else load_from_local
     return load(path, map_location)

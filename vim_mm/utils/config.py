@@ -1,4 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import os
 import os.path as osp
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
@@ -10,6 +11,7 @@ from yaml import YAMLError
 
 from .arguments import check_by_task, check_is_config
 from .drafts import named
+from .messages import short
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:
@@ -38,12 +40,13 @@ def _setting(text: str) -> str:
     return text
 
 
-def read_config(config: Union[str, Config],
+def read_config(config: Union[str, os.PathLike, Mapping, Config],
                 options: Optional[dict] = None) -> Config:
     """A config read from a file, or a copy of one.
 
     Args:
-        config (str | Config): The file, or what was read from it.
+        config (str | PathLike | Mapping | Config): The file, or what was read
+            from it.
         options (dict, optional): Settings to override, as of
             ``--cfg-options``: ``{'model.backbone.zoo': 'zoo'}``.
 
@@ -51,7 +54,15 @@ def read_config(config: Union[str, Config],
         FileNotFoundError: If there is no such file.
         ValueError: If it is no config, or an option does not fit it.
     """
-    cfg = config.copy() if isinstance(config, Config) else _read(config)
+    if isinstance(config, Config):
+        cfg = config.copy()
+    elif isinstance(config, Mapping):
+        cfg = Config(dict(config))
+    elif isinstance(config, (str, os.PathLike)):
+        cfg = _read(os.fspath(config))
+    else:
+        raise ValueError(f'{short(config)} is no config: give the path of a '
+                         'file, or a Config.')
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:

@@ -1,10 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """From a trained model to a module in a zoo."""
 
+import logging
 import os.path as osp
 import re
 from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
@@ -52,6 +54,14 @@ def save_module(backbone: nn.Module,
         raise ZooError(f'The card of module {name!r} cannot be given '
                        f'{", ".join(unknown)}; it takes '
                        f'{", ".join(allowed)}.')
+    _check_head_names(name, head or {})
+    if getattr(backbone.bank, 'adds_nothing', _never)(name):
+        print_log(
+            f'Module {name!r} adds nothing to its trunk, as a fresh one does, '
+            'and is saved so: save it once it is trained, or load its '
+            'checkpoint into the backbone first.',
+            logger='current',
+            level=logging.WARNING)
     zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo)
     parts = together([backbone.made_of.get(name, []), head_parts])
     card_fields = of_parts(card_fields, parts)
@@ -76,6 +86,24 @@ def save_module(backbone: nn.Module,
         trunk=trunk,
         **card_fields)
     return zoo.save(card, backbone.bank.export(name), head, overwrite)
+
+
+def _never(_: str) -> bool:
+    return False
+
+
+def _check_head_names(name: str, head: Iterable[str]) -> None:
+    """Refuse the state of a whole model in place of its head's.
+
+    Raises:
+        ZooError: If it is one.
+    """
+    others = [key for key in head if not is_head(key)]
+    if others:
+        raise ZooError(
+            f'The head of module {name!r} would hold {len(others)} tensors '
+            f'that belong to no head, such as {others[0]!r}; give '
+            '`head=head_state(model)`.')
 
 
 def is_head(key: str) -> bool:

@@ -2,27 +2,32 @@
 """A midstream run leaves its module, card and head in a zoo."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 import pytest
 import torch
-from mmengine.dataset import BaseDataset, RepeatDataset
+from mmdet.datasets import MultiImageMixDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, RepeatDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
+from mmpretrain.datasets import KFoldDataset
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 
-from _tiny import (Pictures, build_backbone, build_runner, fill, fusion_neck,
-                   model_cfg, same, save_trunk, snapshot, vit)
+from _tiny import (Pictures, build_backbone, build_model, build_runner, fill,
+                   fusion_neck, model_cfg, same, save_trunk, snapshot, vit)
+from vim_mm.engine.data_sets import num_images
 from vim_mm.engine.gradients import Gradients
 from vim_mm.engine.hooks import ModuleToZooHook
-from vim_mm.engine.hooks.module_to_zoo_hook import _num_pictures
 from vim_mm.models.moe import save_moe
 from vim_mm.registry import MODELS
+from vim_mm.utils.kinds import check_kind
 from vim_mm.zoo import Zoo, ZooError, head_state
 
 CARD = dict(dataset='squares', task='cls', licence='CC0-1.0')
@@ -224,11 +229,54 @@ def test_a_module_no_task_weighs_is_refused(tmp_path: Path) -> None:
         ModuleToZooHook(str(tmp_path / 'zoo'), **CARD).before_train(run)
 
 
-def test_a_repeated_data_set_is_counted_once() -> None:
-    dataset = BaseDataset(lazy_init=True)
-    dataset.data_list = [dict(), dict()]
-    dataset.serialize_data, dataset._fully_initialized = False, True
-    assert _num_pictures(RepeatDataset(dataset, times=3)) == 2
+class Labels(BaseDataset):
+    """Two images of a class of their own."""
+
+    def __init__(self, ann_file: str, **_: Any) -> None:
+        super().__init__(ann_file, lazy_init=True,
+                         metainfo=dict(classes=['a']))
+        self.data_list = [dict(), dict()]
+        self.serialize_data, self._fully_initialized = False, True
+
+    def get_cat_ids(self, index: int) -> list:
+        return [0]
+
+
+@pytest.mark.parametrize('wrapped, number', [
+    (lambda a, b: a, 2),
+    (lambda a, b: RepeatDataset(a, times=3), 2),
+    (lambda a, b: ConcatDataset([RepeatDataset(a, times=3)]), 2),
+    (lambda a, b: ConcatDataset([a, a, Labels('a')]), 2),
+    (lambda a, b: ConcatDataset([ClassBalancedDataset(a, 9.), b]), 4),
+    (lambda a, b: MultiImageMixDataset(a, [dict(type='mmdet.Resize',
+                                                scale=(8, 8))]), 2),
+    (lambda a, b: KFoldDataset(dict(type=Labels, ann_file='a'), fold=1,
+                               num_splits=2), 1),
+    (lambda a, b: Subset(a, [1]), 1),
+    (lambda a, b: ConcatDataset([Subset(a, [1]), Subset(a, [0, 1])]), 2),
+    (lambda a, b: [1, 2, 3], 3)])
+def test_each_image_is_counted_once(wrapped: Callable, number: int) -> None:
+    assert num_images(wrapped(Labels('a'), Labels('b'))) == number
+
+
+@pytest.mark.parametrize('kind, task, right', [
+    ('cls', 'cls', True), ('cls', 'det', False), ('det', 'cls', False),
+    ('det', 'det', True), ('seg', 'det', False), ('seg', 'seg', True)])
+def test_the_card_names_the_kind_of_task(kind: str, task: str,
+                                         right: bool) -> None:
+    model = build_model(kind, dict(trunk=vit(), new_module='n'))
+    with nullcontext() if right else pytest.raises(
+            ValueError, match=f"`x` is '{task}', and .* learns '{kind}'"):
+        check_kind(model, task, 'x')
+    check_kind(nn.Linear(1, 1), task, 'x')
+
+
+def test_panoptic_detectors_may_be_of_two_kinds() -> None:
+    model = build_model('det', dict(trunk=vit(), new_module='n'))
+    model.semantic_head = nn.Identity()
+    check_kind(model, 'seg', 'x')
+    with pytest.raises(ValueError, match="learns 'det'"):
+        check_kind(model, 'cls', 'x')
 
 
 def test_a_zoo_under_the_home_folder(

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Files in any wrapping, and any way to name them in a config."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Dict, NamedTuple
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from _tiny import same, snapshot
 from vim_mm.models.backbones import build_trunk
+from vim_mm.models.backbones.weights import read_weights
+from vim_mm.utils.cli import is_user_error
 
 RESNET = dict(
     type='mmdet.ResNet', depth=18, base_channels=8, stem_channels=8)
@@ -206,3 +209,17 @@ def test_weights_of_a_part_are_called_that(tmp_path: Path,
             backbone_cfg=with_file(part, tmp_path / 'file.pth')))
     line, = said
     assert "weights for ['backbone_cfg'] alone, so others are random" in line
+
+
+@pytest.mark.parametrize('address, words', [
+    ('http://127.0.0.1:1/x.pth', 'refused'),
+    ('torchvision://resnett18', 'KeyError.* Check the name'),
+    ('open-mmlab://nothing', '(KeyError|FileNotFoundError|not exist)'),
+    ('mmcls://nothing', '(KeyError|FileNotFoundError|not exist)'),
+    ('s3://bucket/x.pth', '(ImportError|petrel)')])
+def test_addresses_name_their_setting(address: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(
+            f"The trunk weights '{address}' (`model.backbone.trunk.init_cfg."
+            'checkpoint`) cannot be read: ') + f'.*{words}') as caught:
+        read_weights(address)
+    assert is_user_error(caught.value)

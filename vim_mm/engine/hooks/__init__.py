@@ -3,6 +3,8 @@ from .better_gates_hook import BetterGatesHook
 from .cost_hook import CostHook
 from .exact_hook import ExactHook
 from .finite_loss_hook import FiniteLossHook
+from .frozen_trunk_hook import FrozenTrunkHook
+from .function_hook import FunctionHook
 from .gate_log_hook import GateLogHook
 from .guard_hook import GuardHook
 from .hold_out_gates_hook import HoldOutGatesHook
@@ -19,7 +21,8 @@ from .warm_head_hook import WarmHeadHook
 
 __all__ = [
     'BetterGatesHook', 'CostHook', 'ExactHook', 'FiniteLossHook',
-    'GateLogHook', 'GuardHook', 'HoldOutGatesHook', 'ModuleHeadHook',
-    'ModuleToZooHook', 'NormEvalHook', 'ProxyHook', 'RoutingLogHook',
-    'ScoreGatesHook', 'StopHook', 'StudentHook', 'SummaryHook', 'WarmHeadHook'
+    'FrozenTrunkHook', 'FunctionHook', 'GateLogHook', 'GuardHook',
+    'HoldOutGatesHook', 'ModuleHeadHook', 'ModuleToZooHook', 'NormEvalHook',
+    'ProxyHook', 'RoutingLogHook', 'ScoreGatesHook', 'StopHook', 'StudentHook',
+    'SummaryHook', 'WarmHeadHook'
 ]

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Dict, List, Optional, Union
 
 import torch
-from mmengine.dataset import RepeatDataset
 from mmengine.dist import all_gather, get_world_size, master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
@@ -17,13 +16,17 @@ from torch.utils.data import Dataset
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.function_notes import trunk_said
 from vim_mm.models.head_origin import head_parts
 from vim_mm.models.moe import moe_layers
 from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
+from vim_mm.utils.kinds import check_kind
 from vim_mm.utils.messages import short
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.locking import check_writable
+from ..data_sets import num_images
+from ..frozen import moved
 from ..gradients import Gradients
 from ..model_parts import ordinary, refuse_tasks
 
@@ -69,7 +72,8 @@ class ModuleToZooHook(Hook):
 
         Raises:
             ValueError: If the backbone learns no module, as one whose
-                experts are adapted, or its task does not weigh it.
+                experts are adapted, its task does not weigh it, or the card
+                would name another kind of task.
             ZooError: If the zoo cannot be written or holds a module of that
                 name, or the card would not be valid.
         """
@@ -94,6 +98,7 @@ class ModuleToZooHook(Hook):
                 f"The task '{backbone.task}' does not weigh the new module "
                 f"'{name}', so it would learn nothing; add it to "
                 '`fusion.tasks`, or leave ModuleToZooHook out.')
+        check_kind(model, self.card['task'], 'ModuleToZooHook.task')
         root = Zoo(self.zoo).root
         if any(hook is not self and isinstance(hook, ModuleToZooHook)
                and Zoo(hook.zoo).root == root for hook in runner.hooks):
@@ -140,7 +145,8 @@ class ModuleToZooHook(Hook):
 
         Raises:
             RuntimeError: If the processes have learned different modules.
-            ZooError: If the module has learned nothing.
+            ZooError: If the module has learned nothing, or its trunk has
+                changed.
         """
         model = runner.model
         for hook in runner.hooks:
@@ -148,6 +154,9 @@ class ModuleToZooHook(Hook):
                 model = hook.ema_model.module
         model = ordinary(model, 'ModuleToZooHook')
         name = model.backbone.new_module
+        said = moved(runner)
+        if said:
+            raise ZooError(f"Module '{name}' was not saved. {said}")
         learned = model.backbone.bank.export(name)
         check_agreement(name, learned)
         self._check_learned(runner, model.backbone, learned)
@@ -191,10 +200,11 @@ class ModuleToZooHook(Hook):
             head=head_state(model),
             head_parts=head_parts(unwrap(runner.model)),
             overwrite=self.overwrite,
-            num_train=_num_pictures(runner.train_dataloader.dataset),
+            num_train=num_images(runner.train_dataloader.dataset),
             metrics=_last_metrics(runner),
             classes=_classes(runner.train_dataloader.dataset),
             image_size=image_size(runner.cfg),
+            trunk=trunk_said(model),
             training=dict(
                 config=osp.basename(runner.cfg.filename or ''),
                 iterations=runner.iter,
@@ -222,12 +232,6 @@ def check_agreement(name: str, tensors: Dict[str, Tensor]) -> None:
             f"The processes of this run hold different weights of module "
             f"'{name}', so it was not saved; train it inside the "
             'data-parallel wrapper (`model_wrapper_cfg`).')
-
-
-def _num_pictures(dataset: Dataset) -> int:
-    while isinstance(dataset, RepeatDataset):
-        dataset = dataset.dataset
-    return len(dataset)
 
 
 def _classes(dataset: Dataset) -> List[str]:

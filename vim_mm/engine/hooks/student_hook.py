@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller, Outside
+from vim_mm.models.function_notes import KEY as FUNCTION
+from vim_mm.models.function_notes import function_notes
 from vim_mm.models.head_origin import KEY, head_notes, head_parts
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checksum import save_checkpoint
@@ -97,7 +99,11 @@ class StudentHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         folder, card = Path(runner.work_dir, FOLDER), student_card(runner)
         notes = dict(
-            dataset_meta=dict(meta), **{KEY: head_notes(model.student)})
+            dataset_meta=dict(meta),
+            **{
+                KEY: head_notes(model.student),
+                FUNCTION: function_notes(model.student)
+            })
         with new_folder(folder) as draft:
             save_checkpoint(
                 dict(meta=notes, state_dict=_trained(runner)),

@@ -73,6 +73,13 @@ class AdapterBank(nn.Module):
         """The adapter config of a module, ``type`` included, a copy."""
         return deepcopy(self._cfgs[name])
 
+    def function_settings(self) -> Dict[str, dict]:
+        """What changes the function of modules, beside their tensors."""
+        return {
+            f'members.{name}': next(iter(adapters.values())).said_settings()
+            for name, adapters in self.members.items()
+        }
+
     def slots_of(self, name: str) -> List[str]:
         """The slots that a module occupies, as its card lists them."""
         return list(self._dims[name])

@@ -63,6 +63,13 @@ class BaseAdapter(BaseModule, metaclass=ABCMeta):
         raise NotImplementedError(
             f'{type(self).__name__} does not say its config.')
 
+    def said_settings(self) -> dict:
+        """What of its config changes its function, as far as it says it."""
+        try:
+            return self.cfg()
+        except NotImplementedError:
+            return dict(type=type(self).__name__, scale=self.scale)
+
     @property
     def adds_nothing(self) -> bool:
         """Whether its delta is known to be zero, whatever it reads."""

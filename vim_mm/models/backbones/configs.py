@@ -1,7 +1,8 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Configs of trunks, and the weights that they name."""
 
-from typing import List, Optional, Union
+import re
+from typing import Any, Dict, List, Optional, Union
 
 from mmengine.model import PretrainedInit
 
@@ -9,6 +10,11 @@ from mmengine.model import PretrainedInit
 _FILES = ('pretrained', 'checkpoint_path')
 #: Names of the initializer; the last is of mmseg's ViT, for CLIP's tower.
 _PRETRAINED = ('Pretrained', 'PretrainedInit', 'Pretrained_Part')
+
+#: Settings of a backbone that change nothing of a trained one's function.
+_IDLE = re.compile('init_cfg|pretrained|checkpoint.*|img_size|norm_cfg|with_cp'
+                   '|.*drop.*|frozen_stages|norm_eval|_scope_|type|train|'
+                   'task|tasks|like|convert_weights')
 
 
 def innermost(cfg: dict) -> dict:
@@ -72,3 +78,19 @@ def parts_with_weights(cfg: dict) -> List[str]:
         key for key, value in innermost(cfg).items()
         if isinstance(value, dict) and pretrained(value)
     ]
+
+
+def settings_of(cfg: Any) -> Dict[str, Any]:
+    """Settings of a backbone that may change its function, as it was given.
+
+    Weights, image size and what acts in training only are left out.
+    """
+    if not isinstance(cfg, dict):
+        return {}
+    inner = innermost(cfg)
+    found = {key: value for key, value in inner.items()
+             if not _IDLE.fullmatch(key)}
+    norm = inner.get('norm_cfg')
+    if isinstance(norm, dict) and 'eps' in norm:
+        found['norm_cfg.eps'] = norm['eps']
+    return found

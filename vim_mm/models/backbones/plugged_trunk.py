@@ -28,6 +28,8 @@ class PluggedTrunk(SlottedTrunk):
         self.baked_from: Set[str] = set()
         #: by module, what it was made of, for cards
         self.made_of: Dict[str, List[dict]] = {}
+        #: by loaded module, how the images were normalised, if its card says
+        self.normalizations: Dict[str, dict] = {}
 
     def _plan_slots(self, zoo: Optional[str], modules: Sequence[str],
                     adapter: Optional[dict]) -> None:
@@ -94,6 +96,7 @@ class PluggedTrunk(SlottedTrunk):
         """
         self.bank.remove(name)
         self.made_of.pop(name, None)
+        self.normalizations.pop(name, None)
         if name in self._tuned:
             self._tuned.remove(name)
         if name == self.new_module:
@@ -139,6 +142,9 @@ class PluggedTrunk(SlottedTrunk):
                 raise ZooError(f'Module {name!r} cannot be used: {error}'
                                ) from error
             self.made_of[name] = part_of(card)
+            normalization = card.trunk.get('normalization')
+            if isinstance(normalization, Mapping):
+                self.normalizations[name] = dict(normalization)
             if trainable:
                 self._tuned.append(name)
                 self._tune(name, True)

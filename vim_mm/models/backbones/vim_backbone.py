@@ -1,5 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Any, Iterable, Mapping, Optional, Sequence, Tuple, Union
+from typing import (Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple,
+                    Union)
 
 from mmengine.device import get_device
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from vim_mm.zoo.parts import together
 from ..fusion import FusionHolder, build_fusion
 from .blank_image import ProbeSize
 from .compiling import compile_options
+from .configs import settings_of
 from .folding import fold, gates_to_fold
 from .planned_trunk import PlannedTrunk
 from .plugged_trunk import DEFAULT_ADAPTER
@@ -94,6 +96,7 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
                  init_cfg: Optional[dict] = None) -> None:
         check_is_list(modules, 'model.backbone.modules')
         super().__init__(trunk, slots, probe_size, save_trunk, init_cfg)
+        self.trunk_settings = settings_of(trunk)
         adapter = adapter or DEFAULT_ADAPTER
         check_is_config(adapter, 'model.backbone.adapter')
         self._plan_slots(zoo, modules, adapter if new_module else None)
@@ -112,6 +115,10 @@ class ViMBackbone(FusionHolder, PlannedTrunk):
         self.train()
         if compile:
             self.compile(**compile_options(compile, get_device()))
+
+    def function_settings(self) -> Dict[str, dict]:
+        """What may change the trunk's function, beside its tensors."""
+        return dict(trunk=self.trunk_settings)
 
     # ------------------------------------------------------------- modules
 

@@ -1,10 +1,12 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What mends weights that do not fit, for messages."""
 
-from typing import List
+from contextlib import contextmanager
+from typing import Iterator, List
 
 from torch import nn
 
+from vim_mm.utils.downloads import DownloadError
 from .output_norms import is_any_norm
 
 
@@ -43,3 +45,23 @@ def said(error: Exception) -> str:
     words = ' '.join(map(str.strip, lines[:2])).rstrip('. ')
     kind = type(error).__name__
     return words if isinstance(error, ValueError) else f'{kind}: {words}'
+
+
+@contextmanager
+def reading(checkpoint: str) -> Iterator[None]:
+    """Say of an address that cannot be read which setting it is of.
+
+    Raises:
+        DownloadError: If it is one, or names nothing that a library knows.
+    """
+    try:
+        yield
+    except (DownloadError, KeyError, ImportError) as error:
+        if '://' not in checkpoint:
+            raise
+        why = str(error) if isinstance(error, DownloadError) else (
+            f'{type(error).__name__}, {error}. Check the name, or name a file '
+            'in its place.')
+        raise DownloadError(
+            f"The trunk weights '{checkpoint}' (`model.backbone.trunk."
+            f'init_cfg.checkpoint`) cannot be read: {why}') from error

@@ -25,7 +25,7 @@ from vim_mm.utils.tensor_files import read_header
 from ..moe.ffn import description
 from ..moe.foreign_files import check_kind
 from .output_norms import is_any_norm, norms_of_outputs
-from .weight_errors import mend, need, said
+from .weight_errors import mend, need, reading, said
 
 #: What `init_weights` of mmdet's and mmseg's Swin, ViT, BEiT, PVT, ... calls
 #: to read a file by itself.
@@ -102,7 +102,8 @@ def read_weights(checkpoint: str) -> Dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, or holds no tensors.
+        ValueError: If it is a folder or an address that cannot be read, or
+            holds no tensors.
     """
     checkpoint = osp.expanduser(checkpoint)
     if osp.isdir(checkpoint):
@@ -115,9 +116,10 @@ def read_weights(checkpoint: str) -> Dict[str, Tensor]:
             f"The trunk weights '{checkpoint}' do not exist; make them with "
             '`vim-mm convert-trunk`, or point '
             '`model.backbone.trunk.init_cfg.checkpoint` at your file.')
-    state = unwrap(
-        CheckpointLoader.load_checkpoint(
-            checkpoint, map_location='cpu', logger='silent'))
+    with reading(checkpoint):
+        loaded = CheckpointLoader.load_checkpoint(
+            checkpoint, map_location='cpu', logger='silent')
+    state = unwrap(loaded)
     if not state:
         raise ValueError(
             f"The weights '{checkpoint}' hold no tensors by name; give the "

@@ -126,6 +126,10 @@ class BaseFusion(BaseModule, metaclass=ABCMeta):
         check_tasks(tasks, self.tasks, 'the fusion')
         self.learning = list(dict.fromkeys(tasks))
 
+    def function_settings(self) -> Dict[str, dict]:
+        """What changes its function, beside tensors: its kind is told."""
+        return {'': dict(fusion=type(self).__name__)}
+
     def parameters_of(self, task: str) -> List[nn.Parameter]:
         """What belongs to a task alone and can learn; by default nothing."""
         return []

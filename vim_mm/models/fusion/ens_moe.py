@@ -49,6 +49,11 @@ class EnsMoE(LearnedFusion):
         self.zero_module = zero_module
         super().__init__(modules, tasks, learn, init_cfg)
 
+    def function_settings(self) -> Dict[str, dict]:
+        """See :meth:`BaseFusion.function_settings`."""
+        said = super().function_settings()['']
+        return {'': dict(said, numbers='logits', top_k=self.top_k)}
+
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Zero logits: uniform gates."""
         slots, num = len(self.task_slots[task]), len(self.task_modules[task])

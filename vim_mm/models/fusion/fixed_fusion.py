@@ -1,6 +1,6 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 import math
-from typing import Iterable, Mapping, Optional, Union
+from typing import Dict, Iterable, Mapping, Optional, Union
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ class FixedFusion(BaseFusion):
         self.weights = None if weights is None else dict(weights)
         # follows the model to its device; nothing to save
         self.register_buffer('_one', torch.ones(()), persistent=False)
+
+    def function_settings(self) -> Dict[str, dict]:
+        """See :meth:`BaseFusion.function_settings`."""
+        said = super().function_settings()['']
+        return {'': dict(said, weights=self.weights)}
 
     def sums_to_one(self, task: str) -> bool:
         """See :meth:`BaseFusion.sums_to_one`."""

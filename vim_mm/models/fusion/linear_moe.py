@@ -20,6 +20,10 @@ class LinearMoE(LearnedFusion):
     Arguments are those of :class:`LearnedFusion`.
     """
 
+    def function_settings(self) -> Dict[str, dict]:
+        """See :meth:`BaseFusion.function_settings`."""
+        return {'': dict(super().function_settings()[''], numbers='weights')}
+
     def start_values(self, task: str) -> Dict[str, Tensor]:
         """Uniform weights, 1 / N."""
         slots, num = len(self.task_slots[task]), len(self.task_modules[task])

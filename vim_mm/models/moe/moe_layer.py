@@ -69,6 +69,15 @@ class MoELayer(TaskHolder, BaseModule):
         self.learning = tasks
         self.routers_learn = True  # unless frozen, whatever task learns
 
+    def function_settings(self) -> Dict[str, dict]:
+        """What changes its function, beside tensors."""
+        return {
+            '': dict(
+                k=self.k,
+                gate_scale=float(self.gate_scale),
+                act=type(self.experts.act).__name__)
+        }
+
     # -------------------------------------------------------------- tasks
 
     @property

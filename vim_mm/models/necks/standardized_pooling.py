@@ -1,5 +1,5 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
-from typing import Iterable, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -42,6 +42,10 @@ class StandardizedPooling(BaseModule):
         self.num_extra_tokens = num_extra_tokens
         self.register_buffer('mean', torch.zeros(in_channels))
         self.register_buffer('std', torch.ones(in_channels))
+
+    def function_settings(self) -> Dict[str, dict]:
+        """What changes its function, beside tensors."""
+        return {'': dict(num_extra_tokens=self.num_extra_tokens)}
 
     @staticmethod
     def auto_settings(features: Sequence[Tensor], cfg: Mapping,

@@ -104,6 +104,7 @@ class ViMFusionNeck(FusionHolder, BaseModule):
             sources = [[i] for i in range(len(in_channels))]
         self._check(in_channels, scales, sources, out_channels)
         self.sources = [list(s) for s in sources]
+        self.scales = list(scales)
         self.stream_names = list(modules)
         self._levels = {f'level{i}': c for i, c in enumerate(in_channels)}
         self.fusion = None
@@ -147,6 +148,10 @@ class ViMFusionNeck(FusionHolder, BaseModule):
         if any(not 0 <= i <= last for s in sources for i in s):
             raise ValueError(f'`sources` {sources} name a level beyond the '
                              f'{len(in_channels)} of `in_channels`.')
+
+    def function_settings(self) -> Dict[str, dict]:
+        """What changes its function, beside tensors."""
+        return {'': dict(sources=self.sources, scales=self.scales)}
 
     def gates(self) -> Dict[str, Dict[str, float]]:
         """The weights of the streams: level to module to weight."""
