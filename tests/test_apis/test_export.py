@@ -234,7 +234,7 @@ def test_boxes_are_those_of_the_detector(head, boxes, tmp_path):
     dict(max_per_img=2), dict(nms=dict(type='nms', iou_threshold=0.9)),
     dict(nms=dict(type='nms', iou_threshold=0.3, class_agnostic=True)),
     dict(min_bbox_size=4)
-], 3), ids=str)
+], 2), ids=str)
 def test_boxes_follow_the_settings(test_cfg, tmp_path):
     model, cfg = build('det', detector('fcos', **test_cfg), std=0.1)
     images = write_images(tmp_path)

@@ -64,8 +64,13 @@ RATES = dict(param_scheduler=[
     (3, dict(by_epoch=True, steps=2, **BY_ITER, **validation())),
     (4, dict(by_epoch=True, steps=2, **validation(), **RATES)),
     (3, dict(data=dict(workers=2))),
-    (3, dict(data=dict(workers=2, persistent=False, sampler=FINITE))),
-    (4, dict(by_epoch=True, steps=2, data=dict(workers=2), **BY_ITER)),
+    # each pass starts its workers anew
+    pytest.param(
+        3, dict(data=dict(workers=2, persistent=False, sampler=FINITE)),
+        marks=pytest.mark.slow),
+    pytest.param(
+        4, dict(by_epoch=True, steps=2, data=dict(workers=2), **BY_ITER),
+        marks=pytest.mark.slow),
     (3, dict(randomness=dict(seed=0, diff_rank_seed=True))),
 ])
 def test_resumed_equals_uninterrupted(tmp_path: Path, step: int,

@@ -56,12 +56,16 @@ class Scalars(list):
         self.append((step, sorted(scalars)))
 
 
-def run_of(model: nn.Module) -> SimpleNamespace:
-    """As much of a runner as hooks ask for."""
+class Run(SimpleNamespace):
+    """As much of a runner as hooks ask for, and notes may be kept of it."""
+    __hash__ = object.__hash__
+
+
+def run_of(model: nn.Module) -> Run:
     dataset = BaseDataset(lazy_init=True)
     dataset.data_list = [dict()] * 3
     dataset.serialize_data, dataset._fully_initialized = False, True
-    return SimpleNamespace(
+    return Run(
         model=model,
         hooks=[],
         iter=0,
