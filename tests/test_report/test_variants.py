@@ -62,7 +62,8 @@ def test_variants() -> None:
         assert len(starts & hooks(variant)) == 3 * ('score' in methods[0])
         warm = variant.custom_hooks[-1]
         # every head sees the few pictures in as many epochs
-        assert warm.epochs + variant.train_cfg.max_epochs == 10
+        assert warm.epochs * (1 + warm.get('again', False)) + \
+            variant.train_cfg.max_epochs == 17
         assert (variant.train_cfg.max_epochs == 3) == trained
         assert warm.evaluate and variant.val_dataloader == cfg.test_dataloader
         assert variant.model.head == cfg.model.head
@@ -155,8 +156,24 @@ def test_baselines(place: str) -> None:
         assert own.resume is False
         assert 'save_best' not in own.default_hooks.checkpoint
         assert not own.custom_hooks[-1].get('evaluate')
+        # gates that are replaced let the head learn again: so do all
+        assert warming(own).again
         assert own.model.head == cfg.model.head
     assert cfg.to_dict() == any_config(place).to_dict()  # it is not touched
+
+
+def warming(cfg: Config) -> dict:
+    return next(h for h in cfg.custom_hooks if h['type'] == 'WarmHeadHook')
+
+
+@pytest.mark.parametrize(('kinds', 'again'), [
+    (('ScoreGatesHook', 'WarmHeadHook'), False),
+    (('HoldOutGatesHook', 'WarmHeadHook', 'BetterGatesHook'), True),
+    (('WarmHeadHook', ), True)])
+def test_heads_learn_equally_long(kinds: tuple, again: bool) -> None:
+    cfg = any_config(custom_hooks=[dict(type=kind) for kind in kinds])
+    assert {bool(warming(variant.cfg).get('again'))
+            for variant in found(cfg).values()} == {again}
 
 
 @pytest.mark.parametrize('place', ['trunk', 'neck'])

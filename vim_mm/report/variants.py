@@ -54,7 +54,8 @@ def baselines(cfg: Config,
     """A fused downstream config, and what it is to be compared with.
 
     All train with the config's own schedule and hooks, and are evaluated once,
-    at the end, on its test images.
+    at the end, on its test images. Where learned gates may be replaced in the
+    end, which lets the head learn again, the heads of all do.
 
     Args:
         cfg (Config): Weighs modules of a zoo, in the trunk or in the neck. It
@@ -74,13 +75,18 @@ def baselines(cfg: Config,
     fusing_config(cfg)
     names = list(cfg.model.backbone.modules)
     cfg = judged_once(cfg)
+    starts = any(type_name(hook) in STARTS for hook in cfg.custom_hooks)
+    if not starts or _replaces(cfg):
+        for hook in cfg.custom_hooks:
+            if type_name(hook) == 'WarmHeadHook':
+                hook.again = True
     result = [Variant((TRUNK, ), unfused(cfg, []))]
     for name in names if singles is None else singles:
         result.append(Variant((SINGLE + name, ), unfused(cfg, [name])))
     uniform = refused(cfg, dict(type='vim_mm.FixedFusion'))
     uniform.custom_hooks = without_hooks(uniform, WEIGHING)
     result.append(Variant((UNIFORM, ), uniform))
-    if any(type_name(hook) in STARTS for hook in cfg.custom_hooks):
+    if starts:
         result.append(Variant((RECOMMENDED, ), cfg))
     else:
         fused = refused(cfg, FUSION)
@@ -94,6 +100,11 @@ def baselines(cfg: Config,
     if full:
         result.append(_full(cfg))
     return result
+
+
+def _replaces(cfg: Config) -> bool:
+    """Whether learned gates may be replaced in the end."""
+    return any(type_name(hook) == type_name(END) for hook in cfg.custom_hooks)
 
 
 def fusing_config(cfg: Config) -> ConfigDict:
@@ -209,8 +220,9 @@ def variants(cfg: Config) -> List[Variant]:
     """The baselines of the demo, which save time.
 
     All warm the same head from the same values on cached features with the
-    same settings. Fused ones then learn gates and head together; for as many
-    epochs more the other heads learn on cached features, so that none has seen
+    same settings. Fused ones then learn gates and head together, and warm the
+    head again if gates may be replaced in the end; for as many epochs more
+    the other heads learn on cached features, so that in the end none has seen
     the few images more often than another.
 
     Args:
@@ -227,7 +239,7 @@ def variants(cfg: Config) -> List[Variant]:
     cfg.val_cfg = dict(type='ValLoop')
     cfg.val_dataloader = cfg.test_dataloader
     cfg.val_evaluator = cfg.test_evaluator
-    _warm_up(cfg).evaluate = True
+    _warm_up(cfg).update(evaluate=True, again=_replaces(cfg))
     result = [Variant((TRUNK, ), _cached(cfg, []))]
     for name in cfg.model.backbone.modules:
         result.append(Variant((SINGLE + name, ), _cached(cfg, [name])))
@@ -247,7 +259,9 @@ def _warm_up(cfg: Config) -> dict:
 def _cached(cfg: Config, modules: List[str]) -> Config:
     """One module or none, all of whose epochs are on cached features."""
     cfg = unfused(cfg, modules)
-    _warm_up(cfg).epochs += cfg.train_cfg.max_epochs
+    warm = _warm_up(cfg)
+    warm.epochs *= 1 + warm.pop('again')
+    warm.epochs += cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = 0
     cfg.param_scheduler = None
     return cfg

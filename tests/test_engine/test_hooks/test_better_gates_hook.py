@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from _multitask import TaskPictures
 from _tiny import (Pictures, add_modules, build_backbone, build_runner,
                    fusion_neck, model_cfg, save_trunk)
-from vim_mm.engine.hooks import BetterGatesHook
+from vim_mm.engine.hooks import BetterGatesHook, WarmHeadHook
 from vim_mm.engine.module_trials import ModuleTrials
 from vim_mm.evaluation.paired import HeldOut
 from vim_mm.zoo import save_module
@@ -101,6 +101,28 @@ def test_the_head_is_warmed_again(tmp_path: Path, monkeypatch) -> None:
     hook.warm = spy
     run.train()
     assert len(warmed) == 2 and torch.equal(*warmed)
+
+
+@pytest.mark.parametrize('best', ['learned', 'start', 'trunk', None])
+def test_heads_that_are_compared_are_warmed_twice(
+        best: Optional[str], tmp_path: Path, monkeypatch) -> None:
+    """Whichever gates are kept, and where no hook looks at them."""
+    if best is not None:
+        prefer(monkeypatch, best)
+    run = runner(tmp_path, 'seg', in_neck=True)
+    run._hooks = [h for h in run.hooks
+                  if best or not isinstance(h, BetterGatesHook)]
+    hook, = (h for h in run.hooks if isinstance(h, WarmHeadHook))
+    hook.again, warmed, train = True, [], hook._train_head
+
+    def spy(*args) -> None:
+        before = gates(run).clone()
+        train(*args)
+        warmed.append(gates(run).equal(before))
+
+    hook._train_head = spy
+    run.train()
+    assert len(warmed) == 2 and warmed[1]
 
 
 @pytest.mark.parametrize('fusion', [dict(type='vim_mm.EnsMoE', learn=False)])

@@ -12,7 +12,6 @@ from vim_mm.evaluation.unlike_halves import DEALS
 from vim_mm.models.backbones.blank_image import in_eval
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.models.pixels import check_form
-from vim_mm.models.tasks import let_learn
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_is_config, check_width
 from vim_mm.utils.data import check_data
@@ -108,7 +107,7 @@ class BetterGatesHook(Hook):
                 return
             changed = self._compare(runner, model, part, loader)
             if changed:
-                self._warm_again(runner, model, part, loader)
+                self._warm_again(runner, model, loader)
         if changed:
             restart_averages(runner)
 
@@ -136,7 +135,7 @@ class BetterGatesHook(Hook):
         return not same(part.fusion.state_dict(), learned)
 
     @staticmethod
-    def _warm_again(runner: Runner, model: BaseModel, part: FusionHolder,
+    def _warm_again(runner: Runner, model: BaseModel,
                     loader: DataLoader) -> None:
         hook = next((h for h in runner.hooks if isinstance(h, WarmHeadHook)),
                     None)
@@ -144,13 +143,8 @@ class BetterGatesHook(Hook):
             runner.logger.warning(
                 'BetterGatesHook: the head has learned beside other gates, '
                 'and no WarmHeadHook says how to warm it again.')
-            return
-        # weights in a neck would learn with it
-        gates = part.fusion.parameters_of(part.task)
-        let_learn(gates, False)
-        with seeded(runner.seed or 0):
-            hook.warm(runner, model, loader)
-        let_learn(gates, True)
+        elif not hook.again:  # it does so itself, right after this
+            hook.warm_again(runner, model, loader)
 
 
 def same(first: Dict[str, Tensor], second: Dict[str, Tensor]) -> bool:

@@ -17,9 +17,12 @@ from torch.utils.data import DataLoader
 from vim_mm.features.cache import (CachedBatch, cache_features, cached_loss,
                                    steady_norms, to_device)
 from vim_mm.features.places import Disk, Memory
+from vim_mm.models.fusion import FusionHolder
 from vim_mm.models.generators import load_upstream_release, re_represent
+from vim_mm.models.tasks import holders, let_learn
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_positive, check_width
+from vim_mm.utils.seeds import seeded
 from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import (first_neck, head_parameters, learning_only, part_of,
@@ -68,6 +71,9 @@ class WarmHeadHook(Hook):
             re-represented, which keeps more detail. Defaults to 1.
         keep_loaded (bool): Whether what was loaded from ``load_from`` stays
             as it is. Defaults to True.
+        again (bool): Warm once more after the last iteration, as
+            BetterGatesHook lets it where it changes gates, so that runs which
+            are compared have learned equally long. Defaults to False.
     """
 
     priority = 'NORMAL'
@@ -85,7 +91,8 @@ class WarmHeadHook(Hook):
                  task: Optional[str] = None,
                  release: Optional[str] = None,
                  scale: float = 1.,
-                 keep_loaded: bool = True) -> None:
+                 keep_loaded: bool = True,
+                 again: bool = False) -> None:
         if max_batches is not None:
             check_width(max_batches, 'WarmHeadHook.max_batches')
         check_optimizer(optimizer, 'WarmHeadHook.optimizer')
@@ -101,6 +108,7 @@ class WarmHeadHook(Hook):
         self.release = release and load_upstream_release(release)
         self.scale = scale
         self.keep_loaded = keep_loaded
+        self.again = again
 
     def before_train(self, runner: Runner) -> None:
         """Cache features, fit standardisers, train the head."""
@@ -113,6 +121,35 @@ class WarmHeadHook(Hook):
         restart_averages(runner)
         if self.evaluate and runner.val_loop is not None:
             runner.val_loop.run()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
+        """Warm again after the last iteration, where that is asked for."""
+        if not self.again or not self.is_last_train_iter(runner):
+            return
+        with part_of(runner, self.task, 'WarmHeadHook') as (model, loader):
+            self.warm_again(runner, model, loader)
+        restart_averages(runner)
+
+    def warm_again(self, runner: Runner, model: BaseModel,
+                   loader: DataLoader) -> None:
+        """Warm neck and head beside gates that stay as they are.
+
+        Args:
+            runner (Runner): The run.
+            model (BaseModel): The model, not wrapped.
+            loader (DataLoader): Of the images.
+        """
+        gates = [
+            gate for part in holders(model)
+            if isinstance(part, FusionHolder) and part.fusion is not None
+            for gate in part.fusion.parameters_of(part.task)
+            if gate.requires_grad
+        ]
+        # weights in a neck would learn with it
+        let_learn(gates, False)
+        with seeded(runner.seed or 0):
+            self.warm(runner, model, loader)
+        let_learn(gates, True)
 
     def warm(self,
              runner: Runner,
