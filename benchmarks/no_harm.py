@@ -56,14 +56,22 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--tasks', nargs='+', choices=list(TASKS), default=list(TASKS))
     parser.add_argument('--zoo', help="instead of the demo's")
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/no_harm'))
+        '--length',
+        type=int,
+        default=1,
+        help='heads learn for so many times the epochs of their task')
+    parser.add_argument(
+        '--work-dir', type=Path, help='work_dirs/no_harm, or no_harm-LENGTH')
     parser.add_argument(
         '--pictures',
         type=int,
         default=2000,
         help='that modules are tried on, at most (default: %(default)s, as '
         'of ScoreGatesHook)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    other = '' if args.length == 1 else f'-{args.length}'
+    args.work_dir = args.work_dir or Path(f'work_dirs/no_harm{other}')
+    return args
 
 
 class Bench:
@@ -110,7 +118,11 @@ class Bench:
 
     def _noted(self, method: str, run: Run) -> Dict[str, Any]:
         return dict(
-            task=self.name, method=method, pictures=self.pictures, **run())
+            task=self.name,
+            method=method,
+            epochs=self.task.epochs,
+            pictures=self.pictures,
+            **run())
 
     def runs(self) -> Iterator[Tuple[str, Run]]:
         """By method, what runs it."""
@@ -215,7 +227,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     log = RunLog(args.work_dir)
     for seed in args.seeds:
         for name in args.tasks:
-            log.run(seed, Bench(name, seed, args).plan())
+            task = TASKS[name]
+            task = task._replace(epochs=task.epochs * args.length)
+            log.run(seed, Bench(name, seed, args, task).plan())
 
 
 if __name__ == '__main__':

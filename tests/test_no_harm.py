@@ -55,7 +55,7 @@ def test_runs_are_added_one_by_one(tmp_path: Path, no_harm: Any,
     cfg = tiny(tmp_path)
     monkeypatch.setattr(no_harm, 'read_config', lambda *_: cfg)
     command = ['--zoo', cfg.zoo, '--work-dir', str(tmp_path / 'work'),
-               '--seeds', '0', '--tasks', 'solar-40']
+               '--seeds', '0', '--tasks', 'solar-40', '--length', '2']
     no_harm.main(command)
     log = tmp_path / 'work/runs.jsonl'
     rows = list(map(json.loads, log.read_text().splitlines()))
@@ -64,6 +64,7 @@ def test_runs_are_added_one_by_one(tmp_path: Path, no_harm: Any,
         'recommended fusion', 'best at 1, next at 0.25', 'best two alike'
     ]
     assert all(0 <= row['value'] <= 100 for row in rows)
+    assert {row['epochs'] for row in rows} == {80}
     found = {row['method']: row for row in rows}
     assert found['best two alike']['weights'] == dict(a=.5, b=.5)
     # the same weights are the same head
@@ -76,6 +77,11 @@ def test_runs_are_added_one_by_one(tmp_path: Path, no_harm: Any,
     again = list(map(json.loads, log.read_text().splitlines()))
     assert [row['run'] for row in again] == [row['run'] for row in rows]
     assert [row['value'] for row in again] == [row['value'] for row in rows]
+
+
+def test_another_length_has_a_folder_of_its_own(no_harm: Any) -> None:
+    assert no_harm.parse_args([]).work_dir != no_harm.parse_args(
+        ['--length', '2']).work_dir
 
 
 def runs(fused: float, trunk: float = 50., single: float = 60.) -> dict:

@@ -19,9 +19,9 @@ from _loading import lines
 from _tiny import (KINDS, SCOPES, TRUNKS, build_runner, fill, fusion_neck,
                    model_cfg, save_trunk, vit)
 from vim_mm.models import function_notes
+from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.models.function_notes import (KEY, check_function, check_modules,
                                           keep_function_notes, trunk_said)
-from vim_mm.models.head_origin import read_head_notes
 from vim_mm.registry import MODELS
 from vim_mm.utils.checkpoint_form import CheckpointError
 from vim_mm.zoo import ZooError, save_module
@@ -114,7 +114,7 @@ def test_what_may_be_meant_is_told(kind: str, before: dict, change: dict,
                                    monkeypatch: pytest.MonkeyPatch) -> None:
     said = lines(monkeypatch, function_notes)
     checkpoint = noted(made(kind, before))
-    read_head_notes(made(kind, before, change), checkpoint, 'FILE')
+    read_notes(made(kind, before, change), checkpoint, 'FILE')
     assert len(said) == 1 and re.search(words, said[0]), said
 
 

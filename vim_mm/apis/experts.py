@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
-from vim_mm.models.head_origin import head_parts, read_head_notes
+from vim_mm.models.checkpoint_notes import read_notes
+from vim_mm.models.head_origin import head_parts
 from vim_mm.models.moe import (extract, load_moe, read_moe, save_adaptation,
                                save_moe, set_k, tasks_of)
 from vim_mm.models.moe.moe_file import check_name
@@ -203,7 +204,7 @@ def load_trained(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
         raise ValueError(f'{checkpoint} lacks {len(missing)} tensors of the '
                          f'backbone, such as {missing[:2]}; give a checkpoint '
                          'that a run of this config wrote.')
-    read_head_notes(model, loaded, checkpoint)
+    read_notes(model, loaded, checkpoint)
     model.eval()
     return model, (loaded.get('meta') or {}).get('dataset_meta') or {}
 

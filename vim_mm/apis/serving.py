@@ -24,9 +24,9 @@ from mmengine.structures import BaseDataElement
 from vim_mm.models import build_model
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.compiling import compile_options
+from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.models.fit import check_fit
 from vim_mm.models.function_notes import check_modules
-from vim_mm.models.head_origin import read_head_notes
 from vim_mm.models.multitask.single_task import (LOAD_TASK, config_tasks,
                                                  task_checkpoint, task_config)
 from vim_mm.models.tasks import holders, select_task
@@ -235,7 +235,7 @@ def load_model(cfg: Config, checkpoint: str) -> Tuple[BaseModel, dict]:
     check_fit(model, state, file, every_task=True, whole=True)
     model.load_state_dict(state, strict=False)
     model = revert_sync_batchnorm(model)
-    read_head_notes(model, loaded, file)
+    read_notes(model, loaded, file)
     check_modules(model)
     meta = loaded.get('meta', {}).get('dataset_meta') or {}
     return model.requires_grad_(False).eval(), meta

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.configs import is_pretrained
-from vim_mm.models.head_origin import read_head_notes
+from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.utils.messages import short
 from vim_mm.utils.state_dicts import plain_name
 from .model_parts import saved_model
@@ -144,6 +144,6 @@ def note_start(runner: Runner) -> None:
         if is_pretrained(cfg.get('type')) and not cfg.get('prefix'):
             file = cfg['checkpoint']
             loaded = CheckpointLoader.load_checkpoint(file, 'cpu', 'silent')
-            read_head_notes(saved_model(model), loaded, file)
+            read_notes(saved_model(model), loaded, file)
             return note_loaded(runner, loaded, file)
     note_loaded(runner, {}, '')

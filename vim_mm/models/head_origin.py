@@ -13,7 +13,6 @@ from torch import nn
 from vim_mm.utils.checkpoint_form import CheckpointError
 from vim_mm.zoo.card import is_part
 from vim_mm.zoo.parts import together
-from .function_notes import check_function, keep_function_notes
 
 KEY = 'head_made_of'
 Parts = List[Dict[str, Any]]
@@ -56,9 +55,6 @@ def head_notes(model: nn.Module) -> Dict[str, Parts]:
 def read_head_notes(model: nn.Module, checkpoint: Mapping, file: str) -> None:
     """Let a model know what a checkpoint that it loads says of its heads.
 
-    What the checkpoint notes of its function is compared, see
-    :func:`vim_mm.models.function_notes.check_function`.
-
     Args:
         model (nn.Module): The model.
         checkpoint (Mapping): The checkpoint, or a state dict alone.
@@ -66,9 +62,7 @@ def read_head_notes(model: nn.Module, checkpoint: Mapping, file: str) -> None:
 
     Raises:
         CheckpointError: If these are no notes.
-        ValueError: If the checkpoint's weights are of another function.
     """
-    check_function(model, checkpoint, file)
     notes = (checkpoint.get('meta') or {}).get(KEY) or {}
     if not isinstance(notes, Mapping) or not all(
             isinstance(parts, list) and all(map(is_part, parts))
@@ -87,4 +81,3 @@ def keep_head_note(checkpoint: Mapping, name: str) -> None:
     notes = meta.get(KEY)
     if isinstance(notes, Mapping):
         meta[KEY] = {'': notes[name]} if name in notes else {}
-    keep_function_notes(checkpoint, name)

@@ -11,8 +11,9 @@ from torch import nn
 
 from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
+from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.models.fit import check_classes, check_fit
-from vim_mm.models.head_origin import KEY, head_notes, read_head_notes
+from vim_mm.models.head_origin import KEY, head_notes
 from vim_mm.models.moe.foreign_files import check_init
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.multitask.single_task import LOAD_TASK, task_checkpoint
@@ -180,7 +181,7 @@ class GuardHook(Hook):
                 check_optimizer(runner.optim_wrapper, checkpoint['optimizer'],
                                 file)
             say_which_rates(runner, checkpoint, file)
-        read_head_notes(saved_model(model), checkpoint, file)
+        read_notes(saved_model(model), checkpoint, file)
         if 'state_dict' in checkpoint:
             keep_numbers(checkpoint, runner)
         loop = _judging_loop(runner)

@@ -16,8 +16,8 @@ from vim_mm.utils.config import read_config
 from vim_mm.utils.described import card_fields
 from vim_mm.utils.quiet_logs import quiet
 from ..build import build_model
+from ..checkpoint_notes import read_notes
 from ..fit import check_fit
-from ..head_origin import read_head_notes
 from ..pixels import Normalizer
 
 
@@ -121,7 +121,7 @@ def load_whole(network: BaseModel, file: str) -> dict:
     state = state_of(loaded, f"The checkpoint '{file}'")
     check_fit(network, state, f"The checkpoint '{file}'", whole=True)
     network.load_state_dict(state, strict=False)
-    read_head_notes(network, loaded, f"The checkpoint '{file}'")
+    read_notes(network, loaded, f"The checkpoint '{file}'")
     return loaded.get('meta') or {}
 
 

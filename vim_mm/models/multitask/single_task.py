@@ -13,7 +13,7 @@ from vim_mm.utils.arguments import arguments_of
 from vim_mm.utils.config import class_of, task_scopes, type_name
 from vim_mm.utils.join_tasks import PARTS
 from vim_mm.utils.kinds import KINDS
-from ..head_origin import keep_head_note
+from ..checkpoint_notes import keep_notes
 from ..moe.surgery import grow
 from ..task_names import check_tasks
 from ..tasks import holders, select_task
@@ -198,7 +198,7 @@ def task_checkpoint(checkpoint: Dict[str, Any],
     states[0].clear()
     states[0].update(kept)
     meta = checkpoint.get('meta') or {}
-    keep_head_note(checkpoint, f'models.{task}')
+    keep_notes(checkpoint, f'models.{task}')
     described = (meta.get('dataset_meta') or {}).get('tasks')
     if described:
         meta['dataset_meta'] = described.get(task, {})
