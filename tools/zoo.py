@@ -222,6 +222,7 @@ def save_trained(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     # mmdet takes seconds to import: not for listing a zoo
     from vim_mm.apis.serving import load_model
+    from vim_mm.models.checkpoint_notes import TRUNK_MOVED
     from vim_mm.models.function_notes import trunk_said
     from vim_mm.models.head_origin import head_parts
     backbone = cfg.get('model', {}).get('backbone', {})
@@ -241,6 +242,9 @@ def save_trained(args: argparse.Namespace) -> None:
         print_saved(card, args.zoo)
         return
     model, meta = load_model(cfg, args.checkpoint)
+    if getattr(model, TRUNK_MOVED, ''):
+        raise ZooError(f'The module of {visible(args.checkpoint)} was not '
+                       f'saved. {getattr(model, TRUNK_MOVED)}')
     check_kind(model, fields.get('task'), 'module_card.task')
     fields['trunk'] = {**trunk_said(model), **fields.pop('trunk', {})}
     fields.setdefault('classes', list(meta.get('classes') or []))

@@ -19,7 +19,7 @@ from _loading import lines
 from _tiny import (KINDS, SCOPES, TRUNKS, build_runner, fill, fusion_neck,
                    model_cfg, save_trunk, vit)
 from vim_mm.models import function_notes
-from vim_mm.models.checkpoint_notes import read_notes
+from vim_mm.models.checkpoint_notes import TRUNK_MOVED, read_notes
 from vim_mm.models.function_notes import (KEY, check_function, check_modules,
                                           keep_function_notes, trunk_said)
 from vim_mm.registry import MODELS
@@ -290,3 +290,14 @@ def test_a_trunk_that_moves(how: str, publishes: bool, tmp_path: Path,
     run.train()
     assert [bool(re.search(words, each)) for each in said] == \
         [True] * (how != 'nothing')
+    file, = tmp_path.glob('iter_*.pth')
+    note = torch.load(file, weights_only=False)['meta'].get(TRUNK_MOVED, '')
+    assert bool(re.search(words, note)) is (how != 'nothing')
+    if publishes:
+        return
+    again = build_runner('cls', model, tmp_path, 4, resume=True)
+    again.model.add_module('teacher', run.model.teacher)
+    again.train()
+    # the trunk of the first part is gone, whatever the second part does
+    later = torch.load(tmp_path / 'iter_4.pth', weights_only=False)['meta']
+    assert later.get(TRUNK_MOVED, '') == note

@@ -218,6 +218,12 @@ def test_save_refuses_what_was_not_trained(cli, trained, tmp_path, capsys):
     assert 'trains no module' in capsys.readouterr().err
     assert cli.main(['save', config, str(tmp_path / 'no.pth'), zoo]) == 1
     assert 'no.pth' in capsys.readouterr().err
+    loaded = torch.load(checkpoint, weights_only=False)
+    loaded['meta']['trunk_moved'] = 'The trunk \x1b[2Jchanged.'
+    torch.save(loaded, checkpoint)
+    assert cli.main(['save', config, checkpoint, zoo]) == 1
+    assert r'was not saved. The trunk \x1b[2Jchanged.' in (
+        capsys.readouterr().err)
     assert not os.path.exists(zoo)
 
 
