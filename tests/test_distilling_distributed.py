@@ -25,8 +25,8 @@ class HalfSoft(Pictures):
 def train(rank: int, port: int, folder: str, models: dict) -> None:
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, snapshot
-    from vim_mm.features.cache import unwrap
     from vim_mm.utils.dist import leave_group
+    from vim_mm.utils.wrappers import unwrap
     cfg = join(rank, port)
     for kind, model in models.items():
         run = build_runner(

@@ -27,8 +27,8 @@ def train(rank: int, port: int, kind: str, folder: str, backbone: dict,
           hooks: list, neck: dict) -> None:
     import vim_mm  # noqa: F401, prepares the stack
     from _tiny import build_runner, losses, snapshot
-    from vim_mm.features.cache import unwrap
     from vim_mm.utils.dist import leave_group
+    from vim_mm.utils.wrappers import unwrap
     cfg = join(rank, port)
     run = build_runner(
         kind,

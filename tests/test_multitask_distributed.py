@@ -72,7 +72,7 @@ ASKED = dict(
 
 
 def learned(runner: Any) -> Dict[str, Tensor]:
-    from vim_mm.features.cache import unwrap
+    from vim_mm.utils.wrappers import unwrap
     scalars = runner.message_hub.log_scalars
     found = {
         name: torch.tensor(float(buffer.current()))

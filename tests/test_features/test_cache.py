@@ -14,8 +14,9 @@ from torch.utils.data import ConcatDataset, DataLoader
 from _tiny import (KINDS, Pictures, add_modules, build_model, fill,
                    fusion_neck, vit)
 from vim_mm.datasets import SoftOnly
-from vim_mm.features.cache import (cache_features, cached_loss, finite,
-                                   preprocess, replay, unmixed)
+from vim_mm.features.cache import (cache_features, cached_loss, preprocess,
+                                   replay, unmixed)
+from vim_mm.features.loaders import finite
 
 
 def loader(kind: str, **kwargs) -> DataLoader:

@@ -12,7 +12,6 @@ from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import Tensor
 
 from vim_mm.apis.experts import moe_card
-from vim_mm.features.cache import unwrap
 from vim_mm.models.moe import MoEFile, extract, read_moe, save_moe
 from vim_mm.models.moe.load_moe import build_from
 from vim_mm.models.multitask.single_task import task_state
@@ -22,6 +21,7 @@ from vim_mm.report.comparison import (Stage, StageHook, peak_memory_mb,
                                       reset_peak_memory)
 from vim_mm.report.routing import (draw_information, draw_usage,
                                    read_information)
+from vim_mm.utils.wrappers import unwrap
 from .common import CONFIGS, Found, ask, load
 
 

@@ -11,7 +11,6 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.box_heads import check_smallest
 from vim_mm.models.class_counts import (check_labels, check_no_soft,
                                         label_counts)
@@ -19,6 +18,7 @@ from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.pixels import check_form
 from vim_mm.utils.messages import short
+from vim_mm.utils.wrappers import unwrap
 from .box_losses import BoxLosses
 from .gradients import Gradients, wrappers
 from .model_parts import is_own

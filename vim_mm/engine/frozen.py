@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from vim_mm.features.cache import unwrap
+from vim_mm.utils.wrappers import unwrap
 from .rates import backbones
 
 #: Integers as wide as a number, whose sums are exact.

@@ -12,10 +12,10 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.class_counts import (check_labels, class_counts,
                                         label_counts, main_heads)
 from vim_mm.models.multitask import MultiTaskModel
+from vim_mm.utils.wrappers import unwrap
 from .data_sets import LISTED, infos, parts_of
 from .model_parts import is_own, saved_model
 

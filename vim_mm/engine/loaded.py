@@ -18,12 +18,12 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.configs import is_pretrained
 from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.utils.messages import short
 from vim_mm.utils.state_dicts import plain_name
+from vim_mm.utils.wrappers import unwrap
 from .model_parts import saved_model
 
 

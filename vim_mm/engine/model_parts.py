@@ -10,13 +10,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.models.fusion import FusionHolder, LearnedFusion
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_tasks
 from vim_mm.models.tasks import holders, idle, select_task
+from vim_mm.utils.wrappers import unwrap
 
 
 def saved_model(model: BaseModel) -> BaseModel:

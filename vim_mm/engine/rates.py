@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from vim_mm.datasets import SoftOnly
-from vim_mm.features.cache import check_filled, unwrap
+from vim_mm.features.loaders import check_filled
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.class_counts import check_head
 from vim_mm.utils.arguments import (check_arguments, check_is_config,
@@ -26,6 +26,7 @@ from vim_mm.utils.arguments import (check_arguments, check_is_config,
 from vim_mm.utils.config import class_of
 from vim_mm.utils.messages import short
 from vim_mm.utils.misspelt import no_type
+from vim_mm.utils.wrappers import unwrap
 from .data_sets import parts_of
 from .model_parts import is_own, saved_model
 from .no_effect import check_layers, check_losses, check_scales

@@ -14,10 +14,10 @@ from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
                              Runner)
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.multitask import MutualInformation
 from vim_mm.utils.arguments import check_arguments
 from vim_mm.utils.messages import short
+from vim_mm.utils.wrappers import unwrap
 from .gradients import wrappers
 from .judges import check_ends
 

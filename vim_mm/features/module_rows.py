@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vim_mm.utils.progress import track
-from .cache import (CachedBatch, check_filled, finite, in_one_order,
-                    preprocess, to_device, unmixed)
+from .cache import CachedBatch, preprocess, to_device, unmixed
+from .loaders import check_filled, finite, in_one_order
 from .rows import feature_rows, kind_of, label_rows
 
 #: Name of the entry without modules; evidence uses it too.

@@ -17,9 +17,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from vim_mm.engine.model_parts import shown_gates
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.backbones.trunk import build_trunk
+from vim_mm.utils.wrappers import unwrap
 from .steps import Gates, slug
 from .variants import Variant
 

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from _tiny import DIMS, KINDS, TRUNKS, build_runner, model_cfg, same, snapshot
 from vim_mm.apis.release import publish_upstream
 from vim_mm.engine.hooks import WarmHeadHook
-from vim_mm.features.cache import finite
+from vim_mm.features.loaders import finite
 from vim_mm.models.generators import load_upstream_release, re_represent
 from vim_mm.registry import MODELS
 from vim_mm.zoo import ZooError

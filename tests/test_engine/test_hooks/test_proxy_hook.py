@@ -256,8 +256,8 @@ def test_random_numbers_of_the_run_stay(tmp_path):
 
 def train(rank: int, port: int, folder: str, extra: dict) -> None:
     import vim_mm  # noqa: F401, prepares the stack
-    from vim_mm.features.cache import unwrap
     from vim_mm.utils.dist import leave_group
+    from vim_mm.utils.wrappers import unwrap
     cfg = join(rank, port)
     hooks = [
         dict(type='vim_mm.ProxyHook', epochs=3, store=f'{folder}/store'),

@@ -12,7 +12,8 @@ from _tiny import (DIMS, KINDS, SIZE, Pictures, build_runner, fusion_neck,
 from vim_mm.engine.hooks import WarmHeadHook
 from vim_mm.engine.hooks.warm_head_hook import head_parameters
 from vim_mm.features import places
-from vim_mm.features.cache import cache_features, finite
+from vim_mm.features.cache import cache_features
+from vim_mm.features.loaders import finite
 
 
 def runner(kind: str, folder: Path, neck: dict = None, **kwargs) -> Runner:

@@ -12,10 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller
 from vim_mm.registry import HOOKS
 from vim_mm.utils.files import write_atomic
+from vim_mm.utils.wrappers import unwrap
 
 FILE = 'cost.json'
 COUNTS = ('forwards', 'backwards')

@@ -10,8 +10,8 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
+from vim_mm.utils.wrappers import unwrap
 from ..first_bad import bad_weight, first_bad
 from ..gradients import wrappers
 from ..model_parts import is_own

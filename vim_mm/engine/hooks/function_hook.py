@@ -2,9 +2,9 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.function_notes import KEY, check_modules, function_notes
 from vim_mm.registry import HOOKS
+from vim_mm.utils.wrappers import unwrap
 from ..model_parts import saved_model
 
 

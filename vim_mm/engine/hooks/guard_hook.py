@@ -9,7 +9,6 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.checkpoint_notes import read_notes
 from vim_mm.models.fit import check_classes, check_fit
@@ -21,6 +20,7 @@ from vim_mm.models.pixels import check_form
 from vim_mm.registry import HOOKS
 from vim_mm.utils.checkpoint_form import check_whole, state_of
 from vim_mm.utils.checksum import has_checksum
+from vim_mm.utils.wrappers import unwrap
 from ..batch_watch import BatchWatch
 from ..judged import JudgedPass, judged_model, reads_truth
 from ..judges import check_judges, ordinary_loops

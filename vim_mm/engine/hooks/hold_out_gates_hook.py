@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from vim_mm.evaluation.ridge import held_out_loss
 from vim_mm.evaluation.unlike_halves import DEALS, unlike_halves
-from vim_mm.features.cache import (CachedBatch, check_filled, finite,
-                                   preprocess, to_device, unmixed)
+from vim_mm.features.cache import CachedBatch, preprocess, to_device, unmixed
+from vim_mm.features.loaders import check_filled, finite
 from vim_mm.features.rows import rows_of
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_positive, check_width

@@ -14,7 +14,6 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.models.function_notes import trunk_said
 from vim_mm.models.head_origin import head_parts
@@ -23,6 +22,7 @@ from vim_mm.registry import HOOKS
 from vim_mm.utils.described import image_size
 from vim_mm.utils.kinds import check_kind
 from vim_mm.utils.messages import short
+from vim_mm.utils.wrappers import unwrap
 from vim_mm.zoo import ModuleCard, Zoo, ZooError, head_state, save_module
 from vim_mm.zoo.locking import check_writable
 from ..data_sets import num_images

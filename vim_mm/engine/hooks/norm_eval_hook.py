@@ -5,8 +5,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vim_mm.features.cache import unwrap
 from vim_mm.registry import HOOKS
+from vim_mm.utils.wrappers import unwrap
 
 
 @HOOKS.register_module()

@@ -10,13 +10,13 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 from vim_mm.datasets import Views, views_of
-from vim_mm.features.cache import unwrap
 from vim_mm.features.shards import StoreError, StoreWriter, float_type
 from vim_mm.features.source import source_of
 from vim_mm.features.store import FeatureStore
 from vim_mm.models.distillers import TDMRDistiller
 from vim_mm.registry import HOOKS
 from vim_mm.utils.arguments import check_number, check_width
+from vim_mm.utils.wrappers import unwrap
 from ..divided import ELSEWHERE
 from ..loaded import spared
 from ..model_parts import restart_averages

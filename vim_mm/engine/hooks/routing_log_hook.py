@@ -5,11 +5,11 @@ from typing import Dict, List, Optional
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.moe.collapse import LayerState, complaints, layer_state
 from vim_mm.models.moe.statistics import Routing, RoutingStatistics
 from vim_mm.models.moe.surgery import experts_of
 from vim_mm.registry import HOOKS
+from vim_mm.utils.wrappers import unwrap
 
 #: where a checkpoint keeps statistics of a model that has none itself
 KEY = 'routing'

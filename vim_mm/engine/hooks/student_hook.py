@@ -11,7 +11,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.distillers import BaseDistiller, Outside
 from vim_mm.models.function_notes import KEY as FUNCTION
 from vim_mm.models.function_notes import function_notes
@@ -22,6 +21,7 @@ from vim_mm.utils.config import library_of, type_name
 from vim_mm.utils.described import card_fields
 from vim_mm.utils.files import new_folder, write_atomic
 from vim_mm.utils.kinds import KINDS
+from vim_mm.utils.wrappers import unwrap
 from vim_mm.version import __version__
 from vim_mm.zoo.parts import of_parts, together
 from ..divided import check_whole

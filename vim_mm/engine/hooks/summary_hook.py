@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.backbones import ViMBackbone
 from vim_mm.registry import HOOKS
+from vim_mm.utils.wrappers import unwrap
 from ..rates import backbones
 
 #: Parts of a backbone, and what they are called.

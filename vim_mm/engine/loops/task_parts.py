@@ -8,12 +8,12 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from vim_mm.features.cache import unwrap
 from vim_mm.models.class_counts import class_counts, head_counts
 from vim_mm.models.multitask import MultiTaskModel
 from vim_mm.models.task_names import check_same_tasks
 from vim_mm.utils.arguments import check_by_task, check_is_config
 from vim_mm.utils.config import task_scopes, type_name
+from vim_mm.utils.wrappers import unwrap
 
 Scopes = Dict[str, Optional[str]]
 
