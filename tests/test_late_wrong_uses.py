@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
-from vim_mm.engine import batch_watch, schedule_checks, trial
+from vim_mm.engine import batch_watch, rate_schedules, schedule_checks, trial
 from vim_mm.utils.settings import check_together
 
 METRICS = dict(cls=dict(type='Accuracy'), det=dict(type='CocoMetric'),
@@ -303,7 +303,7 @@ def test_an_error_of_a_later_step_keeps_its_traceback(tmp_path: Path) -> None:
 ])
 def test_what_one_line_says(change: dict, words: Any, tmp_path: Path,
                             monkeypatch: pytest.MonkeyPatch) -> None:
-    told = lines(monkeypatch, schedule_checks)
+    told = lines(monkeypatch, rate_schedules, schedule_checks)
     assert run('cls', change, tmp_path).iter == 3
     if words is None:
         assert not told

@@ -16,7 +16,8 @@ from test_wrong_uses import (DATA, LOADED, LOADER, NAMES, labels,
 
 from _loading import LOAD, lines
 from _tiny import KINDS, SIZE
-from vim_mm.engine import batch_watch, judges, no_effect, schedule_checks
+from vim_mm.engine import (batch_watch, judges, no_effect, rate_schedules,
+                           schedule_checks)
 from vim_mm.engine.runner import build_runner
 from vim_mm.models import class_counts, pixels, strides
 from vim_mm.utils.settings import check_together
@@ -108,6 +109,21 @@ ROWS = [
      {'model.decode_head.loss_decode': dict(
          type='CrossEntropyLoss', loss_name='ce')},
      "loss_name` is 'ce'; give a name with 'loss' in it"),
+    *[(f'a cycle of {steps} steps', 'cls', dict(param_scheduler=dict(
+        type='OneCycleLR', by_epoch=False, eta_max=.1, total_steps=steps)),
+       f'OneCycleLR of {steps} steps .* asks it for 3') for steps in (1, 2)],
+    *[(f'maps of {width}x{height} px, all brought to one size', 'seg',
+       {**{f'seg/ann/{i}.png': labels(1, width, height) for i in range(4)},
+        f'{DATA}.pipeline': [
+            LOAD, dict(type='LoadAnnotations'),
+            dict(type='Resize', scale=(SIZE, SIZE), keep_ratio=False),
+            dict(type='PackSegInputs')]},
+       f'has 56 x 56 px, and its label map .* {width} x {height} ')
+      for width, height in ((28, 28), (56, 28))],
+    ('vectors for a neck that pools', 'cls',
+     {'model.backbone.trunk.out_type': 'cls_token',
+      'model.neck': dict(_delete_=True, type='GlobalAveragePooling')},
+     'GlobalAveragePooling does not take .* no maps .* take the neck out'),
     # places
     *[(f'a stride of {given}', 'det', {'model.bbox_head.strides': given},
        words) for given, words in (
@@ -148,12 +164,27 @@ def test_it_is_told(kind: str, change: dict, words: str,
           (dict(type='LinearLR', start_factor=.1, end=2), None),
           (dict(type='LinearLR', start_factor=1., end_factor=0., end=1),
            'nothing is learned from there on'),
+          (dict(type='PolyLR', end=1, eta_min=0.), 'is 0 from 1 on, .* 3'),
+          (dict(type='PolyLR', end=1, eta_min=1e-5), None),
+          (dict(type='CosineAnnealingLR', T_max=1, end=1, eta_min_ratio=0.),
+           'CosineAnnealingLR whose rate is 0 from 1 on'),
+          (dict(type='OneCycleLR', eta_max=.1, total_steps=90),
+           'goes on until 90'),
+          (dict(type='OneCycleLR', eta_max=.1, total_steps=3), None),
           (dict(type='LinearLR', start_factor=1., end_factor=0., end=3), None),
           # as cycles begin
           (dict(type='CosineAnnealingLR', T_max=3, eta_min=.01),
            '`eta_min` of CosineAnnealingLR is 0.01, more than the 0.001'),
           (dict(type='CosineAnnealingMomentum', T_max=3, eta_min=.95), None),
           (dict(type='StepLR', step_size=1, gamma=10.), 'they grow'))],
+    *[(dict(SAVES, param_scheduler=dict(
+        type='OneCycleLR', by_epoch=False, total_steps=3, eta_max=rates),
+            **{'optim_wrapper.paramwise_cfg': factors}), words)
+      for rates, factors, words in (
+          (.1, dict(custom_keys=dict(head=dict(lr_mult=.1))),
+           r"gives all .* `paramwise_cfg.custom_keys\['head'\].lr_mult` ch"),
+          (.1, dict(bias_lr_mult=2.), '`paramwise_cfg.bias_lr_mult` changes'),
+          (.1, dict(custom_keys=dict(head=dict(lr_mult=1.))), None))],
     (dict(SAVES, **{'optim_wrapper.accumulative_counts': 9}),
      'weights change once'),
     (dict(SAVES, custom_hooks=[dict(
@@ -163,7 +194,7 @@ def test_it_is_told(kind: str, change: dict, words: str,
 ])
 def test_schedules(change: dict, words: Any, tmp_path: Path,
                    monkeypatch: pytest.MonkeyPatch) -> None:
-    told = lines(monkeypatch, schedule_checks)
+    told = lines(monkeypatch, rate_schedules, schedule_checks)
     assert run('cls', change, tmp_path).iter == 3
     assert len(told) == (words is not None), told
     assert words is None or re.search(words, told[0]), told

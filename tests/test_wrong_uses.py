@@ -53,8 +53,8 @@ def image(value: int, size: int = SIZE, channels: int = 3) -> bytes:
     return cv2.imencode('.png', pixels)[1].tobytes()
 
 
-def labels(value: int, size: int = SIZE) -> bytes:
-    pixels = np.full((size, size), value, np.uint8)
+def labels(value: int, width: int = SIZE, height: int = 0) -> bytes:
+    pixels = np.full((height or width, width), value, np.uint8)
     return cv2.imencode('.png', pixels)[1].tobytes()
 
 
@@ -319,7 +319,7 @@ ROWS = [
      'Nothing in the whole training set is labelled'),
     ('a map of another size', 'seg',
      {f'seg/ann/{i}.png': labels(1, 28) for i in range(4)},
-     'has a label map of 28x28 px, and .* 56x56'),
+     'has 56 x 56 px, and its label map .*0.png 28 x 28'),
     ('a map of colours', 'seg',
      {f'seg/ann/{i}.png': image(0) for i in range(4)},
      'has a label map of 3 channels'),

@@ -2,11 +2,13 @@
 """Labels of each task are looked at, and those that a student does not need
 are not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.structures import InstanceData
+from torch.utils._pytree import tree_map
 
 import _distill
 import _multitask
@@ -42,15 +44,15 @@ class BlankPictures(_multitask.TaskPictures):
         return sample
 
 
-def train(folder: Path, **kinds: str) -> Any:
+def train(folder: Path, iters: int = 24, **kinds: str) -> Any:
     """A run of these tasks, each with a type of data set."""
     loaders = dict.fromkeys(_multitask.TASKS)
     for kind, name in kinds.items():
         loaders[kind] = _multitask.loader(kind)
         loaders[kind]['dataset']['type'] = f'vim_mm.{name}'
     run = _multitask.build(
-        folder, 24, train_dataloader=loaders,
-        train_cfg=dict(type='MultiTaskTrainLoop', max_iters=24),
+        folder, iters, train_dataloader=loaders,
+        train_cfg=dict(type='MultiTaskTrainLoop', max_iters=iters),
         val_dataloader=None, val_evaluator=None, val_cfg=None)
     run.train()
     return run
@@ -63,6 +65,32 @@ def test_a_task_without_labels(kind: str, tmp_path: Path) -> None:
                        f"of the task '{kind}' is labelled"):
         train(tmp_path, **{'cls': 'TaskPictures', kind: 'BlankPictures'})
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_run_that_is_shorter_than_a_pass(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, batch_watch)
+    train(tmp_path, 6, cls='TaskPictures', seg='BlankPictures')
+    said, = told
+    assert re.search(r'in the \d batches of the run of the task .seg. was',
+                     said)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('steps', [3, 50])
+def test_a_module_that_no_gradient_reaches(
+        kind: str, steps: int, tmp_path: Path) -> None:
+    run = build_runner(
+        kind, model_cfg(kind, dict(trunk=vit(), new_module='n'),
+                        fusion_neck(kind)), tmp_path, iters=steps)
+    run.model.neck.register_forward_pre_hook(
+        lambda _, inputs: tree_map(lambda x: x.detach(), inputs))
+    if steps < 50:  # a head that begins with zeros lets none through
+        run.train()
+        return
+    with pytest.raises(ValueError, match="No gradient has come to the module "
+                       "'n' of `backbone` in the first 50 steps"):
+        run.train()
 
 
 def test_classes_that_a_task_never_shows(

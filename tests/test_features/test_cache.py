@@ -53,6 +53,25 @@ def test_the_cached_loss_is_the_models(kind: str, modules: tuple) -> None:
     assert any(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize('kind', ['det', 'seg'])
+def test_images_without_a_label(kind: str) -> None:
+    class Blank(Pictures):
+        """Nothing to learn from."""
+
+        def __getitem__(self, index: int) -> dict:
+            sample = super().__getitem__(index)
+            data = sample['data_samples']
+            if kind == 'seg':
+                data.gt_sem_seg.data.fill_(255)
+            else:
+                data.gt_instances = data.gt_instances[:0]
+            return sample
+
+    with pytest.raises(ValueError, match='Nothing in the training set is lab'):
+        cache_features(build(kind), DataLoader(
+            Blank(kind), batch_size=3, collate_fn=pseudo_collate))
+
+
 def test_views_batches_and_modes() -> None:
     model = build('cls')
     model.train()

@@ -1,10 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Which checkpoints are judged, and which are of something else."""
 
+from typing import Optional
+
 import pytest
 import torch
 
+from _loading import lines
 from _tiny import KINDS, add_modules, build_model, fusion_neck, model_cfg, vit
+from vim_mm.models import fit
 from vim_mm.models.fit import check_classes, check_fit
 from vim_mm.registry import MODELS
 
@@ -70,10 +74,18 @@ def test_checkpoints_of_other_libraries_fit() -> None:
     check_fit(model, stock, 'x.pth')
 
 
-@pytest.mark.parametrize('own', [[], ['a', 'b'], ['a', 'c'], ['a']])
-def test_classes_that_fit(own: list) -> None:
+@pytest.mark.parametrize(('own', 'words'), [
+    ([], None), (['a', 'b'], None), (['a'], None),
+    (['a', 'c'], "so 'c' is what it calls 'b'"),
+    (['c', 'd'], "so 'c' is what it calls 'a'"),
+    (['a', 'b', 'c'], "so 'c' is what it calls 'none'"),
+])
+def test_classes_that_fit(own: list, words: Optional[str],
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lines(monkeypatch, fit)
     check_classes(own, dict(dataset_meta=dict(classes=('a', 'b'))), 'x.pth')
     check_classes(own, {}, 'x.pth')
+    assert [words in each for each in told] == [True] * (words is not None)
 
 
 def test_classes_in_another_order() -> None:

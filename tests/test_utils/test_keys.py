@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from _loading import lines
 from vim_mm.utils import keys
+from vim_mm.utils.config import read_config
 from vim_mm.utils.keys import check_keys
 
 
@@ -26,6 +27,10 @@ from vim_mm.utils.keys import check_keys
     # slips
     (dict(model=dict(tasks=dict(a=dict(test_cfg=dict(score_tr=.1))))),
      'model.tasks.a.test_cfg.score_thr'),
+    *[(dict(model=dict(test_cfg=dict(rcnn={other: .1}))),
+       f'model.test_cfg.rcnn.{key}')
+      for other, key in (('score_threshold', 'score_thr'),
+                         ('iou_threshold', 'iou_thr'))],
     (dict(custom_hook=[]), 'custom_hooks'),
     (dict(custom_hooks=[], custom_hoks=[]), 'custom_hooks'),
     (dict(param_schedulers=[]), 'param_scheduler'),
@@ -55,6 +60,10 @@ def test_of_a_config(cfg: dict, meant: Optional[str]) -> None:
     (dict(seed=3), '`seed` is read no more, and there is no `randomness`'),
     (dict(seed=3, randomness=dict(seed=3)), None),
     (dict(env_cfg=dict(cudnn_benchmark=True), optimizer=None), None),
+    (dict(param_scheduler=[], param_schedulers=[]),
+     'Nobody reads `param_schedulers`, beside `param_scheduler`'),
+    (dict(val_evaluator={}, val_evaluators={}),
+     'Nobody reads `val_evaluators`'),
 ])
 def test_keys_that_nobody_reads(cfg: dict, words: Optional[str],
                                 monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +71,29 @@ def test_keys_that_nobody_reads(cfg: dict, words: Optional[str],
     check_keys(Config(cfg))
     assert len(told) == (words is not None)
     assert words is None or told[0].startswith(words)
+
+
+@pytest.mark.parametrize(('option', 'words'), [
+    ('optimizer.lr', 'read no more; use `optim_wrapper`'),
+    ('data.samples_per_gpu', 'read no more; use `train_dataloader`'),
+    ('lr_config.policy', 'read no more; use `param_scheduler`'),
+    ('param_schedulers.type', '`param_scheduler` is meant'),
+    ('custom_hook', '`custom_hooks` is meant'),
+])
+def test_options_that_nobody_reads(option: str, words: str) -> None:
+    cfg = dict(model={}, optim_wrapper={}, param_scheduler={})
+    with pytest.raises(ValueError, match=words):
+        read_config(cfg, {option: 3})
+
+
+@pytest.mark.parametrize(('option', 'told'), [
+    ('max_iters', True), ('lr', True), ('max_epochs.a', True),
+    ('zoo', False), ('work_dir', False), ('resume', False),
+    ('train_pipeline', False), ('optim_wrapper.optimizer.lr', False),
+])
+def test_options_that_are_new(option: str, told: bool,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    said = lines(monkeypatch, keys)
+    cfg = dict(model={}, optim_wrapper={}, train_pipeline=[])
+    read_config(cfg, {option: 3})
+    assert [f'give `{option}`' in each for each in said] == [True] * told

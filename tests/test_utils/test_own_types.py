@@ -6,7 +6,8 @@ from typing import Any, Optional
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import HOOKS, LOOPS, init_default_scope
+from mmengine.registry import (HOOKS, LOOPS, METRICS, Registry,
+                               init_default_scope)
 
 from _tiny import SCOPES, fusion_neck, model_cfg, vit
 from vim_mm.registry import MODELS
@@ -145,4 +146,22 @@ def test_text_for_a_switch(registry: Any, cfg: dict,
         registry.build(cfg)
         return
     with pytest.raises(ValueError, match=said):
+        registry.build(cfg)
+
+
+@pytest.mark.parametrize(('registry', 'cfg', 'words'), [
+    (METRICS, dict(type='mmseg.IoUMetric', ignor_index=0),
+     'IoUMetric takes no ignor_index; perhaps ignore_index is meant'),
+    (METRICS, dict(type='mmseg.IoUMetric', iou_metric=['mIoU']),
+     'perhaps iou_metrics is meant'),
+    (METRICS, dict(type='mmseg.IoUMetric', ignore_index=0), None),
+    (METRICS, dict(type='mmseg.IoUMetric', own=0), None),
+])
+def test_of_what_takes_any_setting(registry: Registry, cfg: dict,
+                                   words: Optional[str]) -> None:
+    """And passes over those that it does not know."""
+    if words is None:
+        registry.build(cfg)
+        return
+    with pytest.raises(ValueError, match=words):
         registry.build(cfg)

@@ -3,7 +3,7 @@
 
 import logging
 from collections import defaultdict
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Iterator, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -22,12 +22,14 @@ from vim_mm.utils.wrappers import unwrap
 from .box_losses import BoxLosses
 from .gradients import Gradients, wrappers
 from .model_parts import is_own
+from .rates import backbones
 
 #: Batches without a label before a line says so, and steps at a rate of zero,
 #: or without a gradient, before the run stops.
 PATIENCE = 50
 _LOOK = ('look at the annotations, and at what the pipeline makes of them '
          '(`reduce_zero_label`, crops, filters).')
+_BETWEEN = 'what is between it and the losses (a `detach`, `no_grad`), at '
 
 
 class BatchWatch:
@@ -57,9 +59,7 @@ class BatchWatch:
         self._labelled = False
         self._idle = min(runner.max_iters, PATIENCE) if looks else 0
         self._tried = self._idle
-        self._gradients = Gradients(
-            runner, (p for p in whole.parameters()
-                     if p.requires_grad)) if looks else None
+        self._gradients = dict(_watched(runner, whole)) if looks else {}
 
     def look(self, data: Any) -> None:
         """Look at the labels of a batch, until all images were seen once.
@@ -117,16 +117,22 @@ class BatchWatch:
                 '`eta_max` and `total_steps`).')
 
     def _check_gradients(self) -> None:
-        gradients, self._gradients = self._gradients, None
-        if gradients is None or gradients.came():  # all processes ask
-            return
-        if gradients.stepped:
+        watched, self._gradients = self._gradients, {}
+        for what, gradients in watched.items():
+            if gradients.came() or not gradients.stepped:  # all processes ask
+                continue
             raise ValueError(
-                'No gradient has come to any part of the model in the first '
-                f'{self.runner.iter + 1} steps, so nothing is learned; look '
-                'at what losses are multiplied by (`loss_weight`, '
-                '`class_weight`), and at what the pipeline leaves of the '
-                'annotations.')
+                f'No gradient has come to {what or "any part of the model"} '
+                f'in the first {self.runner.iter + 1} steps, so '
+                f'{"it learns nothing" if what else "nothing is learned"}; '
+                f'look at {_BETWEEN if what else ""}what losses are '
+                'multiplied by (`loss_weight`, `class_weight`), and at what '
+                'the pipeline leaves of the annotations.')
+
+    def end(self) -> None:
+        """Name tasks of which no batch of the run has had a label."""
+        for watched in self._passes.values():
+            watched.end()
 
 
 class FirstPass:
@@ -175,6 +181,15 @@ class FirstPass:
                 level=logging.WARNING)
         return self._seen == self._size
 
+    def end(self) -> None:
+        """Look back where a run ends before its first pass does."""
+        if self._seen and not self._any:
+            print_log(
+                f'Nothing in the {self._seen} batches of the run{self._whose} '
+                f'was labelled, so nothing was learned of it; {_LOOK}',
+                logger='current',
+                level=logging.ERROR)
+
     def _check_any(self) -> None:
         labelled = torch.tensor(int(self._any))
         all_reduce(labelled, op='max')
@@ -199,6 +214,21 @@ class FirstPass:
                     f'nothing is learned of them; {_LOOK}',
                     logger='current',
                     level=logging.WARNING)
+
+
+def _watched(runner: Runner,
+             model: nn.Module) -> Iterator[Tuple[str, Gradients]]:
+    """All that learns, and each module that does, by what to call it."""
+    learns = [p for p in model.parameters() if p.requires_grad]
+    yield '', Gradients(runner, learns)
+    if runner.max_iters < PATIENCE:
+        return  # none comes through a head that begins with zeros
+    for prefix, backbone in backbones(model):
+        for name, module in backbone.bank.members.items():
+            own = [p for p in module.parameters() if p.requires_grad]
+            if own:
+                yield f"the module '{name}' of `{prefix}`", Gradients(
+                    runner, own)
 
 
 def _left_out(model: nn.Module) -> Set[str]:

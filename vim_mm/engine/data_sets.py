@@ -15,6 +15,8 @@ from vim_mm.utils.messages import cut, printable, short
 
 #: Most images that are looked for, and that are opened.
 LISTED, OPENED = 200_000, 32
+#: Most label maps that are opened.
+MAPS = 8
 #: Most images whose annotations are looked at.
 LOOKED_AT = 2_000
 #: Characters of a file's name in a message.
@@ -100,15 +102,16 @@ def instances(info: dict) -> List[dict]:
 def check_files(dataset: Any) -> None:
     """Refuse a data set whose images are missing or of another size.
 
-    The first pass through them would end there, or boxes would lie elsewhere
-    than they were drawn.
+    The first pass through them would end there, or boxes and label maps would
+    lie elsewhere than they were drawn.
 
     Args:
         dataset (Dataset): As a loader has it.
 
     Raises:
         FileNotFoundError: If files are not there.
-        ValueError: If an image is not as large as its annotation says.
+        ValueError: If an image is not as large as its annotation says, or as
+            its label map is.
     """
     for part in parts_of(dataset):
         stages = part.pipeline.transforms
@@ -125,6 +128,7 @@ def check_files(dataset: Any) -> None:
         _check_there(paths, part)
         _say_left_out(part, paths)
         _check_sizes(part, load)
+        _check_maps(part, load)
 
 
 def _reads_images(stage: Any) -> bool:
@@ -234,4 +238,29 @@ def _check_sizes(dataset: BaseDataset, load: Any) -> None:
                 f"{info['width']} x {info['height']} (width x height): its "
                 'boxes would lie elsewhere, or be left out; correct the '
                 'sizes, and the boxes if they are of that size (EXIF may '
+                'turn an image).')
+
+
+def _check_maps(dataset: BaseDataset, load: Any) -> None:
+    """Compare the sizes of some label maps with those of their images.
+
+    A pipeline that brings both to one size would hide it.
+    """
+    maps = next((stage for stage in dataset.pipeline.transforms
+                 if type(stage).__name__ == 'LoadAnnotations'), None)
+    if maps is None:
+        return
+    read = Compose([load, maps])
+    for info in infos(dataset, MAPS):
+        if not isinstance(info.get('seg_map_path'), str):
+            return
+        found = read(dict(info, seg_fields=[]))
+        image, labels = (found[key].shape[:2] if key in found else None
+                         for key in ('img', 'gt_seg_map'))
+        if image and labels and image != labels:
+            raise ValueError(
+                f"The image {info['img_path']} has {image[1]} x {image[0]} px,"
+                f" and its label map {info['seg_map_path']} {labels[1]} x "
+                f'{labels[0]} (width x height), so its labels would lie '
+                'elsewhere; give maps of the size of their images (EXIF may '
                 'turn an image).')

@@ -50,11 +50,15 @@ def explained_method(cls: type, method: str, what: str) -> None:
 def explained(runner: Runner) -> Iterator[None]:
     """Within, what a library raises before a step is done is a sentence.
 
+    Later, too, if it comes of values that are not finite.
+
     Args:
-        runner (Runner): The run. Its :class:`GuardHook` notes steps.
+        runner (Runner): The run. Its :class:`GuardHook` notes steps, and its
+            :class:`FiniteLossHook` knows of such values.
 
     Raises:
         RefusedError: In place of the library's error.
+        ValueError: If values are not finite.
     """
     try:
         yield
@@ -62,6 +66,12 @@ def explained(runner: Runner) -> Iterator[None]:
         inner = unhooked(error)
         if inner is not error and is_user_error(inner):
             raise inner from None  # as it was said
+        bad = next(filter(None, (
+            hook.why_it_fails(runner) for hook in runner.hooks
+            if hasattr(hook, 'why_it_fails'))), None) \
+            if refused_by_library(error) else None
+        if bad:
+            raise ValueError(bad) from error
         stepped = any(
             hook.has_stepped(runner) for hook in runner.hooks
             if hasattr(hook, 'has_stepped'))

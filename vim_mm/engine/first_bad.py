@@ -40,8 +40,13 @@ def first_bad(model: BaseModel, data: Any) -> Tuple[Optional[str], List[str]]:
             if name:
                 handle = part.register_forward_hook(look(name))
                 stack.callback(handle.remove)
-        losses = model._run_forward(batch, mode='loss')
-        _, values = model.parse_losses(losses)
+        try:
+            losses = model._run_forward(batch, mode='loss')
+            _, values = model.parse_losses(losses)
+        except Exception:  # some heads assert that values are finite
+            if not found:
+                raise
+            return found[0], []
     bad = [name for name, value in values.items() if not _is_finite(value)]
     parts = [name for name in bad if name != 'loss']
     return next(iter(found), None), parts or bad

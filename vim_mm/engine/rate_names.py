@@ -93,7 +93,8 @@ def check_custom_keys(model: nn.Module, keys: Mapping[str, Mapping]) -> None:
                   'nothing.')
         if any(held) and own.get('lr_mult') == 0:
             _warn(f"`paramwise_cfg.custom_keys['{key}'].lr_mult` is 0: "
-                  f'{sum(held)} parameters stay as they are.')
+                  f'{sum(held)} parameters stay as they are, unless the '
+                  'schedule sets rates itself, as OneCycleLR does.')
         near = None if held else _meant(key, learns)
         if near is not None:
             raise ValueError(

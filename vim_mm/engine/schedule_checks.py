@@ -8,9 +8,7 @@ from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional
 
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler import ReduceOnPlateauParamScheduler
-from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.runner import (BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop,
                              Runner)
 
@@ -20,6 +18,7 @@ from vim_mm.utils.messages import short
 from vim_mm.utils.wrappers import unwrap
 from .gradients import wrappers
 from .judges import check_ends
+from .rate_schedules import GIVE, check_schedulers, flat
 
 
 class Waits(NamedTuple):
@@ -54,21 +53,7 @@ def check_schedule(runner: Runner) -> None:
     if judged and last and begin > last:
         raise ValueError(f'`train_cfg.val_begin` is {begin}, and the run ends '
                          f'after {last}, so it is never validated; lower it.')
-    for scheduler in _flat(runner.param_schedulers):
-        name = type(scheduler).__name__
-        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
-            if not judged:
-                raise ValueError(f'{name} waits for a validation, and the run '
-                                 f'has none; {_GIVE}.')
-            continue
-        if scheduler.by_epoch and isinstance(loop, IterBasedTrainLoop):
-            raise ValueError(
-                f'{name} counts epochs, and the run iterations, so rates '
-                'would stay as they begin; set `param_scheduler.by_epoch='
-                'False`, and its lengths in iterations.')
-        most = runner.max_epochs if scheduler.by_epoch else runner.max_iters
-        _check_rates(scheduler, name)
-        _say_too_long(scheduler, name, most)
+    check_schedulers(runner, judged)
     _say_late(runner)
     _check_waiting(runner, judged)
     for wrapper in wrappers(runner):
@@ -91,21 +76,6 @@ def _say_late(runner: Runner) -> None:
         _warn(f'`model.routing.start` is {routing.start}, and the run ends '
               f'after {runner.max_iters} iterations: its losses stay 0, '
               'unless a checkpoint has counted before; lower it.')
-
-
-def _check_rates(scheduler: _ParamScheduler, name: str) -> None:
-    """Look at what a scheduler makes of the rates that it begins with."""
-    base = max(getattr(scheduler, 'base_values', None) or [0])
-    least = getattr(scheduler, 'eta_min', None)
-    if isinstance(least, Real) and least > base > 0 and not isinstance(
-            scheduler, MomentumSchedulerMixin):
-        # as in the first half of a cycle
-        _warn(f'`eta_min` of {name} is {least:g}, more than the {base:g} that '
-              'it begins with, so rates rise.')
-    gamma = getattr(scheduler, 'gamma', None)
-    if isinstance(gamma, Real) and gamma > 1:
-        _warn(f'`gamma` of {name} is {gamma}: rates are multiplied by it, so '
-              'they grow.')
 
 
 def check_rules(runner: Runner) -> None:
@@ -141,42 +111,6 @@ def say_nan(runner: Runner, metrics: Optional[Dict[str, Any]]) -> None:
                   'computed of.')
 
 
-def _flat(schedulers: Any) -> Iterator[_ParamScheduler]:
-    if isinstance(schedulers, Mapping):
-        schedulers = schedulers.values()
-    for each in schedulers or ():
-        if isinstance(each, (list, tuple)):
-            yield from _flat(each)
-        else:
-            yield each
-
-
-def _say_too_long(scheduler: _ParamScheduler, name: str, most: int) -> None:
-    marks = getattr(scheduler, 'milestones', None)
-    last = min(marks) if marks else getattr(scheduler, 'T_max', 0)
-    begin = getattr(scheduler, 'begin', 0)
-    warms = getattr(scheduler, 'start_factor', 1) < getattr(
-        scheduler, 'end_factor', 1)
-    if begin >= most > 0:
-        _warn(f'`param_scheduler` has a {name} that begins at {begin}, and '
-              f'the run ends after {most}: it never acts.')
-    elif last > 2 * most:
-        _warn(f'`param_scheduler` has a {name} that goes on until {last}, and '
-              f'the run ends after {most}: rates stay near those of its '
-              'beginning.')
-    elif getattr(scheduler, 'end_factor', 1) == 0 and scheduler.end < most:
-        _warn(f'`param_scheduler` has a {name} with an `end_factor` of 0 at '
-              f'{scheduler.end}, and the run ends after {most}: nothing is '
-              'learned from there on; let it end with the run.')
-    elif warms and scheduler.end >= most > 1:
-        _warn(f'`param_scheduler` has a {name} that warms up for the whole '
-              f'run, {most} long; set its `end`.')
-
-
-_GIVE = ('give `val_dataloader`, `val_evaluator` and `val_cfg`, or take it '
-         'out')
-
-
 def _check_waiting(runner: Runner, judged: bool) -> None:
     """Hooks that wait for a validation, and runs that leave nothing."""
     kept = False
@@ -184,7 +118,7 @@ def _check_waiting(runner: Runner, judged: bool) -> None:
         if list(_names_of(hook)) and not judged:
             raise ValueError(
                 f'{type(hook).__name__} waits for a validation, and the run '
-                f'has none; {_GIVE}.')
+                f'has none; {GIVE}.')
         if type(hook) is CheckpointHook and hook.by_epoch and isinstance(
                 runner._train_loop, IterBasedTrainLoop):
             _warn('CheckpointHook counts epochs, and the run iterations, so '
@@ -243,7 +177,7 @@ def waiting(runner: Runner) -> Iterator[Waits]:
     """
     for hook in runner.hooks:
         yield from _names_of(hook)
-    for scheduler in _flat(runner.param_schedulers):
+    for scheduler in flat(runner.param_schedulers):
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
             yield Waits(
                 type(scheduler).__name__, scheduler.monitor, scheduler.rule)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseModel
 from mmengine.utils import apply_to
 from torch import Tensor, nn
@@ -97,7 +97,8 @@ def cache_features(model: BaseModel,
         processes.
 
     Raises:
-        ValueError: If there is no batch, or not even room for one.
+        ValueError: If there is no batch, not even room for one, or nothing
+            is labelled.
     """
     place = place or Memory()
     loader = finite(dataloader)
@@ -118,8 +119,24 @@ def cache_features(model: BaseModel,
         cached.append(
             CachedBatch(*place.keep(features, samples), batch['inputs'].shape))
     model.train(training)
+    _check_labelled(model, cached)
     del cached[agreed_length(len(cached)):]
     return cached
+
+
+def _check_labelled(model: BaseModel, cached: List[CachedBatch]) -> None:
+    """Refuse a data set in which nothing is labelled, in any process."""
+    device = next(model.parameters()).device
+    labelled = torch.tensor(int(any(
+        check_labels(model, dict(data_samples=batch.data_samples), judged=True)
+        for batch in cached)), device=device)
+    all_reduce(labelled, op='max')
+    if not labelled:
+        raise ValueError(
+            'Nothing in the training set is labelled: no image has a class, '
+            'no box is left, or all pixels are ignored, so a head would learn '
+            'nothing; look at the annotations, and at what the pipeline makes '
+            'of them.')
 
 
 def _passes(loader: DataLoader, room: Room) -> Iterator[dict]:

@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
+from vim_mm.utils.refusals import refused_by_library
 from .backbones import ViMBackbone
 from .backbones.probe import in_eval
 from .box_heads import check_box_losses
@@ -15,6 +16,8 @@ from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
 _AUTO = "set its `in_channels='auto'`, or the number of channels there are."
+_MAPS = ("take the neck out, or let the trunk give maps "
+         "(`out_type='featmap'`).")
 
 
 def check_channels(model: BaseModel) -> None:
@@ -59,12 +62,17 @@ def _through(neck: nn.Module, features: Any) -> Any:
     try:
         with in_eval(neck), torch.no_grad():
             return neck(features)
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:
+        if not refused_by_library(error):
+            raise
         said = str(error) or 'another number of levels'
+        maps = all(level.dim() == 4 for level in as_levels(first))
         raise ValueError(
             f'The neck {type(neck).__name__} does not take what the backbone '
-            f'gives, levels of {channels_of(first)} channels '
-            f'({said.splitlines()[0].rstrip(".")}); {_AUTO}') from error
+            f'gives, levels of {channels_of(first)} channels'
+            f'{"" if maps else " that are no maps"} '
+            f'({said.splitlines()[0].rstrip(".")}); '
+            f'{_AUTO if maps else _MAPS}') from error
 
 
 def _heads(model: BaseModel) -> Iterator[nn.Module]:

@@ -1,9 +1,11 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What a checkpoint must hold to be judged or served."""
 
+import logging
 import re
 from typing import Dict, Iterable, Iterator, Optional, Sequence
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor
 
@@ -118,6 +120,8 @@ def _learned_parts(keys: Iterable[str]) -> Dict[str, str]:
 def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
     """Refuse a checkpoint that numbers the classes of the data otherwise.
 
+    One that calls them otherwise gets a line.
+
     Data sets of folders number them as they sort, whatever the head.
 
     Args:
@@ -140,6 +144,15 @@ def check_classes(own: Sequence[str], meta: dict, file: str) -> None:
             f'and {own.index(moved[0])} in the other. Give the data set the '
             'classes of the checkpoint in `metainfo`, name folders so that '
             'they sort in its order, or list the images in an `ann_file`.')
+    others = [name for name in own if name not in stored]
+    if stored and others:
+        print_log(
+            f'{file} names its classes {short(stored)}, and the data set '
+            f'{short(own)}, so {short(others[0])} is what it calls '
+            f'{short((stored + ["none"] * len(own))[own.index(others[0])])}; '
+            'that is right if classes were renamed.',
+            logger='current',
+            level=logging.WARNING)
 
 
 def _has_backbone(state: Dict[str, Tensor]) -> bool:

@@ -116,6 +116,26 @@ def check_arguments(kind: Callable,
                          'of a `_base_` out).')
 
 
+def check_near(kind: type, given: Iterable[str]) -> None:
+    """Refuse misspelt settings of a class that takes any, and drops them.
+
+    Args:
+        kind (type): The class; one that takes no others says so itself.
+        given (Iterable[str]): Names of the settings.
+
+    Raises:
+        ValueError: If one is nearly the name of an argument.
+    """
+    if not passes_on(kind):
+        return
+    known = arguments_of(kind)
+    for name in sorted(set(given) - set(known)):
+        near = get_close_matches(name, known, 1, 0.85)
+        if near and near[0] not in given:
+            raise ValueError(f'{kind.__name__} takes no {name}; perhaps '
+                             f'{near[0]} is meant.')
+
+
 def _hint(unknown: Sequence[str], known: Sequence[str]) -> str:
     """What was probably meant by settings that are not known."""
     if 'pretrained' in unknown:

@@ -63,6 +63,10 @@ def read_config(config: Union[str, os.PathLike, Mapping, Config],
     else:
         raise ValueError(f'{short(config)} is no config: give the path of a '
                          'file, or a Config.')
+    if options:
+        # it looks at whole configs, and reads them by this file
+        from .keys import check_new
+        check_new(cfg, options)
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError) as error:

@@ -8,7 +8,7 @@ passes over whatever it does not know.
 import inspect
 import logging
 from difflib import get_close_matches
-from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
+from typing import Any, Dict, Iterable, Iterator, Mapping, Set, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -38,6 +38,9 @@ _HELPERS = dict(
     data='train_dataloader',
     runner='train_cfg',
     total_epochs='train_cfg')
+#: What tools read, and some configs have not.
+_OURS = {'activation_checkpointing', 'compile', 'generate', 'load_task',
+         'module_card', 'release_card', 'tta_model', 'tta_pipeline', 'zoo'}
 #: What mmengine reads where several processes train.
 _OF_PROCESSES = {'find_unused_parameters', 'detect_anomalous_params',
                  'model_wrapper_cfg', 'sync_bn'}
@@ -83,15 +86,9 @@ def check_keys(cfg: Config) -> None:
     Raises:
         ValueError: If there is one; names what was probably meant.
     """
-    # whatever imports it at its top cannot be the first that is imported
-    from mmengine.runner import FlexibleRunner, Runner
     check_settings(cfg)
     check_pipelines(cfg)
-    known = {
-        name for runner in (Runner, FlexibleRunner)
-        for name in inspect.signature(runner.__init__).parameters
-    }
-    known |= _OF_PROCESSES
+    known = _known()
     _check_former('', cfg)
     for key, now in _HELPERS.items():
         if cfg.get(key) is not None and not cfg.get(now):
@@ -102,11 +99,55 @@ def check_keys(cfg: Config) -> None:
         key for key in cfg if not any(
             key != name and key.startswith(name) for name in known & set(cfg))
     ], known)
+    for name in known & set(cfg) - {'model'}:  # `models` are helpers
+        if f'{name}s' in cfg and f'{name}s' not in known:
+            _warn(f'Nobody reads `{name}s`, beside `{name}`, which is read; '
+                  'give its settings there, or a helper another name.')
     for where in _LOADERS:
         _check_former(f'{where}.', _mapping(cfg, where))
     for where, inside, names in _nested(cfg):
-        check_names(f'{where}.', inside, names)
+        # what others call these is less alike: `score_threshold`
+        near = 0.7 if names is _OF_TESTS else 0.85
+        check_names(f'{where}.', inside, names, near)
         _say_unread(where, inside, names)
+
+
+def _known() -> Set[str]:
+    """What a runner reads of a config."""
+    # whatever imports it at its top cannot be the first that is imported
+    from mmengine.runner import FlexibleRunner, Runner
+    return _OF_PROCESSES.union(*(
+        inspect.signature(runner.__init__).parameters
+        for runner in (Runner, FlexibleRunner)))
+
+
+def check_new(cfg: Config, options: Iterable[str]) -> None:
+    """Look at options of a command line that begin what is not there.
+
+    They change nothing, unless a part of the user's own reads them.
+
+    Args:
+        cfg (Config): The config without them.
+        options (Iterable[str]): Their keys, such as 'optimizer.lr'.
+
+    Raises:
+        ValueError: If one is no more read, or nearly one that is.
+    """
+    new = [key for key in options if key.partition('.')[0] not in cfg]
+    known = _known() if new else set()
+    for key in new:
+        first = key.partition('.')[0]
+        now = _HELPERS.get(first) or _FORMER.get(first)
+        if now and first not in known:
+            raise ValueError(
+                f'--cfg-options give `{key}`, which is read no more; use '
+                f'{now if "`" in now else f"`{now}`"}.')
+        check_names('', [first], known | {*cfg, *_OURS})
+        if first not in known | _OURS:
+            _warn(f'--cfg-options give `{key}`, and the config has no '
+                  f'`{first}`: it changes nothing, unless a part of your own '
+                  'reads it; name the whole path, such as '
+                  '`optim_wrapper.optimizer.lr` or `train_cfg.max_epochs`.')
 
 
 def _check_former(where: str, given: Mapping) -> None:
@@ -143,7 +184,10 @@ def _nested(cfg: Config) -> Iterator[Tuple[str, Mapping, Iterable[str]]]:
         if isinstance(own, Mapping):
             yield f"{keys}['{name}']", own, RATES
     for where, part in dicts('model', cfg.get('model')):
-        yield f'{where}.test_cfg', _mapping(part, 'test_cfg'), _OF_TESTS
+        tested = f'{where}.test_cfg'
+        for place, own in dicts(tested, _mapping(part, 'test_cfg')):
+            if 'type' not in own:
+                yield place, own, _OF_TESTS
         trained = f'{where}.train_cfg'
         for place, own in dicts(trained, _mapping(part, 'train_cfg')):
             if 'type' not in own:
@@ -162,20 +206,23 @@ def _mapping(cfg: Any, where: str) -> Mapping:
     return cfg if isinstance(cfg, Mapping) else {}
 
 
-def check_names(where: str, keys: Iterable[str],
-                known: Iterable[str]) -> None:
+def check_names(where: str,
+                keys: Iterable[str],
+                known: Iterable[str],
+                alike: float = 0.85) -> None:
     """Refuse a name that is nearly a known one.
 
     Args:
         where (str): What stands before the names, for messages.
         keys (Iterable[str]): The names.
         known (Iterable[str]): Those that are read.
+        alike (float): How near is taken for that, of 1. Defaults to 0.85.
 
     Raises:
         ValueError: If there is one.
     """
     for key in sorted(set(keys) - set(known)):
-        near = get_close_matches(key, known, 1, 0.85)
+        near = get_close_matches(key, known, 1, alike)
         if near:
             raise ValueError(
                 f'Nobody reads `{where}{key}`; perhaps `{where}{near[0]}` is '

@@ -11,7 +11,8 @@ from typing import Any, Iterator, Mapping, Optional
 
 from mmengine.registry import DefaultScope, Registry
 
-from .arguments import check_arguments, check_switches, passes_on, required_of
+from .arguments import (check_arguments, check_near, check_switches, passes_on,
+                        required_of)
 from .config import class_of
 
 SCOPE = 'vim_mm'
@@ -20,7 +21,8 @@ SCOPE = 'vim_mm'
 def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     """Refuse settings that a type of ours does not take, or lacks.
 
-    Of any type, text is refused where True or False is meant.
+    Of any type, text is refused where True or False is meant, and a misspelt
+    setting where a class takes any and passes over it.
 
     Args:
         registry (Registry): Where the type is looked up.
@@ -33,11 +35,12 @@ def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         return
     kind = cfg['type']
-    if any(isinstance(value, str) for key, value in cfg.items()
-           if key not in ('type', '_scope_')):
-        found = class_of(cfg, registry)
-        if found is not None:
-            check_switches(found, cfg)
+    names = set(cfg) - {'type', '_scope_'}
+    found = class_of(cfg, registry) if names else None
+    if found is not None:
+        check_switches(found, cfg)
+    if isinstance(found, type):
+        check_near(found, names)
     if isinstance(kind, str):
         if not kind.startswith(f'{SCOPE}.') and SCOPE not in _scopes(
                 registry, cfg):
@@ -47,7 +50,7 @@ def check_own(registry: Registry, cfg: Any, given: Mapping) -> None:
     # a class, or a function that builds something
     if getattr(kind, '__module__', '').split('.')[0] != SCOPE:
         return
-    names = (set(cfg) | set(given)) - {'type', '_scope_'}
+    names |= set(given)
     if not passes_on(kind):
         check_arguments(kind, names)
     missing = [name for name in required_of(kind) if name not in names]

@@ -2,10 +2,11 @@
 """A loss that is no number ends the run, and spoils no checkpoint."""
 
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -117,7 +118,8 @@ def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
                   fusion_neck('cls')), tmp_path, iters=9,
         custom_hooks=[SpoilWeight('head.fc', 3)])
     with pytest.raises(ValueError, match='iteration 4: the weights '
-                       '`head.fc.weight` are not, since the step before'):
+                       '`head.fc.weight` are not finite, since the step '
+                       'before'):
         run.train()
 
 
@@ -155,3 +157,59 @@ def test_the_weights_that_learn_are_looked_at() -> None:
     assert bad_weight(model) is None
     assert bad_weight(model.requires_grad_(False)) is None
     assert torch.isinf(model[0].weight).any()
+
+
+@pytest.mark.parametrize(('part', 'words'), [
+    ('neck', r'`neck.* is the first part whose output is not finite'),
+    ('data', '`data_preprocessor` is the first part'),
+    ('weight', r'weights `bbox_head.* are not finite, since the step before'),
+])
+@pytest.mark.parametrize('step', [0, 2])
+def test_a_head_that_asserts(part: str, words: str, step: int,
+                             tmp_path: Path) -> None:
+    """CenterNet asserts that boxes are finite, so no loss ever comes."""
+    cfg = Config.fromfile('configs/_base_/models/anchor_free_det.py').model
+    cfg.backbone = dict(cfg.backbone, trunk=vit(), new_module='n')
+    cfg.data_preprocessor = dict(
+        type='mmdet.DetDataPreprocessor', mean=[9.] * 3, std=[9.] * 3,
+        pad_size_divisor=14)
+    cfg.neck.update(sources=[[2]], scales=[1])
+    cfg.bbox_head.update(num_classes=2, strides=[14],
+                         regress_ranges=[(-1, 99)])
+    run = build_runner('det', cfg, tmp_path, iters=4)
+
+    class Spoils(Hook):
+        """Lets values be none from some step on."""
+
+        def before_train_iter(self, runner: Runner, batch_idx: int,
+                              data_batch: dict) -> None:
+            if runner.iter < step or part == 'weight':
+                return
+            if part == 'data':
+                data_batch['inputs'] = [
+                    image * float('inf') for image in data_batch['inputs']]
+            else:
+                runner.model.neck.register_forward_hook(lambda *given: tuple(
+                    level * float('nan') for level in given[2]))
+
+        def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+            if part == 'weight' and runner.iter + 1 >= step:
+                runner.model.bbox_head.conv_reg.weight.data.fill_(float('nan'))
+
+    run.register_hook(Spoils())
+    with pytest.raises(ValueError, match=f'^There is no loss in iteration .*'
+                       f'{words}.*lower `optim_wrapper.optimizer.lr`'):
+        run.train()
+
+
+def test_weights_of_a_file_that_are_none(tmp_path: Path) -> None:
+    class Loads(Hook):
+        """As if they had come by `load_from`."""
+
+        def before_train(self, runner: Runner) -> None:
+            runner.model.head.fc.weight.data.fill_(float('nan'))
+
+    run = runner('cls', tmp_path, [Loads()])
+    with pytest.raises(ValueError, match='`head.fc.weight` are not finite, '
+                       'since before the first step, as a file'):
+        run.train()

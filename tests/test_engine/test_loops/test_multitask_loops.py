@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """Whole runs of three tasks."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS as METRIC_TYPES
 
-from _multitask import METRICS, TASKS, build, loader, multitask_cfg, task_cfg
+from _loading import lines
+from _multitask import (METRICS, TASKS, build, loader, moe, multitask_cfg,
+                        task_cfg)
+from vim_mm.engine.loops import multitask_loops
 from vim_mm.engine.loops.multitask_loops import TaskMetrics
 
 
@@ -127,3 +131,24 @@ def test_two_data_sets_of_one_kind(tmp_path: Path) -> None:
     values = runner.message_hub.log_scalars
     assert 'val/det/pascal_voc/mAP' in values
     assert 'val/other/pascal_voc/mAP' in values
+
+
+@pytest.mark.parametrize('routes', [False, True])
+def test_losses_of_a_task_that_count_nothing(
+        routes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its routing may still be learned."""
+    cfg = multitask_cfg(loss_weights=dict(cls=1., det=1., seg=0.))
+    if routes:
+        cfg.backbone = moe()
+        cfg.routing = dict(type='vim_mm.MutualInformation', start=0)
+    told = lines(monkeypatch, multitask_loops)
+    run = build(tmp_path, 3, model=cfg, val_dataloader=None,
+                val_evaluator=None, val_cfg=None)
+    words = "The task 'seg' is drawn, .* steps teach "
+    if not routes:
+        with pytest.raises(ValueError, match=f'{words}nothing'):
+            run.train()
+        return
+    run.train()
+    assert sum(bool(re.search(f'{words}routing alone', each))
+               for each in told) == 1

@@ -1,10 +1,13 @@
 """Distillation steps: who sees, learns and is left alone."""
 
 from copy import deepcopy
+from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
 from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
@@ -12,8 +15,9 @@ from torch import nn
 
 from _distill import (CKA, CRITERIA, FEATURES, KL, build, faster_rcnn,
                       in_own_pixels, network, retinanet, teacher)
+from _loading import lines
 from _tiny import KINDS, NORMALISE, SCOPES, Pictures, same, snapshot
-from vim_mm.models.distillers import Distiller, soft_only
+from vim_mm.models.distillers import Distiller, distiller, soft_only
 from vim_mm.models.distillers.projectors import meet
 from vim_mm.registry import MODELS
 from vim_mm.utils.kinds import SOFT_ONLY
@@ -453,3 +457,34 @@ def test_class_scores_by_other_names(tmp_path, kind, criteria):
     losses = model(**data, mode='loss')
     kd, = (value for key, value in losses.items() if 'loss_kd' in key)
     assert kd > 0
+
+
+@pytest.mark.parametrize(('given', 'told'), [
+    ({}, True),  # of the trunk alone
+    (dict(head=dict(init_cfg=dict(type='Pretrained', checkpoint='F'))), False),
+    (dict(init_cfg=dict(type='Pretrained', checkpoint='F')), False),
+    (None, False),
+])
+@pytest.mark.parametrize('layer', ['logits', 'backbone[0]'])
+def test_a_teacher_whose_checkpoint_was_forgotten(
+        given: Optional[dict], told: bool, layer: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of its trunk are not those of its head."""
+    taught = teacher(tmp_path, 'cls')
+    if given is not None:
+        file = taught['checkpoint']
+        start = dict(type='Pretrained', checkpoint=file, prefix='backbone.')
+        model = ConfigDict(taught['model'])
+        model.backbone.init_cfg = start
+        for key, value in given.items():
+            if key == 'init_cfg':
+                model.init_cfg = dict(value, checkpoint=file)
+            else:
+                model[key].init_cfg = dict(
+                    value['init_cfg'], checkpoint=file, prefix=f'{key}.')
+        taught = dict(model=model)
+    said = lines(monkeypatch, distiller)
+    build(tmp_path, 'cls', {(layer, layer): KL if layer == 'logits'
+                            else FEATURES}, teacher=taught)
+    assert [f"no weights for ['{layer}']" in each for each in said] == [
+        True] * (told and layer == 'logits')

@@ -16,6 +16,9 @@ from ..first_bad import bad_weight, first_bad
 from ..gradients import wrappers
 from ..model_parts import is_own
 
+_MEND = ('{} Look at the images of this batch, lower '
+         '`optim_wrapper.optimizer.lr`, or set `optim_wrapper.clip_grad`.')
+
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
@@ -41,12 +44,12 @@ class FiniteLossHook(Hook):
     def __init__(self, patience: int = 5) -> None:
         self.patience = patience
         self._watches = False
-        self._bad = 0
+        self._bad = self._steps = 0
         self._batch: Any = None
 
     def before_train(self, runner: Runner) -> None:
         """Look at every loss before it changes weights."""
-        self._watches = is_own(unwrap(runner.model))
+        self._watches, self._steps = is_own(unwrap(runner.model)), 0
         for wrapper in wrappers(runner):
             if self._watches:
                 self._watch(runner, wrapper)
@@ -70,6 +73,40 @@ class FiniteLossHook(Hook):
         if self._bad > (self.patience - 1 if scales else 0):
             raise ValueError(self._refusal(runner, float(loss)))
 
+    def why_it_fails(self, runner: Runner) -> Optional[str]:
+        """What is not finite where a step ended in a library's error.
+
+        Some heads assert that what they are given is finite, so no loss ever
+        comes.
+
+        Args:
+            runner (Runner): The run.
+
+        Returns:
+            str | None: A sentence; None if the error has another cause.
+        """
+        if not self._watches or self._batch is None:
+            return None
+        where = self._bad_weight(runner)
+        if where is None:
+            try:
+                part, _ = first_bad(unwrap(runner.model), self._batch)
+            except Exception:  # models raise all kinds
+                return None
+            if part is None:
+                return None
+            where = f'`{part}` is the first part whose output is not finite'
+        return (f'There is no loss in iteration {runner.iter + 1}: {where}. '
+                f'The run stops; {_MEND.format(_last(runner))}')
+
+    def _bad_weight(self, runner: Runner) -> Optional[str]:
+        name = bad_weight(unwrap(runner.model))
+        if name is None:
+            return None
+        since = 'since the step before' if self._steps else \
+            'since before the first step, as a file or an `init_cfg` made them'
+        return f'the weights `{name}` are not finite, {since}'
+
     def before_train_iter(self,
                           runner: Runner,
                           batch_idx: int,
@@ -84,6 +121,7 @@ class FiniteLossHook(Hook):
                          outputs: Optional[dict] = None) -> None:
         """Look at the weights where a checkpoint is about to be written."""
         self._batch = None
+        self._steps += 1
         if any(self._is_due(runner, hook) for hook in runner.hooks):
             self._check_weights(runner)
 
@@ -114,17 +152,10 @@ class FiniteLossHook(Hook):
                 '`optim_wrapper.clip_grad`.')
 
     def _refusal(self, runner: Runner, loss: float) -> str:
-        model = unwrap(runner.model)
-        where = bad_weight(model)
-        if where is not None:
-            where = f'the weights `{where}` are not, since the step before'
-        else:
-            where = self._where(runner)
+        where = self._bad_weight(runner) or self._where(runner)
         return (f'The loss is {loss} in iteration {runner.iter + 1}: {where}. '
                 f'The run stops before this changes any weight; '
-                f'{_last(runner)} Look at the images of this batch, lower '
-                '`optim_wrapper.optimizer.lr`, or set '
-                '`optim_wrapper.clip_grad`.')
+                f'{_MEND.format(_last(runner))}')
 
     def _where(self, runner: Runner) -> str:
         """Which part and which loss, if the batch shows it again."""

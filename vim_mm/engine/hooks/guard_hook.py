@@ -100,6 +100,11 @@ class GuardHook(Hook):
         if self._watch is not None:
             self._watch.look_at_step(outputs)
 
+    def after_train(self, runner: Runner) -> None:
+        """See :class:`BatchWatch`."""
+        if self._watch is not None:
+            self._watch.end()
+
     def before_val_iter(self,
                         runner: Runner,
                         batch_idx: int,

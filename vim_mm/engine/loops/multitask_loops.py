@@ -130,14 +130,16 @@ class MultiTaskTrainLoop(IterBasedTrainLoop):
                     f"The task '{task}' is drawn, but those that learn are "
                     f'{model.learning}; name it in `model.learn_tasks`, or '
                     f'set `train_cfg.weights.{task}=0`.')
-            # losses of routing have no weight of a task
-            if weight and not model.loss_weights[task] \
-                    and model.routing is None:
-                raise ValueError(
-                    f"The task '{task}' is drawn, and its losses are "
-                    'multiplied by 0, so its steps teach nothing; set '
-                    f'`model.loss_weights.{task}`, or '
+            if not weight or model.loss_weights[task]:
+                continue
+            mend = (f'set `model.loss_weights.{task}`, or '
                     f'`train_cfg.weights.{task}=0`.')
+            said = (f"The task '{task}' is drawn, and its losses are "
+                    'multiplied by 0, so its steps teach ')
+            if model.routing is None:
+                raise ValueError(f'{said}nothing; {mend}')
+            # losses of routing have no weight of a task
+            _warn(f'{said}routing alone; {mend}')
         check_heads(model, own, 'train_dataloader')
         validation = self.runner.val_loop
         if isinstance(validation, MultiTaskValLoop):

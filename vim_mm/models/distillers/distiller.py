@@ -1,14 +1,17 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
+import logging
 from collections import Counter
 from itertools import zip_longest
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from vim_mm.registry import MODELS
 from vim_mm.utils.arguments import check_width
+from vim_mm.utils.messages import short
 from ..backbones.probe import in_eval
 from .base_distiller import BaseDistiller
 from .criteria import (Criterion, Pair, Weight, largest, read_criteria,
@@ -66,7 +69,22 @@ class Distiller(BaseDistiller):
         mine, theirs = zip(*(pair for pair, _ in pairs))
         self.reader = LayerReader(self.student, mine, 'student')
         self.teacher_reader = LayerReader(frozen, theirs, TEACHER)
+        self._say_fresh()
         self.criteria = self._build_criteria(pairs, probe_size)
+
+    def _say_fresh(self) -> None:
+        """Name layers to be alike to that nothing has given weights."""
+        fresh = self.outside[TEACHER].fresh
+        layers = self.teacher_reader.layers
+        read = sorted(name for name, layer in layers.items()
+                      if layer.path.split('.')[0] in fresh)
+        if read:
+            print_log(
+                '`teacher` is given no `checkpoint`, and its config names no '
+                f'weights for {short(read)}, which the student learns from: '
+                'they are random; give the checkpoint of its training.',
+                logger='current',
+                level=logging.WARNING)
 
     def _build_criteria(self, pairs: List[Tuple[Pair, dict]],
                         size: int) -> nn.ModuleList:

@@ -2,7 +2,7 @@
 """Frozen networks that help in training and are no part of the model."""
 
 import logging
-from typing import Any, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence, Set
 
 import torch
 from mmengine.config import Config
@@ -34,18 +34,22 @@ class Outside:
             its checkpoint says so. Defaults to None.
         card (dict, optional): What its config says of data and licence.
             Defaults to None.
+        fresh (Iterable[str]): Parts for which nothing gave weights. Defaults
+            to none.
     """
 
     def __init__(self,
                  network: BaseModel,
                  classes: Optional[Sequence[str]] = None,
-                 card: Optional[dict] = None) -> None:
+                 card: Optional[dict] = None,
+                 fresh: Iterable[str] = ()) -> None:
         network.requires_grad_(False)
         network.eval()
         self._network = network
         self.normalizer = Normalizer.of(network.data_preprocessor)
         self.classes = classes
         self.card = card or {}
+        self.fresh = set(fresh)
 
     @property
     def network(self) -> BaseModel:
@@ -86,10 +90,11 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
     whole = _whole_config(cfg, what)
     network = build_model(whole)
     file: Optional[str] = cfg.get('checkpoint')
-    classes = None
+    classes, fresh = None, set()
     if file is None:
         with quiet():  # it tells of each parameter
             network.init_weights()
+        fresh = _fresh(network, whole.model)
         if not _names_weights(whole.model):
             print_log(
                 f'`{what}` is given no weights, neither by `checkpoint` nor '
@@ -105,7 +110,7 @@ def build_outside(cfg: dict, what: str = 'teacher') -> Outside:
             f'`{what}` does not say how its images are normalised, so it '
             'would read them as another network does; give its model a '
             '`data_preprocessor` with `mean` and `std`.')
-    return Outside(network, classes, card_fields(whole))
+    return Outside(network, classes, card_fields(whole), fresh)
 
 
 def load_whole(network: BaseModel, file: str) -> dict:
@@ -123,6 +128,17 @@ def load_whole(network: BaseModel, file: str) -> dict:
     network.load_state_dict(state, strict=False)
     read_notes(network, loaded, f"The checkpoint '{file}'")
     return loaded.get('meta') or {}
+
+
+def _fresh(network: BaseModel, cfg: dict) -> Set[str]:
+    """Parts of a network for which its config names no weights."""
+    if _names_weights(cfg.get('init_cfg')):
+        return set()
+    return {
+        name for name, part in network.named_children()
+        if next(part.parameters(), None) is not None
+        and not _names_weights(cfg.get(name))
+    }
 
 
 def _names_weights(cfg: Any) -> bool:
