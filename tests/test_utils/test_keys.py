@@ -28,7 +28,7 @@ from vim_mm.utils.keys import check_keys
     (dict(model=dict(tasks=dict(a=dict(test_cfg=dict(score_tr=.1))))),
      'model.tasks.a.test_cfg.score_thr'),
     *[(dict(model=dict(test_cfg=dict(rcnn={other: .1}))),
-       f'model.test_cfg.rcnn.{key}')
+       f'perhaps `model.test_cfg.rcnn.{key}` is meant')
       for other, key in (('score_threshold', 'score_thr'),
                          ('iou_threshold', 'iou_thr'))],
     (dict(custom_hook=[]), 'custom_hooks'),

@@ -8,6 +8,7 @@ passes over whatever it does not know.
 import inspect
 import logging
 from difflib import get_close_matches
+from os.path import commonprefix
 from typing import Any, Dict, Iterable, Iterator, Mapping, Set, Tuple
 
 from mmengine.config import Config
@@ -222,8 +223,10 @@ def check_names(where: str,
         ValueError: If there is one.
     """
     for key in sorted(set(keys) - set(known)):
-        near = get_close_matches(key, known, 1, alike)
+        near = get_close_matches(key, known, 3, alike)
         if near:
+            # of names as near, one that begins alike
+            meant = max(near, key=lambda name: len(commonprefix([key, name])))
             raise ValueError(
-                f'Nobody reads `{where}{key}`; perhaps `{where}{near[0]}` is '
+                f'Nobody reads `{where}{key}`; perhaps `{where}{meant}` is '
                 'meant. Correct it, or give a helper another name.')
