@@ -35,7 +35,7 @@ HEAD = dict(cls='head', det='bbox_head', seg='decode_head')
 def annotations(box: object = (4, 4, 30, 30), num: int = 4,
                 names: tuple = ('square', )) -> str:
     found = [
-        dict(id=i, image_id=i, category_id=3, bbox=list(box), area=900,
+        dict(id=i, image_id=i, category_id=3, bbox=box, area=900,
              iscrowd=0) for i in range(num)
     ]
     images = [
@@ -301,6 +301,9 @@ ROWS = [
     # annotations
     ('a box nan', 'det', {'det/ann.json': annotations((4, 4, nan, 30))},
      'holds NaN at byte'),
+    *[(f'a box {box}', 'det', {'det/ann.json': annotations(box)},
+       'The box .* in the annotation .* is no list of four numbers')
+      for box in ((4, 4, 30), [], None, '4 4 30 30', (4, 4, None, 30))],
     ('a box inf', 'det', {'det/ann.json': annotations((-inf, 4, 9, 30))},
      'holds -Infinity at byte'),
     ('boxes of no size', 'det', {'det/ann.json': annotations((4, 4, 0, 30))},

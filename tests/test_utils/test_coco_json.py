@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 import _loading
 from _loading import build_loader as build
 from _loading import coco, write_image, write_json
-from vim_mm.utils import coco_json
+from vim_mm.utils import coco_boxes, coco_json
 from vim_mm.utils.cli import is_user_error
 
 SIZE, NUM = 40, 6
@@ -157,7 +157,7 @@ def config(folder: Path, spoil: Callable, classes: tuple = ('a', 'b'),
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     """What a run is told in its log."""
-    return _loading.lines(monkeypatch, coco_json)
+    return _loading.lines(monkeypatch, coco_boxes, coco_json)
 
 
 @pytest.mark.parametrize('what', REFUSED)

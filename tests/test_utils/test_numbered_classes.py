@@ -13,7 +13,7 @@ from test_coco_json import REFUSED, SAID, SIZE, good
 import _loading
 from _loading import build_loader, write_image, write_json
 from vim_mm.registry import DATASETS
-from vim_mm.utils import coco_json
+from vim_mm.utils import coco_boxes, coco_json
 from vim_mm.utils.cli import is_user_error
 
 #: What mmdet needs of the package.
@@ -57,7 +57,7 @@ V1, V05 = 'LVISV1Dataset', 'LVISV05Dataset'
 
 @pytest.fixture(autouse=True)
 def lines(monkeypatch: pytest.MonkeyPatch) -> List[str]:
-    return _loading.lines(monkeypatch, coco_json)
+    return _loading.lines(monkeypatch, coco_boxes, coco_json)
 
 
 @pytest.fixture(autouse=True)

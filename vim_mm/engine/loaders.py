@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from vim_mm.utils.cli import is_user_error
-from vim_mm.utils.coco_json import (check_corners, check_numbers, checked_coco,
-                                    judging_coco)
+from vim_mm.utils.coco_boxes import check_corners
+from vim_mm.utils.coco_json import check_numbers, checked_coco, judging_coco
 from vim_mm.utils.messages import cut, printable, short
 from vim_mm.utils.refusals import frames
 from .boxes import check_boxes

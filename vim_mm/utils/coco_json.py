@@ -11,40 +11,17 @@ import logging
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
-import numpy as np
 from mmengine.logging import print_log
 
+from .coco_boxes import CocoFile, check_boxes
 from .import_hooks import while_importing
 from .messages import short
 
 #: Where files of COCO and of LVIS are read.
 _READERS = (('pycocotools.coco', 'COCO'), ('lvis', 'LVIS'))
-#: Share of the boxes that read as corners where all are.
-_NEARLY_ALL = 0.99
-#: Share of them that would then reach out of their images.
-_MANY = 0.25
-#: Share of its side that a box which is padded, or of an object that is cut
-#: off, seldom has outside; so many of them, and that share of all, are more.
-_FAR = 0.25
-_FEW, _SOME = 2, 0.1
-
-
-@dataclass
-class CocoFile:
-    """What is known of a file that was read.
-
-    Attributes:
-        categories (list[dict]): Those that it lists.
-        corners (str): Why its boxes look like corners; empty if they do not.
-        sure (bool): Whether they can be nothing else.
-    """
-    categories: List[dict]
-    corners: str = ''
-    sure: bool = False
 
 
 @contextmanager
@@ -129,7 +106,7 @@ def check_coco(path: str, data: Dict[str, Any]) -> CocoFile:
             _check_named(path, key, what, data[what], holders)
     _say_listed_twice(path, data.get('images') or [])
     found = CocoFile(data.get('categories') or [])
-    _check_boxes(path, data.get('images') or [], annotations, found)
+    check_boxes(path, data.get('images') or [], annotations, found)
     return found
 
 
@@ -221,78 +198,6 @@ def check_numbers(path: str, categories: Sequence[dict], dataset: Any) -> None:
             f'which by the classes of the data set is {own}; give `metainfo` '
             'all classes of the file, in its order, and let the file list '
             'each once.')
-
-
-# -------------------------------------------------------------------- boxes
-
-
-def check_corners(files: Iterable[CocoFile]) -> None:
-    """Refuse files whose boxes are corners, once sizes of images are known.
-
-    With wrong sizes right boxes may look like corners.
-
-    Args:
-        files (Iterable[CocoFile]): What was read.
-
-    Raises:
-        ValueError: If they can be nothing else; a line where they may be.
-    """
-    for file in files:
-        if file.sure:
-            raise ValueError(f'{file.corners}; convert them, or correct '
-                             'the sizes of the images if those are wrong.')
-        if file.corners:
-            _warn(f'{file.corners}; convert them if they are.')
-
-
-def _check_boxes(path: str, images: List[dict], annotations: List[dict],
-                 file: CocoFile) -> None:
-    found = [each for each in annotations if 'bbox' in each]
-    sizes = {image['id']: (image.get('width'), image.get('height'))
-             for image in images}
-    try:
-        boxes = np.array([each['bbox'] for each in found], float)
-        limits = np.array([sizes[each['image_id']] for each in found], float)
-        areas = np.array([each.get('area', 1) for each in found], float)
-    except (TypeError, ValueError):  # which the data set says of itself
-        return
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        return
-    if all(each.get('iscrowd') for each in found):
-        raise ValueError(
-            f'All {len(found)} annotations of {path} are crowds '
-            '(`iscrowd=1`), which are neither learned nor judged; set '
-            '`iscrowd` to 0 where a box is of one object.')
-    start, size = boxes[:, :2], boxes[:, 2:]
-    _look_for_corners(path, found, boxes, limits, file)
-    inside = np.minimum(start + size, limits) - np.maximum(start, 0)
-    lost = ((inside <= 0) | (size < 1)).any(1) | (areas <= 0)
-    if lost.any():
-        _warn(f'{lost.sum()} of {len(found)} boxes of {path}, such as '
-              f'{found[lost.argmax()]["bbox"]}, are outside of their images, '
-              'smaller than a pixel or of no area: they are left out.')
-
-
-def _look_for_corners(path: str, found: List[dict], boxes: np.ndarray,
-                      limits: np.ndarray, file: CocoFile) -> None:
-    """Note in a file whether its boxes fit as corners, and as boxes do not.
-
-    Those of large objects can be both: they begin near the first corner of
-    their images, and a padded one reaches some pixels out.
-    """
-    start, size = boxes[:, :2], boxes[:, 2:]
-    beyond = start + size - limits
-    out = (beyond > 1).any(1)
-    fit = ((start >= -1) & (size > start) & (size <= limits + 1)).all(1)
-    if fit.mean() <= _NEARLY_ALL or out.mean() <= _MANY:
-        return
-    far = (beyond > _FAR * size).any(1)
-    file.sure = bool(far.sum() > _FEW + _SOME * len(far))
-    file.corners = (
-        f'The boxes of {path} {"are" if file.sure else "may be"} the corners '
-        f'x1, y1, x2, y2, such as {found[out.argmax()]["bbox"]}: as x, y, '
-        f'width and height, which they stand for, {out.sum()} of {len(out)} '
-        'reach out of their images')
 
 
 def _warn(said: str) -> None:
