@@ -10,7 +10,7 @@ from mmengine import registry
 from mmengine.config import Config
 
 from vim_mm.engine.rates import check_optimizer
-from vim_mm.utils.arguments import check_switches
+from vim_mm.utils.arguments import check_near, check_switches
 from vim_mm.utils.keys import check_keys
 from vim_mm.utils.settings import check_settings
 
@@ -52,6 +52,8 @@ def refused(path: Path, scope: str, seen: Dict[Tuple[str, str], Any]) -> str:
                     seen[key] = root.get(f'{scope}.{part["type"]}')
                 if seen[key] is not None:
                     check_switches(seen[key], part)
+                if isinstance(seen[key], type):
+                    check_near(seen[key], set(part) - {'type', '_scope_'})
         optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
         if optimizer:
             check_optimizer(optimizer, 'optim_wrapper.optimizer')
