@@ -127,7 +127,8 @@ def check_near(kind: type, given: Iterable[str]) -> None:
         ValueError: If one is nearly the name of an argument.
     """
     # what wraps an `__init__` of the libraries takes former names, too
-    if not passes_on(kind) or hasattr(kind.__init__, '__wrapped__'):
+    if not passes_on(kind) or any(hasattr(cls.__init__, '__wrapped__')
+                                  for cls in kind.__mro__):
         return
     known = arguments_of(kind)
     for name in sorted(set(given) - set(known)):
