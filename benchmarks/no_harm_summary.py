@@ -4,7 +4,8 @@
     python benchmarks/no_harm_summary.py work_dirs/no_harm/runs.jsonl
 
 Adds what has run to docs/evidence/vim_runs.jsonl and writes vim.json and the
-tables of vim.md beside it. Verdicts follow from the figures.
+tables of vim.md beside it; of heads of another ``--length`` to files of their
+own, such as vim-2.json. Verdicts follow from the figures.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from evidence_tables import publish  # isort:skip
 from no_harm_tasks import DEVELOP, MOST_TESTS, TASKS  # isort:skip
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs/evidence'
-COMMAND = 'python benchmarks/no_harm.py --seeds {} --pictures '
+COMMAND = 'python benchmarks/no_harm.py --seeds {}'
 #: images that modules were tried on where a run does not say it
 PICTURES = 100
 SINGLE = 'best single'
@@ -176,8 +177,12 @@ def judge(runs: Runs) -> Dict[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Summarise evidence')
     parser.add_argument('runs', type=Path, nargs='*')
+    parser.add_argument(
+        '--length', type=int, default=1, help='that of the runs')
     args = parser.parse_args()
-    log = DOCS / 'vim_runs.jsonl'
+    one = args.length == 1
+    name = 'vim' if one else f'vim-{args.length}'
+    log = DOCS / f'{name}_runs.jsonl'
     runs = read(*([log] if log.exists() else []), *args.runs)
     runs = {seed: of for seed, of in runs.items() if seed < DEVELOP}
     write(log, runs)
@@ -185,8 +190,10 @@ def main() -> None:
         row.get('pictures', PICTURES)
         for found in runs.values() for row in found.values()
     }
-    publish(DOCS, 'vim', runs, judge(runs), list(rows(runs)),
-            COMMAND + ' or '.join(map(str, sorted(pictures))))
+    length = '' if one else f' --length {args.length}'
+    publish(DOCS, name, runs, judge(runs), list(rows(runs)),
+            f'{COMMAND}{length} --pictures '
+            f'{" or ".join(map(str, sorted(pictures)))}')
 
 
 if __name__ == '__main__':
