@@ -123,6 +123,9 @@ ROWS = [
     *[(f'file of a metric: {what}', 'det',
        {'val': None, 'val_evaluator.ann_file': '{folder}/other.json',
         'file:other.json': text}, words) for what, text, words in (
+            *[(f'no {key}', annotations().replace(key, 'other'),
+               f'The annotation 0 of .*other.json has no `{key}`, which metr')
+              for key in ('iscrowd', 'area')],
             ('fewer images', annotations(num=2), 'lacks 2 of the 4 images'),
             ('other images', annotations().replace('.png', 'x.png'),
              "calls the image 0 '0x.png', and the data set"),

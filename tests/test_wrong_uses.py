@@ -304,6 +304,9 @@ ROWS = [
     *[(f'a box {box}', 'det', {'det/ann.json': annotations(box)},
        'The box .* in the annotation .* is no list of four numbers')
       for box in ((4, 4, 30), [], None, '4 4 30 30', (4, 4, None, 30))],
+    ('an annotation without a box', 'det', {'det/ann.json': annotations(
+        ).replace('"bbox": [4, 4, 30, 30], ', '', 1)},
+     'The annotation 0 of .*ann.json has no `bbox`, as others have'),
     ('a box inf', 'det', {'det/ann.json': annotations((-inf, 4, 9, 30))},
      'holds -Infinity at byte'),
     ('boxes of no size', 'det', {'det/ann.json': annotations((4, 4, 0, 30))},
@@ -325,7 +328,7 @@ ROWS = [
      'has 56 x 56 px, and its label map .*0.png 28 x 28'),
     ('a map of colours', 'seg',
      {f'seg/ann/{i}.png': image(0) for i in range(4)},
-     'has a label map of 3 channels'),
+     'The label map .*.png has 3 channels; give maps of one'),
     ('a label of no class', 'seg', {'seg/ann/2.png': labels(7)},
      'img/2.png has the label 7, and `decode_head` is built for 2 classes'),
     ('an image of 0 bytes', 'cls', {'cls/dark/0.png': ''}, '0.png'),

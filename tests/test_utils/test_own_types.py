@@ -165,3 +165,23 @@ def test_of_what_takes_any_setting(registry: Registry, cfg: dict,
         return
     with pytest.raises(ValueError, match=words):
         registry.build(cfg)
+
+
+@pytest.mark.parametrize('scope', ['vim_mm', 'mmengine', 'mmseg', 'mmdet'])
+def test_what_a_library_takes_by_default(scope: str) -> None:
+    """Its own types, whatever the scope of the run is."""
+    init_default_scope(scope)
+    head = MODELS.build(dict(
+        type='mmseg.FCNHead', in_channels=4, channels=4, num_classes=2,
+        num_convs=1))
+    assert head.loss_decode.__module__.startswith(
+        'mmdet' if scope == 'mmdet' else 'mmseg')
+
+
+@pytest.mark.parametrize('scope', ['vim_mm', 'mmengine'])
+def test_a_type_that_nobody_has(scope: str) -> None:
+    init_default_scope(scope)
+    with pytest.raises(KeyError, match="no type 'NoSuchLoss' among the model"):
+        MODELS.build(dict(
+            type='mmseg.FCNHead', in_channels=4, channels=4, num_classes=2,
+            loss_decode=dict(type='NoSuchLoss')))

@@ -111,7 +111,7 @@ def check_files(dataset: Any) -> None:
     Raises:
         FileNotFoundError: If files are not there.
         ValueError: If an image is not as large as its annotation says, or as
-            its label map is.
+            its label map is, or such a map is one of colours.
     """
     for part in parts_of(dataset):
         stages = part.pipeline.transforms
@@ -255,6 +255,11 @@ def _check_maps(dataset: BaseDataset, load: Any) -> None:
         if not isinstance(info.get('seg_map_path'), str):
             return
         found = read(dict(info, seg_fields=[]))
+        if getattr(found.get('gt_seg_map'), 'ndim', 2) != 2:
+            raise ValueError(
+                f"The label map {info['seg_map_path']} has "
+                f'{found["gt_seg_map"].shape[-1]} channels; give maps of one, '
+                'whose pixels are the numbers of classes.')
         image, labels = (found[key].shape[:2] if key in found else None
                          for key in ('img', 'gt_seg_map'))
         if image and labels and image != labels:

@@ -1,6 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """The first stage of TDMR: a proxy space learns a task."""
 
+import math
 import time
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -172,7 +173,7 @@ def _epochs(runner: Runner, proxy: nn.Module, tokens: Callable,
     schedule = CosineAnnealingLR(optimizer, epochs * parts)
     # a generator of its own: the run's augmentation is not shifted
     order = torch.Generator().manual_seed(runner.seed or 0)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         total, right, seen = 0., 0., 0
         # of about one size: norms and alignments need several images
         for indices in torch.randperm(
@@ -191,6 +192,10 @@ def _epochs(runner: Runner, proxy: nn.Module, tokens: Callable,
             right += (logits.argmax(1) == target).sum()
             seen += (target != IGNORED).sum()
         stop_if_asked()
+        if not math.isfinite(total):
+            raise ValueError(f'The loss of ProxyHook is {float(total)} in '
+                             f'epoch {epoch + 1}; lower the `lr` of its '
+                             '`optimizer`.')
     optimizer.zero_grad(set_to_none=True)
     return dict(loss=float(total) / num, accuracy=float(right / seen))
 

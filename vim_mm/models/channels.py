@@ -8,10 +8,12 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from vim_mm.utils.refusals import refused_by_library
-from .backbones import ViMBackbone
+from .backbones import ViMBackbone, blank_outputs
 from .backbones.probe import in_eval
 from .box_heads import check_box_losses
+from .distillers import BaseDistiller
 from .layouts import Streams, as_levels, channels_of, check_levels
+from .multitask import MultiTaskModel
 from .strides import check_padding, check_strides
 
 _HEADS = ('bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head', 'head')
@@ -27,16 +29,39 @@ def check_channels(model: BaseModel) -> None:
     the shape of some weight.
 
     Args:
-        model (BaseModel): A model, not wrapped; one without a
-            :class:`ViMBackbone` is not looked at.
+        model (BaseModel): A model, not wrapped. Of a student, and of several
+            tasks, strides alone are looked at; not at all at a model without
+            a part of ours.
 
     Raises:
         ValueError: If neck or head expect other channels, levels or strides.
     """
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, ViMBackbone) or any(
-            param.is_meta for param in model.parameters()):
+    if any(param.is_meta for param in model.parameters()):
         return
+    if isinstance(model, MultiTaskModel):
+        for each in model.models.values():
+            _check_strides(each, model.backbone)
+    elif isinstance(model, BaseDistiller):
+        _check_strides(model.student, model.student.backbone)
+    elif isinstance(getattr(model, 'backbone', None), ViMBackbone):
+        _check_whole(model)
+
+
+def _check_strides(model: BaseModel, backbone: nn.Module) -> None:
+    """Look at an ordinary model's strides, if it reads a blank image."""
+    size = getattr(backbone, 'blank_size', (224, 224))
+    try:
+        features = blank_outputs(backbone, size)
+        with in_eval(model), torch.no_grad():
+            levels = model.neck(features) if model.with_neck else features
+    except Exception:  # what it does not read tells nothing
+        return
+    if not isinstance(levels, Streams):
+        check_strides(model, as_levels(levels), size)
+
+
+def _check_whole(model: BaseModel) -> None:
+    backbone = model.backbone
     features = backbone.blank_outputs()
     check_padding(model, features, backbone.blank_size)
     neck = getattr(model, 'neck', None)

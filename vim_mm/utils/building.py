@@ -8,10 +8,13 @@ where ``in_channels='auto'`` is noticed; what is to be done then needs torch
 and is loaded when the first config asks for it.
 """
 
+import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from functools import wraps
+from types import FrameType
 from typing import Any, Callable, Optional
 
 from mmengine.registry import Registry
@@ -22,6 +25,8 @@ from .misspelt import explained
 from .own_types import check_own, explain
 
 AUTO = 'auto'
+#: Libraries whose parts have others of their own by default.
+_LIBRARIES = ('mmdet', 'mmpretrain', 'mmseg')
 #: Necks that pool tokens and read how many of them are no patches.
 _POOLING = ('StandardizedPooling', 'TokenPooling')
 
@@ -72,6 +77,9 @@ def watch_builds(load: Callable[[], Callable]) -> None:
         try:
             return original(self, cfg, *args, **kwargs)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
+            own = _of_library(self, cfg, error)
+            if own is not None:
+                return self.build(own, *args, **kwargs)
             better = _better(self, cfg, error)
             if better is None:
                 raise
@@ -86,6 +94,38 @@ def watch_builds(load: Callable[[], Callable]) -> None:
 
     build.watched = True
     Registry.build = build
+
+
+def _of_library(registry: Registry, cfg: Any,
+                error: Exception) -> Optional[dict]:
+    """A config of the type that the library which asks for it means.
+
+    Parts of a library have types of its own by default, whatever the scope
+    of the run is.
+
+    Args:
+        registry (Registry): Where the type was looked up.
+        cfg: The config of what is to be built.
+        error (Exception): What it ended in.
+
+    Returns:
+        dict | None: The config with the library's name; None if the type is
+        there, or no library asks for it.
+    """
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    if not isinstance(error, KeyError) or not isinstance(kind, str) \
+            or '.' in kind or f'{kind} is not in the' not in str(error):
+        return None
+    frame: Optional[FrameType] = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get('__name__', '').partition('.')[0]
+        if package in _LIBRARIES:
+            name = f'{package}.{kind}'
+            return dict(cfg, type=name) if registry.get(name) else None
+        if package not in ('mmengine', 'vim_mm'):
+            return None
+        frame = frame.f_back
+    return None
 
 
 def _better(registry: Registry, cfg: Any,

@@ -68,6 +68,11 @@ def check_boxes(path: str, images: List[dict], annotations: List[dict],
         ValueError: If one is no list of four numbers, or all are crowds.
     """
     found = [each for each in annotations if 'bbox' in each]
+    lacking = next((each for each in annotations if 'bbox' not in each), None)
+    if found and lacking is not None:
+        raise ValueError(f'The annotation {short(lacking.get("id"))} of {path}'
+                         ' has no `bbox`, as others have; give it one, or '
+                         'take it out.')
     sizes = {image['id']: (image.get('width'), image.get('height'))
              for image in images}
     try:

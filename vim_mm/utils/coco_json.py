@@ -46,7 +46,7 @@ def checked_coco() -> Iterator[Dict[str, CocoFile]]:
 @contextmanager
 def judging_coco() -> Iterator[None]:
     """Within, a COCO json is read to judge by it."""
-    with _looking(_say_lost_id):
+    with _looking(_check_judged):
         yield
 
 
@@ -153,6 +153,21 @@ def _say_listed_twice(path: str, images: List[dict]) -> None:
         _warn(f'{path} lists {len(twice)} images more than once, such as '
               f'{short(twice[0])}: in each the boxes of the others are '
               'background.')
+
+
+def _check_judged(path: str, data: Dict[str, Any]) -> None:
+    """Look at what metrics read, and data sets do without."""
+    images = data.get('images') or []
+    of_lvis = any('neg_category_ids' in each for each in images)
+    for each in () if of_lvis else data.get('annotations') or ():
+        lacking = [key for key in ('area', 'iscrowd') if key not in each]
+        if 'bbox' in each and lacking:
+            raise ValueError(
+                f'The annotation {short(each.get("id"))} of {path} has no '
+                f'`{lacking[0]}`, which metrics read; give each annotation '
+                'one (`iscrowd` 0 where a box is of one object, `area` its '
+                'width times height).')
+    _say_lost_id(path, data)
 
 
 def _say_lost_id(path: str, data: Dict[str, Any]) -> None:

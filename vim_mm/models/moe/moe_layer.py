@@ -65,6 +65,9 @@ class MoELayer(TaskHolder, BaseModule):
         self.gate_scale = num_experts / k if gate_scale == 'auto' \
             else gate_scale
         check_number(self.gate_scale, 'gate_scale')
+        if not self.gate_scale:
+            raise ValueError('`gate_scale` is 0, so experts would add nothing '
+                             "and learn nothing; give a number, or 'auto'.")
         self.task = tasks[0]
         self.learning = tasks
         self.routers_learn = True  # unless frozen, whatever task learns
