@@ -119,6 +119,10 @@ ROWS = [
      {'val': None, 'val_dataloader.dataset.reduce_zero_label': True},
      'train_dataloader.dataset.reduce_zero_label` is False, and that of '
      '`val_dataloader.dataset` True'),
+    ('maps of training', 'seg',
+     {'val': None, 'val_dataloader.dataset.data_prefix.img_path': 'seg/other',
+      **{f'seg/other/{i}.png': image(9) for i in range(4)}},
+     'The label map .*ann/0.png is that of .*img/0.png in `train_.*other/0.'),
     # the metric's own file
     *[(f'file of a metric: {what}', 'det',
        {'val': None, 'val_evaluator.ann_file': '{folder}/other.json',
@@ -318,7 +322,7 @@ def test_what_one_line_says(change: dict, words: Any, tmp_path: Path,
 @pytest.mark.parametrize(('kind', 'change', 'lacking'), [
     ('seg', {f'{DATA}.reduce_zero_label': True}, r'\[1\], of the 2 classes'),
     ('cls', {f'{DATA}.ann_file': 'cls/list.txt',
-             'cls/list.txt': 'dark/0.png 1\nlight/1.png 1\n'}, r'\[0\], of'),
+             'cls/list.txt': 'light/1.png 1\nlight/3.png 1\n'}, r'\[0\], of'),
     ('cls', {}, None), ('seg', {}, None),
 ])
 def test_classes_of_no_image(kind: str, change: dict, lacking: Any,
@@ -341,3 +345,15 @@ def test_parts_that_go_together(given: dict) -> None:
         check_together(dict(given, model={}))
     check_together(dict(dict.fromkeys(('val_dataloader', 'val_cfg')),
                         model={}))
+
+
+@pytest.mark.parametrize('name', ['auto', 'accuracy/top1'])
+def test_the_best_beside_a_head_that_is_judged_before(
+        name: str, tmp_path: Path) -> None:
+    """A right use: what is judged before the training is not saved."""
+    done = run('cls', {
+        'val': None, **waits(save_best=name),
+        'custom_hooks': [dict(type='vim_mm.WarmHeadHook', epochs=1,
+                              evaluate=True)]}, tmp_path)
+    assert done.iter == 3
+    assert list(tmp_path.glob('**/best_accuracy*.pth'))

@@ -289,3 +289,25 @@ def test_labels_of_a_test_that_are_one_off(
     with pytest.raises(ValueError, match='train_dataloader.dataset.reduce_zero'
                        '.*test_dataloader.*one off'):
         check_pipelines(cfg)
+
+
+@pytest.mark.parametrize(('scope', 'stage', 'refused'), [
+    ('vim_mm', dict(type='RandomResize', scale=(9, 9)), True),
+    ('vim_mm', dict(type='RandomChoiceResize', scales=[(9, 9)]), True),
+    ('vim_mm', dict(type='RandomResize', scale=(9, 9),
+                    resize_type='mmdet.Resize'), False),
+    ('mmdet', dict(type='RandomResize', scale=(9, 9)), False),
+])
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_resizes_of_boxes(scope: str, stage: dict, refused: bool,
+                          library: str) -> None:
+    """mmcv's resize leaves mmdet's boxes alone, or fails."""
+    kind = dict(mmdet='CocoDataset', mmseg='BaseSegDataset')[library]
+    cfg = Config(dict(default_scope=scope, train_dataloader=dict(dataset=dict(
+        type=f'{library}.{kind}', pipeline=[LOAD, dict(
+            type=f'{library}.LoadAnnotations'), stage]))))
+    if refused and library == 'mmdet':
+        with pytest.raises(ValueError, match="its `resize_type='mmdet.Resi"):
+            check_pipelines(cfg)
+    else:
+        check_pipelines(cfg)

@@ -287,6 +287,13 @@ ROWS = [
      {f'{DATA}.ann_file': 'cls/list.txt',
       'cls/list.txt': 'dark/0.png 0\nlight/1.png 2\n'},
      "Line 2 of .*list.txt ends in the label '2', .* names 2 classes"),
+    *[('a list against its folders', 'cls',
+       {f'{DATA}.ann_file': 'cls/list.txt',
+        'cls/list.txt': f'{first}/0.png 0\n{second}\n'},
+       f"gives '{wrong}' the label ., which by .* is '.*' and not '{name}'")
+      for first, second, wrong, name in (
+          ('dark', 'light/1.png 0', 'light/1.png', 'light'),
+          ('light', 'dark/1.png 1', 'light/0.png', 'light'))],
     ('a label that is no number', 'cls',
      {f'{DATA}.ann_file': 'cls/list.txt', 'cls/list.txt': 'dark/0.png dark'},
      "ends in the label 'dark'"),

@@ -93,6 +93,26 @@ def test_a_module_that_no_gradient_reaches(
         run.train()
 
 
+@pytest.mark.parametrize('cut', [False, True])
+def test_a_task_whose_gradients_end_at_its_head(cut: bool,
+                                                tmp_path: Path) -> None:
+    """Those of another task hide it."""
+    tasks = ('cls', 'seg')
+    run = _multitask.build(
+        tmp_path, 50, model=_multitask.multitask_cfg(*tasks),
+        train_dataloader={kind: _multitask.loader(kind) for kind in tasks},
+        train_cfg=dict(type='MultiTaskTrainLoop', max_iters=50),
+        val_dataloader=None, val_evaluator=None, val_cfg=None)
+    if cut:
+        run.model.models['cls'].neck.register_forward_hook(
+            lambda *given: tree_map(lambda x: x.detach(), given[2]))
+        with pytest.raises(ValueError, match="No gradient has come to "
+                           "`backbone` in steps of the task 'cls' in the"):
+            run.train()
+    else:
+        run.train()
+
+
 def test_classes_that_a_task_never_shows(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = lines(monkeypatch, batch_watch)

@@ -3,7 +3,7 @@
 
 import logging
 from collections import defaultdict
-from typing import Any, Dict, Iterator, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -27,6 +27,8 @@ from .rates import backbones
 #: Batches without a label before a line says so, and steps at a rate of zero,
 #: or without a gradient, before the run stops.
 PATIENCE = 50
+#: Steps after which a head that began with zeros has let gradients through.
+_SOME = 3
 _LOOK = ('look at the annotations, and at what the pipeline makes of them '
          '(`reduce_zero_label`, crops, filters).')
 _BETWEEN = 'what is between it and the losses (a `detach`, `no_grad`), at '
@@ -119,7 +121,8 @@ class BatchWatch:
     def _check_gradients(self) -> None:
         watched, self._gradients = self._gradients, {}
         for what, gradients in watched.items():
-            if gradients.came() or not gradients.stepped:  # all processes ask
+            few = gradients.steps < (_SOME if what else 1)
+            if gradients.came() or few:  # all processes ask
                 continue
             raise ValueError(
                 f'No gradient has come to {what or "any part of the model"} '
@@ -218,17 +221,31 @@ class FirstPass:
 
 def _watched(runner: Runner,
              model: nn.Module) -> Iterator[Tuple[str, Gradients]]:
-    """All that learns, and each module that does, by what to call it."""
-    learns = [p for p in model.parameters() if p.requires_grad]
-    yield '', Gradients(runner, learns)
+    """All that learns, and what is beneath heads, by what to call it."""
+    yield '', Gradients(runner, _learning(model))
     if runner.max_iters < PATIENCE:
         return  # none comes through a head that begins with zeros
-    for prefix, backbone in backbones(model):
+    frozen = dict(backbones(model))
+    for prefix, backbone in frozen.items():
         for name, module in backbone.bank.members.items():
-            own = [p for p in module.parameters() if p.requires_grad]
+            own = _learning(module)
             if own:
                 yield f"the module '{name}' of `{prefix}`", Gradients(
                     runner, own)
+    if isinstance(model, MultiTaskModel):
+        own = _learning(model.backbone)
+        for task in model.learning if own else ():
+            if not model.loss_weights[task]:
+                continue
+            yield f"`backbone` in steps of the task '{task}'", Gradients(
+                runner, own, lambda task=task: model.task == task)
+    elif not frozen and _learning(getattr(model, 'backbone', None)):
+        yield '`backbone`', Gradients(runner, _learning(model.backbone))
+
+
+def _learning(part: Optional[nn.Module]) -> List[nn.Parameter]:
+    return [param for param in part.parameters()
+            if param.requires_grad] if part is not None else []
 
 
 def _left_out(model: nn.Module) -> Set[str]:

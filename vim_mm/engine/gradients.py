@@ -1,7 +1,7 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What an optimizer is given, looked at before it steps."""
 
-from typing import Iterable, List, Union
+from typing import Callable, Iterable, List, Optional, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -31,9 +31,15 @@ class Gradients:
     Args:
         runner (Runner): The run, ready to train.
         params (Iterable[nn.Parameter]): The parameters.
+        counts (Callable, optional): Whether a step counts, as one of another
+            task does not. Defaults to None: all do.
     """
 
-    def __init__(self, runner: Runner, params: Iterable[nn.Parameter]) -> None:
+    def __init__(self,
+                 runner: Runner,
+                 params: Iterable[nn.Parameter],
+                 counts: Optional[Callable[[], bool]] = None) -> None:
+        self._counts = counts
         self._params: List[nn.Parameter] = list(params)
         self._any: Union[bool, Tensor] = False
         self._steps = 0
@@ -46,8 +52,8 @@ class Gradients:
         self._watches = bool(self._handles)
 
     def _look(self, *_) -> None:
-        if self._found:  # an optimizer that steps lets no hook be removed
-            return
+        if self._found or self._counts is not None and not self._counts():
+            return  # an optimizer that steps lets no hook be removed
         grads = [p.grad for p in self._params if p.grad is not None]
         for grad in grads:
             self._any = grad.any() | self._any
@@ -57,9 +63,9 @@ class Gradients:
             self._found = bool(self._any)
 
     @property
-    def stepped(self) -> bool:
-        """Whether an optimizer has stepped here, as far as is known."""
-        return self._steps > 0
+    def steps(self) -> int:
+        """How often an optimizer has stepped here, as far as is known."""
+        return self._steps
 
     def came(self) -> bool:
         """Whether one has, in any process; True if none could be seen."""

@@ -25,11 +25,12 @@ def check_judges(runner: Runner) -> None:
 
     Raises:
         ValueError: If a metric has another file than its data set, a loop
-            never ends or leaves images out, or classes and labels are not
-            those of the training and the head.
+            never ends or leaves images out, classes and labels are not those
+            of the training and the head, or label maps those of other images.
     """
     learned: Dict[str, Tuple[str, List[str]]] = {}
-    for task, dataset in _data_sets(runner._train_loop):
+    trained = dict(_data_sets(runner._train_loop))
+    for task, dataset in trained.items():
         _check_names(learned, task, 'train_dataloader', dataset)
     for stage in ('val', 'test'):
         for task, loop in ordinary_loops(getattr(runner, f'_{stage}_loop')):
@@ -40,6 +41,8 @@ def check_judges(runner: Runner) -> None:
             for metric in loop.evaluator.metrics:
                 _check_metric(metric, dataset, f'{stage}_evaluator{task}')
             _check_names(learned, task, f'{stage}_dataloader', dataset)
+            if task in trained:
+                _check_own_maps(trained[task], dataset, loader)
             check_judged(runner, loop, task[1:], loader)
 
 
@@ -60,6 +63,26 @@ def _data_sets(loop: Any) -> Iterator[Tuple[str, Dataset]]:
             yield from ((f'.{task}', each) for task, each in by_task.items())
         else:
             yield '', own
+
+
+def _check_own_maps(learned: Dataset, judged: Dataset, where: str) -> None:
+    """Refuse label maps of training beside other images."""
+    maps = dict(_maps_of(learned))
+    for path, image in _maps_of(judged):
+        if maps.get(path, image) != image:
+            raise ValueError(
+                f'The label map {path} is that of {maps[path]} in '
+                f'`train_dataloader`, and of {image} in `{where}`: one of '
+                'both is wrong; look at their `data_prefix.seg_map_path`.')
+
+
+def _maps_of(dataset: Dataset) -> Iterator[Tuple[str, str]]:
+    """Label maps of a data set, each with its image."""
+    for part in parts_of(dataset):
+        for info in infos(part, LISTED):
+            if not isinstance(info.get('seg_map_path'), str):
+                break
+            yield info['seg_map_path'], info.get('img_path', '')
 
 
 def _check_all_judged(loop: BaseLoop, where: str) -> None:

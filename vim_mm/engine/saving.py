@@ -99,6 +99,8 @@ def _save_step(hook: CheckpointHook, runner: Runner, step: int,
 
 def _save_best(hook: CheckpointHook, runner: Runner, metrics: dict) -> None:
     """Save the best one, and then remove the best one so far."""
+    if not hasattr(hook, 'file_backend'):
+        return  # before the training, what another hook has judged
     before = _best_paths(hook)
     _set_best_paths(hook, dict.fromkeys(before))
     runner.message_hub.update_info(VALIDATE, 0)

@@ -202,13 +202,21 @@ def _check_lines(key: str, path: str, own: Sequence[str]) -> None:
         return
     with open(path, encoding='utf-8', errors='replace') as lines:
         for number, line in enumerate(lines, 1):
-            label = line.strip().rpartition(' ')[2]
+            image, _, label = line.strip().rpartition(' ')
             if not (label.isdecimal() and int(label) < len(own)):
                 raise ValueError(
                     f"Line {number} of {path} ends in the label '{label}', "
                     f'and `{key}` names {len(own)} classes, '
                     f'{_short(own)}: labels are whole numbers from 0 to '
                     f'{len(own) - 1}; correct the file or the classes.')
+            folders = image.split('/')[:-1]
+            other = [name for name in folders if name in own]
+            if other and own[int(label)] not in folders:
+                raise ValueError(
+                    f"Line {number} of {path} gives '{image}' the label "
+                    f"{label}, which by `{key}` is '{own[int(label)]}' and "
+                    f"not '{other[-1]}'; number the file's labels as the "
+                    'classes, or the classes as the file.')
 
 
 def coco_names(path: str) -> Optional[List[str]]:

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from .config import class_of, library_of, type_name
 from .messages import short
@@ -46,6 +46,8 @@ def check_pipelines(cfg: Config) -> None:
     for where, dataset in data_sets(cfg):
         stages = list(_stages(dataset.get('pipeline')))
         loader, _, task = where.split('.dataset')[0].partition('.')
+        with DefaultScope.overwrite_default_scope(_scope(cfg, where)):
+            _check_resizes(where, dataset, stages)
         if loader == 'train_dataloader':
             _check_order(where, stages)
         else:
@@ -56,6 +58,30 @@ def check_pipelines(cfg: Config) -> None:
     _check_zero_labels(cfg)
     for task, by_loader in forms.items():
         _check_alike(f'.{task}' if task else '', by_loader)
+
+
+def _check_resizes(where: str, dataset: Mapping,
+                   stages: List[Tuple[str, Mapping]]) -> None:
+    """Refuse stages that resize boxes of mmdet by what cannot.
+
+    mmcv's build a 'Resize' of the scope of the run, which may be mmcv's.
+    """
+    if not dataset.get('type') or library_of(
+            dataset, DefaultScope.get_current_instance().scope_name
+            if DefaultScope.get_current_instance() else None) != 'mmdet':
+        return
+    for name, stage in stages:
+        kind = class_of(stage, TRANSFORMS)
+        given = inspect.signature(kind.__init__).parameters if kind else {}
+        if 'resize_type' not in given:
+            continue
+        inner = stage.get('resize_type', given['resize_type'].default)
+        found = class_of(dict(type=inner), TRANSFORMS)
+        if found is not None and found.__module__.startswith('mmcv.'):
+            raise ValueError(
+                f"`{where}.pipeline` has a {name} that resizes by mmcv's "
+                f'{found.__name__}, which leaves boxes of mmdet as they are '
+                "or fails; set its `resize_type='mmdet.Resize'`.")
 
 
 def _check_zero_labels(cfg: Config) -> None:

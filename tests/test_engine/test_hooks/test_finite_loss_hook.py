@@ -213,3 +213,13 @@ def test_weights_of_a_file_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='`head.fc.weight` are not finite, '
                        'since before the first step, as a file'):
         run.train()
+
+
+def test_losses_that_nobody_adds_up(tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner('cls', tmp_path, [])
+    original = run.model.head.loss
+    monkeypatch.setattr(run.model.head, 'loss', lambda *args, **kwargs: dict(
+        cross_entropy=original(*args, **kwargs)['loss']))
+    with pytest.raises(ValueError, match="gives no loss: .* 'loss' in it"):
+        run.train()

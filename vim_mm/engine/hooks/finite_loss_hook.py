@@ -16,6 +16,10 @@ from ..first_bad import bad_weight, first_bad
 from ..gradients import wrappers
 from ..model_parts import is_own
 
+#: mmengine adds up what has 'loss' in its name, and gets 0 of nothing.
+_NO_LOSS = ("The model gives no loss: of what its `loss` returns no name has "
+            "'loss' in it, and others are logged alone; call one such as "
+            "'loss_cls'.")
 _MEND = ('{} Look at the images of this batch, lower '
          '`optim_wrapper.optimizer.lr`, or set `optim_wrapper.clip_grad`.')
 
@@ -59,6 +63,8 @@ class FiniteLossHook(Hook):
 
         @wraps(original)
         def backward(loss: Tensor, **kwargs: Any) -> None:
+            if not isinstance(loss, Tensor):
+                raise ValueError(_NO_LOSS)
             original(wrapper, loss, **kwargs)
             self._look(runner, wrapper, loss.detach())
 
