@@ -20,7 +20,7 @@ from vim_mm.models.pixels import check_form
 from vim_mm.utils.messages import short
 from vim_mm.utils.wrappers import unwrap
 from .box_losses import BoxLosses
-from .gradients import Gradients, wrappers
+from .gradients import Gradients, OutputGradients, wrappers
 from .model_parts import is_own
 from .rates import backbones
 
@@ -62,6 +62,9 @@ class BatchWatch:
         self._idle = min(runner.max_iters, PATIENCE) if looks else 0
         self._tried = self._idle
         self._gradients = dict(_watched(runner, whole)) if looks else {}
+        backbone = getattr(self.model, 'backbone', None)
+        self._outputs = OutputGradients(backbone) if looks and isinstance(
+            backbone, nn.Module) else None
 
     def look(self, data: Any) -> None:
         """Look at the labels of a batch, until all images were seen once.
@@ -76,6 +79,8 @@ class BatchWatch:
         if isinstance(model, MultiTaskModel):
             self._task = data['task']
             model = model.models[self._task]
+        if self._outputs is not None and self._tried:
+            self._outputs.task = self._task or ''
         watched = self._passes.get(self._task)
         if watched is not None:
             if watched.look(model, data):
@@ -92,6 +97,8 @@ class BatchWatch:
             ValueError: If all rates were zero in the first steps, no gradient
                 came, or no box found a place.
         """
+        if self._outputs is not None:
+            self._outputs.task = None
         if self._tried:
             # a student may have no losses of its own
             if not self._has_teacher:
@@ -131,6 +138,26 @@ class BatchWatch:
                 f'look at {_BETWEEN if what else ""}what losses are '
                 'multiplied by (`loss_weight`, `class_weight`), and at what '
                 'the pipeline leaves of the annotations.')
+
+        outputs, self._outputs = self._outputs, None
+        lacking = outputs.lacking(_SOME) if outputs is not None else []
+        if self.runner.max_iters >= PATIENCE:
+            self._tell_lacking(lacking)
+
+    def _tell_lacking(self, tasks: List[str]) -> None:
+        """Refuse a head that lets no gradient through, of several name it."""
+        weights = getattr(self.model, 'loss_weights', {})
+        for task in tasks:
+            whose = f" of the task '{task}'" if task else ''
+            said = (
+                'No gradient has come back to what `backbone` gives in the '
+                f'first {self.runner.iter + 1} steps{whose}, so it learns '
+                f'nothing of them; look at {_BETWEEN}what losses are '
+                'multiplied by (`loss_weight`).')
+            if not task:
+                raise ValueError(said)
+            if weights.get(task, 1):  # others are named already
+                print_log(said, logger='current', level=logging.WARNING)
 
     def end(self) -> None:
         """Name tasks of which no batch of the run has had a label."""
@@ -221,31 +248,20 @@ class FirstPass:
 
 def _watched(runner: Runner,
              model: nn.Module) -> Iterator[Tuple[str, Gradients]]:
-    """All that learns, and what is beneath heads, by what to call it."""
+    """All that learns, and each module that does, by what to call it."""
     yield '', Gradients(runner, _learning(model))
     if runner.max_iters < PATIENCE:
         return  # none comes through a head that begins with zeros
-    frozen = dict(backbones(model))
-    for prefix, backbone in frozen.items():
+    for prefix, backbone in backbones(model):
         for name, module in backbone.bank.members.items():
             own = _learning(module)
             if own:
                 yield f"the module '{name}' of `{prefix}`", Gradients(
                     runner, own)
-    if isinstance(model, MultiTaskModel):
-        own = _learning(model.backbone)
-        for task in model.learning if own else ():
-            if not model.loss_weights[task]:
-                continue
-            yield f"`backbone` in steps of the task '{task}'", Gradients(
-                runner, own, lambda task=task: model.task == task)
-    elif not frozen and _learning(getattr(model, 'backbone', None)):
-        yield '`backbone`', Gradients(runner, _learning(model.backbone))
 
 
-def _learning(part: Optional[nn.Module]) -> List[nn.Parameter]:
-    return [param for param in part.parameters()
-            if param.requires_grad] if part is not None else []
+def _learning(part: nn.Module) -> List[nn.Parameter]:
+    return [param for param in part.parameters() if param.requires_grad]
 
 
 def _left_out(model: nn.Module) -> Set[str]:

@@ -1,13 +1,14 @@
 # Copyright (c) vim_mm contributors. Licensed under Apache-2.0.
 """What an optimizer is given, looked at before it steps."""
 
-from typing import Callable, Iterable, List, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 #: Steps after which a look waits for the device, before it does so seldom.
@@ -31,15 +32,9 @@ class Gradients:
     Args:
         runner (Runner): The run, ready to train.
         params (Iterable[nn.Parameter]): The parameters.
-        counts (Callable, optional): Whether a step counts, as one of another
-            task does not. Defaults to None: all do.
     """
 
-    def __init__(self,
-                 runner: Runner,
-                 params: Iterable[nn.Parameter],
-                 counts: Optional[Callable[[], bool]] = None) -> None:
-        self._counts = counts
+    def __init__(self, runner: Runner, params: Iterable[nn.Parameter]) -> None:
         self._params: List[nn.Parameter] = list(params)
         self._any: Union[bool, Tensor] = False
         self._steps = 0
@@ -52,8 +47,8 @@ class Gradients:
         self._watches = bool(self._handles)
 
     def _look(self, *_) -> None:
-        if self._found or self._counts is not None and not self._counts():
-            return  # an optimizer that steps lets no hook be removed
+        if self._found:  # an optimizer that steps lets no hook be removed
+            return
         grads = [p.grad for p in self._params if p.grad is not None]
         for grad in grads:
             self._any = grad.any() | self._any
@@ -74,3 +69,49 @@ class Gradients:
         while found and self._handles:
             self._handles.pop().remove()
         return bool(found)
+
+
+class OutputGradients:
+    """Whether gradients come back to what a backbone gives, by task.
+
+    Those of its parameters may come of losses of its own, as of routing.
+
+    Args:
+        backbone (nn.Module): The backbone.
+
+    Attributes:
+        task (str, optional): That of the step that runs; None between steps,
+            in which nothing is looked at.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.task: Optional[str] = None
+        self._steps: Dict[str, int] = {}
+        self._any: Dict[str, Union[bool, Tensor]] = {}
+        self._handle = backbone.register_forward_hook(self._look)
+
+    def _look(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        task = self.task
+        tensors = [each for each in tree_leaves(output)
+                   if isinstance(each, Tensor) and each.requires_grad]
+        if task is None or not tensors:
+            return
+        self._steps[task] = self._steps.get(task, 0) + 1
+        for each in tensors:
+            each.register_hook(lambda grad: self._note(task, grad))
+
+    def _note(self, task: str, grad: Tensor) -> None:
+        self._any[task] = grad.any() | self._any.get(task, False)
+
+    def lacking(self, steps: int) -> List[str]:
+        """Tasks of so many steps in which none came, in any process.
+
+        Args:
+            steps (int): Fewer of a task say nothing.
+        """
+        self._handle.remove()
+        tasks = sorted(k for k, seen in self._steps.items() if seen >= steps)
+        found = torch.tensor([int(self._any.get(k, False)) for k in tasks])
+        if tasks:
+            all_reduce(found, op='max')
+        return [task for task, came in zip(tasks, found.tolist()) if not came]
