@@ -18,7 +18,7 @@ CONSTRAINTS := requirements/constraints.txt
   reliability doctor lint clean setup
 
 help:
-	@echo 'make demo    all stages, in about 20 minutes on two CPU cores'
+	@echo 'make demo    all stages, in 20 to 40 minutes on two CPU cores'
 	@echo 'make zoo-demo  four modules more on data in VIM_MM_DATA, and what they add to'
 	@echo '             tasks that they do not know; 25 minutes of a core'
 	@echo 'make demo-mtht  one mixture of experts for three kinds of task; 14 minutes'
