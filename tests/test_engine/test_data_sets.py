@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, Callable, List
 
+import cv2
+import numpy as np
 import pytest
 
 import _loading
@@ -27,11 +29,16 @@ def image(path: Path, width: int = SIZE, height: int = SIZE) -> None:
     write_image(path, width, height)
 
 
+def label_map(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((SIZE, SIZE), np.uint8))
+
+
 def write(folder: Path) -> None:
     for index in range(4):
         image(folder / f'img/{index}.png')
         image(folder / f'cls/{"ab"[index % 2]}/{index}.png')
-        image(folder / f'ann/{index}_map.png')
+        label_map(folder / f'ann/{index}_map.png')
     (folder / 'list.txt').write_text('a/0.png 0\nb/1.png 1\n')
     write_json(folder / 'ann.json', coco(4, SIZE, [[2, 2, 9, 9]], {1: 'x'}))
 

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from _loading import lines
-from vim_mm.utils import keys
+from vim_mm.utils import keys, known_keys
 from vim_mm.utils.config import read_config
 from vim_mm.utils.keys import check_keys
 
@@ -93,7 +93,7 @@ def test_options_that_nobody_reads(option: str, words: str) -> None:
 ])
 def test_options_that_are_new(option: str, told: bool,
                               monkeypatch: pytest.MonkeyPatch) -> None:
-    said = lines(monkeypatch, keys)
+    said = lines(monkeypatch, known_keys)
     cfg = dict(model={}, optim_wrapper={}, train_pipeline=[])
     read_config(cfg, {option: 3})
     assert [f'give `{option}`' in each for each in said] == [True] * told

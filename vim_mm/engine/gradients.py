@@ -100,8 +100,9 @@ class OutputGradients:
         for each in tensors:
             each.register_hook(lambda grad: self._note(task, grad))
 
-    def _note(self, task: str, grad: Tensor) -> None:
-        self._any[task] = grad.any() | self._any.get(task, False)
+    def _note(self, task: str, grad: Optional[Tensor]) -> None:
+        if grad is not None:  # of a level that nobody reads
+            self._any[task] = grad.any() | self._any.get(task, False)
 
     def lacking(self, steps: int) -> List[str]:
         """Tasks of so many steps in which none came, in any process.

@@ -14,7 +14,8 @@ from mmengine.logging import print_log
 from torch import nn
 
 from vim_mm.utils.arguments import check_number
-from vim_mm.utils.keys import PARAMWISE, RATES, check_names
+from vim_mm.utils.keys import PARAMWISE, RATES
+from vim_mm.utils.known_keys import check_names
 from vim_mm.utils.messages import short
 
 _WHERE = 'optim_wrapper.paramwise_cfg'

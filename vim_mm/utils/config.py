@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from .arguments import check_by_task, check_is_config
 from .drafts import named
+from .known_keys import check_new
 from .messages import short
 
 
@@ -64,8 +65,6 @@ def read_config(config: Union[str, os.PathLike, Mapping, Config],
         raise ValueError(f'{short(config)} is no config: give the path of a '
                          'file, or a Config.')
     if options:
-        # it looks at whole configs, and reads them by this file
-        from .keys import check_new
         check_new(cfg, options)
     try:
         cfg.merge_from_dict(options or {})

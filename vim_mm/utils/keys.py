@@ -7,44 +7,16 @@ passes over whatever it does not know.
 
 import inspect
 import logging
-from difflib import get_close_matches
-from os.path import commonprefix
-from typing import Any, Dict, Iterable, Iterator, Mapping, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, Mapping, Tuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
+from .known_keys import FORMER, HELPERS, LEFT_OVER, check_names, known_keys
 from .pipelines import check_pipelines
 from .settings import check_settings, data_sets, dicts
 
-#: Names of the first generation of runners, and what stands for them now.
-_FORMER = dict(
-    resume_from='`load_from` and `resume=True`',
-    checkpoint_config='`default_hooks.checkpoint`',
-    lr_config='`param_scheduler`',
-    momentum_config='`param_scheduler`',
-    samples_per_gpu='`batch_size`',
-    workers_per_gpu='`num_workers`')
-#: The same, but some configs that the libraries publish still have them.
-_LEFT_OVER = dict(
-    optimizer_config='`optim_wrapper.clip_grad`',
-    fp16="`optim_wrapper.type='AmpOptimWrapper'`")
-#: Former names that a config may well have as helpers, and what is read now.
-_HELPERS = dict(
-    seed='randomness',
-    deterministic='randomness',
-    optimizer='optim_wrapper',
-    evaluation='val_evaluator',
-    data='train_dataloader',
-    runner='train_cfg',
-    total_epochs='train_cfg')
-#: What tools read, and some configs have not.
-_OURS = {'activation_checkpointing', 'compile', 'generate', 'load_task',
-         'module_card', 'release_card', 'tta_model', 'tta_pipeline', 'zoo'}
-#: What mmengine reads where several processes train.
-_OF_PROCESSES = {'find_unused_parameters', 'detect_anomalous_params',
-                 'model_wrapper_cfg', 'sync_bn'}
 #: What mmengine reads of `paramwise_cfg`, and of each of its `custom_keys`.
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult',
              'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
@@ -89,9 +61,9 @@ def check_keys(cfg: Config) -> None:
     """
     check_settings(cfg)
     check_pipelines(cfg)
-    known = _known()
+    known = known_keys()
     _check_former('', cfg)
-    for key, now in _HELPERS.items():
+    for key, now in HELPERS.items():
         if cfg.get(key) is not None and not cfg.get(now):
             _warn(f'`{key}` is read no more, and there is no `{now}`, which '
                   'is read in its place.')
@@ -113,53 +85,15 @@ def check_keys(cfg: Config) -> None:
         _say_unread(where, inside, names)
 
 
-def _known() -> Set[str]:
-    """What a runner reads of a config."""
-    # whatever imports it at its top cannot be the first that is imported
-    from mmengine.runner import FlexibleRunner, Runner
-    return _OF_PROCESSES.union(*(
-        inspect.signature(runner.__init__).parameters
-        for runner in (Runner, FlexibleRunner)))
-
-
-def check_new(cfg: Config, options: Iterable[str]) -> None:
-    """Look at options of a command line that begin what is not there.
-
-    They change nothing, unless a part of the user's own reads them.
-
-    Args:
-        cfg (Config): The config without them.
-        options (Iterable[str]): Their keys, such as 'optimizer.lr'.
-
-    Raises:
-        ValueError: If one is no more read, or nearly one that is.
-    """
-    new = [key for key in options if key.partition('.')[0] not in cfg]
-    known = _known() if new else set()
-    for key in new:
-        first = key.partition('.')[0]
-        now = _HELPERS.get(first) or _FORMER.get(first)
-        if now and first not in known:
-            raise ValueError(
-                f'--cfg-options give `{key}`, which is read no more; use '
-                f'{now if "`" in now else f"`{now}`"}.')
-        check_names('', [first], known | {*cfg, *_OURS})
-        if first not in known | _OURS:
-            _warn(f'--cfg-options give `{key}`, and the config has no '
-                  f'`{first}`: it changes nothing, unless a part of your own '
-                  'reads it; name the whole path, such as '
-                  '`optim_wrapper.optimizer.lr` or `train_cfg.max_epochs`.')
-
-
 def _check_former(where: str, given: Mapping) -> None:
     """Refuse or name what the first generation read, if it says anything."""
-    names = dict(_FORMER, **_LEFT_OVER)
+    names = dict(FORMER, **LEFT_OVER)
     for key in sorted(names.keys() & set(given)):
         value = given[key]
         if not (any(value.values()) if isinstance(value, Mapping) else value):
             continue
         said = f'`{where}{key}` is read no more; use {names[key]}.'
-        if key in _FORMER:
+        if key in FORMER:
             raise ValueError(said)
         _warn(said)
 
@@ -205,28 +139,3 @@ def _mapping(cfg: Any, where: str) -> Mapping:
     for key in where.split('.'):  # a Config is no mapping itself
         cfg = cfg.get(key) if isinstance(cfg, (Config, Mapping)) else None
     return cfg if isinstance(cfg, Mapping) else {}
-
-
-def check_names(where: str,
-                keys: Iterable[str],
-                known: Iterable[str],
-                alike: float = 0.85) -> None:
-    """Refuse a name that is nearly a known one.
-
-    Args:
-        where (str): What stands before the names, for messages.
-        keys (Iterable[str]): The names.
-        known (Iterable[str]): Those that are read.
-        alike (float): How near is taken for that, of 1. Defaults to 0.85.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for key in sorted(set(keys) - set(known)):
-        near = get_close_matches(key, known, 3, alike)
-        if near:
-            # of names as near, one that begins alike
-            meant = max(near, key=lambda name: len(commonprefix([key, name])))
-            raise ValueError(
-                f'Nobody reads `{where}{key}`; perhaps `{where}{meant}` is '
-                'meant. Correct it, or give a helper another name.')
