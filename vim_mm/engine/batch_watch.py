@@ -159,6 +159,11 @@ class BatchWatch:
             if weights.get(task, 1):  # others are named already
                 print_log(said, logger='current', level=logging.WARNING)
 
+    def close(self) -> None:
+        """Look at nothing any more, as of a run that has failed."""
+        if self._outputs is not None:
+            self._outputs.close()
+
     def end(self) -> None:
         """Name tasks of which no batch of the run has had a label."""
         for watched in self._passes.values():

@@ -104,13 +104,17 @@ class OutputGradients:
         if grad is not None:  # of a level that nobody reads
             self._any[task] = grad.any() | self._any.get(task, False)
 
+    def close(self) -> None:
+        """Look at nothing any more."""
+        self._handle.remove()
+
     def lacking(self, steps: int) -> List[str]:
         """Tasks of so many steps in which none came, in any process.
 
         Args:
             steps (int): Fewer of a task say nothing.
         """
-        self._handle.remove()
+        self.close()
         tasks = sorted(k for k, seen in self._steps.items() if seen >= steps)
         found = torch.tensor([int(self._any.get(k, False)) for k in tasks])
         if tasks:

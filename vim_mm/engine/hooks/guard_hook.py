@@ -80,6 +80,8 @@ class GuardHook(Hook):
         try_validation(runner)
         check_rules(runner)
         note_start(runner)
+        if self._watch is not None:  # of a training that failed
+            self._watch.close()
         self._watch = BatchWatch(runner)
 
     def before_train_iter(self,
